@@ -1,0 +1,106 @@
+"""How many tokens a picture costs and which tiles it is cut into, from its width and height alone.
+
+This is pure arithmetic: it runs before a pixel is decoded, so that a request that cannot fit is refused
+cheaply. It must not import Pillow, numpy or torch. Every rule here is LLaVA's own (``llava/mm_utils.py``,
+``llava/model/llava_arch.py``); pinpoints are read as (width, height), as the original reads them.
+"""
+
+import math
+from dataclasses import dataclass
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A half-open range of feature rows or columns."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class TileGrid:
+    """How one picture is cut for an any-res (LLaVA-1.6) checkpoint.
+
+    ``across`` x ``down`` tiles; ``rows`` and ``columns`` are the feature rows and columns that hold picture
+    rather than padding, in units of vision patches over the whole grid.
+    """
+
+    across: int
+    down: int
+    rows: Span
+    columns: Span
+
+    @property
+    def tiles(self) -> int:
+        return self.across * self.down
+
+
+def select_best_resolution(size: Size, pinpoints: tuple[Size, ...]) -> Size:
+    """The pinpoint (width, height) that keeps most of the picture, then wastes least.
+
+    Source: ``select_best_resolution`` in LLaVA's ``mm_utils.py``; the first of equals wins.
+    """
+    width, height = size
+    best: Size = pinpoints[0]
+    most_kept, least_wasted = 0, math.inf
+    for target_width, target_height in pinpoints:
+        scale = min(target_width / width, target_height / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        wasted = target_width * target_height - kept
+        if kept > most_kept or (kept == most_kept and wasted < least_wasted):
+            best, most_kept, least_wasted = (target_width, target_height), kept, wasted
+    return best
+
+
+def fit_within(size: Size, target: Size) -> Size:
+    """The (width, height) that a picture takes when it is scaled into ``target``, ratio kept.
+
+    Source: ``resize_and_pad_image`` in LLaVA's ``mm_utils.py``.
+    """
+    width, height = size
+    target_width, target_height = target
+    scale_width, scale_height = target_width / width, target_height / height
+    if scale_width < scale_height:
+        return target_width, min(math.ceil(height * scale_width), target_height)
+    return min(math.ceil(width * scale_height), target_width), target_height
+
+
+def unpadded_spans(size: Size, grid_columns: int, grid_rows: int) -> tuple[Span, Span]:
+    """(rows, columns) of a feature grid that hold picture, the padding left out.
+
+    Source: ``unpad_image`` in LLaVA's ``llava_arch.py``, its integer truncation included.
+    """
+    width, height = size
+    if width / height > grid_columns / grid_rows:
+        kept = int(height * (grid_columns / width))
+        padding = (grid_rows - kept) // 2
+        return Span(padding, grid_rows - padding), Span(0, grid_columns)
+    kept = int(width * (grid_rows / height))
+    padding = (grid_columns - kept) // 2
+    return Span(0, grid_rows), Span(padding, grid_columns - padding)
+
+
+def tile_grid(size: Size, pinpoints: tuple[Size, ...], tile_pixels: int, patch_pixels: int) -> TileGrid:
+    """The grid that an any-res picture is cut into, and which of its features are picture."""
+    width, height = select_best_resolution(size, pinpoints)
+    across, down = width // tile_pixels, height // tile_pixels
+    side = tile_pixels // patch_pixels
+    rows, columns = unpadded_spans(size, across * side, down * side)
+    return TileGrid(across, down, rows, columns)
+
+
+def pad_tokens(tile_pixels: int, patch_pixels: int) -> int:
+    """Image tokens of one tile: every LLaVA-1.5 picture, and the base tile of a 1.6 picture."""
+    return (tile_pixels // patch_pixels) ** 2
+
+
+def anyres_tokens(size: Size, pinpoints: tuple[Size, ...], tile_pixels: int, patch_pixels: int) -> int:
+    """Image tokens of a 1.6 picture (``spatial_unpad``): base tile, then rows with a newline token each."""
+    grid = tile_grid(size, pinpoints, tile_pixels, patch_pixels)
+    return pad_tokens(tile_pixels, patch_pixels) + len(grid.rows) * (len(grid.columns) + 1)
