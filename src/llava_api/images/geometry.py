@@ -104,3 +104,41 @@ def anyres_tokens(size: Size, pinpoints: tuple[Size, ...], tile_pixels: int, pat
     """Image tokens of a 1.6 picture (``spatial_unpad``): base tile, then rows with a newline token each."""
     grid = tile_grid(size, pinpoints, tile_pixels, patch_pixels)
     return pad_tokens(tile_pixels, patch_pixels) + len(grid.rows) * (len(grid.columns) + 1)
+
+
+def size_for_transformers(size: Size, pinpoints: tuple[Size, ...], tile_pixels: int, patch_pixels: int) -> Size:
+    """The (width, height) to tell the engine's model, so that it takes LLaVA's own grid and unpadding.
+
+    The model chooses both once more from a size that it is given, by transformers' functions. Those read
+    pinpoints as (height, width); the engine is given them mirrored, which cures that. What is left is a rounding:
+    transformers rounds to 7 digits before it truncates. The picture's own size is used where both agree, else
+    one a hair beside it. Raises ValueError where there is none (none is known).
+    """
+    wanted = tile_grid(size, pinpoints, tile_pixels, patch_pixels)
+    side = tile_pixels // patch_pixels
+    width, height = size
+    for scale in (1, 1000):
+        for wider, taller in ((0, 0), (0, -1), (-1, 0), (0, 1), (1, 0)):
+            candidate = (width * scale + wider, height * scale + taller)
+            if min(candidate) < 1:
+                continue
+            chosen = select_best_resolution(candidate, pinpoints)
+            spans = transformers_spans(candidate, wanted.across * side, wanted.down * side)
+            if chosen == (wanted.across * tile_pixels, wanted.down * tile_pixels) and spans == (
+                wanted.rows,
+                wanted.columns,
+            ):
+                return candidate
+    raise ValueError(f"no size makes transformers choose LLaVA's grid for {size}")
+
+
+def transformers_spans(size: Size, grid_columns: int, grid_rows: int) -> tuple[Span, Span]:
+    """``unpadded_spans`` as transformers computes it."""
+    width, height = size
+    if width / height > grid_columns / grid_rows:
+        kept = int(round(height * (grid_columns / width), 7))
+        padding = (grid_rows - kept) // 2
+        return Span(padding, grid_rows - padding), Span(0, grid_columns)
+    kept = int(round(width * (grid_rows / height), 7))
+    padding = (grid_columns - kept) // 2
+    return Span(0, grid_rows), Span(padding, grid_columns - padding)

@@ -1,0 +1,39 @@
+SHELL := bash
+PYTHON ?= python3
+# A folder or a hub name of a LLaVA checkpoint; empty serves the bundled demo.
+MODEL ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test serve test lint demo-checkpoints clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+# Returns at once where nothing changed since the last time.
+setup:
+	@$(PYTHON) tools/setup_venv.py
+
+setup-test:
+	@$(PYTHON) tools/setup_venv.py --test
+
+serve: setup ## Install what is missing, then serve MODEL (default: the bundled demo)
+	.venv/bin/llava-api serve $(MODEL)
+
+lint: setup-test ## Style, types and the rules on who imports whom
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+test: lint ## Everything continuous integration runs
+	.venv/bin/python -m pytest
+
+demo-checkpoints: setup ## Train the bundled demo checkpoints again (hours on a CPU)
+	.venv/bin/python -m training.train llava-tiny-1.5 --folder runs/llava-tiny-1.5
+	.venv/bin/python -m training.train llava-tiny-1.6 --folder runs/llava-tiny-1.6
+	.venv/bin/python -m training.export
+
+# Not runs/: it holds hours of training.
+clean: ## Remove the environment and the caches
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find src tests tools training -name __pycache__ -type d -prune -exec rm -rf {} +

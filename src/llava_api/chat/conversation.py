@@ -1,0 +1,69 @@
+"""Wire messages -> turns and image parts, as people mean them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llava_api.errors import InvalidRequest
+from llava_api.images.load import ImagePart
+from llava_api.prompts.render import Turn
+from llava_api.protocol import chat as wire
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    system: str | None
+    """The caller's system text; None where none was given."""
+    turns: tuple[Turn, ...]
+    """User and assistant in turn, a user's first and last."""
+    images: tuple[ImagePart, ...]
+    """In the order of the request."""
+
+
+def plain_text(content: str | Sequence[wire.TextPart] | None) -> str:
+    if content is None:
+        return ""
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)
+
+
+def read_user(message: wire.UserMessage, position: int, images: list[ImagePart]) -> Turn:
+    """One user message; its pictures are appended to ``images``."""
+    if isinstance(message.content, str):
+        return Turn("user", message.content)
+    texts: list[str] = []
+    own: list[int] = []
+    for index, part in enumerate(message.content):
+        if isinstance(part, wire.TextPart):
+            texts.append(part.text)
+        else:
+            own.append(len(images))
+            images.append(ImagePart(part.image_url.url, f"messages[{position}].content[{index}].image_url"))
+    return Turn("user", "\n".join(texts), tuple(own))
+
+
+def merge(earlier: Turn, later: Turn) -> Turn:
+    """Two messages of one role in a row are one turn."""
+    return Turn(earlier.role, f"{earlier.text}\n{later.text}".strip("\n"), earlier.images + later.images)
+
+
+def read_conversation(messages: Sequence[wire.Message]) -> Conversation:
+    """Raises InvalidRequest where no answer can follow."""
+    systems: list[str] = []
+    turns: list[Turn] = []
+    images: list[ImagePart] = []
+    for position, message in enumerate(messages):
+        if isinstance(message, wire.SystemMessage):
+            systems.append(plain_text(message.content))
+            continue
+        if isinstance(message, wire.UserMessage):
+            turn = read_user(message, position, images)
+        else:
+            turn = Turn("assistant", plain_text(message.content) or message.refusal or "")
+        if turns and turns[-1].role == turn.role:
+            turns[-1] = merge(turns[-1], turn)
+        else:
+            turns.append(turn)
+    if not turns or turns[-1].role != "user":
+        raise InvalidRequest("The last message must be a user's: it is what the model answers.", param="messages")
+    if turns[0].role != "user":
+        raise InvalidRequest("The first message after the system's must be a user's.", param="messages")
+    return Conversation("\n".join(systems) if systems else None, tuple(turns), tuple(images))

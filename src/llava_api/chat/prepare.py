@@ -1,0 +1,81 @@
+"""A wire request -> an engine request: the only place where a request may still fail with an HTTP status."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from llava_api.chat.conversation import Conversation, read_conversation
+from llava_api.chat.model import ServedModel
+from llava_api.chat.sampling import answer_room, read_sampling
+from llava_api.engine.base import EngineImage, GenerationRequest
+from llava_api.errors import InvalidRequest, ModelNotFound
+from llava_api.images.load import ImagePart, MeasuredImage, RenderedImage, measure, render
+from llava_api.prompts.render import RenderedPrompt, layout, tokenize
+from llava_api.protocol.chat import ChatCompletionRequest
+from llava_api.settings import Settings
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    request: GenerationRequest
+    text_tokens: int
+    image_tokens: int
+
+
+class Preparer:
+    """Prepares requests for one served model. Decoding and resizing run in ``threads``."""
+
+    def __init__(self, model: ServedModel, settings: Settings, max_model_len: int, threads: Executor) -> None:
+        self.model = model
+        self.settings = settings
+        self.max_model_len = max_model_len
+        self.threads = threads
+
+    def check_model(self, name: str) -> None:
+        if name not in self.model.names:
+            raise ModelNotFound(
+                f"This server has no model of that name; it serves {', '.join(self.model.names)}.", param="model"
+            )
+
+    async def prepare(self, request: ChatCompletionRequest, request_id: str) -> Prepared:
+        """Raises InvalidRequest and its kinds; after this nothing can be refused any more."""
+        self.check_model(request.model)
+        conversation = read_conversation(request.messages)
+        most = self.settings.max_images_per_request
+        if len(conversation.images) > most:
+            raise InvalidRequest(f"A request may have up to {most} pictures.", param="messages")
+        measured = await asyncio.gather(*(self.in_thread(self.measure, part) for part in conversation.images))
+        prompt = await self.in_thread(self.tokenize, conversation, measured)
+        image_tokens = sum(image.tokens for image in measured)
+        text_tokens = len(prompt.token_ids) - image_tokens
+        max_tokens = answer_room(request, text_tokens, image_tokens, self.max_model_len)
+        sampling = read_sampling(request, self.model, max_tokens)
+        rendered = await asyncio.gather(*(self.in_thread(self.render, image) for image in measured))
+        images = tuple(
+            engine_image(rendered[place.image], place.offset, place.length) for place in prompt.placeholders
+        )
+        engine_request = GenerationRequest(request_id, prompt.token_ids, images, sampling)
+        return Prepared(engine_request, text_tokens, image_tokens)
+
+    async def in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
+
+    def measure(self, part: ImagePart) -> MeasuredImage:
+        settings = self.settings
+        return measure(part, self.model.image_mode, settings.max_image_bytes, settings.max_image_pixels)
+
+    def tokenize(self, conversation: Conversation, measured: list[MeasuredImage]) -> RenderedPrompt:
+        segments = layout(self.model.family, conversation.system, conversation.turns)
+        lengths = [image.tokens for image in measured]
+        return tokenize(segments, self.model.tokenizer, self.model.checkpoint.image_token_id, lengths)
+
+    def render(self, image: MeasuredImage) -> RenderedImage:
+        return render(image, self.model.image_mode)
+
+
+def engine_image(image: RenderedImage, offset: int, length: int) -> EngineImage:
+    return EngineImage(image.pixels, offset, length, image.cache_key, image.engine_size)

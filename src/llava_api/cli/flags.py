@@ -1,0 +1,50 @@
+"""Settings fields -> command-line flags; one flag a field, its docstring the help."""
+
+import argparse
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from llava_api.errors import StartupError
+from llava_api.settings import Settings
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    for name, field in Settings.model_fields.items():
+        flag = "--" + name.replace("_", "-")
+        options: dict[str, Any] = {"dest": name, "default": None, "help": help_text(field)}
+        kind = plain_type(field.annotation)
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is list:
+            options.update(action="append", metavar="VALUE")
+        elif get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+        else:
+            options["metavar"] = kind.__name__.upper()
+        parser.add_argument(flag, **options)
+
+
+def plain_type(annotation: Any) -> Any:
+    """``int | None`` -> ``int``."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(member for member in get_args(annotation) if member is not type(None))
+    return annotation
+
+
+def help_text(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split()).replace("%", "%%")
+
+
+def read_settings(chosen: argparse.Namespace) -> Settings:
+    """Flags over environment over defaults. Raises StartupError that names what is wrong."""
+    given = {name: getattr(chosen, name) for name in Settings.model_fields if getattr(chosen, name) is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]).lower().removeprefix("llava_")
+        flag = "--" + name.replace("_", "-")
+        raise StartupError(f"{flag} (or LLAVA_{name.upper()}): {first['msg']}") from error

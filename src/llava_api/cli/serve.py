@@ -1,0 +1,169 @@
+"""``llava-api serve [MODEL]``: load a checkpoint and serve it until told to stop."""
+
+import argparse
+import logging
+import socket
+import sys
+from importlib import resources
+from pathlib import Path
+
+from llava_api.chat.model import ServedModel, open_model
+from llava_api.checkpoints.inspect import read_json
+from llava_api.cli.flags import add_flags, read_settings
+from llava_api.engine.base import Engine
+from llava_api.engine.vllm_options import prepare_environment
+from llava_api.errors import StartupError
+from llava_api.settings import Settings
+
+DEMO = "llava-tiny-1.5"
+DEMO_PICTURE = "red-circle.png"
+log = logging.getLogger("llava_api")
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("serve", help="serve a checkpoint", description=__doc__)
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=DEMO,
+        metavar="MODEL",
+        help="checkpoint folder, hub id, or a bundled demo: llava-tiny-1.5 (the default), llava-tiny-1.6",
+    )
+    add_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def demo_folder() -> Path:
+    return Path(str(resources.files("llava_api") / "demo"))
+
+
+def resolve(model: str, settings: Settings) -> tuple[str, tuple[str, ...]]:
+    """(what the engine loads, the names it is served under): a demo's name stands for its bundled folder."""
+    bundled = demo_folder() / model
+    names = tuple(settings.served_model_name) or (model,)
+    if "/" not in model and (bundled / "config.json").is_file() and not Path(model).is_dir():
+        return str(bundled), names
+    return model, names
+
+
+def run(chosen: argparse.Namespace) -> None:
+    settings = read_settings(chosen)
+    set_up_logging(settings.log_level)
+    listener = listen(settings)
+    source, names = resolve(chosen.model, settings)
+    model = open_model(source, names, settings)
+    log.info(
+        "model %s: LLaVA-%s, prompt family %s (%s), pictures %s, %d px tiles",
+        names[0],
+        model.checkpoint.version,
+        model.family.name,
+        model.family_reason,
+        model.image_mode.name,
+        model.image_mode.tile_pixels,
+    )
+    serve_forever(model, settings, listener)
+
+
+def set_up_logging(level: str) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    ours = logging.getLogger("llava_api")
+    ours.setLevel(level.upper())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("llava-api: %(message)s"))
+    ours.addHandler(handler)
+    ours.propagate = False
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Take the port first: a port in use must not cost half a minute of loading. Raises StartupError."""
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.set_inheritable(False)
+    except OSError as error:
+        raise StartupError(
+            f"cannot listen on {settings.host} port {settings.port} ({error.strerror}): is another server running "
+            "there? Choose another with --port"
+        ) from error
+    return listener
+
+
+def load_engine(model: ServedModel, settings: Settings) -> Engine:
+    """The vLLM engine; imported here, so that a wrong flag or path is told before 12 s of imports."""
+    try:
+        import torch
+    except ImportError as error:
+        raise StartupError(
+            "vLLM is not installed: pip install 'llava-api[cuda]' on a machine with an NVIDIA GPU, "
+            "'llava-api[cpu]' elsewhere"
+        ) from error
+    on_cpu = torch.version.cuda is None
+    prepare_environment(settings, on_cpu)
+    from llava_api.engine.vllm_engine import VllmEngine
+
+    checkpoint = model.checkpoint
+    config = read_json(checkpoint.folder, "config.json")
+    stored = config.get("dtype") or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
+    return VllmEngine.start(
+        settings,
+        checkpoint.model,
+        stored_dtype=stored,
+        mirrored_pinpoints=[[height, width] for width, height in checkpoint.pinpoints],
+        on_cpu=on_cpu,
+    )
+
+
+def serve_forever(model: ServedModel, settings: Settings, listener: socket.socket) -> None:
+    import uvicorn
+
+    from llava_api.server.app import create_app
+    from llava_api.server.lifespan import make_lifespan
+
+    failure: list[StartupError] = []
+
+    def load() -> Engine:
+        try:
+            return load_engine(model, settings)
+        except StartupError as error:
+            failure.append(error)
+            raise
+
+    port = listener.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    base_url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else host}:{port}/v1"
+    app = create_app(lifespan=make_lifespan(model, settings, load, lambda: announce(model, base_url)))
+    config = uvicorn.Config(
+        app, log_level="warning", lifespan="on", access_log=False, timeout_graceful_shutdown=10, server_header=False
+    )
+    server = uvicorn.Server(config)
+    server.run(sockets=[listener])
+    if failure:
+        raise failure[0]
+    if not server.started:
+        sys.exit(1)
+
+
+def announce(model: ServedModel, base_url: str) -> None:
+    """The base URL and a curl line that works as it is, with a small picture in it."""
+    name = model.names[0]
+    log.info("ready. Base URL: %s", base_url)
+    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, base_url))
+
+
+def curl_line(name: str, base_url: str) -> str:
+    picture = demo_picture()
+    body = (
+        f'{{"model": "{name}", "messages": [{{"role": "user", "content": ['
+        f'{{"type": "text", "text": "What is in this image?"}}, '
+        f'{{"type": "image_url", "image_url": {{"url": "data:image/png;base64,{picture}"}}}}]}}]}}'
+    )
+    return f"curl -s {base_url}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+
+
+def demo_picture() -> str:
+    """The bundled picture of a red circle, in base64."""
+    import base64
+
+    return base64.b64encode((demo_folder() / DEMO_PICTURE).read_bytes()).decode()

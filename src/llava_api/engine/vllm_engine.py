@@ -1,0 +1,149 @@
+"""The AsyncLLM adapter: the only module that imports vllm, and it keeps what it touches narrow.
+
+Requests go in rendered (``EngineInput``), so neither vLLM's templates nor a HF processor runs. Never imports
+``vllm.entrypoints``, which moves with every release.
+"""
+
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import torch
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import EngineInput, mm_input, tokens_input
+from vllm.multimodal.inputs import (
+    MultiModalBatchedField,
+    MultiModalFieldElem,
+    MultiModalKwargsItem,
+    MultiModalKwargsItems,
+    PlaceholderRange,
+)
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from llava_api.engine.base import Delta, EngineImage, FinishReason, GenerationRequest
+from llava_api.engine.vllm_options import engine_arguments, known_arguments
+from llava_api.errors import EngineFailed, StartupError
+from llava_api.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DEAD = "The engine has stopped; the server must be restarted."
+FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+class VllmEngine:
+    """vLLM behind the ``Engine`` protocol; its EngineCore runs in a process of its own."""
+
+    def __init__(self, llm: AsyncLLM) -> None:
+        self.llm = llm
+        self.max_model_len: int = llm.model_config.max_model_len
+
+    @classmethod
+    def start(
+        cls,
+        settings: Settings,
+        model: str,
+        *,
+        stored_dtype: str | None,
+        mirrored_pinpoints: list[list[int]],
+        on_cpu: bool,
+    ) -> "VllmEngine":
+        """Load the model; blocks until it is ready. Raises StartupError with vLLM's reason."""
+        arguments = engine_arguments(
+            settings,
+            model,
+            on_cpu=on_cpu,
+            stored_dtype=stored_dtype,
+            mirrored_pinpoints=mirrored_pinpoints,
+            known=known_arguments(AsyncEngineArgs),
+        )
+        try:
+            return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
+        except (ValueError, RuntimeError, TypeError, OSError) as error:
+            log.debug("the engine did not start", exc_info=True)
+            raise StartupError(f"the engine could not load the checkpoint: {error}") from error
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        outputs = self.llm.generate(engine_input(request), sampling_params(request), request.request_id)
+        try:
+            async for output in outputs:
+                completion = output.outputs[0]
+                yield Delta(
+                    text=completion.text,
+                    completion_tokens=len(completion.token_ids),
+                    cached_tokens=output.num_cached_tokens or 0,
+                    finish_reason=finish_reason(completion.finish_reason),
+                )
+        except EngineDeadError as error:
+            raise EngineFailed(DEAD) from error
+        except (EngineGenerateError, ValueError) as error:
+            log.exception("the engine refused request %s", request.request_id)
+            raise EngineFailed("The engine could not answer this request.") from error
+        finally:
+            # Closing vLLM's generator is what aborts the request inside the engine.
+            await outputs.aclose()
+
+    async def check_health(self) -> None:
+        try:
+            await self.llm.check_health()
+        except EngineDeadError as error:
+            raise EngineFailed(DEAD) from error
+
+    def unfinished_requests(self) -> int:
+        return self.llm.output_processor.get_num_unfinished_requests()
+
+    async def shutdown(self) -> None:
+        self.llm.shutdown()
+
+
+def finish_reason(reason: str | None) -> FinishReason | None:
+    """vLLM's reason as OpenAI's; an abort or an error inside the engine becomes EngineFailed."""
+    if reason is None:
+        return None
+    known = FINISH_REASONS.get(reason)
+    if known is None:
+        raise EngineFailed("The engine broke off this answer.")
+    return known
+
+
+def engine_input(request: GenerationRequest) -> EngineInput:
+    if not request.images:
+        return tokens_input(request.token_ids)
+    return mm_input(
+        request.token_ids,
+        MultiModalKwargsItems({"image": [image_item(image) for image in request.images]}),
+        {"image": [image.cache_key for image in request.images]},
+        {"image": [PlaceholderRange(offset=image.offset, length=image.length) for image in request.images]},
+    )
+
+
+def image_item(image: EngineImage) -> MultiModalKwargsItem:
+    elements = {
+        "pixel_values": MultiModalFieldElem(
+            data=torch.from_numpy(image.pixels), field=MultiModalBatchedField()
+        )
+    }
+    if image.size is not None:
+        width, height = image.size
+        # The model reads it as Python numbers: on a GPU it would only be copied back.
+        elements["image_sizes"] = MultiModalFieldElem(
+            data=torch.tensor([height, width]), field=MultiModalBatchedField(keep_on_cpu=True)
+        )
+    return MultiModalKwargsItem(elements)
+
+
+def sampling_params(request: GenerationRequest) -> SamplingParams:
+    wanted = request.sampling
+    arguments: dict[str, Any] = {
+        "temperature": wanted.temperature,
+        "top_p": wanted.top_p,
+        "max_tokens": wanted.max_tokens,
+        "stop": list(wanted.stop),
+        "stop_token_ids": list(wanted.stop_token_ids),
+        "seed": wanted.seed,
+        "output_kind": RequestOutputKind.DELTA,
+    }
+    return SamplingParams(**arguments)

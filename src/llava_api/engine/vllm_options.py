@@ -1,0 +1,90 @@
+"""Settings -> vLLM's engine arguments, checked against what the installed vLLM knows."""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+from llava_api.errors import StartupError
+from llava_api.settings import Settings
+
+PASSED_ON = (
+    "max_model_len",
+    "max_num_seqs",
+    "gpu_memory_utilization",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "distributed_executor_backend",
+    "quantization",
+    "seed",
+    "revision",
+    "download_dir",
+    "trust_remote_code",
+)
+"""Settings that carry vLLM's own name; one that is None is left to vLLM."""
+
+
+def parse_engine_arg(text: str, known: set[str]) -> tuple[str, Any]:
+    """``name=value`` -> (name, value), the value read as JSON where it is JSON."""
+    name, equals, value = text.partition("=")
+    name = name.strip().removeprefix("--").replace("-", "_")
+    if not equals:
+        raise StartupError(f"--engine-arg {text}: write it as name=value")
+    if name not in known:
+        near = sorted(other for other in known if name.split("_")[0] in other)[:8]
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise StartupError(f"--engine-arg {name}: the installed vLLM has no such engine argument{hint}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def prepare_environment(settings: Settings, on_cpu: bool) -> None:
+    """Variables that vLLM reads when it is imported. Must run before the first import of vllm."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "DEBUG" if settings.log_level == "debug" else "WARNING")
+    if on_cpu:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kvcache_space))
+        # Forked from EngineCore, the worker need not import torch and vllm again: 13 s less to the first answer.
+        # Only on the CPU: a process that has touched CUDA must not fork.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+
+
+def engine_arguments(
+    settings: Settings,
+    model: str,
+    *,
+    on_cpu: bool,
+    stored_dtype: str | None,
+    mirrored_pinpoints: list[list[int]],
+    known: set[str],
+) -> dict[str, Any]:
+    """Keyword arguments for vLLM's AsyncEngineArgs.
+
+    ``mirrored_pinpoints``: any-res pinpoints as (height, width), the order in which transformers reads them, so
+    that the model inside the engine takes the grid that LLaVA's own code takes; empty for 1.5.
+    """
+    arguments: dict[str, Any] = {"model": model}
+    for name in PASSED_ON:
+        value = getattr(settings, name)
+        if value is not None:
+            arguments[name] = value
+    # vLLM turns float32 checkpoints into 16 bits where it is left to choose.
+    arguments["dtype"] = "float32" if settings.dtype == "auto" and stored_dtype == "float32" else settings.dtype
+    arguments["enforce_eager"] = on_cpu if settings.enforce_eager is None else settings.enforce_eager
+    arguments["limit_mm_per_prompt"] = {"image": max(1, settings.max_images_per_request)}
+    # Pictures arrive as finished tensors; a second cache of them in the front end would only hold memory.
+    arguments["mm_processor_cache_gb"] = 0
+    arguments["disable_log_stats"] = True
+    if mirrored_pinpoints:
+        arguments["hf_overrides"] = {"image_grid_pinpoints": mirrored_pinpoints}
+    for text in settings.engine_arg:
+        name, value = parse_engine_arg(text, known)
+        arguments[name] = value
+    return {name: value for name, value in arguments.items() if name in known}
+
+
+def known_arguments(engine_args_type: type[Any]) -> set[str]:
+    return {field.name for field in dataclasses.fields(engine_args_type)}

@@ -1,0 +1,86 @@
+"""Every error that a caller may see, as one tree.
+
+::
+
+    ApiError                     status, type, code, param, message
+    +-- InvalidRequest           400 invalid_request_error
+    |   +-- BadImage             400 code invalid_image
+    |   +-- ContextLengthExceeded 400 code context_length_exceeded
+    |   +-- NotFound             404 code not_found
+    |   |   +-- ModelNotFound    404 code model_not_found
+    |   +-- MethodNotAllowed     405 code method_not_allowed
+    |   +-- RequestTooLarge      413 code request_too_large
+    +-- NotReady                 503 server_error, code model_not_ready
+    +-- EngineFailed             500 server_error, code engine_failed
+
+    StartupError                 the server cannot start; one sentence for the person at the terminal
+
+Errors are raised, never returned; ``server/error_handlers.py`` alone writes them on the wire. Messages are fixed
+texts that say what to do: no paths, no object addresses, no echoed picture data. This module imports nothing of
+the package.
+"""
+
+
+class ApiError(Exception):
+    """An error with its place in OpenAI's error object."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The wire form: all four keys, always."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(ApiError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class BadImage(InvalidRequest):
+    code = "invalid_image"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class NotFound(InvalidRequest):
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTooLarge(InvalidRequest):
+    status = 413
+    code = "request_too_large"
+
+
+class NotReady(ApiError):
+    status = 503
+    code = "model_not_ready"
+
+
+class EngineFailed(ApiError):
+    status = 500
+    code = "engine_failed"
+
+
+class StartupError(Exception):
+    """The server cannot start; the message is shown as it is, without a traceback."""

@@ -1,0 +1,134 @@
+"""``POST /v1/chat/completions``: request, reply and chunk."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Wire(BaseModel):
+    """Strict about types and names: what this server cannot do is refused by name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class TextPart(Wire):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Wire):
+    url: str
+    """A ``data:`` URL with the picture in base64."""
+    detail: Literal["auto", "low", "high"] | None = None
+    """Accepted; every picture is shown at the checkpoint's full resolution."""
+
+
+class ImagePart(Wire):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class SystemMessage(Wire):
+    role: Literal["system", "developer"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+
+class UserMessage(Wire):
+    role: Literal["user"]
+    content: str | list[ContentPart]
+    name: str | None = None
+
+
+class AssistantMessage(Wire):
+    role: Literal["assistant"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    refusal: str | None = None
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+
+
+class StreamOptions(Wire):
+    include_usage: bool | None = None
+    """Send one more chunk before ``[DONE]``, with empty choices and the token counts."""
+
+
+class ChatCompletionRequest(Wire):
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    """Older name of ``max_completion_tokens``."""
+    max_completion_tokens: int | None = Field(None, ge=1)
+    """Most tokens of the answer; default: what room the context leaves."""
+    stop: str | list[str] | None = None
+    """Up to four texts that end the answer; they are not part of it."""
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = None
+    """One answer a request."""
+    user: str | None = None
+    """Accepted and not used."""
+
+
+class PromptTokensDetails(Wire):
+    cached_tokens: int
+    image_tokens: int
+
+
+class Usage(Wire):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class ReplyMessage(Wire):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: str | None = None
+
+
+class Choice(Wire):
+    index: int = 0
+    message: ReplyMessage
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(Wire):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    """Unix seconds."""
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class DeltaMessage(Wire):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(Wire):
+    index: int = 0
+    delta: DeltaMessage
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class ChatCompletionChunk(Wire):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None

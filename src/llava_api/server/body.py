@@ -1,0 +1,87 @@
+"""Request body -> wire model: read up to a limit, parsed by orjson, checked by pydantic, refused in plain words."""
+
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from llava_api.errors import InvalidRequest, RequestTooLarge
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_body(request: Request, max_body_bytes: int) -> bytes:
+    """Raises RequestTooLarge as soon as the limit is passed, whatever Content-Length said."""
+    refusal = RequestTooLarge(f"The request is larger than the {max_body_bytes} bytes this server takes.")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > max_body_bytes:
+        raise refusal
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > max_body_bytes:
+            raise refusal
+        parts.append(part)
+    return b"".join(parts)
+
+
+def parse(body: bytes, model: type[Model]) -> Model:
+    """Raises InvalidRequest that names the first thing to mend."""
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest("The request's body is not valid JSON.", code="invalid_json") from error
+    if not isinstance(data, dict):
+        raise InvalidRequest("The request's body must be a JSON object.", code="invalid_json")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise refusal_of(error, data) from error
+
+
+def refusal_of(error: ValidationError, data: dict[str, Any]) -> InvalidRequest:
+    """One sentence about the most precise of pydantic's complaints."""
+    details, path = max(
+        ((entry, path_in(entry["loc"], data)) for entry in error.errors(include_url=False)),
+        key=lambda pair: len(pair[1]),
+    )
+    param = written(path)
+    if details["type"] == "extra_forbidden":
+        return InvalidRequest(f"Unrecognized request argument supplied: {param}", param=param)
+    if details["type"] == "missing":
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
+    return InvalidRequest(f"Invalid value for '{param}': {reason(details)}.", param=param)
+
+
+def reason(details: ErrorDetails) -> str:
+    """Pydantic's sentence without its full stop; it describes what was wanted and echoes no value."""
+    message = details["msg"].removesuffix(".")
+    return message[0].lower() + message[1:]
+
+
+def path_in(location: tuple[int | str, ...], data: object) -> list[int | str]:
+    """A pydantic location without the names of union members: only steps that exist in the data, or are missing."""
+    path: list[int | str] = []
+    here: object = data
+    for index, step in enumerate(location):
+        if isinstance(here, dict) and step in here:
+            here = here[step]
+        elif isinstance(here, list) and isinstance(step, int) and step < len(here):
+            here = here[step]
+        elif index == len(location) - 1 and isinstance(here, dict):
+            pass
+        else:
+            continue
+        path.append(step)
+    return path
+
+
+def written(path: list[int | str]) -> str:
+    """``["messages", 0, "content"]`` -> ``messages[0].content``."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text

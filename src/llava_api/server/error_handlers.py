@@ -1,0 +1,54 @@
+"""The one renderer of errors: every route, 404, 405 and unforeseen failures included, in OpenAI's shape."""
+
+import logging
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from llava_api.errors import ApiError, InvalidRequest, MethodNotAllowed, NotFound, NotReady
+
+log = logging.getLogger(__name__)
+
+INTERNAL = "The server made a mistake and has noted it; give the x-request-id to whoever runs it."
+
+
+def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Response:
+    sent = dict(headers or {})
+    if isinstance(error, NotReady):
+        sent["retry-after"] = "5"
+    return Response(
+        orjson.dumps(error.body()), status_code=error.status, media_type="application/json", headers=sent
+    )
+
+
+async def on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals: no such route, no such method."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return error_response(NotFound("There is nothing at this address; chat is at POST /v1/chat/completions."))
+    if error.status_code == 405:
+        return error_response(
+            MethodNotAllowed(f"This address takes {headers.get('Allow', 'another method')}."), headers
+        )
+    refusal = InvalidRequest("The request could not be understood.")
+    refusal.status = error.status_code
+    return error_response(refusal, headers)
+
+
+async def on_unforeseen(request: Request, error: Exception) -> Response:
+    log.error("unforeseen error on %s", request.scope.get("path"), exc_info=error)
+    return error_response(ApiError(INTERNAL, code="internal_error"))
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(Exception, on_unforeseen)

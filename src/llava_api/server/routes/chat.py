@@ -1,0 +1,60 @@
+"""``POST /v1/chat/completions``."""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from llava_api.chat.reply import Reply
+from llava_api.errors import InvalidRequest
+from llava_api.protocol.chat import ChatCompletionChunk, ChatCompletionRequest
+from llava_api.server.body import parse, read_body
+from llava_api.server.disconnect import ClientGone, unless_disconnected
+from llava_api.server.services import Services
+from llava_api.server.sse import event_stream
+
+router = APIRouter()
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a caller that left; nobody receives it."""
+
+
+@router.post("/v1/chat/completions")
+async def create_chat_completion(request: Request) -> Response:
+    services: Services = request.app.state.services
+    body = await read_body(request, services.settings.max_body_bytes)
+    wanted = parse(body, ChatCompletionRequest)
+    if wanted.stream_options is not None and not wanted.stream:
+        raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
+    try:
+        if not wanted.stream:
+            return await unless_disconnected(request, answer_whole(services, wanted))
+        first, rest = await unless_disconnected(request, start_stream(services, wanted))
+    except ClientGone:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return event_stream(first, rest)
+
+
+async def make_reply(services: Services, wanted: ChatCompletionRequest) -> Reply:
+    reply_id = f"chatcmpl-{uuid.uuid4().hex}"
+    prepared = await services.preparer.prepare(wanted, reply_id)
+    return Reply(services.engine, prepared, reply_id, int(time.time()), wanted.model)
+
+
+async def answer_whole(services: Services, wanted: ChatCompletionRequest) -> Response:
+    reply = await make_reply(services, wanted)
+    completion = await reply.whole()
+    return Response(orjson.dumps(completion.model_dump()), media_type="application/json")
+
+
+async def start_stream(
+    services: Services, wanted: ChatCompletionRequest
+) -> tuple[ChatCompletionChunk, AsyncGenerator[ChatCompletionChunk, None]]:
+    """The first chunk and the rest: up to the first chunk a failure still has an HTTP status."""
+    reply = await make_reply(services, wanted)
+    include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
+    chunks = reply.chunks(include_usage)
+    return await anext(chunks), chunks

@@ -1,0 +1,27 @@
+"""``/health/live``: the process answers. ``/health/ready`` and ``/health``: it can answer chat requests."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from llava_api.errors import EngineFailed, NotReady
+from llava_api.server.services import Services
+
+router = APIRouter(prefix="/health")
+
+
+@router.get("/live")
+async def live() -> Response:
+    return JSONResponse({"status": "live"})
+
+
+@router.get("/ready")
+@router.get("")
+async def ready(request: Request) -> Response:
+    services: Services | None = request.app.state.services
+    if services is None:
+        raise NotReady("The model is still loading; try again in a moment.")
+    try:
+        await services.engine.check_health()
+    except EngineFailed as error:
+        raise NotReady(error.message, code=error.code) from error
+    return JSONResponse({"status": "ready"})

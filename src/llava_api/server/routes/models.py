@@ -1,0 +1,28 @@
+"""``GET /v1/models`` and ``GET /v1/models/{id}``."""
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from llava_api.protocol.models import ModelCard, ModelList
+from llava_api.server.services import Services
+
+router = APIRouter(prefix="/v1/models")
+
+
+def card(services: Services, name: str) -> ModelCard:
+    return ModelCard(id=name, created=services.started, max_model_len=services.engine.max_model_len)
+
+
+@router.get("")
+async def list_models(request: Request) -> Response:
+    services: Services = request.app.state.services
+    listed = ModelList(data=[card(services, name) for name in services.model.names])
+    return Response(orjson.dumps(listed.model_dump()), media_type="application/json")
+
+
+@router.get("/{name:path}")
+async def get_model(request: Request, name: str) -> Response:
+    services: Services = request.app.state.services
+    services.preparer.check_model(name)
+    return Response(orjson.dumps(card(services, name).model_dump()), media_type="application/json")

@@ -1,0 +1,19 @@
+"""What the application is handed at its start; it makes none of it itself."""
+
+import time
+from dataclasses import dataclass, field
+
+from llava_api.chat.model import ServedModel
+from llava_api.chat.prepare import Preparer
+from llava_api.engine.base import Engine
+from llava_api.settings import Settings
+
+
+@dataclass(slots=True)
+class Services:
+    settings: Settings
+    model: ServedModel
+    engine: Engine
+    preparer: Preparer
+    started: int = field(default_factory=lambda: int(time.time()))
+    """Unix seconds; the creation time of the served model in ``/v1/models``."""

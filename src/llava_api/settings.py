@@ -1,0 +1,74 @@
+"""Every setting of the server: one field, one command-line flag, one ``LLAVA_*`` environment variable.
+
+The only place that reads the environment. A flag wins over the environment, which wins over the default. The
+settings table in the documentation is generated from these fields.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="LLAVA_", extra="forbid", use_attribute_docstrings=True)
+
+    # The server
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 opens the server to the network."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much the server writes to standard error."""
+    served_model_name: list[str] = []
+    """Names under which the model is served, the first one first in replies; default: the model as given."""
+
+    # Pictures
+    max_images_per_request: int = Field(16, ge=0)
+    """Pictures in one request."""
+    max_image_bytes: int = Field(20_000_000, ge=1)
+    """Bytes of one encoded picture."""
+    max_image_pixels: int = Field(100_000_000, ge=1)
+    """Pixels of one picture (width x height), checked before it is decoded."""
+    max_body_bytes: int = Field(100_000_000, ge=1)
+    """Bytes of one request body."""
+    image_threads: int = Field(2, ge=1)
+    """Threads that decode and resize pictures."""
+
+    # The prompt
+    prompt_family: str | None = None
+    """Prompt family to use instead of the detected one."""
+
+    # The engine, in vLLM's names
+    dtype: str = "auto"
+    """Type of weights and activations; auto: the checkpoint's own, float32 for float32 checkpoints."""
+    max_model_len: int | None = None
+    """Longest prompt plus answer, in tokens; default: what the checkpoint allows."""
+    max_num_seqs: int | None = None
+    """Most requests that are computed together."""
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    """Share of the GPU's memory for weights and KV cache."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs that share each layer."""
+    pipeline_parallel_size: int = Field(1, ge=1)
+    """Stages that share the layers."""
+    data_parallel_size: int = Field(1, ge=1)
+    """Copies of the model."""
+    distributed_executor_backend: Literal["mp", "ray"] | None = None
+    """How workers are run; ray for more than one machine."""
+    quantization: str | None = None
+    """Quantization method; default: what the checkpoint says."""
+    enforce_eager: bool | None = None
+    """Skip compilation and CUDA graphs; default: yes on the CPU, no on a GPU."""
+    seed: int = 0
+    """Seed of the engine."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub checkpoint."""
+    download_dir: str | None = None
+    """Folder for downloaded checkpoints."""
+    trust_remote_code: bool = False
+    """Run code that a checkpoint brings along. Off, and best left off."""
+    cpu_kvcache_space: int = Field(1, ge=1)
+    """GiB of KV cache on a machine without a GPU (vLLM's VLLM_CPU_KVCACHE_SPACE)."""
+    engine_arg: list[str] = []
+    """Any other vLLM engine argument, as name=value; checked against the installed vLLM. May be repeated."""

@@ -1,0 +1,316 @@
+"""Make ``.venv`` ready to serve (or, with ``--test``, to test): ``python3 tools/setup_venv.py``.
+
+Standard library only, since it runs before anything is installed. A second run with nothing changed returns
+at once; a run after an interrupted one starts the environment afresh.
+"""
+
+# Annotations stay text, so that a Python that is too old reaches the line that says so.
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST_PYTHON = (3, 11)
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+CONSTRAINTS = "constraints/cpu.txt"
+SHIM = "packaging/torchvision-schema-repair"
+HEARTBEAT_SECONDS = 15
+SHOWN_LINES = 15
+UNDER_WAY = "under way"
+
+PROBE = """
+import importlib.util, sys
+if importlib.util.find_spec(sys.argv[1]) is None:
+    print("absent")
+else:
+    try:
+        __import__(sys.argv[1])
+        print("works")
+    except Exception as error:
+        print("broken")
+"""
+
+
+class SetupError(Exception):
+    """Something the user can act on; the message says how."""
+
+
+def say(line: str) -> None:
+    print(f"[setup] {line}", flush=True)
+
+
+# What is decided
+
+
+def has_nvidia_gpu() -> bool:
+    """A driver without a card (or the reverse) also ships nvidia-smi: it has to run and to list a GPU."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return False
+    try:
+        listing = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listing.returncode == 0 and "GPU" in listing.stdout
+
+
+def chosen_extras(device: str, test: bool) -> list[str]:
+    return [device, "test"] if test else [device]
+
+
+def pinned_torch(constraints: str) -> str:
+    """The ``torch==...`` line of the constraints."""
+    for line in constraints.splitlines():
+        if line.startswith("torch=="):
+            return line.strip()
+    raise SetupError(f"{CONSTRAINTS} has no line torch==...; take the file from version control again.")
+
+
+def pip_arguments(extras: list[str], torch_index: bool) -> list[str]:
+    """What follows ``pip install``."""
+    arguments = ["-e", f".[{','.join(extras)}]"]
+    if "cpu" in extras:
+        arguments += ["-c", CONSTRAINTS]
+    if torch_index:
+        arguments += ["--extra-index-url", TORCH_CPU_INDEX]
+    return arguments
+
+
+def inputs_hash(root: Path, extras: list[str]) -> str:
+    """Changes with everything that decides what is installed."""
+    digest = hashlib.sha256()
+    shim = sorted(path for path in (root / SHIM).iterdir() if path.is_file())
+    for path in [root / "pyproject.toml", root / CONSTRAINTS, *shim]:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root)} {len(content)}\n".encode())
+        digest.update(content)
+    digest.update(",".join(extras).encode())
+    return digest.hexdigest()
+
+
+def read_stamp(venv: Path) -> dict[str, str]:
+    try:
+        stamp = json.loads((venv / "setup-stamp.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def write_stamp(venv: Path, state: str) -> None:
+    """The folder is part of it: scripts in a virtual environment hold its absolute path."""
+    (venv / "setup-stamp.json").write_text(json.dumps({"state": state, "folder": str(venv)}) + "\n")
+
+
+def is_ready(root: Path, venv: Path, device: str, test: bool) -> bool:
+    """An environment made for tests also serves."""
+    stamp = read_stamp(venv)
+    enough = [chosen_extras(device, True)]
+    if not test:
+        enough.append(chosen_extras(device, False))
+    return (
+        stamp.get("folder") == str(venv)
+        and stamp.get("state") in {inputs_hash(root, extras) for extras in enough}
+        and (venv / "bin" / "python").exists()
+    )
+
+
+def is_noise(line: str) -> bool:
+    """pip may warn hundreds of times that it ignores a location: no help to anybody who reads an error."""
+    return not line.strip() or line.lstrip().startswith(("WARNING: Location", "[notice]"))
+
+
+def complaints(log: str) -> list[str]:
+    """The warnings and errors in pip's log, which alone says why a build step failed."""
+    found = re.findall(r"^\S+ +((?:ERROR|WARNING): .*)$", log, re.MULTILINE)
+    return [line[:200] for line in found if not is_noise(line) and "[present-rich]" not in line]
+
+
+# What is done
+
+
+class Pip:
+    def __init__(self, root: Path, venv: Path) -> None:
+        self.root = root
+        self.python = str(venv / "bin" / "python")
+        self.log = venv / "install.log"
+
+    def run(self, *arguments: str, doing: str) -> tuple[bool, list[str]]:
+        """(succeeded, what pip said without the noise), with a sign of life while it takes long."""
+        logged = self.log.stat().st_size if self.log.exists() else 0
+        command = [self.python, "-m", "pip", *arguments, "--log", str(self.log)]
+        environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+        started = time.monotonic()
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            process = subprocess.Popen(
+                command, cwd=self.root, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+            try:
+                while True:
+                    try:
+                        process.wait(HEARTBEAT_SECONDS)
+                        break
+                    except subprocess.TimeoutExpired:
+                        say(f"  ... still {doing} ({time.monotonic() - started:.0f} s)")
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
+            output.seek(0)
+            lines = [line.rstrip() for line in output if not is_noise(line)]
+        if process.returncode == 0 or not self.log.exists():
+            return process.returncode == 0, lines
+        with self.log.open(errors="replace") as log:
+            log.seek(logged)
+            lines += [line for line in complaints(log.read()) if line not in lines]
+        return False, lines
+
+    def require(self, *arguments: str, doing: str) -> None:
+        succeeded, lines = self.run(*arguments, doing=doing)
+        if not succeeded:
+            for line in lines[-SHOWN_LINES:]:
+                print(f"    {line}", file=sys.stderr)
+            raise SetupError(
+                f"pip failed while {doing}. Check the network (or pip's index settings) and the free disk "
+                f"space, then run this again; pip's full log: {self.log}"
+            )
+
+
+def check_machine() -> None:
+    if sys.version_info < OLDEST_PYTHON:
+        raise SetupError(
+            f"Python {platform.python_version()} is too old, 3.11 or newer is needed: install one and name "
+            "it, for example `make serve PYTHON=python3.11`."
+        )
+    if platform.system() != "Linux":
+        raise SetupError(f"vLLM's packages are for Linux only, this is {platform.system()}: use a Linux VM.")
+    if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
+        raise SetupError(
+            "Python's venv module is missing: `apt-get install python3-venv`, then run this again."
+        )
+
+
+def make_venv(venv: Path) -> None:
+    """Keeps an environment that works, also one the user made; replaces one left half-way or moved."""
+    stamp = read_stamp(venv)
+    python = venv / "bin" / "python"
+    usable = (
+        python.exists()
+        and subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
+    )
+    if usable and stamp.get("state") != UNDER_WAY and stamp.get("folder", str(venv)) == str(venv):
+        return
+    if venv.exists():
+        say(f"{venv.name} was left half-way or was moved: making it again")
+    else:
+        say(f"making {venv.name} with Python {platform.python_version()} (some 5 s)")
+    command = [sys.executable, "-m", "venv", "--clear", str(venv)]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode != 0:
+        said = (made.stdout + made.stderr).strip().splitlines() or ["no output"]
+        raise SetupError(
+            f"could not make {venv} ({said[-1]}): on Debian and Ubuntu `apt-get install python3-venv`, "
+            "then run this again."
+        )
+
+
+def state_of(python: str, module: str) -> str:
+    """works, broken or absent; asked in a process of its own, which a compiled library may take down."""
+    asked = subprocess.run([python, "-c", PROBE, module], capture_output=True, text=True)
+    words = asked.stdout.split()
+    return words[-1] if words else "broken"
+
+
+def repair(pip: Pip) -> None:
+    """Make torch's companions importable, or take away the ones that LLaVA does not need."""
+    say("checking that torch and its companions import (some 10 s)")
+    if state_of(pip.python, "torchvision") == "broken":
+        say("torchvision does not import beside this torch: its operators are compiled for another build.")
+        say(f"  LLaVA uses none of them; installing {SHIM}, which only lets the import through")
+        pip.require(
+            "install", "-q", "--progress-bar", "off", "--no-deps", f"./{SHIM}", doing="installing the repair"
+        )
+        if state_of(pip.python, "torchvision") != "works":
+            raise SetupError(
+                f"torchvision still does not import: `{pip.python} -c 'import torchvision'` shows why. "
+                "It has to be a build for the installed torch."
+            )
+    if state_of(pip.python, "torchaudio") == "broken":
+        say("torchaudio does not import beside this torch, and would take transformers down with it.")
+        say("  LLaVA has no sound: removing torchaudio and torchcodec")
+        pip.require("uninstall", "-q", "-y", "torchaudio", "torchcodec", doing="removing torchaudio")
+
+
+def torch_index_needed(pip: Pip) -> bool:
+    """Whether pip cannot find the CPU build of torch by the user's own settings (a mirror, a wheel folder).
+
+    Asked first, because an index that cannot be reached costs minutes of retries for every single package.
+    """
+    torch = pinned_torch((pip.root / CONSTRAINTS).read_text())
+    arguments = ["install", "--dry-run", "--no-deps", "--quiet", "--progress-bar", "off", torch]
+    found, _ = pip.run(*arguments, doing=f"looking for {torch}")
+    if not found:
+        say(f"{torch} is not on the configured package index: also asking PyTorch's ({TORCH_CPU_INDEX})")
+    return not found
+
+
+def set_up(root: Path, device: str, test: bool) -> None:
+    started = time.monotonic()
+    check_machine()
+    if device == "auto":
+        device = "cuda" if has_nvidia_gpu() else "cpu"
+    venv = root / ".venv"
+    if is_ready(root, venv, device, test):
+        return
+    extras = chosen_extras(device, test)
+    target = "an NVIDIA GPU" if device == "cuda" else "the CPU"
+    say(f"for {target}: installing llava-api[{','.join(extras)}] into {venv.name}")
+    make_venv(venv)
+    write_stamp(venv, UNDER_WAY)
+    pip = Pip(root, venv)
+    size, minutes = ("10 GB", "5 to 15") if device == "cuda" else ("3.5 GB", "2 to 5")
+    torch_index = device == "cpu" and torch_index_needed(pip)
+    say(f"downloading and installing vLLM, torch and the rest: about {size} on disk, {minutes} minutes")
+    installing = time.monotonic()
+    arguments = pip_arguments(extras, torch_index)
+    pip.require("install", "-q", "--progress-bar", "off", *arguments, doing="installing")
+    say(f"installed in {time.monotonic() - installing:.0f} s")
+    repair(pip)
+    write_stamp(venv, inputs_hash(root, extras))
+    say(f"ready in {time.monotonic() - started:.0f} s")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Make .venv ready to serve or to test.")
+    parser.add_argument("--test", action="store_true", help="also install what the tests need")
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="which build of vLLM to install (auto: cuda where nvidia-smi lists a GPU)",
+    )
+    arguments = parser.parse_args()
+    try:
+        set_up(ROOT, arguments.device, arguments.test)
+    except SetupError as error:
+        print(f"[setup] error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("[setup] interrupted; the next run starts the environment afresh", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Write a trained state as a checkpoint in the hub's classic format, complete for transformers and vLLM.
+
+``python -m training.export llava-tiny-1.5 --folder runs/llava-tiny-1.5``
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llava_api.images.pixels import CLIP_MEAN, CLIP_STD
+from training.model import RECIPES, Recipe, text_config, vision_config
+from training.tokenizer import build_tokenizer, save_tokenizer
+
+# vLLM 0.32 expects these names; save_pretrained of transformers 5 writes others.
+CLASSIC_NAMES = (
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.language_model.", "language_model.model."),
+    ("model.image_newline", "image_newline"),
+    ("lm_head.", "language_model.lm_head."),
+)
+TEMPLATE = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }} {% set messages = messages[1:] %}"
+    "{% else %}A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions. {% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}USER: "
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] != 'text' %}<image>\n{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %} ASSISTANT:"
+    "{% else %} {% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{{ message['content'][0]['text'] }}{% endif %}</s>{% endif %}"
+    "{% endfor %}"
+)
+
+
+def classic_name(name: str) -> str:
+    for modern, classic in CLASSIC_NAMES:
+        if name.startswith(modern):
+            return classic + name.removeprefix(modern)
+    raise ValueError(f"no classic name for {name}")
+
+
+def classic_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        classic_name(name.removeprefix("llava.")): tensor.contiguous()
+        for name, tensor in state.items()
+        if name.startswith("llava.") and "position_ids" not in name
+    }
+
+
+def config(recipe: Recipe, vocabulary: int, image_token: int) -> dict[str, Any]:
+    vision = {**vision_config(recipe).to_diff_dict(), "model_type": "clip_vision_model"}
+    text = {**text_config(recipe, vocabulary).to_diff_dict(), "model_type": "llama"}
+    whole: dict[str, Any] = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_token_index": image_token,
+        "projector_hidden_act": "gelu",
+        "vision_feature_select_strategy": "default",
+        "vision_feature_layer": -2,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "vision_config": {name: value for name, value in vision.items() if name != "transformers_version"},
+        "text_config": {name: value for name, value in text.items() if name != "transformers_version"},
+    }
+    if recipe.version == "1.5":
+        whole["image_seq_length"] = recipe.side**2
+    else:
+        whole["architectures"] = ["LlavaNextForConditionalGeneration"]
+        whole["model_type"] = "llava_next"
+        whole["image_grid_pinpoints"] = [list(point) for point in recipe.pinpoints]
+    return whole
+
+
+def preprocessor(recipe: Recipe) -> dict[str, Any]:
+    side = recipe.tile_pixels
+    settings: dict[str, Any] = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+        "processor_class": "LlavaProcessor",
+    }
+    if recipe.version == "1.6":
+        settings["image_processor_type"] = "LlavaNextImageProcessor"
+        settings["processor_class"] = "LlavaNextProcessor"
+        settings["image_grid_pinpoints"] = [list(point) for point in recipe.pinpoints]
+        settings["do_pad"] = True
+    return settings
+
+
+def export(recipe: Recipe, state_file: Path, target: Path) -> None:
+    state = torch.load(state_file, weights_only=True)
+    tokenizer = build_tokenizer()
+    image_token = tokenizer.token_to_id("<image>")
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(classic_weights(state["model"]), target / "model.safetensors", metadata={"format": "pt"})
+    save_tokenizer(tokenizer, target)
+    processor_class = "LlavaProcessor" if recipe.version == "1.5" else "LlavaNextProcessor"
+    files: dict[str, dict[str, Any]] = {
+        "config.json": config(recipe, tokenizer.get_vocab_size(), image_token),
+        "preprocessor_config.json": preprocessor(recipe),
+        "processor_config.json": {
+            "processor_class": processor_class,
+            "image_token": "<image>",
+            "patch_size": recipe.patch_pixels,
+            "num_additional_image_tokens": 1,
+            "vision_feature_select_strategy": "default",
+        },
+        "generation_config.json": {
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": tokenizer.token_to_id("<pad>"),
+            "do_sample": False,
+        },
+    }
+    for name, content in files.items():
+        (target / name).write_text(json.dumps(content, indent=2) + "\n")
+    (target / "chat_template.jinja").write_text(TEMPLATE)
+    size = (target / "model.safetensors").stat().st_size
+    print(f"{target}: step {state['step']}, {size / 1e6:.1f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("--folder", type=Path, required=True, help="where training kept its state")
+    parser.add_argument("--target", type=Path, help="default: the package's demo folder")
+    arguments = parser.parse_args()
+    default = Path(__file__).parents[1] / "src" / "llava_api" / "demo" / arguments.name
+    export(RECIPES[arguments.name], arguments.folder / "state.pt", arguments.target or default)
+
+
+if __name__ == "__main__":
+    main()
