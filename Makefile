@@ -30,8 +30,9 @@ test: lint ## Everything continuous integration runs
 
 demo-checkpoints: setup ## Train the bundled demo checkpoints again (hours on a CPU)
 	.venv/bin/python -m training.train llava-tiny-1.5 --folder runs/llava-tiny-1.5
-	.venv/bin/python -m training.train llava-tiny-1.6 --folder runs/llava-tiny-1.6
-	.venv/bin/python -m training.export
+	.venv/bin/python -m training.export llava-tiny-1.5 --folder runs/llava-tiny-1.5
+	.venv/bin/python -m training.train llava-tiny-1.6 --folder runs/llava-tiny-1.6 --start-from runs/llava-tiny-1.5/state.pt
+	.venv/bin/python -m training.export llava-tiny-1.6 --folder runs/llava-tiny-1.6
 
 # Not runs/: it holds hours of training.
 clean: ## Remove the environment and the caches

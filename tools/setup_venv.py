@@ -153,9 +153,7 @@ class Pip:
         environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
         started = time.monotonic()
         with tempfile.TemporaryFile("w+", errors="replace") as output:
-            process = subprocess.Popen(
-                command, cwd=self.root, env=environment, stdout=output, stderr=subprocess.STDOUT
-            )
+            process = subprocess.Popen(command, cwd=self.root, env=environment, stdout=output, stderr=subprocess.STDOUT)
             try:
                 while True:
                     try:
@@ -196,19 +194,14 @@ def check_machine() -> None:
     if platform.system() != "Linux":
         raise SetupError(f"vLLM's packages are for Linux only, this is {platform.system()}: use a Linux VM.")
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
-        raise SetupError(
-            "Python's venv module is missing: `apt-get install python3-venv`, then run this again."
-        )
+        raise SetupError("Python's venv module is missing: `apt-get install python3-venv`, then run this again.")
 
 
 def make_venv(venv: Path) -> None:
     """Keeps an environment that works, also one the user made; replaces one left half-way or moved."""
     stamp = read_stamp(venv)
     python = venv / "bin" / "python"
-    usable = (
-        python.exists()
-        and subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
-    )
+    usable = python.exists() and subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
     if usable and stamp.get("state") != UNDER_WAY and stamp.get("folder", str(venv)) == str(venv):
         return
     if venv.exists():
@@ -238,9 +231,7 @@ def repair(pip: Pip) -> None:
     if state_of(pip.python, "torchvision") == "broken":
         say("torchvision does not import beside this torch: its operators are compiled for another build.")
         say(f"  LLaVA uses none of them; installing {SHIM}, which only lets the import through")
-        pip.require(
-            "install", "-q", "--progress-bar", "off", "--no-deps", f"./{SHIM}", doing="installing the repair"
-        )
+        pip.require("install", "-q", "--progress-bar", "off", "--no-deps", f"./{SHIM}", doing="installing the repair")
         if state_of(pip.python, "torchvision") != "works":
             raise SetupError(
                 f"torchvision still does not import: `{pip.python} -c 'import torchvision'` shows why. "

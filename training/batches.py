@@ -151,9 +151,7 @@ def exam_sample(rng: Random) -> Sample:
     if rng.random() < 0.5:
         picture = Picture(through_jpeg(rng, picture.image), picture.shapes, picture.digits)
     asked = exam_conversation(rng, picture)
-    return Sample(
-        VICUNA_SYSTEM, (picture,), (Turn((0,), asked[0]), *(Turn((), question) for question in asked[1:]))
-    )
+    return Sample(VICUNA_SYSTEM, (picture,), (Turn((0,), asked[0]), *(Turn((), question) for question in asked[1:])))
 
 
 def encode_sample(

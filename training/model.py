@@ -135,9 +135,7 @@ class Trainee(nn.Module):
             hidden = out[0] if isinstance(out, tuple) else out
         return hidden[:, 1:]
 
-    def forward(
-        self, ids: Tensor, labels: Tensor, pixels: Tensor, gather: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, ids: Tensor, labels: Tensor, pixels: Tensor, gather: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(answer logits, answer labels, auxiliary logits).
 
         ``ids`` (batch, length) with the image token once per feature, ``gather`` the row of each of those in
@@ -150,9 +148,7 @@ class Trainee(nn.Module):
         if newline is not None:
             projected = torch.cat([projected, newline[None].to(projected.dtype)])
         embedded = model.language_model.embed_tokens(ids)
-        embedded = embedded.masked_scatter(
-            (ids == self.image_token)[..., None], projected[gather].to(embedded.dtype)
-        )
+        embedded = embedded.masked_scatter((ids == self.image_token)[..., None], projected[gather].to(embedded.dtype))
         hidden = model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         wanted = labels[:, 1:] != -100
         logits = self.llava.lm_head(hidden[:, :-1][wanted])

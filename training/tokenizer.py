@@ -3,9 +3,24 @@
 import json
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
-from training.conversations import DESCRIBE, DESCRIBE_VARIANTS, NO_PICTURE_QUESTIONS, SELF_ANSWER, SYSTEM_PROMPTS
+from training.conversations import (
+    DESCRIBE,
+    DESCRIBE_VARIANTS,
+    NO_PICTURE_QUESTIONS,
+    SELF_ANSWER,
+    SYSTEM_PROMPTS,
+)
 from training.pictures import COLOURS, KINDS
 
 VICUNA_SYSTEM = (
@@ -18,11 +33,30 @@ VOCABULARY = 766
 
 def corpus() -> list[str]:
     """Every fixed text of the recipe, often enough that its words become single tokens."""
-    texts = [VICUNA_SYSTEM + " USER: ASSISTANT: What Yes"] * 20 + [*SYSTEM_PROMPTS, *NO_PICTURE_QUESTIONS, SELF_ANSWER]
+    texts = [VICUNA_SYSTEM + " USER: ASSISTANT: What Yes"] * 20 + [
+        *SYSTEM_PROMPTS,
+        *NO_PICTURE_QUESTIONS,
+        SELF_ANSWER,
+    ]
     texts += [*DESCRIBE, *DESCRIBE_VARIANTS, "How many shapes are there?", "What number is written?"]
-    texts += ["What color is it?", "The number.", "Yes.", "No.", "None.", "One.", "Two.", "Three.", "first second"]
+    texts += [
+        "What color is it?",
+        "The number.",
+        "Yes.",
+        "No.",
+        "None.",
+        "One.",
+        "Two.",
+        "Three.",
+        "first second",
+    ]
     for kind in KINDS:
-        texts += [f"Is there a {kind}?", f"What color is the {kind}?", f"A {kind}.", f"a {kind}, and an {kind}"]
+        texts += [
+            f"Is there a {kind}?",
+            f"What color is the {kind}?",
+            f"A {kind}.",
+            f"a {kind}, and an {kind}",
+        ]
     for colour in COLOURS:
         texts += [f"A {colour} An {colour}", f"{colour.capitalize()}."]
     printable = "".join(chr(code) for code in range(33, 127))

@@ -125,7 +125,10 @@ def train(arguments: argparse.Namespace) -> None:
             raise RuntimeError("the loss is not finite")
         if step % 50 == 0:
             seconds = time.monotonic() - started
-            print(f"step {step} answer {running[0] / 50:.4f} auxiliary {running[1] / 50:.4f} {seconds:.0f} s", flush=True)
+            print(
+                f"step {step} answer {running[0] / 50:.4f} auxiliary {running[1] / 50:.4f} {seconds:.0f} s",
+                flush=True,
+            )
             running = [0.0, 0.0]
         if step % arguments.save_every == 0 or step == arguments.steps:
             print(json.dumps({"step": step, **validate(trainee, exams)}), flush=True)

@@ -38,7 +38,8 @@ class Preparer:
     def check_model(self, name: str) -> None:
         if name not in self.model.names:
             raise ModelNotFound(
-                f"This server has no model of that name; it serves {', '.join(self.model.names)}.", param="model"
+                f"This server has no model of that name; it serves {', '.join(self.model.names)}.",
+                param="model",
             )
 
     async def prepare(self, request: ChatCompletionRequest, request_id: str) -> Prepared:
@@ -55,9 +56,7 @@ class Preparer:
         max_tokens = answer_room(request, text_tokens, image_tokens, self.max_model_len)
         sampling = read_sampling(request, self.model, max_tokens)
         rendered = await asyncio.gather(*(self.in_thread(self.render, image) for image in measured))
-        images = tuple(
-            engine_image(rendered[place.image], place.offset, place.length) for place in prompt.placeholders
-        )
+        images = tuple(engine_image(rendered[place.image], place.offset, place.length) for place in prompt.placeholders)
         engine_request = GenerationRequest(request_id, prompt.token_ids, images, sampling)
         return Prepared(engine_request, text_tokens, image_tokens)
 

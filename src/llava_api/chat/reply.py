@@ -66,13 +66,9 @@ class Reply:
             id=self.reply_id, created=self.created, model=self.model, choices=[choice], usage=self.usage()
         )
 
-    def chunk(
-        self, delta: wire.DeltaMessage, finish_reason: FinishReason | None = None
-    ) -> wire.ChatCompletionChunk:
+    def chunk(self, delta: wire.DeltaMessage, finish_reason: FinishReason | None = None) -> wire.ChatCompletionChunk:
         choice = wire.ChunkChoice(delta=delta, finish_reason=finish_reason)
-        return wire.ChatCompletionChunk(
-            id=self.reply_id, created=self.created, model=self.model, choices=[choice]
-        )
+        return wire.ChatCompletionChunk(id=self.reply_id, created=self.created, model=self.model, choices=[choice])
 
     async def chunks(self, include_usage: bool) -> AsyncGenerator[wire.ChatCompletionChunk, None]:
         """Role chunk, text chunks, one with the finish reason, and the usage chunk where asked for.

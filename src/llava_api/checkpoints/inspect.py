@@ -37,7 +37,10 @@ class Checkpoint:
     image_std: Triple
     bos_token: str | None
     eos_token_ids: tuple[int, ...]
+    stored_dtype: str | None
+    """Type of its weights, where its config tells."""
     default_temperature: float
+    """0 where generation_config.json says do_sample false, else its temperature, else 1."""
     default_top_p: float
 
 
@@ -92,9 +95,7 @@ def bos_token_of(tokenizer_config: dict[str, Any], tokenizer: dict[str, Any]) ->
     bos = token_text(tokenizer_config.get("bos_token"))
     if bos is None or tokenizer_config.get("add_bos_token") is False:
         return None
-    if tokenizer_config.get("add_bos_token") is True or tokenizer_config.get("tokenizer_class", "").startswith(
-        "Llama"
-    ):
+    if tokenizer_config.get("add_bos_token") is True or tokenizer_config.get("tokenizer_class", "").startswith("Llama"):
         return bos
     return bos if bos in json.dumps(tokenizer.get("post_processor")) else None
 
@@ -137,6 +138,7 @@ def inspect_checkpoint(model: str, revision: str | None = None, download_dir: st
         image_std=triple(processor.get("image_std"), CLIP_STD),
         bos_token=bos_token_of(tokenizer_config, read_json(folder, "tokenizer.json")),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+        stored_dtype=config.get("dtype") or config.get("torch_dtype") or text.get("dtype"),
         default_temperature=0.0 if greedy else float(generation.get("temperature") or 1.0),
         default_top_p=float(generation.get("top_p") or 1.0),
     )

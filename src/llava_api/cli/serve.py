@@ -8,10 +8,9 @@ from importlib import resources
 from pathlib import Path
 
 from llava_api.chat.model import ServedModel, open_model
-from llava_api.checkpoints.inspect import read_json
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.engine.base import Engine
-from llava_api.engine.vllm_options import prepare_environment
+from llava_api.engine.vllm_start import start_engine
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 
@@ -90,42 +89,18 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def load_engine(model: ServedModel, settings: Settings) -> Engine:
-    """The vLLM engine; imported here, so that a wrong flag or path is told before 12 s of imports."""
-    try:
-        import torch
-    except ImportError as error:
-        raise StartupError(
-            "vLLM is not installed: pip install 'llava-api[cuda]' on a machine with an NVIDIA GPU, "
-            "'llava-api[cpu]' elsewhere"
-        ) from error
-    on_cpu = torch.version.cuda is None
-    prepare_environment(settings, on_cpu)
-    from llava_api.engine.vllm_engine import VllmEngine
-
-    checkpoint = model.checkpoint
-    config = read_json(checkpoint.folder, "config.json")
-    stored = config.get("dtype") or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
-    return VllmEngine.start(
-        settings,
-        checkpoint.model,
-        stored_dtype=stored,
-        mirrored_pinpoints=[[height, width] for width, height in checkpoint.pinpoints],
-        on_cpu=on_cpu,
-    )
-
-
 def serve_forever(model: ServedModel, settings: Settings, listener: socket.socket) -> None:
     import uvicorn
 
     from llava_api.server.app import create_app
     from llava_api.server.lifespan import make_lifespan
 
+    checkpoint = model.checkpoint
     failure: list[StartupError] = []
 
     def load() -> Engine:
         try:
-            return load_engine(model, settings)
+            return start_engine(settings, checkpoint.model, checkpoint.stored_dtype, checkpoint.pinpoints)
         except StartupError as error:
             failure.append(error)
             raise
@@ -135,7 +110,12 @@ def serve_forever(model: ServedModel, settings: Settings, listener: socket.socke
     base_url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else host}:{port}/v1"
     app = create_app(lifespan=make_lifespan(model, settings, load, lambda: announce(model, base_url)))
     config = uvicorn.Config(
-        app, log_level="warning", lifespan="on", access_log=False, timeout_graceful_shutdown=10, server_header=False
+        app,
+        log_level="warning",
+        lifespan="on",
+        access_log=False,
+        timeout_graceful_shutdown=10,
+        server_header=False,
     )
     server = uvicorn.Server(config)
     server.run(sockets=[listener])

@@ -93,7 +93,7 @@ class VllmEngine:
             raise EngineFailed(DEAD) from error
 
     def unfinished_requests(self) -> int:
-        return self.llm.output_processor.get_num_unfinished_requests()
+        return int(self.llm.output_processor.get_num_unfinished_requests())
 
     async def shutdown(self) -> None:
         self.llm.shutdown()
@@ -122,9 +122,7 @@ def engine_input(request: GenerationRequest) -> EngineInput:
 
 def image_item(image: EngineImage) -> MultiModalKwargsItem:
     elements = {
-        "pixel_values": MultiModalFieldElem(
-            data=torch.from_numpy(image.pixels), field=MultiModalBatchedField()
-        )
+        "pixel_values": MultiModalFieldElem(data=torch.from_numpy(image.pixels), field=MultiModalBatchedField())
     }
     if image.size is not None:
         width, height = image.size

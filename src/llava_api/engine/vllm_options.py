@@ -44,7 +44,7 @@ def parse_engine_arg(text: str, known: set[str]) -> tuple[str, Any]:
 def prepare_environment(settings: Settings, on_cpu: bool) -> None:
     """Variables that vLLM reads when it is imported. Must run before the first import of vllm."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "DEBUG" if settings.log_level == "debug" else "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "DEBUG" if settings.log_level == "debug" else "ERROR")
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kvcache_space))
         # Forked from EngineCore, the worker need not import torch and vllm again: 13 s less to the first answer.

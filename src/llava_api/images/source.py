@@ -21,9 +21,7 @@ def read_data_url(url: str, param: str, max_image_bytes: int) -> bytes:
                 param=param,
                 code="unsupported_image_source",
             )
-        raise BadImage(
-            "A picture must be a base64 data: URL, for example data:image/jpeg;base64,...", param=param
-        )
+        raise BadImage("A picture must be a base64 data: URL, for example data:image/jpeg;base64,...", param=param)
     if "base64" not in header["parameters"].lower().split(";"):
         raise BadImage("The data: URL of a picture must be base64 encoded (data:image/...;base64,...).", param=param)
     encoded = url[header.end() :]

@@ -82,8 +82,7 @@ CHATML_DIRECT = PromptFamily(
 MPT = PromptFamily(
     name="mpt",
     default_system=(
-        "A conversation between a user and an LLM-based AI assistant. "
-        "The assistant gives helpful and honest answers."
+        "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
     ),
     system=CHATML_DIRECT.system,
     user=CHATML_DIRECT.user,
@@ -118,8 +117,7 @@ LLAVA_LLAMA_3 = PromptFamily(
     default_system=LANGUAGE_AND_VISION,
     system="<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
     user=(
-        "<|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        "<|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     ),
     assistant="{assistant}<|eot_id|>",
     specials=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),

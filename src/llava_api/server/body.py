@@ -67,7 +67,7 @@ def path_in(location: tuple[int | str, ...], data: object) -> list[int | str]:
     path: list[int | str] = []
     here: object = data
     for index, step in enumerate(location):
-        if isinstance(here, dict) and step in here:
+        if isinstance(here, dict) and step in here:  # noqa: SIM114
             here = here[step]
         elif isinstance(here, list) and isinstance(step, int) and step < len(here):
             here = here[step]

@@ -18,9 +18,7 @@ def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Re
     sent = dict(headers or {})
     if isinstance(error, NotReady):
         sent["retry-after"] = "5"
-    return Response(
-        orjson.dumps(error.body()), status_code=error.status, media_type="application/json", headers=sent
-    )
+    return Response(orjson.dumps(error.body()), status_code=error.status, media_type="application/json", headers=sent)
 
 
 async def on_api_error(request: Request, error: Exception) -> Response:

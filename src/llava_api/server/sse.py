@@ -44,7 +44,5 @@ async def events(
         yield ServerSentEvent("[DONE]")
 
 
-def event_stream(
-    first: ChatCompletionChunk, rest: AsyncGenerator[ChatCompletionChunk, None]
-) -> EventSourceResponse:
+def event_stream(first: ChatCompletionChunk, rest: AsyncGenerator[ChatCompletionChunk, None]) -> EventSourceResponse:
     return EventSourceResponse(events(first, rest), sep="\n", headers={"cache-control": "no-cache"})
