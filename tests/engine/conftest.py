@@ -1,0 +1,70 @@
+"""The real vLLM engine on the CPU, started once for the session, behind the real app on a real port.
+
+The checkpoint is the bundled demo without an end token, so that answers run on as long as a test needs.
+"""
+
+import asyncio
+import json
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import uvicorn
+
+from llava_api.chat.model import ServedModel, open_model
+from llava_api.chat.prepare import Preparer
+from llava_api.cli.serve import demo_folder
+from llava_api.engine.base import Engine
+from llava_api.engine.vllm_start import start_engine
+from llava_api.server.app import create_app
+from llava_api.server.services import Services
+from llava_api.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    engine: Engine
+    model: ServedModel
+    base_url: str
+
+
+def endless_copy(source: Path, target: Path) -> Path:
+    """The checkpoint with a never generated token as its end token."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    pad = config["text_config"]["pad_token_id"]
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((target / name).read_text())
+        settings["eos_token_id"] = pad
+        if "text_config" in settings:
+            settings["text_config"]["eos_token_id"] = pad
+        (target / name).write_text(json.dumps(settings))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        tokens = json.loads((target / name).read_text())
+        tokens["eos_token"] = "<pad>"
+        (target / name).write_text(json.dumps(tokens))
+    return target
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    folder = endless_copy(demo_folder() / "llava-tiny-1.5", tmp_path_factory.mktemp("endless") / "model")
+    settings = Settings()
+    model = replace(open_model(str(folder), ("endless",), settings), stop_token_ids=())
+    checkpoint = model.checkpoint
+    engine = start_engine(settings, checkpoint.model, checkpoint.stored_dtype, checkpoint.pinpoints)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    with ThreadPoolExecutor(2) as threads:
+        services = Services(settings, model, engine, Preparer(model, settings, engine.max_model_len, threads))
+        server = uvicorn.Server(uvicorn.Config(create_app(services), log_level="warning", lifespan="off"))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        yield Running(engine, model, f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+        server.should_exit = True
+        await serving
+    await engine.shutdown()
