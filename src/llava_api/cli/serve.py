@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import socket
 import sys
 from importlib import resources
@@ -65,6 +66,8 @@ def run(chosen: argparse.Namespace) -> None:
 
 def set_up_logging(level: str) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if level != "debug":
+        logging.getLogger("vllm").setLevel(logging.ERROR)
     ours = logging.getLogger("llava_api")
     ours.setLevel(level.upper())
     handler = logging.StreamHandler(sys.stderr)
@@ -118,6 +121,9 @@ def serve_forever(model: ServedModel, settings: Settings, listener: socket.socke
         server_header=False,
     )
     server = uvicorn.Server(config)
+    # Uvicorn raises a signal once more when it has shut down; by then the work is done, and the exit code is 0.
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: None)
     server.run(sockets=[listener])
     if failure:
         raise failure[0]

@@ -45,6 +45,8 @@ def prepare_environment(settings: Settings, on_cpu: bool) -> None:
     """Variables that vLLM reads when it is imported. Must run before the first import of vllm."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "DEBUG" if settings.log_level == "debug" else "ERROR")
+    # Deprecations inside vLLM's own processes are nothing that a user can act on.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kvcache_space))
         # Forked from EngineCore, the worker need not import torch and vllm again: 13 s less to the first answer.
@@ -83,7 +85,10 @@ def engine_arguments(
     for text in settings.engine_arg:
         name, value = parse_engine_arg(text, known)
         arguments[name] = value
-    return {name: value for name, value in arguments.items() if name in known}
+    unknown = sorted(set(arguments) - known)
+    if unknown:
+        raise StartupError(f"the installed vLLM has no engine argument {', '.join(unknown)}: install another version")
+    return arguments
 
 
 def known_arguments(engine_args_type: type[Any]) -> set[str]:
