@@ -1,0 +1,147 @@
+"""Picture files as people send them: every kind upright and in the right colours, every broken one refused."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_api.errors import BadImage
+from llava_api.images.decode import decode, read_header
+from llava_api.images.source import read_data_url
+
+LIMIT = 10**6
+
+
+def file_of(image: Image.Image, image_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def colour_at(data: bytes, x: int, y: int) -> np.ndarray:
+    picture = decode(data, "p")
+    assert picture.mode == "RGB"
+    return np.asarray(picture)[y, x].astype(int)
+
+
+def near(colour: np.ndarray, wanted: tuple[int, int, int]) -> bool:
+    return bool(np.abs(colour - np.array(wanted)).max() <= 6)
+
+
+RED = Image.new("RGB", (40, 20), (255, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png;base64,{}",
+        "data:image/png;charset=utf-8;base64,{}",
+        "data:;base64,{}",
+        "DATA:image/png;BASE64,{}",
+    ],
+)
+def test_data_urls(url: str) -> None:
+    encoded = base64.b64encode(b"some bytes").decode()
+    assert read_data_url(url.format(encoded), "p", LIMIT) == b"some bytes"
+    assert read_data_url(url.format(encoded[:4] + "\n " + encoded[4:]), "p", LIMIT) == b"some bytes"
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("http://example.com/a.png", "unsupported_image_source"),
+        ("https://example.com/a.png", "unsupported_image_source"),
+        ("data:image/png,abc", "invalid_image"),
+        ("data:image/png;base64,a*b=", "invalid_image"),
+        ("data:image/png;base64,äöü", "invalid_image"),
+        ("file:///etc/passwd", "invalid_image"),
+        ("", "invalid_image"),
+        ("data:image/png;base64," + "A" * 2 * LIMIT, "image_too_large"),
+    ],
+)
+def test_other_urls_are_refused(url: str, code: str) -> None:
+    with pytest.raises(BadImage) as refused:
+        read_data_url(url, "messages[0].content[1].image_url", LIMIT)
+    assert refused.value.code == code
+    assert refused.value.param == "messages[0].content[1].image_url"
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_formats(image_format: str) -> None:
+    assert near(colour_at(file_of(RED, image_format), 5, 5), (254, 0, 0))
+
+
+def test_first_frame_of_an_animation() -> None:
+    blue = Image.new("RGB", (40, 20), (0, 0, 255))
+    assert near(colour_at(file_of(RED, "GIF", save_all=True, append_images=[blue]), 5, 5), (255, 0, 0))
+
+
+def test_palette_grey_and_cmyk() -> None:
+    assert near(colour_at(file_of(RED.convert("P"), "PNG"), 5, 5), (255, 0, 0))
+    assert near(colour_at(file_of(Image.new("L", (9, 9), 90), "PNG"), 5, 5), (90, 90, 90))
+    assert near(colour_at(file_of(RED.convert("CMYK"), "JPEG"), 5, 5), (254, 0, 0))
+
+
+def test_transparency_is_white() -> None:
+    assert near(colour_at(file_of(Image.new("RGBA", (9, 9), (0, 0, 0, 0)), "PNG"), 5, 5), (255, 255, 255))
+    assert near(colour_at(file_of(Image.new("LA", (9, 9), (0, 128)), "PNG"), 5, 5), (127, 127, 127))
+    palette = Image.new("P", (9, 9), 1)
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    assert near(colour_at(file_of(palette, "PNG", transparency=1), 5, 5), (255, 255, 255))
+
+
+def test_sixteen_bit_grey_is_scaled() -> None:
+    grey = Image.fromarray(np.full((9, 9), 128 * 257, dtype=np.uint16))
+    assert near(colour_at(file_of(grey, "PNG"), 5, 5), (128, 128, 128))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int) -> None:
+    """A picture stored so that its orientation tag turns it upright: red corner on the upper left."""
+    upright = Image.new("RGB", (60, 40), "white")
+    upright.paste((255, 0, 0), (0, 0, 20, 20))
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = file_of(stored, "PNG", exif=exif)
+    header = read_header(data, "p", LIMIT)
+    assert (header.width, header.height) == (60, 40)
+    assert decode(data, "p").size == (60, 40)
+    assert near(colour_at(data, 5, 5), (255, 0, 0))
+    assert near(colour_at(data, 50, 30), (255, 255, 255))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.4", file_of(RED, "PNG")[:20]],
+    ids=["empty", "text", "svg", "pdf", "cut header"],
+)
+def test_other_files_are_refused(data: bytes) -> None:
+    with pytest.raises(BadImage, match="JPEG, PNG, WebP or GIF"):
+        read_header(data, "p", LIMIT)
+
+
+def test_a_truncated_file_is_refused() -> None:
+    noise = Image.effect_noise((200, 200), 80).convert("RGB")
+    for image_format in ("PNG", "JPEG"):
+        whole = file_of(noise, image_format)
+        with pytest.raises(BadImage):
+            decode(whole[: len(whole) // 2], "p")
+
+
+def test_too_many_pixels_are_refused_from_the_header() -> None:
+    data = file_of(Image.new("1", (5000, 5000)), "PNG")
+    with pytest.raises(BadImage) as refused:
+        read_header(data, "p", LIMIT)
+    assert refused.value.code == "image_too_large"
