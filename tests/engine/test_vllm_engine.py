@@ -60,9 +60,7 @@ async def test_eight_streams_progress_together_and_each_says_what_it_says_alone(
     together = await asyncio.gather(
         *(text_of(running, picture_request(running, index, name), progress) for index, name in enumerate(names))
     )
-    first_end = min(
-        position for name in names for position in [len(progress) - 1 - progress[::-1].index(name)]
-    )
+    first_end = min(position for name in names for position in [len(progress) - 1 - progress[::-1].index(name)])
     so_far = progress[: first_end + 1]
     # When the first of the eight ended, each of the others had been given more than half of its tokens.
     assert all(so_far.count(name) > TOKENS / 2 for name in names), [so_far.count(name) for name in names]

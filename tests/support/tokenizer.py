@@ -9,7 +9,7 @@ SPECIALS = ("<unk>", "<s>", "</s>")
 ADDED = ("<image>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
 
 
-def llama_like_tokenizer() -> Tokenizer:
+def llama_like_tokenizer(added: tuple[str, ...] = ADDED) -> Tokenizer:
     """Single letters and bytes, and a merge or two; BOS is written by the post-processor."""
     letters = [chr(code) for code in range(33, 127)] + ["▁"]
     tokens = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "▁U", "SE", "▁USE"]
@@ -20,7 +20,7 @@ def llama_like_tokenizer() -> Tokenizer:
     )
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*SPECIALS, *ADDED)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*SPECIALS, *added)])
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return tokenizer
 
@@ -28,7 +28,7 @@ def llama_like_tokenizer() -> Tokenizer:
 def write_checkpoint(folder: Path) -> Path:
     """The small files of a LLaVA-1.5 checkpoint: 84 px tiles of 14 px patches, 36 image tokens."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = llama_like_tokenizer()
+    tokenizer = llama_like_tokenizer(added=("<image>",))
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "architectures": ["LlavaForConditionalGeneration"],

@@ -49,9 +49,7 @@ def write_program(path: Path, body: str) -> None:
     "changed",
     ["pyproject.toml", setup_venv.CONSTRAINTS, f"{setup_venv.SHIM}/torchvision_schema_repair.py"],
 )
-def test_a_change_to_any_input_makes_the_environment_stale(
-    repository: Path, venv: Path, changed: str
-) -> None:
+def test_a_change_to_any_input_makes_the_environment_stale(repository: Path, venv: Path, changed: str) -> None:
     setup_venv.write_stamp(venv, setup_venv.inputs_hash(repository, ["cpu"]))
     assert setup_venv.is_ready(repository, venv, "cpu", test=False)
     with (repository / changed).open("a") as file:
@@ -65,9 +63,7 @@ def test_byte_code_beside_the_shim_is_no_change(repository: Path) -> None:
     assert setup_venv.inputs_hash(repository, ["cpu"]) == before
 
 
-def test_an_environment_for_tests_also_serves_but_not_the_other_way_round(
-    repository: Path, venv: Path
-) -> None:
+def test_an_environment_for_tests_also_serves_but_not_the_other_way_round(repository: Path, venv: Path) -> None:
     setup_venv.write_stamp(venv, setup_venv.inputs_hash(repository, ["cpu", "test"]))
     assert setup_venv.is_ready(repository, venv, "cpu", test=True)
     assert setup_venv.is_ready(repository, venv, "cpu", test=False)

@@ -13,6 +13,9 @@ from llava_api.server.error_handlers import INTERNAL
 
 log = logging.getLogger(__name__)
 
+SEPARATOR = "\n"
+"""OpenAI's line end; sse-starlette's own is CRLF."""
+
 
 def encode(chunk: ChatCompletionChunk) -> str:
     """One chunk as JSON; a delta names only the fields it carries, as the API's do."""
@@ -24,25 +27,29 @@ def encode(chunk: ChatCompletionChunk) -> str:
     return orjson.dumps(data).decode()
 
 
+def event(data: str) -> ServerSentEvent:
+    return ServerSentEvent(data, sep=SEPARATOR)
+
+
 async def events(
     first: ChatCompletionChunk, rest: AsyncGenerator[ChatCompletionChunk, None]
 ) -> AsyncGenerator[ServerSentEvent, None]:
     """After the first chunk an error can only be an event of its own, and the end of the stream."""
     async with aclosing(rest):
         try:
-            yield ServerSentEvent(encode(first))
+            yield event(encode(first))
             async for chunk in rest:
-                yield ServerSentEvent(encode(chunk))
+                yield event(encode(chunk))
         except ApiError as error:
-            yield ServerSentEvent(orjson.dumps(error.body()).decode())
+            yield event(orjson.dumps(error.body()).decode())
             return
         except Exception:
             log.exception("unforeseen error in a stream")
             unforeseen = ApiError(INTERNAL, code="internal_error")
-            yield ServerSentEvent(orjson.dumps(unforeseen.body()).decode())
+            yield event(orjson.dumps(unforeseen.body()).decode())
             return
-        yield ServerSentEvent("[DONE]")
+        yield event("[DONE]")
 
 
 def event_stream(first: ChatCompletionChunk, rest: AsyncGenerator[ChatCompletionChunk, None]) -> EventSourceResponse:
-    return EventSourceResponse(events(first, rest), sep="\n", headers={"cache-control": "no-cache"})
+    return EventSourceResponse(events(first, rest), sep=SEPARATOR, headers={"cache-control": "no-cache"})

@@ -1,0 +1,164 @@
+"""Every refusal in the API's own shape, naming what to mend; the next request works."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.api.test_chat import CHAT, picture_message, text_body
+from tests.support.questions import data_url
+from tests.support.scripted_engine import ScriptedEngine
+from tests.support.sse import events
+
+PARAM = "messages[0].content[0].image_url"
+PICTURE = "data:image/png;base64,"
+
+
+def error_of(reply: httpx.Response) -> dict[str, Any]:
+    body = reply.json()
+    assert set(body) == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert all(error[key] is None or isinstance(error[key], str) for key in error)
+    assert error["message"]
+    assert reply.headers["content-type"] == "application/json"
+    return error
+
+
+REFUSED: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
+    ("other model", text_body() | {"model": "gpt-4o"}, 404, "model", "model_not_found"),
+    ("no model", {"messages": []}, 400, "model", None),
+    ("no messages", {"model": "tiny", "messages": []}, 400, "messages", None),
+    ("unknown field", text_body(temprature=1), 400, "temprature", None),
+    ("wrong type", text_body(temperature="hot"), 400, "temperature", None),
+    ("out of range", text_body(temperature=9), 400, "temperature", None),
+    ("two answers", text_body(n=2), 400, "n", None),
+    ("five stops", text_body(stop=list("abcde")), 400, "stop", None),
+    ("empty stop", text_body(stop=""), 400, "stop", None),
+    ("options without stream", text_body(stream_options={"include_usage": True}), 400, "stream_options", None),
+    ("unknown role", {"model": "tiny", "messages": [{"role": "robot", "content": "a"}]}, 400, "messages[0]", None),
+    (
+        "unknown part",
+        {"model": "tiny", "messages": [{"role": "user", "content": [{"type": "video"}]}]},
+        400,
+        "messages[0].content[0]",
+        None,
+    ),
+    (
+        "no url",
+        {"model": "tiny", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        400,
+        "messages[0].content[0].image_url.url",
+        None,
+    ),
+    ("assistant last", {"model": "tiny", "messages": [{"role": "assistant", "content": "a"}]}, 400, "messages", None),
+    ("too long", text_body("word " * 3000), 400, "messages", "context_length_exceeded"),
+    ("too much asked", text_body(max_tokens=5000), 400, "messages", "context_length_exceeded"),
+    ("bad base64", {"model": "tiny", "messages": [picture_message("a", PICTURE + "%")]}, 400, PARAM, "invalid_image"),
+    (
+        "no picture",
+        {"model": "tiny", "messages": [picture_message("a", PICTURE + "AAAA")]},
+        400,
+        PARAM,
+        "invalid_image",
+    ),
+    (
+        "web picture",
+        {"model": "tiny", "messages": [picture_message("a", "http://127.0.0.1/a.png")]},
+        400,
+        PARAM,
+        "unsupported_image_source",
+    ),
+    (
+        "bomb",
+        {"model": "tiny", "messages": [picture_message("a", data_url(Image.new("1", (4000, 4000))))]},
+        400,
+        PARAM,
+        "image_too_large",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "param", "code"), [row[1:] for row in REFUSED], ids=[r[0] for r in REFUSED])
+async def test_refusals(
+    client: httpx.AsyncClient, engine: ScriptedEngine, body: Any, status: int, param: str, code: str
+) -> None:
+    reply = await client.post(CHAT, json=body)
+    error = error_of(reply)
+    assert (reply.status_code, error["type"]) == (status, "invalid_request_error")
+    assert (error["param"], error["code"]) == (param, code)
+    assert engine.requests == []
+    assert (await client.post(CHAT, json=text_body())).status_code == 200
+
+
+async def test_unknown_fields_are_named_as_openai_names_them(client: httpx.AsyncClient) -> None:
+    error = error_of(await client.post(CHAT, json=text_body(temprature=1)))
+    assert error["message"] == "Unrecognized request argument supplied: temprature"
+
+
+async def test_the_context_error_counts_text_and_pictures(client: httpx.AsyncClient) -> None:
+    message = picture_message("word " * 3000, data_url(Image.new("RGB", (50, 50))))
+    error = error_of(await client.post(CHAT, json={"model": "tiny", "messages": [message]}))
+    assert "2048 tokens" in error["message"]
+    assert " 36 of pictures" in error["message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"text"', b"null", b"\xff\xfe"])
+async def test_bodies_that_are_no_json_object(client: httpx.AsyncClient, body: bytes) -> None:
+    reply = await client.post(CHAT, content=body)
+    assert reply.status_code == 400
+    assert error_of(reply)["code"] == "invalid_json"
+
+
+async def test_a_body_over_the_limit(client: httpx.AsyncClient) -> None:
+    async def endless() -> Any:
+        for _ in range(100):
+            yield b" " * 10_000
+
+    for reply in (await client.post(CHAT, content=b" " * 400_000), await client.post(CHAT, content=endless())):
+        assert reply.status_code == 413
+        assert error_of(reply)["code"] == "request_too_large"
+
+
+async def test_addresses_and_methods(client: httpx.AsyncClient) -> None:
+    for path in ("/", "/v1", "/v1/embeddings", "/docs"):
+        reply = await client.get(path)
+        assert (reply.status_code, error_of(reply)["code"]) == (404, "not_found")
+    reply = await client.get(CHAT)
+    assert (reply.status_code, error_of(reply)["code"]) == (405, "method_not_allowed")
+    assert reply.headers["allow"] == "POST"
+    reply = await client.get("/v1/models/other")
+    assert (reply.status_code, error_of(reply)["code"]) == (404, "model_not_found")
+
+
+async def test_every_answer_has_an_id_of_the_servers_own(client: httpx.AsyncClient) -> None:
+    seen = set()
+    for path in ("/health/live", "/nowhere", "/v1/models"):
+        reply = await client.get(path, headers={"x-request-id": "mine"})
+        assert reply.headers["x-request-id"] != "mine"
+        seen.add(reply.headers["x-request-id"])
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_engine_that_fails_at_once_is_a_500(
+    client: httpx.AsyncClient, engine: ScriptedEngine, stream: bool
+) -> None:
+    engine.fail_at = 0
+    reply = await client.post(CHAT, json=text_body(stream=stream))
+    assert (reply.status_code, error_of(reply)["code"]) == (500, "engine_failed")
+    engine.fail_at = None
+    assert (await client.post(CHAT, json=text_body())).status_code == 200
+
+
+async def test_an_engine_that_fails_later_ends_the_stream_with_one_error(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    engine.fail_at = 2
+    data = events((await client.post(CHAT, json=text_body(stream=True))).content)
+    assert "[DONE]" not in data
+    assert [set(json.loads(item)) for item in data].count({"error"}) == 1
+    assert json.loads(data[-1])["error"]["code"] == "engine_failed"
+    assert engine.unfinished == 0

@@ -1,0 +1,42 @@
+"""An engine that says what it is told to: for tests of everything in front of the engine."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from llava_api.engine.base import Delta, GenerationRequest
+from llava_api.errors import EngineFailed
+
+
+class ScriptedEngine:
+    def __init__(self, texts: tuple[str, ...] = (" A red", " circle", "."), max_model_len: int = 2048) -> None:
+        self.texts = texts
+        self.max_model_len = max_model_len
+        self.pause_seconds = 0.0
+        self.fail_at: int | None = None
+        """The delta before which generation fails."""
+        self.dead = False
+        self.requests: list[GenerationRequest] = []
+        self.unfinished = 0
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        self.requests.append(request)
+        self.unfinished += 1
+        try:
+            for index, text in enumerate(self.texts):
+                if self.fail_at == index:
+                    raise EngineFailed("The engine has stopped; the server must be restarted.")
+                await asyncio.sleep(self.pause_seconds)
+                last = index == len(self.texts) - 1
+                yield Delta(text, 1, 3, "stop" if last else None)
+        finally:
+            self.unfinished -= 1
+
+    async def check_health(self) -> None:
+        if self.dead:
+            raise EngineFailed("The engine has stopped; the server must be restarted.")
+
+    def unfinished_requests(self) -> int:
+        return self.unfinished
+
+    async def shutdown(self) -> None:
+        self.dead = True
