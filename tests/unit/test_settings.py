@@ -1,8 +1,8 @@
 """Settings: the README's table, the flags, the environment."""
 
 import pytest
-import settings_table
 
+import settings_table
 from llava_api.cli.flags import read_settings
 from llava_api.cli.main import build_parser
 from llava_api.engine.vllm_options import engine_arguments, parse_engine_arg
