@@ -38,6 +38,9 @@ class Recipe:
     tile_pixels: int
     patch_pixels: int
     pinpoints: tuple[Size, ...]
+    steps: int
+    rate: float
+    """Highest learning rate."""
     vision_width: int = 128
     vision_layers: int = 5
     """One more than is used: the features are those of the last but one (``vision_feature_layer`` -2)."""
@@ -50,9 +53,9 @@ class Recipe:
 
 
 RECIPES = {
-    "llava-tiny-1.5": Recipe("llava-tiny-1.5", "1.5", 224, 28, ()),
+    "llava-tiny-1.5": Recipe("llava-tiny-1.5", "1.5", 224, 28, (), 2200, 2e-3),
     "llava-tiny-1.6": Recipe(
-        "llava-tiny-1.6", "1.6", 112, 28, ((112, 224), (224, 112), (224, 224), (336, 112), (112, 336))
+        "llava-tiny-1.6", "1.6", 112, 28, ((112, 224), (224, 112), (224, 224), (336, 112), (112, 336)), 600, 1.5e-3
     ),
 }
 

@@ -83,6 +83,8 @@ def rate_at(step: int, steps: int, warm_up: int = 100) -> float:
 
 def train(arguments: argparse.Namespace) -> None:
     recipe = RECIPES[arguments.name]
+    arguments.steps = arguments.steps or recipe.steps
+    arguments.rate = arguments.rate or recipe.rate
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(arguments.seed)
@@ -145,12 +147,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=sorted(RECIPES))
     parser.add_argument("--folder", type=Path, required=True, help="where the state is kept")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, help="default: the recipe's")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, help="highest learning rate; default: the recipe's")
     parser.add_argument("--auxiliary-weight", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--exam", type=int, default=512)
+    parser.add_argument("--exam", type=int, default=256)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--start-from", type=Path, help="a state.pt whose fitting tensors are the starting point")
     train(parser.parse_args())

@@ -4,10 +4,18 @@ The only place that reads the environment. A flag wins over the environment, whi
 settings table in the documentation is generated from these fields.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def split_at_commas(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Texts = Annotated[list[str], NoDecode, BeforeValidator(split_at_commas)]
+"""Several texts: a repeated flag, or one environment variable with commas between them."""
 
 
 class Settings(BaseSettings):
@@ -20,7 +28,7 @@ class Settings(BaseSettings):
     """Port to listen on; 0 takes a free one."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much the server writes to standard error."""
-    served_model_name: list[str] = []
+    served_model_name: Texts = []
     """Names under which the model is served, the first one first in replies; default: the model as given."""
 
     # Pictures
@@ -28,8 +36,10 @@ class Settings(BaseSettings):
     """Pictures in one request."""
     max_image_bytes: int = Field(20_000_000, ge=1)
     """Bytes of one encoded picture."""
-    max_image_pixels: int = Field(100_000_000, ge=1)
-    """Pixels of one picture (width x height), checked before it is decoded."""
+    max_image_pixels: int = Field(64_000_000, ge=1)
+    """Pixels of one picture (width x height), checked before it is decoded.
+
+    A square of its longer side may have twice as many: LLaVA-1.5 pads to that square."""
     max_body_bytes: int = Field(100_000_000, ge=1)
     """Bytes of one request body."""
     image_threads: int = Field(2, ge=1)
@@ -70,5 +80,5 @@ class Settings(BaseSettings):
     """Run code that a checkpoint brings along. Off, and best left off."""
     cpu_kvcache_space: int = Field(1, ge=1)
     """GiB of KV cache on a machine without a GPU (vLLM's VLLM_CPU_KVCACHE_SPACE)."""
-    engine_arg: list[str] = []
+    engine_arg: Texts = []
     """Any other vLLM engine argument, as name=value; checked against the installed vLLM. May be repeated."""

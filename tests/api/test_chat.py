@@ -107,12 +107,12 @@ async def test_the_prompt_is_the_familys(client: httpx.AsyncClient, engine: Scri
     messages = [
         {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": "One."},
-        {"role": "user", "content": "Two."},
+        {"role": "user", "content": "Two.\n"},
         {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": "Three."},
     ]
     await client.post(CHAT, json={"model": "tiny", "messages": messages})
-    assert prompt_of(engine) == "Be brief. USER: One.\nTwo. ASSISTANT: Yes.</s> USER: Three. ASSISTANT:"
+    assert prompt_of(engine) == "Be brief. USER: One.\nTwo.\n ASSISTANT: Yes.</s> USER: Three. ASSISTANT:"
 
 
 async def test_typed_markers_stay_text(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:

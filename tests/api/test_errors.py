@@ -27,6 +27,8 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
     return error
 
 
+LINE = data_url(Image.new("1", (60_000, 1)))
+
 REFUSED: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
     ("other model", text_body() | {"model": "gpt-4o"}, 404, "model", "model_not_found"),
     ("no model", {"messages": []}, 400, "model", None),
@@ -71,6 +73,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
         PARAM,
         "unsupported_image_source",
     ),
+    ("a long line", {"model": "tiny", "messages": [picture_message("a", LINE)]}, 400, PARAM, "image_too_large"),
     (
         "bomb",
         {"model": "tiny", "messages": [picture_message("a", data_url(Image.new("1", (4000, 4000))))]},

@@ -2,17 +2,11 @@
 
 import pytest
 
-import settings_table
 from llava_api.cli.flags import read_settings
 from llava_api.cli.main import build_parser
 from llava_api.engine.vllm_options import engine_arguments, parse_engine_arg
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
-
-
-def test_the_readmes_table_is_fresh() -> None:
-    readme = settings_table.README.read_text()
-    assert settings_table.with_table(readme) == readme
 
 
 def chosen(*flags: str) -> Settings:
@@ -24,6 +18,8 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert chosen().port == 9001
     assert chosen("--port", "9002").port == 9002
     assert chosen("--served-model-name", "a", "--served-model-name", "b").served_model_name == ["a", "b"]
+    monkeypatch.setenv("LLAVA_SERVED_MODEL_NAME", "c, d")
+    assert chosen().served_model_name == ["c", "d"]
     assert chosen("--no-enforce-eager").enforce_eager is False
 
 

@@ -42,7 +42,8 @@ def read_user(message: wire.UserMessage, position: int, images: list[ImagePart])
 
 def merge(earlier: Turn, later: Turn) -> Turn:
     """Two messages of one role in a row are one turn."""
-    return Turn(earlier.role, f"{earlier.text}\n{later.text}".strip("\n"), earlier.images + later.images)
+    text = "\n".join(part for part in (earlier.text, later.text) if part)
+    return Turn(earlier.role, text, earlier.images + later.images)
 
 
 def read_conversation(messages: Sequence[wire.Message]) -> Conversation:

@@ -12,6 +12,8 @@ from blake3 import blake3
 from llava_api.errors import BadImage
 from llava_api.images import decode, geometry, pixels, source
 
+TOO_NARROW = "The picture is too long for its width: crop it, or scale it down."
+
 
 @dataclass(frozen=True, slots=True)
 class ImageMode:
@@ -58,12 +60,14 @@ def measure(part: ImagePart, mode: ImageMode, max_image_bytes: int, max_pixels: 
     header = decode.read_header(data, part.param, max_pixels)
     size = (header.width, header.height)
     if mode.name == "pad":
+        # LLaVA pads before it scales: a file of 87 bytes can be a line 60,000 pixels long, its square 14 GB.
+        if max(size) ** 2 > 2 * max_pixels:
+            raise BadImage(TOO_NARROW, param=part.param, code="image_too_large")
         tokens = geometry.pad_tokens(mode.tile_pixels, mode.patch_pixels)
     else:
-        longer, shorter = max(size), min(size)
-        if longer > 200 * shorter:
-            # Beyond this a side scales to nothing and LLaVA's own code divides by zero.
-            raise BadImage("The picture is more than 200 times as long as it is wide: crop it.", param=part.param)
+        # Beyond this a side scales to nothing, and LLaVA's own code divides by zero.
+        if max(size) > 200 * min(size):
+            raise BadImage(TOO_NARROW, param=part.param, code="image_too_large")
         tokens = geometry.anyres_tokens(size, mode.pinpoints, mode.tile_pixels, mode.patch_pixels)
     return MeasuredImage(data, part.param, size, tokens)
 
