@@ -40,3 +40,24 @@ async def test_leaving_frees_the_engine(app: FastAPI, engine: ScriptedEngine, st
     assert engine.unfinished == 0
     server.should_exit = True
     await serving
+
+
+async def test_leaving_before_the_body_has_come_is_no_fault_of_the_server(
+    app: FastAPI, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    _, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\n{{".encode())
+    await asyncio.sleep(0.1)
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.sleep(0.2)
+    assert engine.requests == []
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    server.should_exit = True
+    await serving

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
 
 from llava_api.chat.reply import Reply
 from llava_api.errors import InvalidRequest
@@ -25,15 +26,15 @@ CLIENT_CLOSED_REQUEST = 499
 @router.post("/v1/chat/completions")
 async def create_chat_completion(request: Request) -> Response:
     services: Services = request.app.state.services
-    body = await read_body(request, services.settings.max_body_bytes)
-    wanted = parse(body, ChatCompletionRequest)
-    if wanted.stream_options is not None and not wanted.stream:
-        raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
     try:
+        body = await read_body(request, services.settings.max_body_bytes)
+        wanted = parse(body, ChatCompletionRequest)
+        if wanted.stream_options is not None and not wanted.stream:
+            raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
         if not wanted.stream:
             return await unless_disconnected(request, answer_whole(services, wanted))
         first, rest = await unless_disconnected(request, start_stream(services, wanted))
-    except ClientGone:
+    except (ClientGone, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return event_stream(first, rest)
 
