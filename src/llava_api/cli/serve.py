@@ -121,10 +121,17 @@ def serve_forever(model: ServedModel, settings: Settings, listener: socket.socke
         server_header=False,
     )
     server = uvicorn.Server(config)
+    # A StartupError is told in one sentence, below; uvicorn would print its traceback first.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not failure)
     # Uvicorn raises a signal once more when it has shut down; by then the work is done, and the exit code is 0.
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: None)
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    except SystemExit:
+        # Uvicorn's exit code for a lifespan that failed.
+        if not failure:
+            raise
     if failure:
         raise failure[0]
     if not server.started:
