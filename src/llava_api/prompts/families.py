@@ -4,6 +4,8 @@ To add one: copy a table, change its texts, add it to ``FAMILIES``, and add its 
 it should be found by itself, add a line to ``detect.py``.
 """
 
+from dataclasses import replace
+
 from llava_api.prompts.family import PromptFamily
 
 LANGUAGE_AND_VISION = (
@@ -24,17 +26,13 @@ VICUNA_V1 = PromptFamily(
     stop_tokens=("</s>",),
 )
 
-LLAVA_V1 = PromptFamily(
+LLAVA_V1 = replace(
+    VICUNA_V1,
     name="llava_v1",
     default_system=(
         "A chat between a curious human and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the human's questions."
     ),
-    system="{system} ",
-    user="USER: {user} ASSISTANT:",
-    assistant=" {assistant}</s>",
-    specials=("</s>",),
-    stop_tokens=("</s>",),
 )
 
 LLAVA_V0 = PromptFamily(
@@ -58,15 +56,8 @@ LLAVA_LLAMA_2 = PromptFamily(
     system_in_first_user=True,
 )
 
-MISTRAL_INSTRUCT = PromptFamily(
-    name="mistral_instruct",
-    default_system="",
-    system="<<SYS>>\n{system}\n<</SYS>>\n\n",
-    user="[INST] {user} [/INST]",
-    assistant=" {assistant} </s>",
-    specials=("</s>",),
-    stop_tokens=("</s>",),
-    system_in_first_user=True,
+MISTRAL_INSTRUCT = replace(
+    LLAVA_LLAMA_2, name="mistral_instruct", default_system="", assistant=" {assistant} </s>", specials=("</s>",)
 )
 
 CHATML_DIRECT = PromptFamily(
@@ -79,16 +70,12 @@ CHATML_DIRECT = PromptFamily(
     stop_tokens=("<|im_end|>",),
 )
 
-MPT = PromptFamily(
+MPT = replace(
+    CHATML_DIRECT,
     name="mpt",
     default_system=(
         "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
     ),
-    system=CHATML_DIRECT.system,
-    user=CHATML_DIRECT.user,
-    assistant=CHATML_DIRECT.assistant,
-    specials=CHATML_DIRECT.specials,
-    stop_tokens=CHATML_DIRECT.stop_tokens,
 )
 
 QWEN_1_5 = PromptFamily(
@@ -101,15 +88,7 @@ QWEN_1_5 = PromptFamily(
     stop_tokens=("<|im_end|>",),
 )
 
-QWEN_2 = PromptFamily(
-    name="qwen_2",
-    default_system=QWEN_1_5.default_system,
-    system=QWEN_1_5.system,
-    user=QWEN_1_5.user,
-    assistant=QWEN_1_5.assistant,
-    specials=QWEN_1_5.specials,
-    stop_tokens=QWEN_1_5.stop_tokens,
-)
+QWEN_2 = replace(QWEN_1_5, name="qwen_2")
 
 # The original writes <|begin_of_text|> into its template; here it is the tokenizer's BOS token, written once.
 LLAVA_LLAMA_3 = PromptFamily(
