@@ -13,6 +13,7 @@ from tests.support.scripted_engine import ScriptedEngine
 from tests.support.sse import events
 
 PARAM = "messages[0].content[0].image_url"
+CONTENT = "messages[0].content"
 PICTURE = "data:image/png;base64,"
 
 
@@ -37,15 +38,18 @@ REFUSED: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
     ("wrong type", text_body(temperature="hot"), 400, "temperature", None),
     ("out of range", text_body(temperature=9), 400, "temperature", None),
     ("two answers", text_body(n=2), 400, "n", None),
+    ("n is a boolean", text_body(n=True), 400, "n", None),
+    ("stop is an object", text_body(stop={}), 400, "stop", None),
+    ("content is an object", {"model": "tiny", "messages": [{"role": "user", "content": {}}]}, 400, CONTENT, None),
     ("five stops", text_body(stop=list("abcde")), 400, "stop", None),
     ("empty stop", text_body(stop=""), 400, "stop", None),
     ("options without stream", text_body(stream_options={"include_usage": True}), 400, "stream_options", None),
-    ("unknown role", {"model": "tiny", "messages": [{"role": "robot", "content": "a"}]}, 400, "messages[0]", None),
+    ("unknown role", {"model": "tiny", "messages": [{"role": "robot", "content": "a"}]}, 400, "messages[0].role", None),
     (
         "unknown part",
         {"model": "tiny", "messages": [{"role": "user", "content": [{"type": "video"}]}]},
         400,
-        "messages[0].content[0]",
+        "messages[0].content[0].type",
         None,
     ),
     (
@@ -57,7 +61,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
     ),
     ("assistant last", {"model": "tiny", "messages": [{"role": "assistant", "content": "a"}]}, 400, "messages", None),
     ("too long", text_body("word " * 3000), 400, "messages", "context_length_exceeded"),
-    ("too much asked", text_body(max_tokens=5000), 400, "messages", "context_length_exceeded"),
+    ("too much asked", text_body(max_tokens=5000), 400, "max_tokens", "context_length_exceeded"),
     ("bad base64", {"model": "tiny", "messages": [picture_message("a", PICTURE + "%")]}, 400, PARAM, "invalid_image"),
     (
         "no picture",
@@ -126,7 +130,7 @@ async def test_a_body_over_the_limit(client: httpx.AsyncClient) -> None:
 
 
 async def test_addresses_and_methods(client: httpx.AsyncClient) -> None:
-    for path in ("/", "/v1", "/v1/embeddings", "/docs"):
+    for path in ("/", "/v1", "/v1/embeddings", "/docs", "/health/ready/"):
         reply = await client.get(path)
         assert (reply.status_code, error_of(reply)["code"]) == (404, "not_found")
     reply = await client.get(CHAT)

@@ -100,7 +100,7 @@ def test_usage_counts_the_picture_and_the_length_limit_is_told(server: Server) -
     assert reply.usage.prompt_tokens_details is not None
     # 1.5: 8 x 8 patches. 1.6: a base tile of 4 x 4, then 8 rows of 8 patches and a newline.
     wanted = 64 if server.model == "llava-tiny-1.5" else 16 + 8 * 9
-    assert reply.usage.prompt_tokens_details.model_extra == {"image_tokens": wanted}
+    assert reply.usage.prompt_tokens_details.model_dump()["image_tokens"] == wanted
 
 
 def test_bad_pictures_are_refused_and_the_next_request_works(server: Server) -> None:

@@ -18,9 +18,13 @@ def answer_room(request: ChatCompletionRequest, text_tokens: int, image_tokens: 
         raise ContextLengthExceeded(
             f"This model's context is {max_model_len} tokens. Your messages have {text_tokens} tokens of text and "
             f"{image_tokens} of pictures{wanted}: send less, or ask for a shorter answer.",
-            param="messages",
+            param="messages" if room < 1 else asked_by(request),
         )
     return room if asked is None else asked
+
+
+def asked_by(request: ChatCompletionRequest) -> str:
+    return "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
 
 
 def check_stops(stop: str | list[str] | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from llava_api.errors import BadImage
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
+TOO_LARGE = "image_too_large"
 UNREADABLE = "The picture cannot be read: send a whole JPEG, PNG, WebP or GIF file."
 
 
@@ -34,7 +35,7 @@ def read_header(data: bytes, param: str, max_pixels: int) -> Header:
             raise BadImage(
                 f"The picture has more than the {max_pixels} pixels this server takes: scale it down.",
                 param=param,
-                code="image_too_large",
+                code=TOO_LARGE,
             )
         try:
             sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
@@ -49,7 +50,9 @@ def open_picture(data: bytes, param: str) -> Image.Image:
             # Our own pixel limit stands; Pillow's warning would only repeat it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(data), formats=FORMATS)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise BadImage("The picture has far too many pixels: scale it down.", param=param, code=TOO_LARGE) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise BadImage(UNREADABLE, param=param) from error
 
 

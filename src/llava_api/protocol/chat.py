@@ -72,7 +72,7 @@ class ChatCompletionRequest(Wire):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
+    n: int | None = Field(None, ge=1, le=1)
     """One answer a request."""
     user: str | None = None
     """Accepted and not used."""

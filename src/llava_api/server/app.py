@@ -23,6 +23,8 @@ def create_app(services: Services | None = None, lifespan: Lifespan | None = Non
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        # A redirect has no body that a client could read; a wrong address is a 404 like any other.
+        redirect_slashes=False,
     )
     app.state.services = services
     app.add_middleware(RequestId)

@@ -48,6 +48,14 @@ def refusal_of(error: ValidationError, data: dict[str, Any]) -> InvalidRequest:
         ((entry, path_in(entry["loc"], data)) for entry in error.errors(include_url=False)),
         key=lambda pair: len(pair[1]),
     )
+    if details["type"].startswith("union_tag"):
+        # Pydantic names the object; what is wrong in it is the field that tells its kind.
+        field = details["ctx"]["discriminator"].strip("'")
+        wanted = details["ctx"].get("expected_tags", "")
+        param = written([*path, field])
+        return InvalidRequest(
+            f"Invalid value for '{param}'{f': it must be one of {wanted}' if wanted else ''}.", param=param
+        )
     param = written(path)
     if details["type"] == "extra_forbidden":
         return InvalidRequest(f"Unrecognized request argument supplied: {param}", param=param)
@@ -71,12 +79,17 @@ def path_in(location: tuple[int | str, ...], data: object) -> list[int | str]:
             here = here[step]
         elif isinstance(here, list) and isinstance(step, int) and step < len(here):
             here = here[step]
-        elif index == len(location) - 1 and isinstance(here, dict):
+        elif index == len(location) - 1 and isinstance(here, dict) and not names_a_type(step):
             pass
         else:
             continue
         path.append(step)
     return path
+
+
+def names_a_type(step: int | str) -> bool:
+    """Whether a step of a location is pydantic's name for a member of a union; no field is called so."""
+    return isinstance(step, str) and step.split("[")[0] in ("str", "int", "float", "bool", "list", "dict")
 
 
 def written(path: list[int | str]) -> str:
