@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from tests.api.test_chat import CHAT, text_body
+from llava_api.images.load import MeasuredImage, RenderedImage
+from llava_api.server.services import Services
+from tests.api.test_chat import CHAT, RED, picture_message, text_body
 from tests.support.scripted_engine import ScriptedEngine
 
 
@@ -65,3 +68,30 @@ async def test_leaving_before_the_body_has_come_is_no_fault_of_the_server(
         await asyncio.sleep(0.2)
         assert engine.requests == []
         assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_leaving_while_pictures_are_prepared_never_reaches_the_engine(
+    app: FastAPI, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    services: Services = app.state.services
+    decoding, go_on = threading.Event(), threading.Event()
+    render = services.preparer.render
+
+    def slow_render(image: MeasuredImage) -> RenderedImage:
+        decoding.set()
+        go_on.wait(5)
+        return render(image)
+
+    monkeypatch.setattr(services.preparer, "render", slow_render)
+    message = picture_message("What is it?", RED)
+    body = json.dumps({"model": "tiny", "messages": [message], "stream": stream}).encode()
+    async with connection(app) as writer:
+        writer.write(head(len(body)) + body)
+        assert await asyncio.to_thread(decoding.wait, 5)
+        writer.close()
+        await writer.wait_closed()
+        await asyncio.sleep(0.2)
+        go_on.set()
+        await asyncio.sleep(0.3)
+        assert engine.requests == []

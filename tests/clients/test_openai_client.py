@@ -42,14 +42,15 @@ def user(text: str, *urls: str) -> dict[str, object]:
 
 
 def answer(server: Server, *messages: dict[str, object]) -> str:
-    reply = client_of(server).chat.completions.create(model=server.model, messages=list(messages))  # type: ignore[arg-type]
+    with client_of(server) as client:
+        reply = client.chat.completions.create(model=server.model, messages=list(messages))  # type: ignore[arg-type]
     return reply.choices[0].message.content or ""
 
 
 async def test_fresh_questions_are_answered(server: Server) -> None:
-    client = AsyncOpenAI(base_url=server.base_url, api_key="none")
     items = [draw_item(index, "quick test") for index in range(QUESTIONS)]
-    answers = await asyncio.gather(*(ask(client, server.model, item) for item in items))
+    async with AsyncOpenAI(base_url=server.base_url, api_key="none") as client:
+        answers = await asyncio.gather(*(ask(client, server.model, item) for item in items))
     wrong = [
         (item.seed, item.questions[-1].answer, given)
         for item, given in zip(items, answers, strict=True)
@@ -89,11 +90,12 @@ def test_text_alone_is_answered_honestly(server: Server) -> None:
 
 
 def test_usage_counts_the_picture_and_the_length_limit_is_told(server: Server) -> None:
-    reply = client_of(server).chat.completions.create(
-        model=server.model,
-        messages=[user("Describe this image.", shape("red", "circle"))],  # type: ignore[list-item]
-        max_tokens=2,
-    )
+    with client_of(server) as client:
+        reply = client.chat.completions.create(
+            model=server.model,
+            messages=[user("Describe this image.", shape("red", "circle"))],  # type: ignore[list-item]
+            max_tokens=2,
+        )
     assert reply.choices[0].finish_reason == "length"
     assert reply.usage is not None
     assert reply.usage.completion_tokens == 2
@@ -112,5 +114,6 @@ def test_bad_pictures_are_refused_and_the_next_request_works(server: Server) -> 
 
 
 def test_models_are_listed(server: Server) -> None:
-    assert [model.id for model in client_of(server).models.list()] == [server.model]
-    assert client_of(server).models.retrieve(server.model).id == server.model
+    with client_of(server) as client:
+        assert [model.id for model in client.models.list()] == [server.model]
+        assert client.models.retrieve(server.model).id == server.model

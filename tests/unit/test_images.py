@@ -122,6 +122,19 @@ def test_exif_orientation(orientation: int) -> None:
     assert near(colour_at(data, 50, 30), (255, 255, 255))
 
 
+def test_an_odd_exif_tag_does_not_spoil_a_picture() -> None:
+    """Cameras write such tags: here text in a tag that is a number by rights; the orientation still counts."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "hello"
+    whole = file_of(RED, "JPEG", exif=exif)
+    description, x_position = b"\x01\x0e\x00\x02", b"\x01\x1e\x00\x02"
+    assert whole.count(description) == 1
+    data = whole.replace(description, x_position)
+    assert decode(data, "p").size == (20, 40)
+    assert near(colour_at(data, 5, 5), (254, 0, 0))
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.4", file_of(RED, "PNG")[:20]],

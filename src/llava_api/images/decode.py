@@ -8,13 +8,22 @@ import io
 import warnings
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from llava_api.errors import BadImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 TOO_LARGE = "image_too_large"
 UNREADABLE = "The picture cannot be read: send a whole JPEG, PNG, WebP or GIF file."
 
@@ -61,7 +70,10 @@ def decode(data: bytes, param: str) -> Image.Image:
     with open_picture(data, param) as image:
         try:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            # Not ImageOps.exif_transpose: it writes the EXIF data anew and fails, in many ways, where a camera
+            # wrote an unusual tag.
+            turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
+            upright = image if turn is None else image.transpose(turn)
             if upright.has_transparency_data:
                 layered = upright.convert("RGBA")
                 flat = Image.new("RGBA", layered.size, (255, 255, 255, 255))

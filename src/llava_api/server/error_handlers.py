@@ -43,7 +43,9 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def on_unforeseen(request: Request, error: Exception) -> Response:
     log.error("unforeseen error on %s", request.scope.get("path"), exc_info=error)
-    return error_response(ApiError(INTERNAL, code="internal_error"))
+    # Starlette answers these outside all middleware, so the header that INTERNAL speaks of is set here.
+    headers = {"x-request-id": request.state.request_id}
+    return error_response(ApiError(INTERNAL, code="internal_error"), headers)
 
 
 def install(app: FastAPI) -> None:
