@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from llava_api.images.geometry import fit_within, select_best_resolution, tile_grid
-from llava_api.images.pixels import Normalisation, pad_to_square
+from llava_api.images.pixels import Normalisation, anyres_canvas, pad_to_square
 from training.conversations import (
     NO_PICTURE_QUESTIONS,
     SELF_ANSWER,
@@ -63,9 +63,8 @@ def frames(recipe: Recipe, image: Image.Image) -> list[tuple[Image.Image, tuple[
     tiles = [(image.resize((side, side), Image.Resampling.BICUBIC), (side / width, side / height, 0.0, 0.0))]
     target = select_best_resolution(image.size, recipe.pinpoints)
     fitted = fit_within(image.size, target)
-    canvas = Image.new("RGB", target)
+    canvas = anyres_canvas(image, target)
     left, top = (target[0] - fitted[0]) // 2, (target[1] - fitted[1]) // 2
-    canvas.paste(image.resize(fitted, Image.Resampling.BICUBIC), (left, top))
     for y in range(0, target[1], side):
         for x in range(0, target[0], side):
             frame = (fitted[0] / width, fitted[1] / height, left - x, top - y)

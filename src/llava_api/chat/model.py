@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from llava_api.checkpoints.inspect import Checkpoint, inspect_checkpoint
 from llava_api.errors import StartupError
 from llava_api.images.load import ImageMode
-from llava_api.images.pixels import Normalisation
+from llava_api.images.pixels import CLIP_MEAN, CLIP_STD, Normalisation
 from llava_api.prompts.detect import detect_family
 from llava_api.prompts.family import PromptFamily
 from llava_api.prompts.render import TextTokenizer
@@ -32,7 +32,7 @@ def image_mode_of(checkpoint: Checkpoint) -> ImageMode:
         tile_pixels=checkpoint.tile_pixels,
         patch_pixels=checkpoint.patch_pixels,
         pinpoints=checkpoint.pinpoints,
-        normalisation=Normalisation(checkpoint.image_mean, checkpoint.image_std),
+        normalisation=Normalisation(checkpoint.image_mean or CLIP_MEAN, checkpoint.image_std or CLIP_STD),
     )
 
 

@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 from llava_api.errors import StartupError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ARCHITECTURES: dict[str, Literal["1.5", "1.6"]] = {
     "LlavaForConditionalGeneration": "1.5",
     "LlavaNextForConditionalGeneration": "1.6",
@@ -33,8 +31,9 @@ class Checkpoint:
     patch_pixels: int
     pinpoints: tuple[tuple[int, int], ...]
     """(width, height) as LLaVA reads them; empty for 1.5."""
-    image_mean: Triple
-    image_std: Triple
+    image_mean: Triple | None
+    """Per channel, in units of 0..1; None where the checkpoint does not tell."""
+    image_std: Triple | None
     bos_token: str | None
     eos_token_ids: tuple[int, ...]
     stored_dtype: str | None
@@ -90,20 +89,24 @@ def token_text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def bos_token_of(tokenizer_config: dict[str, Any], tokenizer: dict[str, Any]) -> str | None:
-    """The BOS token if the tokenizer writes one; ``add_bos_token`` false and Qwen's null mean none."""
+def bos_token_of(folder: Path) -> str | None:
+    """The BOS token if the tokenizer writes one; ``add_bos_token`` false and Qwen's null mean none.
+
+    tokenizer.json, several MB of a real checkpoint, is read only where the small file leaves it open.
+    """
+    tokenizer_config = read_json(folder, "tokenizer_config.json")
     bos = token_text(tokenizer_config.get("bos_token"))
     if bos is None or tokenizer_config.get("add_bos_token") is False:
         return None
     if tokenizer_config.get("add_bos_token") is True or tokenizer_config.get("tokenizer_class", "").startswith("Llama"):
         return bos
-    return bos if bos in json.dumps(tokenizer.get("post_processor")) else None
+    return bos if bos in json.dumps(read_json(folder, "tokenizer.json").get("post_processor")) else None
 
 
-def triple(values: object, default: Triple) -> Triple:
+def triple(values: object) -> Triple | None:
     if isinstance(values, list) and len(values) == 3:
         return (float(values[0]), float(values[1]), float(values[2]))
-    return default
+    return None
 
 
 def inspect_checkpoint(model: str, revision: str | None = None, download_dir: str | None = None) -> Checkpoint:
@@ -121,7 +124,6 @@ def inspect_checkpoint(model: str, revision: str | None = None, download_dir: st
     vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
     generation = read_json(folder, "generation_config.json")
     processor = read_json(folder, "preprocessor_config.json")
-    tokenizer_config = read_json(folder, "tokenizer_config.json")
     eos = generation.get("eos_token_id", text.get("eos_token_id", 2))
     pinpoints = config.get("image_grid_pinpoints") or [] if version == "1.6" else []
     greedy = generation.get("do_sample") is False
@@ -134,9 +136,9 @@ def inspect_checkpoint(model: str, revision: str | None = None, download_dir: st
         tile_pixels=vision.get("image_size", 336),
         patch_pixels=vision.get("patch_size", 14),
         pinpoints=tuple((int(width), int(height)) for width, height in pinpoints),
-        image_mean=triple(processor.get("image_mean"), CLIP_MEAN),
-        image_std=triple(processor.get("image_std"), CLIP_STD),
-        bos_token=bos_token_of(tokenizer_config, read_json(folder, "tokenizer.json")),
+        image_mean=triple(processor.get("image_mean")),
+        image_std=triple(processor.get("image_std")),
+        bos_token=bos_token_of(folder),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
         stored_dtype=config.get("dtype") or config.get("torch_dtype") or text.get("dtype"),
         default_temperature=0.0 if greedy else float(generation.get("temperature") or 1.0),

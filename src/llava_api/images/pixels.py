@@ -70,6 +70,15 @@ def pad_pixels(image: Image.Image, tile_pixels: int, normalisation: Normalisatio
     return normalise(resized, normalisation.table())
 
 
+def anyres_canvas(image: Image.Image, target: Size) -> Image.Image:
+    """The picture scaled into ``target`` (width, height) and centred on black. Source: ``resize_and_pad_image``."""
+    fitted = fit_within(image.size, target)
+    canvas = Image.new("RGB", target)
+    offset = ((target[0] - fitted[0]) // 2, (target[1] - fitted[1]) // 2)
+    canvas.paste(image.resize(fitted, Image.Resampling.BICUBIC), offset)
+    return canvas
+
+
 def anyres_pixels(
     image: Image.Image, pinpoints: tuple[Size, ...], tile_pixels: int, normalisation: Normalisation
 ) -> FloatArray:
@@ -80,12 +89,8 @@ def anyres_pixels(
     """
     table = normalisation.table()
     target = select_best_resolution(image.size, pinpoints)
-    fitted = fit_within(image.size, target)
-    canvas = Image.new("RGB", target)
-    offset = ((target[0] - fitted[0]) // 2, (target[1] - fitted[1]) // 2)
-    canvas.paste(image.resize(fitted, Image.Resampling.BICUBIC), offset)
     base = image.resize((tile_pixels, tile_pixels), Image.Resampling.BICUBIC)
-    whole = normalise(canvas, table)
+    whole = normalise(anyres_canvas(image, target), table)
     tiles = [normalise(base, table)]
     for top in range(0, target[1], tile_pixels):
         for left in range(0, target[0], tile_pixels):
