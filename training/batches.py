@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
 from llava_api.images.geometry import fit_within, select_best_resolution, tile_grid
 from llava_api.images.pixels import Normalisation, anyres_canvas, pad_to_square
 from training.conversations import (
@@ -55,7 +56,7 @@ def frames(recipe: Recipe, image: Image.Image) -> list[tuple[Image.Image, tuple[
     side = recipe.tile_pixels
     width, height = image.size
     if recipe.version == "1.5":
-        square = pad_to_square(image, Normalisation().fill_colour())
+        square = pad_to_square(image, Normalisation(CLIP_MEAN, CLIP_STD).fill_colour())
         longer = max(width, height)
         scale = side / longer
         offsets = ((longer - width) // 2 * scale, (longer - height) // 2 * scale)

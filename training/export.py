@@ -12,18 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llava_api.images.pixels import CLIP_MEAN, CLIP_STD
+from llava_api.checkpoints.hub_files import clip_processor, hub_config
+from llava_api.engine.weight_names import classic_name
 from training.model import RECIPES, Recipe, text_config, vision_config
 from training.tokenizer import build_tokenizer, save_tokenizer
 
-# vLLM 0.32 expects these names; save_pretrained of transformers 5 writes others.
-CLASSIC_NAMES = (
-    ("model.vision_tower.", "vision_tower.vision_model."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("model.language_model.", "language_model.model."),
-    ("model.image_newline", "image_newline"),
-    ("lm_head.", "language_model.lm_head."),
-)
 TEMPLATE = (
     "{{ bos_token }}"
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }} {% set messages = messages[1:] %}"
@@ -41,13 +34,6 @@ TEMPLATE = (
 )
 
 
-def classic_name(name: str) -> str:
-    for modern, classic in CLASSIC_NAMES:
-        if name.startswith(modern):
-            return classic + name.removeprefix(modern)
-    raise ValueError(f"no classic name for {name}")
-
-
 def classic_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         classic_name(name.removeprefix("llava.")): tensor.contiguous()
@@ -59,50 +45,14 @@ def classic_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def config(recipe: Recipe, vocabulary: int, image_token: int) -> dict[str, Any]:
     vision = {**vision_config(recipe).to_diff_dict(), "model_type": "clip_vision_model"}
     text = {**text_config(recipe, vocabulary).to_diff_dict(), "model_type": "llama"}
-    whole: dict[str, Any] = {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
-        "image_token_index": image_token,
-        "projector_hidden_act": "gelu",
-        "vision_feature_select_strategy": "default",
-        "vision_feature_layer": -2,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-        "vision_config": {name: value for name, value in vision.items() if name != "transformers_version"},
-        "text_config": {name: value for name, value in text.items() if name != "transformers_version"},
-    }
-    if recipe.version == "1.5":
-        whole["image_seq_length"] = recipe.side**2
-    else:
-        whole["architectures"] = ["LlavaNextForConditionalGeneration"]
-        whole["model_type"] = "llava_next"
-        whole["image_grid_pinpoints"] = [list(point) for point in recipe.pinpoints]
-    return whole
-
-
-def preprocessor(recipe: Recipe) -> dict[str, Any]:
-    side = recipe.tile_pixels
-    settings: dict[str, Any] = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": side},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": side, "width": side},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(CLIP_MEAN),
-        "image_std": list(CLIP_STD),
-        "processor_class": "LlavaProcessor",
-    }
-    if recipe.version == "1.6":
-        settings["image_processor_type"] = "LlavaNextImageProcessor"
-        settings["processor_class"] = "LlavaNextProcessor"
-        settings["image_grid_pinpoints"] = [list(point) for point in recipe.pinpoints]
-        settings["do_pad"] = True
-    return settings
+    whole = hub_config(
+        tiled=recipe.version == "1.6",
+        text={name: value for name, value in text.items() if name != "transformers_version"},
+        vision={name: value for name, value in vision.items() if name != "transformers_version"},
+        image_token_id=image_token,
+        pinpoints=[list(point) for point in recipe.pinpoints],
+    )
+    return {**whole, "torch_dtype": "float32"}
 
 
 def accuracy_table(report: dict[str, Any]) -> str:
@@ -142,17 +92,10 @@ def export(recipe: Recipe, state_file: Path, target: Path, report: dict[str, Any
     target.mkdir(parents=True, exist_ok=True)
     save_file(classic_weights(state["model"]), target / "model.safetensors", metadata={"format": "pt"})
     save_tokenizer(tokenizer, target)
-    processor_class = "LlavaProcessor" if recipe.version == "1.5" else "LlavaNextProcessor"
+    pinpoints = [list(point) for point in recipe.pinpoints]
     files: dict[str, dict[str, Any]] = {
         "config.json": config(recipe, tokenizer.get_vocab_size(), image_token),
-        "preprocessor_config.json": preprocessor(recipe),
-        "processor_config.json": {
-            "processor_class": processor_class,
-            "image_token": "<image>",
-            "patch_size": recipe.patch_pixels,
-            "num_additional_image_tokens": 1,
-            "vision_feature_select_strategy": "default",
-        },
+        **clip_processor(recipe.tile_pixels, recipe.patch_pixels, pinpoints),
         "generation_config.json": {
             "bos_token_id": 1,
             "eos_token_id": 2,

@@ -16,6 +16,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
 from llava_api.images.pixels import Normalisation
 from training.batches import Batch, TrainingBatches, exam_batch
 from training.model import KIND_CLASSES, RECIPES, Trainee
@@ -24,7 +25,7 @@ from training.tokenizer import build_tokenizer
 
 def normalised(tiles: Tensor) -> Tensor:
     """uint8 (tiles, S, S, 3) -> float32 (tiles, 3, S, S) as the product makes them."""
-    settings = Normalisation()
+    settings = Normalisation(CLIP_MEAN, CLIP_STD)
     mean = torch.tensor(settings.mean)[:, None, None]
     std = torch.tensor(settings.std)[:, None, None]
     return (tiles.permute(0, 3, 1, 2).float() / 255 - mean) / std

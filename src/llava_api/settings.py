@@ -45,9 +45,32 @@ class Settings(BaseSettings):
     image_threads: int = Field(2, ge=1)
     """Threads that decode and resize pictures."""
 
+    image_mode: Literal["pad", "square", "anyres", "hf"] | None = None
+    """How pictures are shown to the model; default: as the checkpoint was trained.
+
+    pad: padded to a square; square: middle cut out; anyres: tiles; hf: what transformers does by default."""
+    exif_orientation: bool = True
+    """Turn pictures upright by their EXIF tag; LLaVA's own code does not."""
+    flatten_transparency: bool = True
+    """Show white under transparency; LLaVA's own code shows what lies under it."""
+
     # The prompt
     prompt_family: str | None = None
-    """Prompt family to use instead of the detected one."""
+    """Prompt family to use instead of the detected one; hub: the checkpoint's own chat template."""
+
+    # Checkpoints in LLaVA's original format
+    cache_dir: str = "~/.cache/llava-api"
+    """Folder for converted checkpoints."""
+    model_base: str | None = None
+    """Model that an original LoRA was trained on: a folder or a hub id."""
+    vision_tower: str | None = None
+    """Vision tower of an original checkpoint, a folder or a hub id; default: its mm_vision_tower."""
+
+    # LoRA adapters
+    lora: Texts = []
+    """Adapter served beside the model, as name=folder; requests choose it by that name. May be repeated."""
+    max_lora_rank: int = Field(64, ge=1)
+    """Highest rank of an adapter."""
 
     # The engine, in vLLM's names
     dtype: str = "auto"
@@ -68,6 +91,10 @@ class Settings(BaseSettings):
     """How workers are run; ray for more than one machine."""
     quantization: str | None = None
     """Quantization method; default: what the checkpoint says."""
+    load_8bit: bool = False
+    """Hold the weights in 8 bit, as LLaVA's own flag does: vLLM's online int8, unless the checkpoint is quantized."""
+    load_4bit: bool = False
+    """LLaVA's own flag; needs a checkpoint that is quantized to 4 bit already, and says so otherwise."""
     enforce_eager: bool | None = None
     """Skip compilation and CUDA graphs; default: yes on the CPU, no on a GPU."""
     seed: int = 0

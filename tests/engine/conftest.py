@@ -18,7 +18,7 @@ import uvicorn
 
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.chat.prepare import Preparer
-from llava_api.cli.serve import demo_folder
+from llava_api.cli.models import demo_folder
 from llava_api.engine.base import Engine
 from llava_api.engine.vllm_start import start_engine
 from llava_api.server.app import create_app
@@ -56,8 +56,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     folder = endless_copy(demo_folder() / "llava-tiny-1.5", tmp_path_factory.mktemp("endless") / "model")
     settings = Settings()
     model = replace(open_model(str(folder), ("endless",), settings), stop_token_ids=())
-    checkpoint = model.checkpoint
-    engine = start_engine(settings, checkpoint.model, checkpoint.stored_dtype, checkpoint.pinpoints)
+    engine = start_engine(settings, model.to_load())
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     with ThreadPoolExecutor(2) as threads:

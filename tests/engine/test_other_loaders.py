@@ -5,7 +5,8 @@ import warnings
 import pytest
 from PIL import Image
 
-from llava_api.cli.serve import DEMO_PICTURE, demo_folder
+from llava_api.cli.models import demo_folder
+from llava_api.cli.serve import DEMO_PICTURE
 
 
 @pytest.mark.parametrize("name", ["llava-tiny-1.5", "llava-tiny-1.6"])

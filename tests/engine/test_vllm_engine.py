@@ -10,7 +10,8 @@ import pytest
 
 from llava_api.engine.base import EngineImage, GenerationRequest, Sampling
 from llava_api.images.load import ImagePart, measure, render
-from llava_api.prompts.render import Turn, layout, tokenize
+from llava_api.prompts.render import tokenize
+from llava_api.prompts.segments import Turn
 from tests.engine.conftest import Running
 from tests.support.questions import data_url
 from training.pictures import draw_picture
@@ -25,7 +26,7 @@ def picture_request(running: Running, index: int, name: str) -> GenerationReques
     model = running.model
     measured = measure(ImagePart(data_url(picture.image), "image"), model.image_mode, 10**7, 10**7)
     prompt = tokenize(
-        layout(model.family, None, [Turn("user", "Describe this image.", (0,))]),
+        model.family.layout(None, [Turn("user", "Describe this image.", (0,))]),
         model.tokenizer,
         model.checkpoint.image_token_id,
         [measured.tokens],

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from llava_api.images.geometry import Size, anyres_tokens, size_for_transformers, tile_grid
+from llava_api.images.geometry import Size, merged_tokens, size_for_transformers, tile_grid
 from tests.support.golden import cases
 
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
@@ -15,7 +15,7 @@ def test_every_golden_grid_and_count() -> None:
         size = (case["width"], case["height"])
         grid = tile_grid(size, PINPOINTS, 336, 14)
         assert [grid.across, grid.down] == case["grid"], size
-        assert anyres_tokens(size, PINPOINTS, 336, 14) == case["image_tokens"], size
+        assert merged_tokens(grid, 576, "spatial_unpad") == case["image_tokens"], size
 
 
 def odd_sizes() -> list[Size]:

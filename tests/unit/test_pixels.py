@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_api.images.pixels import Normalisation, anyres_pixels, pad_pixels
+from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
+from llava_api.images.pixels import Normalisation, anyres_pixels, pad_pixels, square_pixels
 from tests.support.golden import cases
 from tests.unit.test_geometry import PINPOINTS
 
-# The golden file's third mode, the plain square processor, is not offered yet.
-CASES = [case for case in cases("pixels") if case["mode"] in ("pad", "anyres")]
+CLIP = Normalisation(CLIP_MEAN, CLIP_STD)
 
 
 def golden_picture(width: int, height: int, seed: int) -> Image.Image:
@@ -24,12 +24,15 @@ def golden_picture(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['mode']}-{case['width']}x{case['height']}")
+@pytest.mark.parametrize("case", cases("pixels"), ids=lambda case: f"{case['mode']}-{case['width']}x{case['height']}")
 def test_pixels_to_the_bit(case: dict[str, Any]) -> None:
     picture = golden_picture(case["width"], case["height"], case["seed"])
     if case["mode"] == "pad":
-        pixels = pad_pixels(picture, 336, Normalisation())
+        pixels = pad_pixels(picture, 336, CLIP)
+    elif case["mode"] == "anyres":
+        pixels = anyres_pixels(picture, PINPOINTS, 336, CLIP)
     else:
-        pixels = anyres_pixels(picture, PINPOINTS, 336, Normalisation())
+        # The golden file writes null where image_aspect_ratio is not set.
+        pixels = square_pixels(picture, 336, CLIP)
     assert list(pixels.shape) == case["shape"]
     assert hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest() == case["sha256_float32"]

@@ -1,6 +1,5 @@
 """Prompts and token ids against LLaVA's original code."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +8,9 @@ from tokenizers import Tokenizer
 from llava_api.errors import StartupError
 from llava_api.prompts.detect import detect_family
 from llava_api.prompts.families import FAMILIES
-from llava_api.prompts.render import TextTokenizer, Turn, as_text, layout, tokenize
+from llava_api.prompts.render import tokenize
+from llava_api.prompts.segments import Turn, as_text
+from llava_api.prompts.tokenizer import TextTokenizer
 from tests.support.golden import cases
 from tests.support.tokenizer import ADDED, SPECIALS, llama_like_tokenizer
 
@@ -28,7 +29,7 @@ def turns_of(case: dict[str, Any]) -> list[Turn]:
 
 @pytest.mark.parametrize("case", cases("prompts"), ids=lambda case: f"{case['template']}-{case['case']}")
 def test_prompt_is_the_original_codes(case: dict[str, Any]) -> None:
-    assert as_text(layout(FAMILIES[case["template"]], case["system"], turns_of(case))) == case["prompt"]
+    assert as_text(FAMILIES[case["template"]].layout(case["system"], turns_of(case))) == case["prompt"]
 
 
 def test_llama_3_form() -> None:
@@ -38,13 +39,12 @@ def test_llama_3_form() -> None:
         "<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
-    assert as_text(layout(FAMILIES["llava_llama_3"], "Be brief.", [Turn("user", "What?", (0,))])) == wanted
+    assert as_text(FAMILIES["llava_llama_3"].layout("Be brief.", [Turn("user", "What?", (0,))])) == wanted
 
 
 @pytest.fixture
-def tokenizer(tmp_path: Path) -> TextTokenizer:
-    llama_like_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    return TextTokenizer(tmp_path / "tokenizer.json", "<s>")
+def tokenizer() -> TextTokenizer:
+    return TextTokenizer(llama_like_tokenizer().to_str(), "<s>")
 
 
 def original_token_ids(prompt: str, tokenizer: Tokenizer, image_token: int) -> list[int]:
@@ -67,7 +67,7 @@ def test_token_ids_are_the_original_codes(case: dict[str, Any], tokenizer: TextT
     image_token = full.token_to_id("<image>")
     turns = turns_of(case)
     lengths = [IMAGE_LENGTH] * sum(len(turn.images) for turn in turns)
-    rendered = tokenize(layout(FAMILIES[case["template"]], case["system"], turns), tokenizer, image_token, lengths)
+    rendered = tokenize(FAMILIES[case["template"]].layout(case["system"], turns), tokenizer, image_token, lengths)
     assert rendered.token_ids == original_token_ids(case["prompt"], full, image_token)
     for place in rendered.placeholders:
         assert rendered.token_ids[place.offset : place.offset + place.length] == [image_token] * IMAGE_LENGTH
@@ -82,7 +82,7 @@ def test_typed_text_never_becomes_a_special_token(name: str, tokenizer: TextToke
 
     def special_tokens(user: str, system: str, assistant: str) -> list[int]:
         turns = [Turn("user", user, (0,)), Turn("assistant", assistant), Turn("user", user)]
-        segments = layout(FAMILIES[name], system, turns)
+        segments = FAMILIES[name].layout(system, turns)
         ids = tokenize(segments, tokenizer, full.token_to_id("<image>"), [IMAGE_LENGTH]).token_ids
         return [token for token in ids if token in specials]
 
@@ -100,9 +100,9 @@ def test_typed_text_never_becomes_a_special_token(name: str, tokenizer: TextToke
     ],
 )
 def test_detection(model_type: str, tokens: tuple[str, ...], family: str) -> None:
-    assert detect_family(model_type, lambda token: token in tokens)[0].name == family
+    assert detect_family(model_type, "1.6", lambda token: token in tokens, None)[0].name == family
 
 
 def test_an_unknown_text_model_asks_for_a_family() -> None:
     with pytest.raises(StartupError, match="--prompt-family"):
-        detect_family("mamba", lambda token: False)
+        detect_family("mamba", "1.5", lambda token: False, None)

@@ -4,6 +4,7 @@ import pytest
 
 from llava_api.cli.flags import read_settings
 from llava_api.cli.main import build_parser
+from llava_api.engine.base import ModelToLoad
 from llava_api.engine.vllm_options import engine_arguments, parse_engine_arg
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
@@ -50,7 +51,8 @@ KNOWN = {
 
 
 def arguments(settings: Settings, stored_dtype: str | None = "float16") -> dict[str, object]:
-    return engine_arguments(settings, "m", on_cpu=True, stored_dtype=stored_dtype, mirrored_pinpoints=[], known=KNOWN)
+    model = ModelToLoad("m", "LlavaForConditionalGeneration", stored_dtype)
+    return engine_arguments(settings, model, on_cpu=True, known=KNOWN)
 
 
 def test_engine_settings_keep_vllms_names() -> None:

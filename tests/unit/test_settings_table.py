@@ -11,12 +11,13 @@ from llava_api.cli.main import build_parser
 from llava_api.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-ROW = re.compile(r"^\| `(--[a-z-]+)` \| `(LLAVA_[A-Z_]+)` \|")
+ROW = re.compile(r"^\| `(--[a-z0-9-]+)` \| `(LLAVA_[A-Z0-9_]+)` \|")
 VALUES = {
     "--port": "8001",
     "--log-level": "debug",
     "--gpu-memory-utilization": "0.5",
     "--distributed-executor-backend": "ray",
+    "--image-mode": "pad",
 }
 """A value that fits, for flags that do not take every number."""
 

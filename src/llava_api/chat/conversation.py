@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from llava_api.errors import InvalidRequest
 from llava_api.images.load import ImagePart
-from llava_api.prompts.render import Turn
+from llava_api.prompts.segments import Turn
 from llava_api.protocol import chat as wire
 
 
@@ -29,21 +29,24 @@ def read_user(message: wire.UserMessage, position: int, images: list[ImagePart])
     """One user message; its pictures are appended to ``images``."""
     if isinstance(message.content, str):
         return Turn("user", message.content)
-    texts: list[str] = []
-    own: list[int] = []
+    parts: list[str | int] = []
     for index, part in enumerate(message.content):
         if isinstance(part, wire.TextPart):
-            texts.append(part.text)
+            parts.append(part.text)
         else:
-            own.append(len(images))
+            parts.append(len(images))
             images.append(ImagePart(part.image_url.url, f"messages[{position}].content[{index}].image_url"))
-    return Turn("user", "\n".join(texts), tuple(own))
+    return turn_of("user", parts)
+
+
+def turn_of(role: str, parts: Sequence[str | int]) -> Turn:
+    texts = [part for part in parts if isinstance(part, str)]
+    return Turn(role, "\n".join(texts), tuple(part for part in parts if isinstance(part, int)), tuple(parts))
 
 
 def merge(earlier: Turn, later: Turn) -> Turn:
     """Two messages of one role in a row are one turn."""
-    text = "\n".join(part for part in (earlier.text, later.text) if part)
-    return Turn(earlier.role, text, earlier.images + later.images)
+    return turn_of(earlier.role, [part for part in (*earlier.interleaved(), *later.interleaved()) if part != ""])
 
 
 def read_conversation(messages: Sequence[wire.Message]) -> Conversation:

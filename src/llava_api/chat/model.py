@@ -1,15 +1,27 @@
 """The served model: everything that is known about it before the first request."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast, get_args
 
-from llava_api.checkpoints.inspect import Checkpoint, inspect_checkpoint
+from llava_api.checkpoints.files import HubOptions
+from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
+from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
+from llava_api.engine.base import Adapter, ModelToLoad
 from llava_api.errors import StartupError
-from llava_api.images.load import ImageMode
-from llava_api.images.pixels import CLIP_MEAN, CLIP_STD, Normalisation
+from llava_api.images.geometry import PatchMerge
+from llava_api.images.hub_processor import HubProcessor
+from llava_api.images.mode import ImageMode, ModeName
+from llava_api.images.pixels import Normalisation
 from llava_api.prompts.detect import detect_family
-from llava_api.prompts.family import PromptFamily
-from llava_api.prompts.render import TextTokenizer
+from llava_api.prompts.family import IMAGE_END, IMAGE_START, PromptFamily, PromptForm
+from llava_api.prompts.hub_template import HubTemplate
+from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.settings import Settings
+
+ONLINE_8BIT = "int8_per_channel_weight_only"
+"""vLLM's online int8: the nearest to what LLaVA's ``--load-8bit`` did with bitsandbytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,40 +29,179 @@ class ServedModel:
     names: tuple[str, ...]
     """Names it answers to; the first stands in replies."""
     checkpoint: Checkpoint
-    family: PromptFamily
+    family: PromptForm
     family_reason: str
     tokenizer: TextTokenizer
     image_mode: ImageMode
+    image_mode_reason: str
     stop_token_ids: tuple[int, ...]
     """Tokens that end an answer: the checkpoint's own and the family's."""
+    stop_texts: tuple[str, ...]
+    """Texts that end an answer: the family's, and its stop tokens that this tokenizer does not have."""
+
+    quantization: str | None = None
+    """vLLM's name of a method to quantize with; None for what the checkpoint says."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters served beside it, each under its own name."""
+
+    def served_names(self) -> tuple[str, ...]:
+        """Every name that a request may give: the model's own, then its adapters'."""
+        return (*self.names, *(adapter.name for adapter in self.adapters))
+
+    def to_load(self) -> ModelToLoad:
+        """What the engine needs to know to load it."""
+        mode = self.image_mode
+        tiled_model = self.checkpoint.version == "1.6"
+        return ModelToLoad(
+            path=self.checkpoint.model,
+            architecture="LlavaNextForConditionalGeneration" if tiled_model else "LlavaForConditionalGeneration",
+            stored_dtype=self.checkpoint.stored_dtype,
+            pinpoints=mode.engine_pinpoints(),
+            merge=mode.engine_merge() if tiled_model else None,
+            quantization=self.quantization,
+            adapters=self.adapters,
+        )
 
 
-def image_mode_of(checkpoint: Checkpoint) -> ImageMode:
-    """1.5 was trained on padded squares, 1.6 on any-res tiles (hub copies of the configs do not say so)."""
-    return ImageMode(
-        name="pad" if checkpoint.version == "1.5" else "anyres",
+def sources_of(settings: Settings) -> Sources:
+    hub = HubOptions(settings.revision, settings.download_dir)
+    return Sources(hub, settings.model_base, settings.vision_tower)
+
+
+def mode_name(checkpoint: Checkpoint, override: str | None) -> tuple[ModeName, str]:
+    """(image mode, the reason in words). Raises StartupError for one that the checkpoint cannot be shown."""
+    if override is not None:
+        if override == "anyres" and not checkpoint.pinpoints:
+            raise StartupError("--image-mode anyres needs a LLaVA-1.6 checkpoint; this one is 1.5 and has no grids")
+        return cast(ModeName, override), "set by --image-mode"
+    if checkpoint.aspect_ratio is not None:
+        known: dict[str, ModeName] = {"pad": "pad", "anyres": "anyres", "square": "square"}
+        found = known.get(checkpoint.aspect_ratio)
+        if found is None or (found == "anyres" and not checkpoint.pinpoints):
+            raise StartupError(
+                f"the checkpoint's config.json has image_aspect_ratio {checkpoint.aspect_ratio}, which it cannot be "
+                "served with: choose one of pad, square, anyres and hf with --image-mode"
+            )
+        return found, "its config.json says so (image_aspect_ratio)"
+    if not checkpoint.clip:
+        return "hf", "its vision tower is not CLIP's: as its own image processor does"
+    if checkpoint.version == "1.5":
+        return "pad", "LLaVA-1.5 was trained so"
+    return "anyres", "LLaVA-1.6 was trained so"
+
+
+def image_mode_of(checkpoint: Checkpoint, settings: Settings) -> tuple[ImageMode, str]:
+    """How the checkpoint is shown pictures: its own settings, else what its architecture was trained on."""
+    name, reason = mode_name(checkpoint, settings.image_mode)
+    merge = checkpoint.merge or "spatial_unpad"
+    if merge not in get_args(PatchMerge):
+        raise StartupError(
+            f"the checkpoint's config.json has mm_patch_merge_type {merge}, which llava-api cannot serve"
+        )
+    side = checkpoint.tile_pixels // checkpoint.patch_pixels
+    if checkpoint.pinpoints and checkpoint.tile_tokens != side * side:
+        raise StartupError("llava-api serves LLaVA-1.6 with vision_feature_select_strategy default only")
+    mode = ImageMode(
+        name=name,
         tile_pixels=checkpoint.tile_pixels,
         patch_pixels=checkpoint.patch_pixels,
-        pinpoints=checkpoint.pinpoints,
+        tile_tokens=checkpoint.tile_tokens,
         normalisation=Normalisation(checkpoint.image_mean or CLIP_MEAN, checkpoint.image_std or CLIP_STD),
+        pinpoints=checkpoint.pinpoints,
+        merge=cast(PatchMerge, merge) if name == "anyres" else "spatial_unpad",
+        upright=settings.exif_orientation,
+        on_white=settings.flatten_transparency,
+        hub_processor=HubProcessor(checkpoint.folder) if name == "hf" else None,
+    )
+    return mode, reason
+
+
+def hub_template_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> HubTemplate | None:
+    """The checkpoint's own chat template, where it has one that takes pictures."""
+    if checkpoint.chat_template is None:
+        return None
+    specials = tuple(tokenizer.special_ids)
+    try:
+        template = HubTemplate(checkpoint.chat_template, specials, checkpoint.bos_token, checkpoint.eos_token)
+    except StartupError:
+        # A template that nobody asked for must not stop a checkpoint whose family is known.
+        return None
+    return template if template.takes_pictures() else None
+
+
+def find_family(checkpoint: Checkpoint, tokenizer: TextTokenizer, override: str | None) -> tuple[PromptForm, str]:
+    """The prompt family and the reason; with marks around pictures where the checkpoint was trained so."""
+    family, reason = detect_family(
+        checkpoint.text_model_type,
+        checkpoint.version,
+        tokenizer.knows,
+        hub_template_of(checkpoint, tokenizer),
+        override,
+    )
+    if checkpoint.image_markers and isinstance(family, PromptFamily):
+        family = replace(family, image_markers=True)
+    return family, reason
+
+
+def quantization_of(checkpoint: Checkpoint, settings: Settings) -> str | None:
+    """What to pass to the engine for ``--quantization``, ``--load-8bit`` and ``--load-4bit``. Raises StartupError."""
+    has = checkpoint.quantization
+    if settings.load_4bit and has is None:
+        raise StartupError(
+            "--load-4bit: vLLM does not quantize to 4 bit while loading; serve a checkpoint that is quantized already "
+            "(AWQ, GPTQ or compressed-tensors: its config.json says so), or pass --load-8bit"
+        )
+    if settings.load_8bit and has is not None:
+        raise StartupError(f"--load-8bit: the checkpoint is quantized already ({has}); leave the flag out")
+    return ONLINE_8BIT if settings.load_8bit and settings.quantization is None else settings.quantization
+
+
+def read_adapters(given: Sequence[str], taken: Sequence[str]) -> tuple[Adapter, ...]:
+    """``--lora name=folder`` -> adapters. Raises StartupError for one that is not there."""
+    adapters: list[Adapter] = []
+    for number, text in enumerate(given, start=1):
+        name, equals, path = text.partition("=")
+        if not (equals and name and path):
+            raise StartupError(f"--lora {text}: write it as name=folder")
+        if name in taken or name in (adapter.name for adapter in adapters):
+            raise StartupError(f"--lora: the name {name} is given twice")
+        folder = Path(path).expanduser()
+        if not (folder / "adapter_config.json").is_file():
+            raise StartupError(f"--lora {name}: {path} has no adapter_config.json")
+        if (folder / "non_lora_trainables.bin").is_file():
+            raise StartupError(
+                f"--lora {name}: an adapter made with LLaVA's own training code brings its own projector; serve it as "
+                "a model of its own, with --model-base"
+            )
+        adapters.append(Adapter(name, str(folder.resolve()), number))
+    return tuple(adapters)
+
+
+def describe_model(checkpoint: Checkpoint, names: tuple[str, ...], settings: Settings) -> ServedModel:
+    """Decide how to speak to a checkpoint. Raises StartupError."""
+    tokenizer = TextTokenizer(checkpoint.tokenizer_json, checkpoint.bos_token)
+    family, family_reason = find_family(checkpoint, tokenizer, settings.prompt_family)
+    tokenizer.reserve((*family.specials, *family.stop_tokens, IMAGE_START, IMAGE_END))
+    stops = {token: tokenizer.token_id(token) for token in family.stop_tokens}
+    own = {*checkpoint.eos_token_ids}
+    if checkpoint.eos_token is not None and tokenizer.knows(checkpoint.eos_token):
+        own.add(tokenizer.token_id(checkpoint.eos_token) or 0)
+    image_mode, mode_reason = image_mode_of(checkpoint, settings)
+    return ServedModel(
+        names=names,
+        checkpoint=checkpoint,
+        family=family,
+        family_reason=family_reason,
+        tokenizer=tokenizer,
+        image_mode=image_mode,
+        image_mode_reason=mode_reason,
+        stop_token_ids=tuple(sorted({*own, *(token for token in stops.values() if token is not None)})),
+        stop_texts=(*family.stop_texts, *(text for text, token in stops.items() if token is None)),
+        quantization=quantization_of(checkpoint, settings),
+        adapters=read_adapters(settings.lora, names),
     )
 
 
 def open_model(model: str, names: tuple[str, ...], settings: Settings) -> ServedModel:
     """Read the checkpoint's small files and decide how to speak to it. Raises StartupError."""
-    checkpoint = inspect_checkpoint(model, settings.revision, settings.download_dir)
-    if checkpoint.version == "1.6" and not checkpoint.pinpoints:
-        raise StartupError("the checkpoint's config.json has no image_grid_pinpoints")
-    tokenizer = TextTokenizer(checkpoint.folder / "tokenizer.json", checkpoint.bos_token)
-    family, reason = detect_family(checkpoint.text_model_type, tokenizer.knows, settings.prompt_family)
-    family_stops = [tokenizer.token_id(token) for token in family.stop_tokens]
-    stops = {*checkpoint.eos_token_ids, *(token for token in family_stops if token is not None)}
-    return ServedModel(
-        names=names,
-        checkpoint=checkpoint,
-        family=family,
-        family_reason=reason,
-        tokenizer=tokenizer,
-        image_mode=image_mode_of(checkpoint),
-        stop_token_ids=tuple(sorted(stops)),
-    )
+    return describe_model(inspect_checkpoint(model, sources_of(settings)), names, settings)

@@ -42,7 +42,7 @@ def read_sampling(request: ChatCompletionRequest, model: ServedModel, max_tokens
         temperature=checkpoint.default_temperature if request.temperature is None else request.temperature,
         top_p=checkpoint.default_top_p if request.top_p is None else request.top_p,
         max_tokens=max_tokens,
-        stop=check_stops(request.stop) + model.family.stop_texts,
+        stop=check_stops(request.stop) + model.stop_texts,
         stop_token_ids=model.stop_token_ids,
         seed=request.seed,
     )

@@ -1,21 +1,37 @@
-"""A folder or a hub id -> what the checkpoint is: version, tile geometry, tokenizer facts.
+"""A folder or a hub id -> what the checkpoint is: format, version, tile geometry, tokenizer facts.
 
-Reads small JSON files alone; weights are the engine's business. It must not import torch or transformers.
+Reads small files alone; weights are the engine's business, and ``convert``'s. A folder with nothing but config and
+tokenizer will do.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from llava_api.checkpoints import original, tokenizer_files
+from llava_api.checkpoints.files import HubOptions, locate, read_json
+from llava_api.checkpoints.towers import Tower, find_tower
 from llava_api.errors import StartupError
 
 ARCHITECTURES: dict[str, Literal["1.5", "1.6"]] = {
     "LlavaForConditionalGeneration": "1.5",
     "LlavaNextForConditionalGeneration": "1.6",
 }
-SMALL_FILES = ("*.json", "tokenizer*", "*.model")
+TOWERS_WITH_CLASS_TOKEN = ("clip_vision_model",)
 Triple = tuple[float, float, float]
+Format = Literal["hub", "original", "original LoRA"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where a checkpoint and what belongs to it come from."""
+
+    hub: HubOptions = field(default_factory=HubOptions)
+    model_base: str | None = None
+    """For an original LoRA: the folder or hub id of the model that it was trained on."""
+    vision_tower: str | None = None
+    """For the original format: folder or hub id of the vision tower, in place of ``mm_vision_tower``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,123 +40,171 @@ class Checkpoint:
     """What the engine is asked to load: a folder or a hub id."""
     folder: Path
     """Where config.json and the tokenizer's files lie."""
+    format: Format
     version: Literal["1.5", "1.6"]
+    config: dict[str, Any] = field(repr=False)
+    """config.json in the hub's form, whatever the format."""
+    tower: Tower | None = field(repr=False)
+    """For the original format."""
+    tokenizer_json: str = field(repr=False)
+    bos_token: str | None
+    eos_token: str | None
+    chat_template: str | None = field(repr=False)
     text_model_type: str
     image_token_id: int
     tile_pixels: int
     patch_pixels: int
+    tile_tokens: int
+    """Image tokens of one tile."""
+    clip: bool
+    """Whether the vision tower is CLIP's, which LLaVA's own preprocessing is made for."""
     pinpoints: tuple[tuple[int, int], ...]
-    """(width, height) as LLaVA reads them; empty for 1.5."""
+    """Pairs as config.json lists them; empty for 1.5."""
+    aspect_ratio: str | None
+    """LLaVA's ``image_aspect_ratio``: pad, square or anyres; None where the checkpoint lost it."""
+    merge: str | None
+    """LLaVA's ``mm_patch_merge_type``; None where the checkpoint lost it."""
+    image_markers: bool
+    """LLaVA's ``mm_use_im_start_end``."""
     image_mean: Triple | None
     """Per channel, in units of 0..1; None where the checkpoint does not tell."""
     image_std: Triple | None
-    bos_token: str | None
     eos_token_ids: tuple[int, ...]
     stored_dtype: str | None
     """Type of its weights, where its config tells."""
+    context_length: int
+    """Longest prompt plus answer that its text model was made for."""
+    quantization: str | None
+    """Method of a quantized checkpoint, as its config names it."""
     default_temperature: float
     """0 where generation_config.json says do_sample false, else its temperature, else 1."""
     default_top_p: float
 
 
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the checkpoint; empty where the file is missing."""
-    path = folder / name
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StartupError(f"{name} of the checkpoint is not valid JSON") from error
-    if not isinstance(data, dict):
-        raise StartupError(f"{name} of the checkpoint is not a JSON object")
-    return data
+def inspect_checkpoint(model: str, sources: Sources | None = None) -> Checkpoint:
+    """Read a checkpoint's small files. Raises StartupError, in one sentence, for what cannot be served."""
+    sources = sources or Sources()
+    folder = locate(model, sources.hub)
+    config = read_json(folder, "config.json")
+    lora = (folder / "adapter_config.json").is_file()
+    if not config and lora:
+        raise StartupError(NO_CONFIG_BESIDE_LORA)
+    if not config:
+        raise StartupError("the checkpoint folder has no config.json")
+    if original.is_original(config):
+        return inspect_original(model, folder, config, sources, "original LoRA" if lora else "original")
+    version_of(config)
+    return describe(model, folder, config, "hub", None, tokenizer_files.load_tokenizer(folder), folder)
 
 
-def locate(model: str, revision: str | None, download_dir: str | None) -> Path:
-    """The folder with the checkpoint's small files; a hub id is fetched (those files alone)."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise StartupError(
-            f"there is no folder {model}, and it is no hub id of the form owner/name: give the path of a "
-            "checkpoint folder, a hub id, or no model at all for the bundled demo"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        fetched: str = snapshot_download(
-            model, revision=revision, cache_dir=download_dir, allow_patterns=list(SMALL_FILES)
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise StartupError(
-            f"the hub has no checkpoint {model} for this machine ({type(error).__name__}): check the name, the "
-            "network, and HF_TOKEN where the checkpoint is gated"
-        ) from error
-    return Path(fetched)
+NO_CONFIG_BESIDE_LORA = (
+    "this folder is a LoRA adapter without LLaVA's config.json: serve its base model and add --lora name=folder, or, "
+    "for an adapter made with LLaVA's own training code, put its config.json beside it"
+)
 
 
-def token_text(value: object) -> str | None:
-    """A special token of tokenizer_config.json, written as text or as an object with ``content``."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
+def inspect_original(model: str, folder: Path, config: dict[str, Any], sources: Sources, kind: Format) -> Checkpoint:
+    if kind == "original LoRA" and sources.model_base is None:
+        named = read_json(folder, "adapter_config.json").get("base_model_name_or_path") or "its config does not say"
+        raise StartupError(f"the checkpoint is a LoRA: name the model it was trained on with --model-base ({named})")
+    tokenizer_folder = folder
+    if sources.model_base is not None and not has_tokenizer(folder):
+        # As the original does: a LoRA's tokenizer is its base's.
+        tokenizer_folder = locate(sources.model_base, HubOptions(None, sources.hub.download_dir))
+    original.check(config)
+    tower = find_tower(original.named_tower(config), folder, sources.vision_tower, sources.hub)
+    tokenizer = tokenizer_files.load_tokenizer(tokenizer_folder)
+    image_token_id = tokenizer_files.added_token_id(tokenizer, "<image>")
+    if image_token_id is None:
+        image_token_id = tokenizer_files.next_token_id(tokenizer)
+        tokenizer = tokenizer_files.with_token(tokenizer, "<image>", image_token_id)
+    hub = original.as_hub_config(config, tower, image_token_id)
+    return describe(model, folder, hub, kind, tower, tokenizer, tokenizer_folder)
 
 
-def bos_token_of(folder: Path) -> str | None:
-    """The BOS token if the tokenizer writes one; ``add_bos_token`` false and Qwen's null mean none.
+def version_of(config: dict[str, Any]) -> Literal["1.5", "1.6"]:
+    """Raises StartupError for an architecture that is no LLaVA in the hub's form."""
+    architecture = original.architecture(config)
+    version = ARCHITECTURES.get(architecture)
+    if version is None:
+        known = ", ".join((*ARCHITECTURES, *original.TEXT_MODELS))
+        raise StartupError(f"the checkpoint's architecture is {architecture}; llava-api serves {known}")
+    return version
 
-    tokenizer.json, several MB of a real checkpoint, is read only where the small file leaves it open.
-    """
-    tokenizer_config = read_json(folder, "tokenizer_config.json")
-    bos = token_text(tokenizer_config.get("bos_token"))
-    if bos is None or tokenizer_config.get("add_bos_token") is False:
-        return None
-    if tokenizer_config.get("add_bos_token") is True or tokenizer_config.get("tokenizer_class", "").startswith("Llama"):
-        return bos
-    return bos if bos in json.dumps(read_json(folder, "tokenizer.json").get("post_processor")) else None
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def describe(
+    model: str,
+    folder: Path,
+    config: dict[str, Any],
+    kind: Format,
+    tower: Tower | None,
+    tokenizer: tokenizer_files.Tokenizer,
+    tokenizer_folder: Path,
+) -> Checkpoint:
+    """A checkpoint from its config in the hub's form."""
+    version = version_of(config)
+    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    generation = read_json(folder, "generation_config.json")
+    processor = read_json(folder, "preprocessor_config.json")
+    settings = read_json(tokenizer_folder, "tokenizer_config.json")
+    eos = generation.get("eos_token_id", text.get("eos_token_id", 2))
+    points = config.get("image_grid_pinpoints") or [] if version == "1.6" else []
+    if version == "1.6" and not points:
+        raise StartupError("the checkpoint's config.json has no image_grid_pinpoints")
+    clip = vision.get("model_type", "clip_vision_model") in TOWERS_WITH_CLASS_TOKEN
+    tile, patch = int(vision.get("image_size", 336)), int(vision.get("patch_size", 14))
+    greedy = generation.get("do_sample") is False
+    quantization = config.get("quantization_config") or text.get("quantization_config") or {}
+    return Checkpoint(
+        model=model,
+        folder=folder,
+        format=kind,
+        version=version,
+        config=config,
+        tower=tower,
+        tokenizer_json=json.dumps(tokenizer),
+        bos_token=tokenizer_files.bos_token(settings, tokenizer),
+        eos_token=tokenizer_files.token_text(settings.get("eos_token")),
+        chat_template=tokenizer_files.chat_template(tokenizer_folder, settings),
+        text_model_type=text.get("model_type", "llama"),
+        image_token_id=config.get("image_token_index", config.get("image_token_id", 32000)),
+        tile_pixels=tile,
+        patch_pixels=patch,
+        tile_tokens=tile_tokens(tile // patch, clip, config.get("vision_feature_select_strategy", "default")),
+        clip=clip,
+        pinpoints=tuple((int(first), int(second)) for first, second in points),
+        aspect_ratio=config.get("image_aspect_ratio"),
+        merge=config.get("mm_patch_merge_type"),
+        image_markers=bool(config.get("mm_use_im_start_end", False)),
+        image_mean=triple(processor.get("image_mean")),
+        image_std=triple(processor.get("image_std")),
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        stored_dtype=config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype"),
+        context_length=context_length(text),
+        quantization=quantization.get("quant_method"),
+        default_temperature=0.0 if greedy else float(generation.get("temperature") or 1.0),
+        default_top_p=float(generation.get("top_p") or 1.0),
+    )
+
+
+def tile_tokens(side: int, clip: bool, strategy: str) -> int:
+    """Features that the model makes of one tile: ``default`` leaves out the first, which is CLIP's class token."""
+    return side * side + (1 if clip else 0) - (1 if strategy == "default" else 0)
+
+
+def context_length(text: dict[str, Any]) -> int:
+    """``max_position_embeddings``, stretched where the checkpoint's RoPE is scaled; as vLLM computes it."""
+    length = int(text.get("max_position_embeddings") or 2048)
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    return int(length * float(rope.get("factor") or 1)) if kind in ("linear", "dynamic") else length
 
 
 def triple(values: object) -> Triple | None:
     if isinstance(values, list) and len(values) == 3:
         return (float(values[0]), float(values[1]), float(values[2]))
     return None
-
-
-def inspect_checkpoint(model: str, revision: str | None = None, download_dir: str | None = None) -> Checkpoint:
-    """Read a checkpoint's small files. Raises StartupError, in one sentence, for what cannot be served."""
-    folder = locate(model, revision, download_dir)
-    config = read_json(folder, "config.json")
-    if not config:
-        raise StartupError("the checkpoint folder has no config.json")
-    architecture = next(iter(config.get("architectures") or []), "none")
-    version = ARCHITECTURES.get(architecture)
-    if version is None:
-        raise StartupError(
-            f"the checkpoint's architecture is {architecture}; llava-api serves {' and '.join(ARCHITECTURES)}"
-        )
-    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
-    generation = read_json(folder, "generation_config.json")
-    processor = read_json(folder, "preprocessor_config.json")
-    eos = generation.get("eos_token_id", text.get("eos_token_id", 2))
-    pinpoints = config.get("image_grid_pinpoints") or [] if version == "1.6" else []
-    greedy = generation.get("do_sample") is False
-    return Checkpoint(
-        model=model,
-        folder=folder,
-        version=version,
-        text_model_type=text.get("model_type", "llama"),
-        image_token_id=config.get("image_token_index", config.get("image_token_id", 32000)),
-        tile_pixels=vision.get("image_size", 336),
-        patch_pixels=vision.get("patch_size", 14),
-        pinpoints=tuple((int(width), int(height)) for width, height in pinpoints),
-        image_mean=triple(processor.get("image_mean")),
-        image_std=triple(processor.get("image_std")),
-        bos_token=bos_token_of(folder),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
-        stored_dtype=config.get("dtype") or config.get("torch_dtype") or text.get("dtype"),
-        default_temperature=0.0 if greedy else float(generation.get("temperature") or 1.0),
-        default_top_p=float(generation.get("top_p") or 1.0),
-    )

@@ -2,6 +2,7 @@
 
 import argparse
 import types
+from collections.abc import Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
@@ -11,8 +12,11 @@ from llava_api.errors import StartupError
 from llava_api.settings import Settings
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser, only: Sequence[str] | None = None) -> None:
+    """A flag for each setting, or for those named in ``only``."""
     for name, field in Settings.model_fields.items():
+        if only is not None and name not in only:
+            continue
         flag = "--" + name.replace("_", "-")
         options: dict[str, Any] = {"dest": name, "default": None, "help": help_text(field)}
         kind = plain_type(field.annotation)
@@ -40,9 +44,9 @@ def help_text(field: FieldInfo) -> str:
 
 def read_settings(chosen: argparse.Namespace) -> Settings:
     """Flags over environment over defaults. Raises StartupError that names what is wrong."""
-    given = {name: getattr(chosen, name) for name in Settings.model_fields if getattr(chosen, name) is not None}
+    given = {name: getattr(chosen, name, None) for name in Settings.model_fields}
     try:
-        return Settings(**given)
+        return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]).lower().removeprefix("llava_")

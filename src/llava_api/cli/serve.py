@@ -5,17 +5,17 @@ import logging
 import signal
 import socket
 import sys
-from importlib import resources
-from pathlib import Path
 
-from llava_api.chat.model import ServedModel, open_model
+from llava_api.chat.model import ServedModel, describe_model, open_model, sources_of
+from llava_api.checkpoints.cache import ready_checkpoint
 from llava_api.cli.flags import add_flags, read_settings
+from llava_api.cli.logging import set_up_logging
+from llava_api.cli.models import DEMO, MODEL_HELP, demo_folder, find_model
 from llava_api.engine.base import Engine
 from llava_api.engine.vllm_start import start_engine
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 
-DEMO = "llava-tiny-1.5"
 DEMO_PICTURE = "red-circle.png"
 log = logging.getLogger("llava_api")
 
@@ -27,53 +27,27 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         nargs="?",
         default=DEMO,
         metavar="MODEL",
-        help="checkpoint folder, hub id, or a bundled demo: llava-tiny-1.5 (the default), llava-tiny-1.6",
+        help=MODEL_HELP,
     )
     add_flags(parser)
     parser.set_defaults(run=run)
-
-
-def demo_folder() -> Path:
-    return Path(str(resources.files("llava_api") / "demo"))
-
-
-def resolve(model: str, settings: Settings) -> tuple[str, tuple[str, ...]]:
-    """(what the engine loads, the names it is served under): a demo's name stands for its bundled folder."""
-    bundled = demo_folder() / model
-    names = tuple(settings.served_model_name) or (model,)
-    if "/" not in model and (bundled / "config.json").is_file() and not Path(model).is_dir():
-        return str(bundled), names
-    return model, names
 
 
 def run(chosen: argparse.Namespace) -> None:
     settings = read_settings(chosen)
     set_up_logging(settings.log_level)
     listener = listen(settings)
-    source, names = resolve(chosen.model, settings)
-    model = open_model(source, names, settings)
+    names = tuple(settings.served_model_name) or (chosen.model,)
+    model = open_model(find_model(chosen.model), names, settings)
+    log.info("model %s: LLaVA-%s, %s format", names[0], model.checkpoint.version, model.checkpoint.format)
+    log.info("prompt family %s: %s", model.family.name, model.family_reason)
     log.info(
-        "model %s: LLaVA-%s, prompt family %s (%s), pictures %s, %d px tiles",
-        names[0],
-        model.checkpoint.version,
-        model.family.name,
-        model.family_reason,
-        model.image_mode.name,
-        model.image_mode.tile_pixels,
+        "image mode %s, %d px tiles: %s", model.image_mode.name, model.image_mode.tile_pixels, model.image_mode_reason
     )
+    if model.checkpoint.format != "hub":
+        converted = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir)
+        model = describe_model(converted, names, settings)
     serve_forever(model, settings, listener)
-
-
-def set_up_logging(level: str) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    if level != "debug":
-        logging.getLogger("vllm").setLevel(logging.ERROR)
-    ours = logging.getLogger("llava_api")
-    ours.setLevel(level.upper())
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("llava-api: %(message)s"))
-    ours.addHandler(handler)
-    ours.propagate = False
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -98,12 +72,11 @@ def serve_forever(model: ServedModel, settings: Settings, listener: socket.socke
     from llava_api.server.app import create_app
     from llava_api.server.lifespan import make_lifespan
 
-    checkpoint = model.checkpoint
     failure: list[StartupError] = []
 
     def load() -> Engine:
         try:
-            return start_engine(settings, checkpoint.model, checkpoint.stored_dtype, checkpoint.pinpoints)
+            return start_engine(settings, model.to_load())
         except StartupError as error:
             failure.append(error)
             raise

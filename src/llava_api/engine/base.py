@@ -11,11 +11,39 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class ModelToLoad:
+    """A checkpoint in the hub's format, and how its model is to treat pictures."""
+
+    path: str
+    """A folder or a hub id."""
+    architecture: Literal["LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"]
+    stored_dtype: str | None = None
+    """Type of its weights, where its config tells."""
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    """Any-res pinpoints as (height, width), the order in which the model reads them; empty for LLaVA-1.5."""
+    merge: Literal["spatial_unpad", "spatial", "flat"] | None = None
+    """How the model makes one row of its tiles' features; None for LLaVA-1.5."""
+    quantization: str | None = None
+    """vLLM's name of a quantization method; None for what the checkpoint says."""
+    adapters: tuple["Adapter", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter that is served beside the model."""
+
+    name: str
+    path: str
+    number: int
+    """Its number in the engine, from 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineImage:
     """One picture, as the model takes it."""
 
     pixels: NDArray[np.float32]
-    """(3, S, S) for LLaVA-1.5, (1 + tiles, 3, S, S) for LLaVA-1.6."""
+    """(3, S, S) for one tile, (1 + tiles, 3, S, S) for a grid."""
     offset: int
     """Index of its first image token in the prompt."""
     length: int
@@ -43,6 +71,7 @@ class GenerationRequest:
     images: tuple[EngineImage, ...]
     """In prompt order."""
     sampling: Sampling
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import EngineInput, mm_input, tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.multimodal.inputs import (
     MultiModalBatchedField,
     MultiModalFieldElem,
@@ -23,7 +24,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from llava_api.engine.base import Delta, EngineImage, FinishReason, GenerationRequest
+from llava_api.engine.base import Adapter, Delta, EngineImage, FinishReason, GenerationRequest, ModelToLoad
 from llava_api.engine.vllm_options import engine_arguments, known_arguments
 from llava_api.errors import EngineFailed, StartupError
 from llava_api.settings import Settings
@@ -42,24 +43,9 @@ class VllmEngine:
         self.max_model_len: int = llm.model_config.max_model_len
 
     @classmethod
-    def start(
-        cls,
-        settings: Settings,
-        model: str,
-        *,
-        stored_dtype: str | None,
-        mirrored_pinpoints: list[list[int]],
-        on_cpu: bool,
-    ) -> "VllmEngine":
+    def start(cls, settings: Settings, model: ModelToLoad, *, on_cpu: bool) -> "VllmEngine":
         """Load the model; blocks until it is ready. Raises StartupError with vLLM's reason."""
-        arguments = engine_arguments(
-            settings,
-            model,
-            on_cpu=on_cpu,
-            stored_dtype=stored_dtype,
-            mirrored_pinpoints=mirrored_pinpoints,
-            known=known_arguments(AsyncEngineArgs),
-        )
+        arguments = engine_arguments(settings, model, on_cpu=on_cpu, known=known_arguments(AsyncEngineArgs))
         try:
             return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
         except (ValueError, RuntimeError, TypeError, OSError) as error:
@@ -67,7 +53,12 @@ class VllmEngine:
             raise StartupError(f"the engine could not load the checkpoint: {error}") from error
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        outputs = self.llm.generate(engine_input(request), sampling_params(request), request.request_id)
+        outputs = self.llm.generate(
+            engine_input(request),
+            sampling_params(request),
+            request.request_id,
+            lora_request=lora_request(request.adapter),
+        )
         try:
             async for output in outputs:
                 completion = output.outputs[0]
@@ -120,10 +111,16 @@ def engine_input(request: GenerationRequest) -> EngineInput:
     )
 
 
+def lora_request(adapter: Adapter | None) -> LoRARequest | None:
+    return None if adapter is None else LoRARequest(adapter.name, adapter.number, adapter.path)
+
+
 def image_item(image: EngineImage) -> MultiModalKwargsItem:
-    elements = {
-        "pixel_values": MultiModalFieldElem(data=torch.from_numpy(image.pixels), field=MultiModalBatchedField())
-    }
+    pixels = torch.from_numpy(image.pixels)
+    if image.size is not None and pixels.ndim == 3:
+        # A 1.6 model takes a list of tiles, be it one.
+        pixels = pixels[None]
+    elements = {"pixel_values": MultiModalFieldElem(data=pixels, field=MultiModalBatchedField())}
     if image.size is not None:
         width, height = image.size
         # The model reads it as Python numbers: on a GPU it would only be copied back.

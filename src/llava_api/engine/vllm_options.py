@@ -5,6 +5,7 @@ import json
 import os
 from typing import Any
 
+from llava_api.engine.base import ModelToLoad
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 
@@ -16,13 +17,20 @@ PASSED_ON = (
     "pipeline_parallel_size",
     "data_parallel_size",
     "distributed_executor_backend",
-    "quantization",
     "seed",
     "revision",
     "download_dir",
     "trust_remote_code",
 )
 """Settings that carry vLLM's own name; one that is None is left to vLLM."""
+
+
+OWN_ARCHITECTURES = {
+    "LlavaForConditionalGeneration": "LlavaApiForConditionalGeneration",
+    "LlavaNextForConditionalGeneration": "LlavaApiNextForConditionalGeneration",
+}
+"""The hub's architectures -> our models on top of vLLM's (``vllm_models``), under names of their own, so that vLLM's
+other servers in the same environment stay as they are."""
 
 
 def parse_engine_arg(text: str, known: set[str]) -> tuple[str, Any]:
@@ -54,41 +62,44 @@ def prepare_environment(settings: Settings, on_cpu: bool) -> None:
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
 
 
-def engine_arguments(
-    settings: Settings,
-    model: str,
-    *,
-    on_cpu: bool,
-    stored_dtype: str | None,
-    mirrored_pinpoints: list[list[int]],
-    known: set[str],
-) -> dict[str, Any]:
-    """Keyword arguments for vLLM's AsyncEngineArgs.
-
-    ``mirrored_pinpoints``: any-res pinpoints as (height, width), the order in which transformers reads them, so
-    that the model inside the engine takes the grid that LLaVA's own code takes; empty for 1.5.
-    """
-    arguments: dict[str, Any] = {"model": model}
+def engine_arguments(settings: Settings, model: ModelToLoad, *, on_cpu: bool, known: set[str]) -> dict[str, Any]:
+    """Keyword arguments for vLLM's AsyncEngineArgs."""
+    arguments: dict[str, Any] = {"model": model.path}
     for name in PASSED_ON:
         value = getattr(settings, name)
         if value is not None:
             arguments[name] = value
+    if model.quantization is not None:
+        arguments["quantization"] = model.quantization
     # vLLM turns float32 checkpoints into 16 bits where it is left to choose.
-    arguments["dtype"] = "float32" if settings.dtype == "auto" and stored_dtype == "float32" else settings.dtype
+    arguments["dtype"] = "float32" if settings.dtype == "auto" and model.stored_dtype == "float32" else settings.dtype
     arguments["enforce_eager"] = on_cpu if settings.enforce_eager is None else settings.enforce_eager
     arguments["limit_mm_per_prompt"] = {"image": max(1, settings.max_images_per_request)}
     # Pictures arrive as finished tensors; a second cache of them in the front end would only hold memory.
     arguments["mm_processor_cache_gb"] = 0
     arguments["disable_log_stats"] = True
-    if mirrored_pinpoints:
-        arguments["hf_overrides"] = {"image_grid_pinpoints": mirrored_pinpoints}
+    arguments["hf_overrides"] = config_overrides(model)
+    if model.adapters:
+        arguments["enable_lora"] = True
+        arguments["max_loras"] = len(model.adapters)
+        arguments["max_lora_rank"] = settings.max_lora_rank
     for text in settings.engine_arg:
         name, value = parse_engine_arg(text, known)
-        arguments[name] = value
+        arguments[name] = {**arguments["hf_overrides"], **value} if name == "hf_overrides" else value
     unknown = sorted(set(arguments) - known)
     if unknown:
         raise StartupError(f"the installed vLLM has no engine argument {', '.join(unknown)}: install another version")
     return arguments
+
+
+def config_overrides(model: ModelToLoad) -> dict[str, Any]:
+    """What the checkpoint's config.json is to say inside the engine."""
+    overrides: dict[str, Any] = {"architectures": [OWN_ARCHITECTURES[model.architecture]]}
+    if model.pinpoints:
+        overrides["image_grid_pinpoints"] = [list(point) for point in model.pinpoints]
+    if model.merge is not None:
+        overrides["mm_patch_merge_type"] = model.merge
+    return overrides
 
 
 def known_arguments(engine_args_type: type[Any]) -> set[str]:

@@ -4,20 +4,14 @@ A module of its own, because those variables must stand before the first import 
 or path is told before 12 s of imports.
 """
 
-from llava_api.engine.base import Engine
+from llava_api.engine.base import Engine, ModelToLoad
 from llava_api.engine.vllm_options import prepare_environment
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 
 
-def start_engine(
-    settings: Settings, model: str, stored_dtype: str | None, pinpoints: tuple[tuple[int, int], ...]
-) -> Engine:
-    """Load ``model``; blocks until it is ready. Raises StartupError.
-
-    ``stored_dtype``: the type of the checkpoint's weights, where its config tells. ``pinpoints``: any-res
-    pinpoints as (width, height); empty for 1.5.
-    """
+def start_engine(settings: Settings, model: ModelToLoad) -> Engine:
+    """Load ``model``; blocks until it is ready. Raises StartupError."""
     try:
         import torch
     except ImportError as error:
@@ -29,5 +23,4 @@ def start_engine(
     prepare_environment(settings, on_cpu)
     from llava_api.engine.vllm_engine import VllmEngine
 
-    mirrored = [[height, width] for width, height in pinpoints]
-    return VllmEngine.start(settings, model, stored_dtype=stored_dtype, mirrored_pinpoints=mirrored, on_cpu=on_cpu)
+    return VllmEngine.start(settings, model, on_cpu=on_cpu)

@@ -1,7 +1,8 @@
 """Bytes of a picture file -> an upright RGB picture; the only place where Pillow opens a file.
 
 Two deviations from LLaVA's own code, because people expect them: EXIF orientation is applied, and transparency
-is flattened on white. Limits are checked on the header, before a pixel is decoded.
+is flattened on white (``--no-exif-orientation`` and ``--no-flatten-transparency`` undo them). Limits are checked
+on the header, before a pixel is decoded.
 """
 
 import io
@@ -30,10 +31,19 @@ UNREADABLE = "The picture cannot be read: send a whole JPEG, PNG, WebP or GIF fi
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first bytes of a picture tell; (width, height) as a person sees it, orientation applied."""
+    """What the first bytes of a picture tell."""
 
-    width: int
-    height: int
+    stored_size: tuple[int, int]
+    """(width, height) as the file stores them."""
+    format: str
+    """JPEG, PNG, WEBP or GIF."""
+    orientation: int
+    """EXIF orientation, 1 to 8; 1 is upright, and the value where there is none."""
+
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) as a person sees it, orientation applied."""
+        width, height = self.stored_size
+        return (height, width) if self.orientation in SIDEWAYS else (width, height)
 
 
 def read_header(data: bytes, param: str, max_pixels: int) -> Header:
@@ -47,10 +57,17 @@ def read_header(data: bytes, param: str, max_pixels: int) -> Header:
                 code=TOO_LARGE,
             )
         try:
-            sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
+            return Header((width, height), image.format or "", orientation_of(image))
         except (OSError, ValueError, SyntaxError) as error:
             raise BadImage(UNREADABLE, param=param) from error
-    return Header(height, width) if sideways else Header(width, height)
+
+
+def orientation_of(image: Image.Image) -> int:
+    if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif"}:
+        # Pillow would decode the whole picture to look for a chunk behind it, where hardly anyone writes one.
+        return 1
+    value = image.getexif().get(EXIF_ORIENTATION)
+    return int(value) if value in UPRIGHT else 1
 
 
 def open_picture(data: bytes, param: str) -> Image.Image:
@@ -65,22 +82,25 @@ def open_picture(data: bytes, param: str) -> Image.Image:
         raise BadImage(UNREADABLE, param=param) from error
 
 
-def decode(data: bytes, param: str) -> Image.Image:
-    """The first frame, upright, in RGB. Raises BadImage for a damaged or truncated file."""
+def decode(data: bytes, param: str, orientation: int = 1, on_white: bool = True) -> Image.Image:
+    """The first frame in RGB, turned upright from ``orientation`` (``Header.orientation``; 1 leaves it).
+
+    ``on_white``: white is shown under transparency. Raises BadImage for a damaged or truncated file.
+    """
     with open_picture(data, param) as image:
         try:
             image.load()
             # Not ImageOps.exif_transpose: it writes the EXIF data anew and fails, in many ways, where a camera
             # wrote an unusual tag.
-            turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
-            upright = image if turn is None else image.transpose(turn)
-            if upright.has_transparency_data:
-                layered = upright.convert("RGBA")
+            turn = UPRIGHT.get(orientation)
+            turned = image if turn is None else image.transpose(turn)
+            if on_white and turned.has_transparency_data:
+                layered = turned.convert("RGBA")
                 flat = Image.new("RGBA", layered.size, (255, 255, 255, 255))
                 return Image.alpha_composite(flat, layered).convert("RGB")
-            if upright.mode.startswith("I;16") or upright.mode == "I":
+            if turned.mode.startswith("I;16") or turned.mode == "I":
                 # 16-bit grey: Pillow's own conversion would clip instead of scaling.
-                return upright.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
-            return upright.convert("RGB")
+                return turned.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
+            return turned.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadImage(UNREADABLE, param=param) from error

@@ -7,9 +7,12 @@ cheaply. It must not import Pillow, numpy or torch. Every rule here is LLaVA's o
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
+PatchMerge = Literal["spatial_unpad", "spatial", "flat"]
+"""How the features of a picture's tiles become one row of tokens (``mm_patch_merge_type``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +98,25 @@ def tile_grid(size: Size, pinpoints: tuple[Size, ...], tile_pixels: int, patch_p
     return TileGrid(across, down, rows, columns)
 
 
-def pad_tokens(tile_pixels: int, patch_pixels: int) -> int:
-    """Image tokens of one tile: every LLaVA-1.5 picture, and the base tile of a 1.6 picture."""
-    return (tile_pixels // patch_pixels) ** 2
+def transformers_grid(size: Size, pinpoints: tuple[Size, ...], tile_pixels: int, patch_pixels: int) -> TileGrid:
+    """``tile_grid`` as transformers computes it: pinpoints read as (height, width), sizes rounded to 7 digits."""
+    mirrored = tuple((width, height) for height, width in pinpoints)
+    width, height = select_best_resolution(size, mirrored)
+    across, down = width // tile_pixels, height // tile_pixels
+    side = tile_pixels // patch_pixels
+    rows, columns = transformers_spans(size, across * side, down * side)
+    return TileGrid(across, down, rows, columns)
 
 
-def anyres_tokens(size: Size, pinpoints: tuple[Size, ...], tile_pixels: int, patch_pixels: int) -> int:
-    """Image tokens of a 1.6 picture (``spatial_unpad``): base tile, then rows with a newline token each."""
-    grid = tile_grid(size, pinpoints, tile_pixels, patch_pixels)
-    return pad_tokens(tile_pixels, patch_pixels) + len(grid.rows) * (len(grid.columns) + 1)
+def merged_tokens(grid: TileGrid, tile_tokens: int, merge: PatchMerge) -> int:
+    """Image tokens of a 1.6 picture: its base tile, then its grid. Source: ``prepare_inputs_labels_for_multimodal``.
+
+    ``spatial_unpad`` drops the padding and ends each row with a newline token; ``spatial`` (row by row over the
+    whole grid) and ``flat`` (tile by tile) keep every feature and add none.
+    """
+    if merge == "spatial_unpad":
+        return tile_tokens + len(grid.rows) * (len(grid.columns) + 1)
+    return tile_tokens * (1 + grid.tiles)
 
 
 def size_for_transformers(size: Size, pinpoints: tuple[Size, ...], tile_pixels: int, patch_pixels: int) -> Size:

@@ -5,25 +5,16 @@ Two steps, so that a request that cannot fit is refused before a pixel is decode
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from blake3 import blake3
+from PIL import Image
 
 from llava_api.errors import BadImage
-from llava_api.images import decode, geometry, pixels, source
+from llava_api.images import decode, pixels, source
+from llava_api.images.geometry import Size
+from llava_api.images.mode import ImageMode
 
 TOO_NARROW = "The picture is too long for its width: crop it, or scale it down."
-
-
-@dataclass(frozen=True, slots=True)
-class ImageMode:
-    """How the checkpoint at hand was shown its pictures."""
-
-    name: Literal["pad", "anyres"]
-    tile_pixels: int
-    patch_pixels: int
-    pinpoints: tuple[geometry.Size, ...]
-    normalisation: pixels.Normalisation
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,45 +31,44 @@ class MeasuredImage:
 
     data: bytes
     param: str
-    size: geometry.Size
+    header: decode.Header
+    size: Size
+    """(width, height) as the model is shown it."""
     tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedImage:
     pixels: pixels.FloatArray
-    """(3, S, S) for pad, (1 + tiles, 3, S, S) for anyres."""
+    """(3, S, S) for one tile, (1 + tiles, 3, S, S) for a grid."""
     tokens: int
     cache_key: str
     """Covers the file's bytes and how it was rendered; nothing a client can name."""
-    engine_size: geometry.Size | None
-    """For anyres the (width, height) that the engine is told; see geometry.size_for_transformers."""
+    engine_size: Size | None
+    """(width, height) that a LLaVA-1.6 engine is told; see ``ImageMode.engine_size``."""
 
 
 def measure(part: ImagePart, mode: ImageMode, max_image_bytes: int, max_pixels: int) -> MeasuredImage:
     data = source.read_data_url(part.url, part.param, max_image_bytes)
     header = decode.read_header(data, part.param, max_pixels)
-    size = (header.width, header.height)
-    if mode.name == "pad":
-        # LLaVA pads before it scales: a file of 87 bytes can be a line 60,000 pixels long, its square 14 GB.
-        if max(size) ** 2 > 2 * max_pixels:
-            raise BadImage(TOO_NARROW, param=part.param, code="image_too_large")
-        tokens = geometry.pad_tokens(mode.tile_pixels, mode.patch_pixels)
-    else:
-        # Beyond this a side scales to nothing, and LLaVA's own code divides by zero.
-        if max(size) > 200 * min(size):
-            raise BadImage(TOO_NARROW, param=part.param, code="image_too_large")
-        tokens = geometry.anyres_tokens(size, mode.pinpoints, mode.tile_pixels, mode.patch_pixels)
-    return MeasuredImage(data, part.param, size, tokens)
+    size = header.upright_size() if mode.upright else header.stored_size
+    if mode.too_long(size, max_pixels):
+        raise BadImage(TOO_NARROW, param=part.param, code="image_too_large")
+    return MeasuredImage(data, part.param, header, size, mode.tokens(size))
 
 
 def render(image: MeasuredImage, mode: ImageMode) -> RenderedImage:
-    picture = decode.decode(image.data, image.param)
-    digest = blake3(image.data).hexdigest()
-    key = f"{digest}-{mode.name}-{mode.tile_pixels}"
-    if mode.name == "pad":
-        array = pixels.pad_pixels(picture, mode.tile_pixels, mode.normalisation)
-        return RenderedImage(array, image.tokens, key, None)
-    array = pixels.anyres_pixels(picture, mode.pinpoints, mode.tile_pixels, mode.normalisation)
-    engine_size = geometry.size_for_transformers(image.size, mode.pinpoints, mode.tile_pixels, mode.patch_pixels)
-    return RenderedImage(array, image.tokens, key, engine_size)
+    picture = decode.decode(image.data, image.param, image.header.orientation if mode.upright else 1, mode.on_white)
+    key = f"{blake3(image.data).hexdigest()}-{mode.key()}"
+    return RenderedImage(render_pixels(picture, mode), image.tokens, key, mode.engine_size(image.size))
+
+
+def render_pixels(picture: Image.Image, mode: ImageMode) -> pixels.FloatArray:
+    """What the model is shown of a decoded RGB picture."""
+    if mode.hub_processor is not None:
+        return mode.hub_processor.pixels(picture)
+    if mode.name == "anyres":
+        return pixels.anyres_pixels(picture, mode.pinpoints, mode.tile_pixels, mode.normalisation)
+    if mode.name == "square":
+        return pixels.square_pixels(picture, mode.tile_pixels, mode.normalisation)
+    return pixels.pad_pixels(picture, mode.tile_pixels, mode.normalisation)

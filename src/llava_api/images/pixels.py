@@ -15,16 +15,13 @@ from llava_api.images.geometry import Size, fit_within, select_best_resolution
 
 FloatArray = NDArray[np.float32]
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
 
 @dataclass(frozen=True, slots=True)
 class Normalisation:
     """Per-channel mean and standard deviation that the vision tower expects (RGB, in units of 0..1)."""
 
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
     def table(self) -> FloatArray:
         """(3, 256) float32: the normalised value of each byte of each channel.
@@ -68,6 +65,21 @@ def pad_pixels(image: Image.Image, tile_pixels: int, normalisation: Normalisatio
     square = pad_to_square(image, normalisation.fill_colour())
     resized = square.resize((tile_pixels, tile_pixels), Image.Resampling.BICUBIC)
     return normalise(resized, normalisation.table())
+
+
+def square_pixels(image: Image.Image, tile_pixels: int, normalisation: Normalisation) -> FloatArray:
+    """Shorter side to ``tile_pixels``, then the middle cut out: float32 (3, tile_pixels, tile_pixels).
+
+    What LLaVA does where ``image_aspect_ratio`` is not set. Source: ``process_images`` and CLIP's processor.
+    """
+    width, height = image.size
+    shorter, longer = min(width, height), max(width, height)
+    stretched = int(tile_pixels * longer / shorter)
+    size = (tile_pixels, stretched) if width <= height else (stretched, tile_pixels)
+    resized = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - tile_pixels) // 2, (size[1] - tile_pixels) // 2
+    cut = resized.crop((left, top, left + tile_pixels, top + tile_pixels))
+    return normalise(cut, normalisation.table())
 
 
 def anyres_canvas(image: Image.Image, target: Size) -> Image.Image:

@@ -4,27 +4,49 @@ from collections.abc import Callable
 
 from llava_api.errors import StartupError
 from llava_api.prompts.families import FAMILIES
-from llava_api.prompts.family import PromptFamily
+from llava_api.prompts.family import PromptForm
+from llava_api.prompts.hub_template import HubTemplate
+
+HUB = "hub"
 
 
 def detect_family(
-    text_model_type: str, knows_token: Callable[[str], bool], override: str | None = None
-) -> tuple[PromptFamily, str]:
-    """(family, the reason in words). Raises StartupError where none fits or the override is unknown."""
+    text_model_type: str,
+    version: str,
+    knows_token: Callable[[str], bool],
+    template: HubTemplate | None,
+    override: str | None = None,
+) -> tuple[PromptForm, str]:
+    """(family, the reason in words). Raises StartupError where none fits or the override is unknown.
+
+    ``template``: the checkpoint's own, where it has one that takes pictures.
+    """
     if override is not None:
-        if override not in FAMILIES:
-            raise StartupError(f"--prompt-family must be one of {', '.join(FAMILIES)}")
-        return FAMILIES[override], "set by --prompt-family"
+        return chosen(override, template), "set by --prompt-family"
     if knows_token("<|start_header_id|>"):
         return FAMILIES["llava_llama_3"], "its tokenizer knows <|start_header_id|>"
-    if text_model_type == "qwen2":
-        return FAMILIES["qwen_1_5"], "its text model is qwen2"
-    if text_model_type == "mistral":
-        return FAMILIES["mistral_instruct"], "its text model is mistral"
     if text_model_type == "llama" and knows_token("<|im_start|>"):
         return FAMILIES["chatml_direct"], "its text model is llama and its tokenizer knows <|im_start|>"
     if text_model_type == "llama":
         return FAMILIES["vicuna_v1"], "its text model is llama, without chat markers in its tokenizer"
+    native = {"mistral": "mistral_instruct", "qwen2": "qwen_1_5"}.get(text_model_type)
+    if native is not None and (version == "1.6" or template is None):
+        return FAMILIES[native], f"its text model is {text_model_type}"
+    if template is not None:
+        # LLaVA's authors trained Mistral and Qwen as 1.6 only; a 1.5 of these is somebody else's.
+        return template, f"LLaVA's authors made no {version} checkpoint on {text_model_type}; it has a chat template"
     raise StartupError(
-        f"no prompt family is known for a text model of type {text_model_type}: name one with --prompt-family"
+        f"no prompt family is known for a text model of type {text_model_type}, and the checkpoint has no chat "
+        "template that takes pictures: name a family with --prompt-family"
     )
+
+
+def chosen(name: str, template: HubTemplate | None) -> PromptForm:
+    """The family that ``--prompt-family`` names."""
+    if name == HUB:
+        if template is None:
+            raise StartupError("--prompt-family hub: the checkpoint has no chat template that takes pictures")
+        return template
+    if name not in FAMILIES:
+        raise StartupError(f"--prompt-family must be one of {', '.join((*FAMILIES, HUB))}")
+    return FAMILIES[name]

@@ -13,6 +13,8 @@ class ModelCard(Wire):
     owned_by: str = "llava-api"
     max_model_len: int
     """Longest prompt plus answer in tokens (vLLM's extension)."""
+    parent: str | None = None
+    """For a LoRA adapter, the model that it changes (vLLM's extension)."""
 
 
 class ModelList(Wire):

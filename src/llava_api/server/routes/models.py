@@ -11,18 +11,20 @@ router = APIRouter(prefix="/v1/models")
 
 
 def card(services: Services, name: str) -> ModelCard:
-    return ModelCard(id=name, created=services.started, max_model_len=services.engine.max_model_len)
+    """Raises ModelNotFound."""
+    adapter = services.preparer.find_adapter(name)
+    parent = None if adapter is None else services.model.names[0]
+    return ModelCard(id=name, created=services.started, max_model_len=services.engine.max_model_len, parent=parent)
 
 
 @router.get("")
 async def list_models(request: Request) -> Response:
     services: Services = request.app.state.services
-    listed = ModelList(data=[card(services, name) for name in services.model.names])
+    listed = ModelList(data=[card(services, name) for name in services.model.served_names()])
     return Response(orjson.dumps(listed.model_dump()), media_type="application/json")
 
 
 @router.get("/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
     services: Services = request.app.state.services
-    services.preparer.check_model(name)
     return Response(orjson.dumps(card(services, name).model_dump()), media_type="application/json")

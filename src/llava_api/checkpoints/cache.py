@@ -1,0 +1,86 @@
+"""Converted checkpoints, kept for the next start: one folder for each state of a source."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_files
+from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
+from llava_api.errors import StartupError
+
+FORM = 1
+"""Changes when a converted folder is written in another way, so that older ones are made anew."""
+
+
+def ready_checkpoint(checkpoint: Checkpoint, sources: Sources, cache_dir: str) -> Checkpoint:
+    """A checkpoint that the engine can load: itself in the hub's format, else its converted copy.
+
+    Converts on first use, which takes as long as reading and writing the weights once. Raises StartupError.
+    """
+    if checkpoint.format == "hub":
+        return checkpoint
+    root = Path(cache_dir).expanduser()
+    target = root / folder_name(checkpoint, sources)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # Two servers that start at once convert once.
+        with FileLock(root / f".{target.name}.lock"):
+            if not is_whole(target):
+                make(checkpoint, sources, target)
+    except OSError as error:
+        raise StartupError(
+            f"cannot write to {root} ({error.strerror}): name another folder with --cache-dir"
+        ) from error
+    return inspect_checkpoint(str(target), Sources())
+
+
+def make(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
+    # torch is imported where weights are touched, and nowhere else.
+    from llava_api.checkpoints.convert import convert
+
+    shutil.rmtree(target, ignore_errors=True)
+    for left_over in target.parent.glob(f".{target.name}.partial-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    convert(checkpoint, sources, target)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file of the manifest is there in its size."""
+    try:
+        files = read_json(folder, "manifest.json").get("files")
+    except StartupError:
+        return False
+    if not isinstance(files, dict) or not files:
+        return False
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
+
+
+def folder_name(checkpoint: Checkpoint, sources: Sources) -> str:
+    """The source's name, and a digest of everything that the converted weights depend on."""
+    folders = [locate(checkpoint.model, sources.hub, weights=True)]
+    if sources.model_base is not None:
+        folders.append(locate(sources.model_base, HubOptions(None, sources.hub.download_dir), weights=True))
+    state: dict[str, Any] = {
+        "form": FORM,
+        "config": checkpoint.config,
+        "tokenizer": hashlib.sha256(checkpoint.tokenizer_json.encode()).hexdigest(),
+        "tower": checkpoint.tower.source if checkpoint.tower is not None else None,
+        "files": [stamp(file) for folder in folders for file in stamped_files(folder)],
+    }
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{Path(checkpoint.model).name or 'checkpoint'}-{digest}"
+
+
+def stamped_files(folder: Path) -> list[Path]:
+    adapters = [*folder.glob("adapter_*"), *folder.glob("non_lora_trainables.bin")]
+    return sorted([*weight_files(folder), *adapters])
+
+
+def stamp(file: Path) -> tuple[str, int, int]:
+    """Name, bytes and time of change. Not a digest of the content: that would read every weight at every start."""
+    facts = file.stat()
+    return str(file.resolve()), facts.st_size, facts.st_mtime_ns

@@ -1,0 +1,282 @@
+"""A checkpoint in the original format -> a folder in the hub's format, shard by shard.
+
+The folder appears whole or not at all: it is written under another name and renamed at the end. Memory holds one
+shard, and a copy of it while it is written. ``.bin`` files are read without running anything that is in them.
+"""
+
+import json
+import logging
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from llava_api.checkpoints import names, original, tokenizer_files
+from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_files
+from llava_api.checkpoints.inspect import Checkpoint, Sources, has_tokenizer
+from llava_api.checkpoints.lora import Lora
+from llava_api.errors import StartupError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+Tensors = dict[str, torch.Tensor]
+FIRST_LAYER, SECOND_LAYER = "multi_modal_projector.linear_1", "multi_modal_projector.linear_2"
+
+
+def read_tensors(file: Path) -> Tensors:
+    """The tensors of a safetensors or ``.bin`` file. Raises StartupError where it is damaged or holds anything else."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        loaded = load_pickled(file)
+    except pickle.UnpicklingError as error:
+        raise StartupError(
+            f"{file.name} is refused: it is damaged, or holds more than tensors (a pickle can run code when it is read)"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise StartupError(f"{file.name} is damaged or only half downloaded: download it again") from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise StartupError(f"{file.name} holds something else than tensors by name")
+    return loaded
+
+
+def load_pickled(file: Path) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        # Written by a torch from before the zip format.
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+@dataclass(slots=True)
+class Written:
+    """What has been written so far: the index of the new checkpoint."""
+
+    folder: Path
+    shards: int
+    weight_map: dict[str, str] = field(default_factory=dict)
+    parameters: int = 0
+    bytes: int = 0
+
+    def add(self, number: int, tensors: Tensors) -> None:
+        """Write shard ``number``, counted from 1."""
+        name = f"model-{number:05d}-of-{self.shards:05d}.safetensors"
+        save_file(unshared(tensors), self.folder / name, metadata={"format": "pt"})
+        for key, tensor in tensors.items():
+            self.weight_map[key] = name
+            self.parameters += tensor.numel()
+            self.bytes += tensor.numel() * tensor.element_size()
+
+    def finish(self) -> None:
+        index = {"metadata": {"total_size": self.bytes}, "weight_map": self.weight_map}
+        write_json(self.folder / "model.safetensors.index.json", index)
+
+
+def unshared(tensors: Tensors) -> Tensors:
+    """Contiguous tensors that share no memory, as safetensors wants them."""
+    seen: set[int] = set()
+    made: Tensors = {}
+    for name, tensor in tensors.items():
+        plain = tensor.contiguous()
+        place = plain.untyped_storage().data_ptr()
+        made[name] = plain.clone() if place in seen else plain
+        seen.add(place)
+    return made
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def convert(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
+    """Write ``checkpoint`` (original format, or a LoRA in it) as a hub-format folder ``target``.
+
+    Raises StartupError, and leaves nothing behind, where a file is missing or damaged.
+    """
+    if checkpoint.format == "hub":
+        raise StartupError("this checkpoint is in the hub's format already: it is served as it is")
+    if target.exists():
+        raise StartupError(f"{target} exists already: name a folder that does not")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        Conversion(checkpoint, sources, scratch).run()
+        scratch.rename(target)
+    except OSError as error:
+        raise StartupError(f"cannot write the converted checkpoint to {target} ({error.strerror})") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class Conversion:
+    """One conversion into an empty folder."""
+
+    def __init__(self, checkpoint: Checkpoint, sources: Sources, folder: Path) -> None:
+        self.checkpoint = checkpoint
+        self.sources = sources
+        self.folder = folder
+        self.rows: int = checkpoint.config["text_config"]["vocab_size"]
+        self.source = locate(checkpoint.model, sources.hub, weights=True)
+        self.lora: Lora | None = None
+        self.base = self.source
+        if checkpoint.format == "original LoRA":
+            assert sources.model_base is not None, "inspect_checkpoint asks for it"
+            self.lora = Lora(self.source, read_tensors)
+            self.base = locate(sources.model_base, HubOptions(None, sources.hub.download_dir), weights=True)
+        self.files = weight_files(self.base)
+        if not self.files:
+            raise StartupError(
+                f"the checkpoint has no weights: {self.base.name} holds no .safetensors and no .bin file"
+            )
+
+    def run(self) -> None:
+        check_space(self.folder, self.files)
+        written = Written(self.folder, len(self.files) + 1)
+        log.info("converting %s from the original format, once ...", self.checkpoint.model)
+        with tqdm(
+            total=sum(file.stat().st_size for file in self.files), unit="B", unit_scale=True, disable=None
+        ) as bar:
+            for number, file in enumerate(self.files, start=1):
+                written.add(number, dict(self.shard(read_tensors(file))))
+                bar.update(file.stat().st_size)
+            written.add(len(self.files) + 1, self.rest(written.weight_map))
+        check_complete(written.weight_map, self.checkpoint.config)
+        written.finish()
+        self.write_small_files()
+        self.write_manifest(written)
+
+    def shard(self, tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of one file of the source, renamed, merged and padded."""
+        for name, tensor in tensors.items():
+            hub = names.hub_name(name)
+            merged = tensor if self.lora is None else self.lora.applied(name, tensor)
+            if hub is not None and merged is not None:
+                yield hub, self.padded(merged) if hub in names.EMBEDDINGS else merged
+
+    def padded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """An embedding with rows for the tokens that the hub's form adds.
+
+        They are the mean of the others: the new tokens are then as unlikely as an average one. The hub's own script
+        draws them around that mean.
+        """
+        missing = self.rows - tensor.shape[0]
+        if missing <= 0:
+            return tensor
+        mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
+        return torch.cat([tensor, mean.expand(missing, -1)])
+
+    def rest(self, have: dict[str, str]) -> Tensors:
+        """What the weight files do not hold: LoRA's own layers, the vision tower, and what the hub's form wants."""
+        made: Tensors = {}
+        if self.lora is not None:
+            self.lora.check_all_applied()
+            for name, tensor in self.lora.replaced.items():
+                hub = names.hub_name(name)
+                if hub is not None:
+                    made[hub] = self.padded(tensor) if hub in names.EMBEDDINGS else tensor
+        if not any(name.startswith("vision_tower.") for name in (*have, *made)):
+            made |= self.tower()
+        text = self.checkpoint.config["text_config"]
+        dtype = getattr(torch, str(self.checkpoint.stored_dtype), torch.float16)
+        hidden = int(text["hidden_size"])
+        if self.checkpoint.version == "1.6" and "image_newline" not in have and "image_newline" not in made:
+            # Trained without: merge types flat and spatial have no newline.
+            made["image_newline"] = torch.zeros(hidden, dtype=dtype)
+        if self.checkpoint.config["projector_hidden_act"] == "linear":
+            # One linear layer is two, the second of which changes nothing.
+            made[f"{SECOND_LAYER}.weight"] = torch.eye(hidden, dtype=dtype)
+            made[f"{SECOND_LAYER}.bias"] = torch.zeros(hidden, dtype=dtype)
+        return made
+
+    def tower(self) -> Tensors:
+        assert self.checkpoint.tower is not None, "every original checkpoint names one"
+        made: Tensors = {}
+        for file in self.checkpoint.tower.weights(self.sources.hub):
+            for name, tensor in read_tensors(file).items():
+                hub = names.tower_name(name)
+                if hub is not None:
+                    made[hub] = tensor
+        return made
+
+    def write_small_files(self) -> None:
+        """config.json, the tokenizer and what transformers' processors read."""
+        tokenizer_folder = self.source if has_tokenizer(self.source) else self.base
+        for pattern in tokenizer_files.FILES:
+            for file in tokenizer_folder.glob(pattern):
+                shutil.copyfile(file, self.folder / file.name)
+        (self.folder / "tokenizer.json").write_text(self.checkpoint.tokenizer_json, encoding="utf-8")
+        settings = read_json(tokenizer_folder, "tokenizer_config.json")
+        write_json(self.folder / "tokenizer_config.json", self.tokenizer_config(settings))
+        generation = read_json(self.source, "generation_config.json")
+        if generation:
+            write_json(self.folder / "generation_config.json", generation)
+        write_json(self.folder / "config.json", self.checkpoint.config)
+        for name, content in original.processor_files(self.checkpoint.config).items():
+            write_json(self.folder / name, content)
+
+    def tokenizer_config(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """tokenizer_config.json with ``<image>``, and with ``legacy`` written where it only was the default."""
+        made = {**settings, "image_token": "<image>"}
+        legacy = tokenizer_files.dummy_prefix(settings, not (self.source / "tokenizer.json").is_file())
+        if legacy is not None:
+            made["legacy"] = legacy
+        decoder = settings.get("added_tokens_decoder")
+        if isinstance(decoder, dict):
+            flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+            made["added_tokens_decoder"] = {
+                **decoder,
+                str(self.checkpoint.image_token_id): {"content": "<image>", **flags},
+            }
+        return made
+
+    def write_manifest(self, written: Written) -> None:
+        """What was made of what, and how large each file is: a later start checks it before it trusts the folder."""
+        files = {file.name: file.stat().st_size for file in sorted(self.folder.iterdir())}
+        manifest = {
+            "source": self.checkpoint.model,
+            "source_files": {file.name: file.stat().st_size for file in self.files},
+            "model_base": self.sources.model_base,
+            "vision_tower": self.checkpoint.tower.source if self.checkpoint.tower is not None else None,
+            "parameters": written.parameters,
+            "files": files,
+        }
+        write_json(self.folder / MANIFEST, manifest)
+
+
+def check_space(folder: Path, files: list[Path]) -> None:
+    needed = sum(file.stat().st_size for file in files)
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.05:
+        raise StartupError(
+            f"the converted checkpoint needs {needed / 1e9:.1f} GB and its folder has {free / 1e9:.1f} GB free: make "
+            "room, or name another place with --cache-dir"
+        )
+
+
+def check_complete(have: dict[str, str], config: dict[str, Any]) -> None:
+    """Raises StartupError where something is missing that no LLaVA can do without."""
+    layers = int(config["text_config"]["num_hidden_layers"])
+    wanted = [
+        "language_model.model.embed_tokens.weight",
+        "language_model.model.norm.weight",
+        *(f"language_model.model.layers.{layer}.self_attn.q_proj.weight" for layer in range(layers)),
+        *(f"{layer}.{kind}" for layer in (FIRST_LAYER, SECOND_LAYER) for kind in ("weight", "bias")),
+        "vision_tower.vision_model.embeddings.patch_embedding.weight",
+        *(() if config["tie_word_embeddings"] else ("language_model.lm_head.weight",)),
+    ]
+    missing = [name for name in wanted if name not in have]
+    if missing:
+        raise StartupError(f"the checkpoint is incomplete: it has no {missing[0]} (in the hub's names)")

@@ -1,0 +1,111 @@
+"""The files of a checkpoint: where they lie, which are missing, what their JSON says. No torch, no transformers."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_api.errors import StartupError
+
+SMALL_FILES = ("*.json", "*.jinja", "tokenizer*", "*.model", "vocab*", "merges.txt")
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)")
+LFS_POINTER = b"version https://git-lfs"
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of the checkpoint; empty where the file is missing."""
+    path = folder / name
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StartupError(f"{name} of the checkpoint is not valid JSON") from error
+    if not isinstance(data, dict):
+        raise StartupError(f"{name} of the checkpoint is not a JSON object")
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class HubOptions:
+    """How hub ids are fetched."""
+
+    revision: str | None = None
+    """Branch, tag or commit."""
+    download_dir: str | None = None
+    """Folder for downloaded checkpoints; None for the hub library's own cache."""
+
+
+def locate(model: str, hub: HubOptions, *, weights: bool = False) -> Path:
+    """The folder of ``model``: itself where it is one, else fetched from the hub.
+
+    ``weights``: the weights too, not the small files alone. Raises StartupError where there is neither.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise StartupError(
+            f"there is no folder {model}, and it is no hub id of the form owner/name: give the path of a "
+            "checkpoint folder, a hub id, or no model at all for the bundled demo"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [*SMALL_FILES, *(WEIGHT_FILES if weights else ())]
+    try:
+        fetched: str = snapshot_download(
+            model, revision=hub.revision, cache_dir=hub.download_dir, allow_patterns=patterns
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise StartupError(
+            f"the hub has no checkpoint {model} for this machine ({type(error).__name__}): check the name, the "
+            "network, and HF_TOKEN where the checkpoint is gated"
+        ) from error
+    return Path(fetched)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, safetensors before ``.bin``, in order; empty where it has none.
+
+    Raises StartupError that names a file which the index, or the numbering of the others, says must be there.
+    """
+    for index in INDEXES:
+        names = read_json(folder, index).get("weight_map")
+        if isinstance(names, dict):
+            return whole([folder / name for name in sorted(set(names.values()))])
+    for whole_file, shards in (
+        ("model.safetensors", "model-*.safetensors"),
+        ("pytorch_model.bin", "pytorch_model-*.bin"),
+    ):
+        if (folder / whole_file).is_file():
+            return whole([folder / whole_file])
+        found = sorted(folder.glob(shards))
+        if found:
+            return whole([folder / name for name in every_shard(found[0].name)])
+    return []
+
+
+def every_shard(name: str) -> list[str]:
+    """``x-00001-of-00002.bin`` -> the names of both."""
+    parts = SHARD.fullmatch(name)
+    if parts is None:
+        return [name]
+    count = int(parts["count"])
+    return [f"{parts['stem']}-{number:05d}-of-{count:05d}{parts['ending']}" for number in range(1, count + 1)]
+
+
+def whole(files: list[Path]) -> list[Path]:
+    """The same files; raises StartupError where one is missing or only stands for a file that was not fetched."""
+    for file in files:
+        if not file.is_file():
+            raise StartupError(f"the checkpoint is incomplete: {file.name} is missing; download it again")
+        with file.open("rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise StartupError(
+                    f"{file.name} of the checkpoint is a git-lfs pointer; run git lfs pull in its folder"
+                )
+    return files

@@ -1,0 +1,78 @@
+"""LoRA fine-tunes in the original format: a base model, low-rank changes to it, and new projector weights.
+
+Source: ``load_pretrained_model`` of the original's ``llava/model/builder.py``, and PEFT's ``merge_and_unload``.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_api.checkpoints.files import read_json
+from llava_api.errors import StartupError
+
+Tensors = dict[str, torch.Tensor]
+READ = Callable[[Path], Tensors]
+PEFT_PREFIX = "base_model.model."
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+REST = "non_lora_trainables.bin"
+
+
+class Lora:
+    """The changes of one adapter, under the original's names. ``read`` opens a file of tensors."""
+
+    def __init__(self, folder: Path, read: READ) -> None:
+        config = read_json(folder, "adapter_config.json")
+        check(config)
+        weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+        if weights is None:
+            raise StartupError(f"the LoRA is incomplete: {WEIGHTS[0]} is missing; download it again")
+        if not (folder / REST).is_file():
+            raise StartupError(f"the LoRA is incomplete: {REST} (the projector) is missing; download it again")
+        rank = int(config["r"])
+        alpha = float(config.get("lora_alpha", rank))
+        self.scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        self.factors = {plain(name): tensor for name, tensor in read(weights).items()}
+        self.replaced = {plain(name): tensor for name, tensor in read(folder / REST).items()}
+        changed = [name for name in self.factors if name.endswith(".lora_A.weight")]
+        self.waiting = {name.removesuffix(".lora_A.weight") for name in changed}
+        odd = [name for name in self.factors if ".lora_A." not in name and ".lora_B." not in name]
+        if odd:
+            raise StartupError(f"the LoRA changes more than llava-api can merge: {odd[0]}")
+
+    def applied(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
+        """A tensor of the base model, merged; None where the adapter brings its own in its place."""
+        if name in self.replaced:
+            return None
+        module = name.removesuffix(".weight")
+        if module not in self.waiting or not name.endswith(".weight"):
+            return tensor
+        self.waiting.discard(module)
+        down, up = self.factors[f"{module}.lora_A.weight"], self.factors[f"{module}.lora_B.weight"]
+        change = (up.float() @ down.float()) * self.scale
+        return (tensor.float() + change).to(tensor.dtype)
+
+    def check_all_applied(self) -> None:
+        if self.waiting:
+            raise StartupError(
+                f"the LoRA does not fit its base model, which has no {sorted(self.waiting)[0]}: give the right one "
+                "with --model-base"
+            )
+
+
+def plain(name: str) -> str:
+    """PEFT's name -> the original model's."""
+    name = name.removeprefix(PEFT_PREFIX)
+    # non_lora_trainables of a model that was not wrapped a second time
+    name = name.removeprefix("base_model.")
+    name = name.removeprefix("model.") if name.startswith("model.model.") else name
+    return name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
+
+
+def check(config: dict[str, Any]) -> None:
+    if config.get("peft_type", "LORA") != "LORA" or not isinstance(config.get("r"), int):
+        raise StartupError("adapter_config.json describes no LoRA that llava-api can merge")
+    for name in ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"):
+        if config.get(name):
+            raise StartupError(f"adapter_config.json has {name}, which llava-api cannot merge")

@@ -1,0 +1,125 @@
+"""The original format (``liuhaotian/*`` and fine-tunes made with LLaVA's own training code) -> the hub's config.
+
+Reads config.json alone; ``convert`` does the weights. Source: ``llava/model/builder.py``, ``llava/model/llava_arch.py``
+and ``llava/model/multimodal_projector/builder.py`` of the original code.
+"""
+
+from typing import Any
+
+from llava_api.checkpoints.hub_files import clip_processor, hub_config
+from llava_api.checkpoints.towers import Tower
+from llava_api.errors import StartupError
+
+Config = dict[str, Any]
+
+TEXT_MODELS = {
+    "LlavaLlamaForCausalLM": "llama",
+    "LlavaMistralForCausalLM": "mistral",
+    "LlavaQwenForCausalLM": "qwen2",
+}
+TEXT_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+NOT_TEXT = ("mm_", "image_", "tune_", "freeze_", "unfreeze_", "tokenizer_", "use_mm_", "_", "vision_")
+NOT_TEXT_NAMES = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map")
+PROJECTORS = ("linear", "mlp2x_gelu")
+MERGES = ("flat", "spatial", "spatial_unpad")
+ROUND_ROWS_TO = 64
+"""transformers' conversion script pads the embedding to a multiple of this; so does ours."""
+
+
+def is_original(config: Config) -> bool:
+    return architecture(config) in TEXT_MODELS
+
+
+def architecture(config: Config) -> str:
+    named = config.get("architectures") or []
+    return str(named[0]) if named else "none"
+
+
+def check(config: Config) -> None:
+    """Raises StartupError, in one sentence, for settings that have no counterpart in the hub's models."""
+    wanted: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("mm_projector_type", config.get("mm_projector_type", "linear"), PROJECTORS),
+        ("mm_vision_select_feature", config.get("mm_vision_select_feature", "patch"), ("patch",)),
+        ("mm_resampler_type", config.get("mm_resampler_type"), (None,)),
+        ("mm_patch_merge_type", config.get("mm_patch_merge_type", "flat"), MERGES),
+        ("image_aspect_ratio", config.get("image_aspect_ratio"), (None, "square", "pad", "anyres")),
+    ]
+    for name, value, known in wanted:
+        if value not in known:
+            spelled = ", ".join(str(option) for option in known if option is not None) or "none"
+            raise StartupError(f"the checkpoint has {name} {value}; llava-api knows {spelled}")
+    if not named_tower(config):
+        raise StartupError("the checkpoint's config.json names no vision tower (mm_vision_tower)")
+
+
+def named_tower(config: Config) -> str:
+    return str(config.get("mm_vision_tower") or config.get("vision_tower") or "")
+
+
+def is_tiled(config: Config) -> bool:
+    return config.get("image_aspect_ratio") == "anyres"
+
+
+def pinpoints(config: Config, tile_pixels: int) -> list[list[int]]:
+    """``image_grid_pinpoints`` as a list. Raises StartupError where an any-res config has none."""
+    value = config.get("image_grid_pinpoints")
+    if not (isinstance(value, list) and all(isinstance(point, list) and len(point) == 2 for point in value) and value):
+        raise StartupError("the checkpoint's config.json has image_aspect_ratio anyres and no image_grid_pinpoints")
+    if any(side % tile_pixels for point in value for side in point):
+        raise StartupError(f"the checkpoint's image_grid_pinpoints are no multiples of its {tile_pixels} px tiles")
+    return value
+
+
+def rows_needed(vocab_size: int, image_token_id: int) -> int:
+    """Rows of the embedding: as they are where ``<image>`` has one to spare, else padded as the hub's copies are."""
+    if image_token_id < vocab_size:
+        return vocab_size
+    return -(-(image_token_id + 1) // ROUND_ROWS_TO) * ROUND_ROWS_TO
+
+
+def text_config(config: Config, rows: int) -> Config:
+    model_type = TEXT_MODELS[architecture(config)]
+    kept = {
+        name: value
+        for name, value in config.items()
+        if name not in NOT_TEXT_NAMES and not name.startswith(NOT_TEXT) and name != "hidden_size_vision"
+    }
+    return {**kept, "vocab_size": rows, "model_type": model_type, "architectures": [TEXT_ARCHITECTURES[model_type]]}
+
+
+def as_hub_config(config: Config, tower: Tower, image_token_id: int) -> Config:
+    """The hub's config.json of an original checkpoint. Raises StartupError for what cannot be said in it.
+
+    LLaVA's own settings stay in it under their own names, so that nothing about pictures is lost.
+    """
+    check(config)
+    tiled = is_tiled(config)
+    rows = rows_needed(int(config.get("vocab_size", 32000)), image_token_id)
+    linear = config.get("mm_projector_type", "linear") == "linear"
+    kept = {
+        # The original squares where nothing is said, and merges flat.
+        "image_aspect_ratio": config.get("image_aspect_ratio") or "square",
+        "mm_patch_merge_type": config.get("mm_patch_merge_type", "flat"),
+        "mm_use_im_start_end": bool(config.get("mm_use_im_start_end", False)),
+    }
+    return {
+        **hub_config(
+            tiled=tiled,
+            text=text_config(config, rows),
+            vision=tower.config,
+            image_token_id=image_token_id,
+            pinpoints=pinpoints(config, int(tower.config["image_size"])) if tiled else [],
+        ),
+        "projector_hidden_act": "linear" if linear else "gelu",
+        "vision_feature_layer": config.get("mm_vision_select_layer", -2),
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+        "torch_dtype": config.get("torch_dtype") or config.get("dtype") or "float16",
+        **kept,
+    }
+
+
+def processor_files(hub: Config) -> dict[str, Config]:
+    """preprocessor_config.json and processor_config.json for other programs that read the converted folder."""
+    return clip_processor(
+        hub["vision_config"]["image_size"], hub["vision_config"]["patch_size"], hub.get("image_grid_pinpoints") or []
+    )

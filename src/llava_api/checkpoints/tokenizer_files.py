@@ -1,0 +1,152 @@
+"""A checkpoint's tokenizer as the content of a tokenizer.json, made from a sentencepiece model where there is none."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from llava_api.checkpoints.files import read_json
+from llava_api.errors import StartupError
+
+Tokenizer = dict[str, Any]
+"""The content of a tokenizer.json."""
+PREFIX = "▁"
+"""SentencePiece's mark for a space."""
+FILES = (
+    "tokenizer*",
+    "*.model",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Raises StartupError where the folder has no tokenizer, or a damaged one."""
+    settings = read_json(folder, "tokenizer_config.json")
+    slow = not (folder / "tokenizer.json").is_file()
+    if not slow:
+        tokenizer = read_json(folder, "tokenizer.json")
+    elif (folder / "tokenizer.model").is_file() or (folder / "vocab.json").is_file():
+        tokenizer = convert(folder)
+    else:
+        raise StartupError("the checkpoint has no tokenizer.json and no tokenizer.model")
+    if not isinstance(tokenizer.get("model"), dict) or not isinstance(tokenizer.get("added_tokens"), list):
+        raise StartupError("the checkpoint's tokenizer.json is damaged")
+    legacy = dummy_prefix(settings, slow)
+    return tokenizer if legacy is None else with_dummy_prefix(tokenizer, everywhere=legacy)
+
+
+def convert(folder: Path) -> Tokenizer:
+    """A tokenizer.json from ``tokenizer.model`` (or GPT-2's two files), by transformers' own conversion."""
+    try:
+        from transformers import AutoTokenizer
+
+        with tempfile.TemporaryDirectory() as scratch:
+            # Without config.json: its model type (llava_llama) is one that transformers does not know.
+            for pattern in FILES:
+                for file in folder.glob(pattern):
+                    shutil.copy(file, scratch)
+            class_file = Path(scratch) / "tokenizer_config.json"
+            settings = read_json(folder, "tokenizer_config.json")
+            settings.setdefault("tokenizer_class", "LlamaTokenizer")
+            class_file.write_text(json.dumps(settings))
+            loaded = AutoTokenizer.from_pretrained(scratch)
+            content: Tokenizer = json.loads(loaded.backend_tokenizer.to_str())
+    except (ImportError, OSError, ValueError, AttributeError, KeyError) as error:
+        raise StartupError(
+            f"the checkpoint's slow tokenizer cannot be read ({type(error).__name__}): transformers and sentencepiece "
+            "must be installed, and tokenizer.model be whole"
+        ) from error
+    return content
+
+
+def next_token_id(tokenizer: Tokenizer) -> int:
+    """The id that one more token would get."""
+    vocabulary = tokenizer["model"].get("vocab") or {}
+    # A Unigram model lists its pieces in order; others map piece to id.
+    highest = max(vocabulary.values(), default=-1) if isinstance(vocabulary, dict) else len(vocabulary) - 1
+    return max(highest, *(int(token["id"]) for token in tokenizer["added_tokens"]), -1) + 1
+
+
+def added_token_id(tokenizer: Tokenizer, text: str) -> int | None:
+    return next((int(token["id"]) for token in tokenizer["added_tokens"] if token["content"] == text), None)
+
+
+def with_token(tokenizer: Tokenizer, text: str, token_id: int) -> Tokenizer:
+    """The same with one more special token."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {**tokenizer, "added_tokens": [*tokenizer["added_tokens"], {"id": token_id, "content": text, **flags}]}
+
+
+def token_text(value: object) -> str | None:
+    """A special token of tokenizer_config.json, written as text or as an object with ``content``."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def bos_token(settings: dict[str, Any], tokenizer: Tokenizer) -> str | None:
+    """The BOS token if the tokenizer writes one; ``add_bos_token`` false and Qwen's null mean none.
+
+    ``settings``: tokenizer_config.json.
+    """
+    bos = token_text(settings.get("bos_token"))
+    if bos is None or settings.get("add_bos_token") is False:
+        return None
+    if settings.get("add_bos_token") is True or settings.get("tokenizer_class", "").startswith("Llama"):
+        return bos
+    return bos if bos in json.dumps(tokenizer.get("post_processor")) else None
+
+
+def dummy_prefix(settings: dict[str, Any], slow: bool) -> bool | None:
+    """``legacy`` of tokenizer_config.json; where a slow Llama tokenizer does not say, it is true."""
+    legacy = settings.get("legacy")
+    if legacy is None and slow:
+        return True
+    return legacy if isinstance(legacy, bool) else None
+
+
+def with_dummy_prefix(tokenizer: Tokenizer, everywhere: bool) -> Tokenizer:
+    """The same with Llama's dummy prefix where ``LlamaTokenizer`` puts it: at the start of every piece behind a
+    special token (``legacy`` true), or at the very start alone.
+
+    Conversions do not always write what the flag says: transformers 5.19 turns ``legacy`` true into a Metaspace that
+    leaves the prefix out before a space. A tokenizer without a dummy prefix stays as it is.
+    """
+    if not puts_dummy_prefix(tokenizer):
+        return tokenizer
+    if everywhere:
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": PREFIX}
+        prepend = {"type": "Prepend", "prepend": PREFIX}
+        return {
+            **tokenizer,
+            "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]},
+            "pre_tokenizer": None,
+        }
+    metaspace = {"type": "Metaspace", "replacement": PREFIX, "prepend_scheme": "first", "split": False}
+    return {**tokenizer, "normalizer": None, "pre_tokenizer": metaspace}
+
+
+def puts_dummy_prefix(tokenizer: Tokenizer) -> bool:
+    """Whether it has one of the two forms that transformers writes for Llama's sentencepiece model."""
+    normalizer, pre_tokenizer = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
+    kinds = [step.get("type") for step in normalizer.get("normalizers", [])]
+    return kinds == ["Prepend", "Replace"] or pre_tokenizer.get("prepend_scheme") in ("first", "always")
+
+
+def chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The checkpoint's own template, wherever transformers has kept it over the years."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for held in (read_json(folder, "chat_template.json"), read_json(folder, "processor_config.json"), settings):
+        template = held.get("chat_template")
+        if isinstance(template, list):
+            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+            template = named.get("default")
+        if isinstance(template, str):
+            return template
+    return None

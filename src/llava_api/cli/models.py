@@ -1,0 +1,21 @@
+"""Which checkpoint a command line means: a folder, a hub id, or the name of a bundled demo."""
+
+from importlib import resources
+from pathlib import Path
+
+DEMO = "llava-tiny-1.5"
+MODEL_HELP = "checkpoint folder, hub id, or a bundled demo: llava-tiny-1.5 (the default), llava-tiny-1.6"
+CHECKPOINT_FLAGS = ("revision", "download_dir", "model_base", "vision_tower")
+"""Settings that say where a checkpoint and what belongs to it come from."""
+
+
+def demo_folder() -> Path:
+    return Path(str(resources.files("llava_api") / "demo"))
+
+
+def find_model(model: str) -> str:
+    """A demo's name stands for its bundled folder; anything else for itself."""
+    bundled = demo_folder() / model
+    if "/" not in model and (bundled / "config.json").is_file() and not Path(model).is_dir():
+        return str(bundled)
+    return model

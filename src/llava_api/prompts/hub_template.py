@@ -1,0 +1,164 @@
+"""Family ``hub``: a checkpoint's own chat template (Jinja, as transformers runs it), for what no table describes.
+
+The template is the checkpoint's code and runs in Jinja's sandbox. What people typed goes in with a secret mark behind
+every character that a special token can start with, so that only the template's own words are special tokens or
+pictures afterwards.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llava_api.errors import InvalidRequest, StartupError
+from llava_api.prompts.segments import Picture, Segment, Special, Turn, split_specials
+
+IMAGE = "<image>"
+PROBE = "zebra"
+GENERATION = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
+Message = dict[str, Any]
+
+
+class HubTemplate:
+    """A chat template, asked at start-up how it wants its messages."""
+
+    name = "hub"
+    stop_texts: tuple[str, ...] = ()
+
+    def __init__(self, source: str, specials: Sequence[str], bos_token: str | None, eos_token: str | None) -> None:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = tojson
+        environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            # "generation" marks an assistant's words for training; here it is a block like any other.
+            self.template = environment.from_string(GENERATION.sub(r"{#\1 \2#}", source))
+        except TemplateError as error:
+            raise StartupError(f"the checkpoint's chat template is not valid Jinja: {error}") from error
+        self.tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
+        self.specials = tuple(dict.fromkeys((IMAGE, *specials)))
+        self.secret = f"\uf8fd{secrets.token_hex(8)}\uf8fd"
+        self.starts = {special[0] for special in self.specials if special}
+        self.as_parts = {role: self.wants_parts(role) for role in ("system", "user", "assistant")}
+        self.drops_system = PROBE not in self.try_role("system", self.as_parts["system"])
+        self.stop_tokens = self.find_stops()
+
+    def takes_pictures(self) -> bool:
+        """Whether it writes a place for a picture."""
+        try:
+            probe = self.layout(None, [Turn("user", PROBE, (0,))])
+        except InvalidRequest:
+            return False
+        return Picture(0) in probe and any(isinstance(segment, str) and PROBE in segment for segment in probe)
+
+    def layout(self, system: str | None, turns: Sequence[Turn]) -> list[Segment]:
+        """Raises InvalidRequest where the template refuses the messages or writes no place for a picture."""
+        messages: list[Message] = []
+        if system is not None and self.drops_system:
+            turns = with_system(system, turns)
+        elif system is not None:
+            messages.append(self.message("system", (system,)))
+        messages += [self.message(turn.role, turn.interleaved()) for turn in turns]
+        images = [part for turn in turns for part in turn.interleaved() if isinstance(part, int)]
+        return self.segments(self.write(messages), images)
+
+    def message(self, role: str, parts: Sequence[str | int]) -> Message:
+        """One message in the form that the template wants, typed text marked."""
+        if self.as_parts.get(role, True):
+            return {"role": role, "content": [self.part(part) for part in parts]}
+        return {"role": role, "content": self.one_text(parts)}
+
+    def part(self, part: str | int) -> Message:
+        return {"type": "image"} if isinstance(part, int) else {"type": "text", "text": self.mark(part)}
+
+    def one_text(self, parts: Sequence[str | int]) -> str:
+        """Pictures first, then the texts, for a template that knows nothing of parts."""
+        pictures = "".join(f"{IMAGE}\n" for part in parts if isinstance(part, int))
+        return pictures + "\n".join(self.mark(part) for part in parts if isinstance(part, str))
+
+    def mark(self, typed: str) -> str:
+        return "".join(letter + self.secret if letter in self.starts else letter for letter in typed)
+
+    def write(self, messages: Sequence[Message]) -> str:
+        try:
+            return self.template.render(messages=messages, add_generation_prompt=True, **self.tokens)
+        except InvalidRequest:
+            raise
+        except Exception as error:  # A template is somebody else's program: it may fail in any way.
+            raise InvalidRequest(
+                "The checkpoint's chat template cannot write these messages down.", param="messages"
+            ) from error
+
+    def segments(self, text: str, images: Sequence[int]) -> list[Segment]:
+        found: list[Segment] = []
+        waiting = iter(images)
+        for piece in split_specials(text, self.specials):
+            if piece == IMAGE:
+                image = next(waiting, None)
+                if image is not None:
+                    found.append(Picture(image))
+            elif piece in self.specials:
+                found.append(Special(piece))
+            else:
+                found.append(piece.replace(self.secret, ""))
+        if next(waiting, None) is not None:
+            raise InvalidRequest(
+                "The checkpoint's chat template has no place for a picture in one of these messages.", param="messages"
+            )
+        return found
+
+    # Asked once, at start-up
+
+    def try_role(self, role: str, parts: bool) -> str:
+        """What the template makes of a short conversation with PROBE as the content of ``role``; "" if it fails."""
+        for neighbour in (parts, not parts):
+            probe, hello = content(PROBE, parts), content("hello", neighbour)
+            user = {"role": "user", "content": hello}
+            asked = {"role": role, "content": probe}
+            around = {"system": [asked, user], "user": [asked], "assistant": [user, asked, user]}
+            try:
+                text = self.write(around[role])
+            except InvalidRequest:
+                continue
+            # A template that takes a list for a text prints it as Python does.
+            if "'type'" not in text:
+                return text
+        return ""
+
+    def wants_parts(self, role: str) -> bool:
+        """Whether contents of ``role`` go in as a list of parts (the hub's habit) rather than as one text."""
+        return PROBE in self.try_role(role, True) or PROBE not in self.try_role(role, False)
+
+    def find_stops(self) -> tuple[str, ...]:
+        """The special token that it writes behind an answer."""
+        behind = self.try_role("assistant", self.as_parts["assistant"]).partition(PROBE)[2].lstrip()
+        return tuple(special for special in self.specials if special != IMAGE and behind.startswith(special))
+
+
+def with_system(system: str, turns: Sequence[Turn]) -> list[Turn]:
+    """The caller's system text in front of the first message, for templates that would drop it in silence."""
+    first = turns[0]
+    return [Turn(first.role, first.text, first.images, (f"{system}\n", *first.interleaved())), *turns[1:]]
+
+
+def refuse(message: str) -> None:
+    """``raise_exception`` of chat templates."""
+    raise InvalidRequest(
+        "The checkpoint's chat template refuses these messages; their roles or their order do not suit it.",
+        param="messages",
+    )
+
+
+def tojson(value: object, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    """transformers' filter: Jinja's own would escape HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+def content(text: str, parts: bool) -> str | list[Message]:
+    return [{"type": "text", "text": text}] if parts else text

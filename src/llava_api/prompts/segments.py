@@ -1,0 +1,57 @@
+"""What a prompt is made of before it is token ids: turns, and then text, special tokens and pictures."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message: ``role`` is user or assistant; ``images`` are indexes into the request's pictures."""
+
+    role: str
+    text: str
+    images: tuple[int, ...] = ()
+    parts: tuple[str | int, ...] = ()
+    """Texts and indexes of pictures in the order in which they were sent, for templates that interleave them."""
+
+    def interleaved(self) -> tuple[str | int, ...]:
+        """The parts as they were sent; pictures first where no order was given."""
+        return self.parts or (*self.images, self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A special token that a template asks for."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The place of one picture."""
+
+    index: int
+
+
+Segment = str | Special | Picture
+"""A ``str`` is ordinary text, whoever wrote it: nothing in it can become a special token or a picture."""
+
+
+def as_text(segments: Sequence[Segment]) -> str:
+    """The prompt as LLaVA's own code prints it, ``<image>`` for each picture."""
+    parts = []
+    for segment in segments:
+        if isinstance(segment, Picture):
+            parts.append("<image>")
+        else:
+            parts.append(segment.text if isinstance(segment, Special) else segment)
+    return "".join(parts)
+
+
+def split_specials(text: str, specials: Sequence[str]) -> list[str]:
+    """``text`` cut before and after each of ``specials``, the longest first; without empty pieces."""
+    if not specials:
+        return [text] if text else []
+    pattern = "|".join(re.escape(special) for special in sorted(specials, key=len, reverse=True))
+    return [piece for piece in re.split(f"({pattern})", text) if piece]

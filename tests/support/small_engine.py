@@ -1,0 +1,133 @@
+"""vLLM's engine inside the test's own process: it starts in seconds, and tells how likely each token was.
+
+The server's engine works in processes of its own; theirs is the same model code, loaded in the same way from the same
+arguments, but it takes ten times as long to start.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from PIL import Image
+
+from llava_api.chat.model import ServedModel
+from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
+from llava_api.engine.vllm_options import engine_arguments, known_arguments, prepare_environment
+from llava_api.images.load import render_pixels
+from llava_api.prompts.render import tokenize
+from llava_api.prompts.segments import Turn
+from llava_api.settings import Settings
+
+QUESTION = "What is it?"
+PATCHED = ((torch, "set_num_threads"), (torch.accelerator, "synchronize"), (torch.accelerator, "empty_cache"))
+"""What vLLM's CPU worker replaces in torch, for the rest of the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    token_ids: list[int]
+    text: str
+    logprobs: list[dict[int, float]]
+    """For each token of the answer: the log-probabilities of the likeliest tokens, by id."""
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set variables, and afterwards put back every variable as it was: vLLM writes some of its own."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class SmallEngine:
+    """A loaded model. ``features`` counts what it made of each picture that it was shown, in that order.
+
+    It is counted because vLLM takes the first features and forgets the rest where the model makes too many.
+    """
+
+    def __init__(self, model: ServedModel, settings: Settings) -> None:
+        self.torch_before = [getattr(place, name) for place, name in PATCHED]
+        with environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"):
+            prepare_environment(settings, on_cpu=True)
+            # Only now: vLLM reads its variables while it is imported.
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            known = known_arguments(EngineArgs)
+            arguments = engine_arguments(settings, model.to_load(), on_cpu=True, known=known)
+            self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self.features: list[int] = []
+        self.count_features(self.engine.model_executor.driver_worker.get_model())
+
+    def count_features(self, loaded: Any) -> None:
+        embed = loaded.embed_multimodal
+
+        def counted(**pictures: Any) -> Any:
+            made = embed(**pictures)
+            self.features += [len(one) for one in made]
+            return made
+
+        loaded.embed_multimodal = counted
+
+    def greedy(self, request: GenerationRequest, tokens: int, logprobs: int = 5) -> Answer:
+        """The likeliest ``tokens`` tokens, end tokens or not."""
+        from vllm import SamplingParams
+
+        from llava_api.engine.vllm_engine import engine_input, lora_request
+
+        wanted = SamplingParams(temperature=0.0, max_tokens=tokens, logprobs=logprobs, ignore_eos=True)
+        self.engine.add_request(
+            request.request_id, engine_input(request), wanted, lora_request=lora_request(request.adapter)
+        )
+        outputs: list[Any] = []
+        while self.engine.has_unfinished_requests():
+            outputs = self.engine.step() or outputs
+        made = outputs[-1].outputs[0]
+        likeliest = [{token: entry.logprob for token, entry in position.items()} for position in made.logprobs]
+        return Answer(list(made.token_ids), made.text, likeliest)
+
+    def close(self) -> None:
+        """Give the memory back, and leave torch as it was for whatever is tested next in this process."""
+        # It also ends torch.distributed, in which the next engine would otherwise find itself.
+        self.engine.engine_core.shutdown()
+        del self.engine
+        for (place, name), before in zip(PATCHED, self.torch_before, strict=True):
+            setattr(place, name, before)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def picture_request(
+    model: ServedModel, picture: Image.Image, name: str, adapter: Adapter | None = None
+) -> GenerationRequest:
+    """A question about an RGB picture, as the server asks it. ``name`` also stands for the picture in caches."""
+    mode = model.image_mode
+    length = mode.tokens(picture.size)
+    prompt = tokenize(
+        model.family.layout(None, [Turn("user", QUESTION, (0,))]),
+        model.tokenizer,
+        model.checkpoint.image_token_id,
+        [length],
+    )
+    image = EngineImage(
+        pixels=render_pixels(picture, mode),
+        offset=prompt.placeholders[0].offset,
+        length=length,
+        cache_key=name,
+        size=mode.engine_size(picture.size),
+    )
+    return GenerationRequest(name, prompt.token_ids, (image,), Sampling(0.0, 1.0, 1), adapter)
