@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from llava_api import __version__
-from llava_api.cli import serve
+from llava_api.cli import convert, explain, inspect, serve
 from llava_api.errors import StartupError
 
 
@@ -12,7 +12,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llava-api", description="An OpenAI-compatible API for LLaVA checkpoints.")
     parser.add_argument("--version", action="version", version=f"llava-api {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    serve.add_parser(commands)
+    for command in (serve, explain, inspect, convert):
+        command.add_parser(commands)
     return parser
 
 

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from llava_api import __version__
 from llava_api.server import error_handlers
 from llava_api.server.middleware.request_id import RequestId
-from llava_api.server.routes import chat, health, models
+from llava_api.server.routes import chat, explain, health, models
 from llava_api.server.services import Services
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -30,6 +30,7 @@ def create_app(services: Services | None = None, lifespan: Lifespan | None = Non
     app.add_middleware(RequestId)
     error_handlers.install(app)
     app.include_router(chat.router)
+    app.include_router(explain.router)
     app.include_router(models.router)
     app.include_router(health.router)
     return app

@@ -9,6 +9,10 @@ from fastapi import Request
 Result = TypeVar("Result")
 
 
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a caller that left; nobody receives it."""
+
+
 class ClientGone(Exception):
     """The caller closed the connection; nobody is left to answer."""
 

@@ -13,14 +13,11 @@ from llava_api.chat.reply import Reply
 from llava_api.errors import InvalidRequest
 from llava_api.protocol.chat import ChatCompletionChunk, ChatCompletionRequest
 from llava_api.server.body import parse, read_body
-from llava_api.server.disconnect import ClientGone, unless_disconnected
+from llava_api.server.disconnect import CLIENT_CLOSED_REQUEST, ClientGone, unless_disconnected
 from llava_api.server.services import Services
 from llava_api.server.sse import event_stream
 
 router = APIRouter()
-
-CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a caller that left; nobody receives it."""
 
 
 @router.post("/v1/chat/completions")

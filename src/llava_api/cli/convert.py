@@ -1,0 +1,33 @@
+"""``llava-api convert SOURCE TARGET``: a checkpoint in LLaVA's original format -> a folder in the hub's format.
+
+``serve`` does this by itself on first use; this does it ahead of time, and where you want it.
+"""
+
+import argparse
+from pathlib import Path
+
+from llava_api.chat.model import sources_of
+from llava_api.checkpoints.inspect import inspect_checkpoint
+from llava_api.cli.flags import add_flags, read_settings
+from llava_api.cli.logging import set_up_logging
+from llava_api.cli.models import CHECKPOINT_FLAGS
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("convert", help="convert an original-format checkpoint", description=__doc__)
+    parser.add_argument("source", metavar="SOURCE", help="folder or hub id of a checkpoint in the original format")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="folder to write; it must not exist yet")
+    add_flags(parser, CHECKPOINT_FLAGS)
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    settings = read_settings(chosen)
+    set_up_logging(settings.log_level)
+    sources = sources_of(settings)
+    checkpoint = inspect_checkpoint(chosen.source, sources)
+    # torch takes seconds to import: only when it is clear that there is something to do.
+    from llava_api.checkpoints.convert import convert
+
+    convert(checkpoint, sources, chosen.target)
+    print(f"converted: serve it with llava-api serve {chosen.target}")

@@ -1,0 +1,156 @@
+"""``llava-api explain REQUEST``: what the model would be shown for a chat request, and why.
+
+Needs no engine, no GPU and no weights: a checkpoint's config and tokenizer will do.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from llava_api.chat.explain import Explained, explain
+from llava_api.chat.model import ServedModel, open_model
+from llava_api.chat.prepare import Preparer
+from llava_api.cli.flags import add_flags, read_settings
+from llava_api.cli.models import CHECKPOINT_FLAGS, DEMO, MODEL_HELP, find_model
+from llava_api.errors import ApiError, StartupError
+from llava_api.images.show import save_shown
+from llava_api.protocol.chat import ChatCompletionRequest
+from llava_api.protocol.explain import ExplainedImage, Explanation
+from llava_api.server.body import parse
+from llava_api.settings import Settings
+
+FLAGS = (
+    "prompt_family",
+    "image_mode",
+    "exif_orientation",
+    "flatten_transparency",
+    "max_model_len",
+    "max_images_per_request",
+    "max_image_bytes",
+    "max_image_pixels",
+    *CHECKPOINT_FLAGS,
+)
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("explain", help="show what the model is shown for a request", description=__doc__)
+    parser.add_argument("request", metavar="REQUEST", help="file with the JSON body of a chat request; - for stdin")
+    parser.add_argument("--model", default=DEMO, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--json", action="store_true", help="print JSON, as POST /v1/explain answers")
+    parser.add_argument("--save-images", type=Path, metavar="FOLDER", help="write what the model sees as PNG files")
+    add_flags(parser, FLAGS)
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    settings = read_settings(chosen)
+    request = read_request(chosen.request)
+    model = open_model(find_model(chosen.model), (request.model,), settings)
+    try:
+        explained = asyncio.run(explain_once(model, settings, request))
+    except ApiError as error:
+        raise StartupError(error.message if error.param is None else f"{error.param}: {error.message}") from error
+    saved = [] if chosen.save_images is None else save(explained, model, chosen.save_images)
+    if chosen.json:
+        print(json.dumps(explained.explanation.model_dump(), ensure_ascii=False, indent=2))
+    else:
+        print(page(explained.explanation))
+    for path in saved:
+        print(path, file=sys.stderr if chosen.json else sys.stdout)
+
+
+def read_request(source: str) -> ChatCompletionRequest:
+    """The request in a file or on standard input; ``model`` may be left out. Raises StartupError."""
+    try:
+        body = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise StartupError(f"cannot read {source} ({error.strerror})") from error
+    try:
+        data = json.loads(body)
+        if isinstance(data, dict):
+            body = json.dumps({"model": "the model", **data}).encode()
+    except (ValueError, RecursionError):
+        # parse says what is wrong with it
+        pass
+    try:
+        return parse(body, ChatCompletionRequest)
+    except ApiError as error:
+        raise StartupError(error.message) from error
+
+
+async def explain_once(model: ServedModel, settings: Settings, request: ChatCompletionRequest) -> Explained:
+    context = settings.max_model_len or model.checkpoint.context_length
+    with ThreadPoolExecutor(settings.image_threads) as threads:
+        return await explain(Preparer(model, settings, context, threads), request)
+
+
+def save(explained: Explained, model: ServedModel, folder: Path) -> list[Path]:
+    mode = model.image_mode
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written: list[Path] = []
+        pictures = zip(explained.explanation.images, explained.rendered, strict=True)
+        for number, (described, rendered) in enumerate(pictures, start=1):
+            grid = mode.grid((described.shown_width, described.shown_height))
+            written += save_shown(rendered.pixels, grid, mode.normalisation, folder, f"picture-{number}")
+    except OSError as error:
+        raise StartupError(f"cannot write to {folder} ({error.strerror})") from error
+    return written
+
+
+def page(explanation: Explanation) -> str:
+    """The explanation as a page for people."""
+    e = explanation
+    lines = [
+        f"LLaVA-{e.version}",
+        f"  prompt family  {e.family}: {e.family_reason}",
+        f"  image mode     {e.image_mode}: {e.image_mode_reason}",
+        "",
+        f"{e.prompt_tokens} tokens: {e.text_tokens} of text, {e.image_tokens} of pictures; {room(e)}",
+        "",
+        *[line for number, image in enumerate(e.images, start=1) for line in picture_lines(number, image)],
+        "The prompt, <image> for each picture:",
+        "",
+        *[f"  {line}" for line in e.prompt.split("\n")],
+        "",
+        "Its token ids, pictures shortened:",
+        "",
+        f"  {shortened_ids(e)}",
+        "",
+        f"An answer ends at token {', '.join(map(str, e.stop_token_ids)) or 'none'}"
+        + (f", or at the text {', '.join(map(repr, e.stop_texts))}." if e.stop_texts else "."),
+    ]
+    return "\n".join(lines)
+
+
+def room(e: Explanation) -> str:
+    if e.context_left < 1:
+        return f"the context is {e.context_length}: too long by {1 - e.context_left} to be answered"
+    return f"{e.context_left} of {e.context_length} left for the answer"
+
+
+def picture_lines(number: int, image: ExplainedImage) -> list[str]:
+    turned = "" if image.orientation == 1 else f", EXIF orientation {image.orientation}"
+    shown = "" if image.orientation == 1 else f", shown as {image.shown_width} x {image.shown_height}"
+    across, down = image.grid
+    tiles = "one tile" if len(image.pixels_shape) == 3 else f"a base tile and {across} x {down} tiles (across x down)"
+    return [
+        f"Picture {number} ({image.param}): {image.format}, {image.width} x {image.height}{turned}{shown}",
+        f"  {image.mode}: {tiles}, {image.image_tokens} tokens",
+        f"  pixels {'x'.join(map(str, image.pixels_shape))}, SHA-256 {image.pixels_sha256}",
+        "",
+    ]
+
+
+def shortened_ids(e: Explanation) -> str:
+    parts: list[str] = []
+    position = 0
+    for place in e.placeholders:
+        parts += map(str, e.prompt_token_ids[position : place.offset])
+        token = e.prompt_token_ids[place.offset]
+        parts.append(f"[picture {place.image + 1}: {place.length} x {token}]")
+        position = place.offset + place.length
+    return " ".join([*parts, *map(str, e.prompt_token_ids[position:])])

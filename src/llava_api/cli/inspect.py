@@ -1,0 +1,86 @@
+"""``llava-api inspect MODEL``: what a checkpoint is, how it would be served, and what memory it takes."""
+
+import argparse
+import json
+from typing import Any
+
+from llava_api.chat.model import ServedModel, open_model
+from llava_api.checkpoints.files import weight_files
+from llava_api.checkpoints.size import count_parameters
+from llava_api.cli.flags import add_flags, read_settings
+from llava_api.cli.models import CHECKPOINT_FLAGS, MODEL_HELP, find_model
+from llava_api.errors import StartupError
+
+FLAGS = ("prompt_family", "image_mode", *CHECKPOINT_FLAGS)
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("inspect", help="say what a checkpoint is", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP.replace(" (the default)", ""))
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_flags(parser, FLAGS)
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    settings = read_settings(chosen)
+    model = open_model(find_model(chosen.model), (chosen.model,), settings)
+    facts = describe(model)
+    if chosen.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            print(f"{name.replace('_', ' '):{width}}  {written(value)}")
+
+
+def describe(model: ServedModel) -> dict[str, Any]:
+    checkpoint = model.checkpoint
+    text, vision = checkpoint.config.get("text_config") or {}, checkpoint.config.get("vision_config") or {}
+    parameters = count_parameters(checkpoint)
+    facts: dict[str, Any] = {
+        "model": checkpoint.model,
+        "format": checkpoint.format,
+        "architecture": f"LLaVA-{checkpoint.version}",
+        "text_model": checkpoint.text_model_type,
+        "layers": text.get("num_hidden_layers"),
+        "hidden_size": text.get("hidden_size"),
+        "vocabulary": text.get("vocab_size"),
+        "vision_tower": vision.get("model_type", "clip_vision_model"),
+        "prompt_family": model.family.name,
+        "prompt_family_reason": model.family_reason,
+        "image_mode": model.image_mode.name,
+        "image_mode_reason": model.image_mode_reason,
+        "tile_pixels": checkpoint.tile_pixels,
+        "tile_tokens": checkpoint.tile_tokens,
+        "image_token_id": checkpoint.image_token_id,
+        "context_length": checkpoint.context_length,
+        "stored_dtype": checkpoint.stored_dtype,
+        "quantization": checkpoint.quantization,
+        "parameters": parameters.total,
+        "weights": weights_here(model),
+        "memory_bytes": parameters.memory_bytes(),
+    }
+    return facts
+
+
+def weights_here(model: ServedModel) -> str:
+    """Whether the weights lie in the folder, whole."""
+    try:
+        files = weight_files(model.checkpoint.folder)
+    except StartupError as error:
+        return str(error)
+    size = sum(file.stat().st_size for file in files)
+    return f"{len(files)} files, {gigabytes(size)}" if files else "none in this folder"
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def written(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{gigabytes(size)} at {name}" for name, size in value.items()) + ", KV cache on top"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "not said" if value is None else str(value)
