@@ -1,7 +1,6 @@
-"""vLLM's engine inside the test's own process: it starts in seconds, and tells how likely each token was.
+"""vLLM's engine inside the test's own process: it starts in two seconds, and tells how likely each token was.
 
-The server's engine works in processes of its own; theirs is the same model code, loaded in the same way from the same
-arguments, but it takes ten times as long to start.
+The server's engine works in processes of its own. Theirs is the same model code, loaded from the same arguments.
 """
 
 import os
@@ -22,9 +21,8 @@ from llava_api.prompts.render import tokenize
 from llava_api.prompts.segments import Turn
 from llava_api.settings import Settings
 
-QUESTION = "What is it?"
-PATCHED = ((torch, "set_num_threads"), (torch.accelerator, "synchronize"), (torch.accelerator, "empty_cache"))
-"""What vLLM's CPU worker replaces in torch, for the rest of the process."""
+REPLACED = ((torch, "set_num_threads"), (torch.accelerator, "synchronize"), (torch.accelerator, "empty_cache"))
+"""What vLLM's CPU worker puts something of its own in place of, for as long as the process lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,34 +35,34 @@ class Answer:
 
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set variables, and afterwards put back every variable as it was: vLLM writes some of its own."""
+    """Set variables for a while; also undoes what others set meanwhile, as vLLM does while it starts."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
         yield
     finally:
-        os.environ.clear()
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
         os.environ.update(before)
 
 
 class SmallEngine:
-    """A loaded model. ``features`` counts what it made of each picture that it was shown, in that order.
-
-    It is counted because vLLM takes the first features and forgets the rest where the model makes too many.
-    """
+    """A loaded model. One at a time in a process: torch.distributed takes no second one."""
 
     def __init__(self, model: ServedModel, settings: Settings) -> None:
-        self.torch_before = [getattr(place, name) for place, name in PATCHED]
+        self.features: list[int] = []
+        """How many features the model made of each picture so far. vLLM itself does not tell where they are too
+        many: it takes the first of them."""
+        self.replaced = [getattr(place, name) for place, name in REPLACED]
         with environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"):
             prepare_environment(settings, on_cpu=True)
-            # Only now: vLLM reads its variables while it is imported.
+            # Here and not above, because vLLM reads its variables while it is imported.
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
             known = known_arguments(EngineArgs)
             arguments = engine_arguments(settings, model.to_load(), on_cpu=True, known=known)
             self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
-        self.features: list[int] = []
         self.count_features(self.engine.model_executor.driver_worker.get_model())
 
     def count_features(self, loaded: Any) -> None:
@@ -78,28 +76,26 @@ class SmallEngine:
         loaded.embed_multimodal = counted
 
     def greedy(self, request: GenerationRequest, tokens: int, logprobs: int = 5) -> Answer:
-        """The likeliest ``tokens`` tokens, end tokens or not."""
+        """The likeliest ``tokens`` tokens; an end token does not end them."""
         from vllm import SamplingParams
 
         from llava_api.engine.vllm_engine import engine_input, lora_request
 
         wanted = SamplingParams(temperature=0.0, max_tokens=tokens, logprobs=logprobs, ignore_eos=True)
-        self.engine.add_request(
-            request.request_id, engine_input(request), wanted, lora_request=lora_request(request.adapter)
-        )
+        adapter = lora_request(request.adapter)
+        self.engine.add_request(request.request_id, engine_input(request), wanted, lora_request=adapter)
         outputs: list[Any] = []
         while self.engine.has_unfinished_requests():
             outputs = self.engine.step() or outputs
         made = outputs[-1].outputs[0]
-        likeliest = [{token: entry.logprob for token, entry in position.items()} for position in made.logprobs]
+        likeliest = [{token: entry.logprob for token, entry in place.items()} for place in made.logprobs]
         return Answer(list(made.token_ids), made.text, likeliest)
 
     def close(self) -> None:
-        """Give the memory back, and leave torch as it was for whatever is tested next in this process."""
-        # It also ends torch.distributed, in which the next engine would otherwise find itself.
+        """Give the memory back, end torch.distributed, and leave torch as other tests in this process expect it."""
         self.engine.engine_core.shutdown()
         del self.engine
-        for (place, name), before in zip(PATCHED, self.torch_before, strict=True):
+        for (place, name), before in zip(REPLACED, self.replaced, strict=True):
             setattr(place, name, before)
 
     def __enter__(self) -> Self:
@@ -114,15 +110,11 @@ class SmallEngine:
 def picture_request(
     model: ServedModel, picture: Image.Image, name: str, adapter: Adapter | None = None
 ) -> GenerationRequest:
-    """A question about an RGB picture, as the server asks it. ``name`` also stands for the picture in caches."""
+    """A question about an RGB picture, made as the server makes it. ``name`` stands for the picture in caches."""
     mode = model.image_mode
     length = mode.tokens(picture.size)
-    prompt = tokenize(
-        model.family.layout(None, [Turn("user", QUESTION, (0,))]),
-        model.tokenizer,
-        model.checkpoint.image_token_id,
-        [length],
-    )
+    turn = Turn("user", "What is in this image?", (0,))
+    prompt = tokenize(model.family.layout(None, [turn]), model.tokenizer, model.checkpoint.image_token_id, [length])
     image = EngineImage(
         pixels=render_pixels(picture, mode),
         offset=prompt.placeholders[0].offset,

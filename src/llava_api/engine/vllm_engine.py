@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import EngineInput, mm_input, tokens_input
@@ -50,7 +51,7 @@ class VllmEngine:
             return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
         except (ValueError, RuntimeError, TypeError, OSError) as error:
             log.debug("the engine did not start", exc_info=True)
-            raise StartupError(f"the engine could not load the checkpoint: {error}") from error
+            raise StartupError(f"the engine could not load the checkpoint: {reason(error)}") from error
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         outputs = self.llm.generate(
@@ -88,6 +89,13 @@ class VllmEngine:
 
     async def shutdown(self) -> None:
         self.llm.shutdown()
+
+
+def reason(error: Exception) -> str:
+    """An error of vLLM's in its own words; of pydantic's only the sentences."""
+    if isinstance(error, ValidationError):
+        return "; ".join(details["msg"].removeprefix("Value error, ") for details in error.errors(include_url=False))
+    return str(error)
 
 
 def finish_reason(reason: str | None) -> FinishReason | None:

@@ -71,8 +71,9 @@ def engine_arguments(settings: Settings, model: ModelToLoad, *, on_cpu: bool, kn
             arguments[name] = value
     if model.quantization is not None:
         arguments["quantization"] = model.quantization
-    # vLLM turns float32 checkpoints into 16 bits where it is left to choose.
-    arguments["dtype"] = "float32" if settings.dtype == "auto" and model.stored_dtype == "float32" else settings.dtype
+    # vLLM turns float32 checkpoints into 16 bits where it is left to choose; its online quantization wants that.
+    stays_float32 = model.stored_dtype == "float32" and model.quantization is None
+    arguments["dtype"] = "float32" if settings.dtype == "auto" and stays_float32 else settings.dtype
     arguments["enforce_eager"] = on_cpu if settings.enforce_eager is None else settings.enforce_eager
     arguments["limit_mm_per_prompt"] = {"image": max(1, settings.max_images_per_request)}
     # Pictures arrive as finished tensors; a second cache of them in the front end would only hold memory.
