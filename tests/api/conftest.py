@@ -25,7 +25,14 @@ def engine() -> ScriptedEngine:
 
 @pytest.fixture
 def app(engine: ScriptedEngine, tmp_path: Path) -> Iterator[FastAPI]:
-    settings = Settings(max_body_bytes=300_000, max_image_bytes=100_000, max_image_pixels=1_000_000)
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "birds" / "adapter_config.json").write_text("{}")
+    settings = Settings(
+        max_body_bytes=300_000,
+        max_image_bytes=100_000,
+        max_image_pixels=1_000_000,
+        lora=[f"birds={tmp_path / 'birds'}"],
+    )
     model = open_model(str(write_checkpoint(tmp_path / "model")), ("owner/tiny", "tiny"), settings)
     with ThreadPoolExecutor(2) as threads:
         preparer = Preparer(model, settings, engine.max_model_len, threads)

@@ -149,7 +149,7 @@ async def test_null_means_not_given(client: httpx.AsyncClient, field: str) -> No
 
 async def test_models_and_health(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     listed = (await client.get("/v1/models")).json()
-    assert [card["id"] for card in listed["data"]] == ["owner/tiny", "tiny"]
+    assert [card["id"] for card in listed["data"]] == ["owner/tiny", "tiny", "birds"]
     one = (await client.get("/v1/models/owner/tiny")).json()
     assert (one["id"], one["object"]) == ("owner/tiny", "model")
     for path in ("/health", "/health/ready", "/health/live"):

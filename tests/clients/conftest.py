@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,20 +36,26 @@ def wait_until_ready(process: "subprocess.Popen[bytes]", log: Path) -> str:
     raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-@pytest.fixture(scope="module", params=["llava-tiny-1.5", "llava-tiny-1.6"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("serve") / "terminal.txt"
-    command = [sys.executable, "-m", "llava_api", "serve", request.param, "--port", "0"]
+@contextmanager
+def running_server(model: str, log: Path, *flags: str) -> Iterator[Server]:
+    """A server for ``model`` that writes to ``log``; at the end it is told to stop, and must do so with exit code 0."""
+    command = [sys.executable, "-m", "llava_api", "serve", model, "--port", "0", *flags]
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=os.environ.copy())
     try:
         terminal = wait_until_ready(process, log)
         found = re.search(r"Base URL: (\S+)", terminal)
         assert found is not None
-        yield Server(request.param, found[1], terminal)
+        yield Server(model, found[1], terminal)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="module", params=["llava-tiny-1.5", "llava-tiny-1.6"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(request.param, tmp_path_factory.mktemp("serve") / "terminal.txt") as running:
+        yield running
