@@ -69,8 +69,8 @@ class Settings(BaseSettings):
     # LoRA adapters
     lora: Texts = []
     """Adapter served beside the model, as name=folder; requests choose it by that name. May be repeated."""
-    max_lora_rank: int = Field(64, ge=1)
-    """Highest rank of an adapter."""
+    max_lora_rank: int | None = Field(None, ge=1)
+    """Highest rank of an adapter; default: what the adapters need."""
 
     # The engine, in vLLM's names
     dtype: str = "auto"

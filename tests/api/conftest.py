@@ -26,7 +26,8 @@ def engine() -> ScriptedEngine:
 @pytest.fixture
 def app(engine: ScriptedEngine, tmp_path: Path) -> Iterator[FastAPI]:
     (tmp_path / "birds").mkdir()
-    (tmp_path / "birds" / "adapter_config.json").write_text("{}")
+    (tmp_path / "birds" / "adapter_config.json").write_text('{"r": 8}')
+    (tmp_path / "birds" / "adapter_model.safetensors").touch()
     settings = Settings(
         max_body_bytes=300_000,
         max_image_bytes=100_000,

@@ -1,9 +1,9 @@
 """An engine that says what it is told to: for tests of everything in front of the engine."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
-from llava_api.engine.base import Delta, GenerationRequest
+from llava_api.engine.base import Adapter, Delta, GenerationRequest
 from llava_api.errors import EngineFailed
 
 
@@ -30,6 +30,9 @@ class ScriptedEngine:
                 yield Delta(text, 1, 3, "stop" if last else None)
         finally:
             self.unfinished -= 1
+
+    async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
+        pass
 
     async def check_health(self) -> None:
         if self.dead:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from llava_api.checkpoints.files import HubOptions
+from llava_api.checkpoints.files import HubOptions, read_json
 from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
 from llava_api.engine.base import Adapter, ModelToLoad
@@ -168,12 +168,17 @@ def read_adapters(given: Sequence[str], taken: Sequence[str]) -> tuple[Adapter, 
         folder = Path(path).expanduser()
         if not (folder / "adapter_config.json").is_file():
             raise StartupError(f"--lora {name}: {path} has no adapter_config.json")
+        if not any((folder / weights).is_file() for weights in ("adapter_model.safetensors", "adapter_model.bin")):
+            raise StartupError(f"--lora {name}: {path} has no adapter_model.safetensors")
         if (folder / "non_lora_trainables.bin").is_file():
             raise StartupError(
                 f"--lora {name}: an adapter made with LLaVA's own training code brings its own projector; serve it as "
                 "a model of its own, with --model-base"
             )
-        adapters.append(Adapter(name, str(folder.resolve()), number))
+        rank = read_json(folder, "adapter_config.json").get("r")
+        if not isinstance(rank, int) or rank < 1:
+            raise StartupError(f"--lora {name}: its adapter_config.json names no rank (r)")
+        adapters.append(Adapter(name, str(folder.resolve()), number, rank))
     return tuple(adapters)
 
 

@@ -74,9 +74,15 @@ def serve_forever(model: ServedModel, settings: Settings, listener: socket.socke
 
     failure: list[StartupError] = []
 
-    def load() -> Engine:
+    async def load() -> Engine:
         try:
-            return start_engine(settings, model.to_load())
+            engine = start_engine(settings, model.to_load())
+            try:
+                await engine.load_adapters(model.adapters)
+            except StartupError:
+                await engine.shutdown()
+                raise
+            return engine
         except StartupError as error:
             failure.append(error)
             raise

@@ -1,6 +1,6 @@
 """The door to the engine: its Protocol and the types that cross it. Imports neither vllm nor torch."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -36,6 +36,7 @@ class Adapter:
     path: str
     number: int
     """Its number in the engine, from 1."""
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,10 @@ class Engine(Protocol):
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Raises EngineFailed where the engine is dead or refuses the request."""
+        ...
+
+    async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
+        """Load LoRA adapters before the first request asks for one. Raises StartupError."""
         ...
 
     async def check_health(self) -> None:

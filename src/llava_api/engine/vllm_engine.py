@@ -5,7 +5,7 @@ Requests go in rendered (``EngineInput``), so neither vLLM's templates nor a HF 
 """
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,14 @@ class VllmEngine:
         except (ValueError, RuntimeError, TypeError, OSError) as error:
             log.debug("the engine did not start", exc_info=True)
             raise StartupError(f"the engine could not load the checkpoint: {reason(error)}") from error
+
+    async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
+        for adapter in adapters:
+            try:
+                await self.llm.add_lora(lora_request(adapter))
+            except Exception as error:  # vLLM raises a plain Exception with the worker's words.
+                log.debug("the adapter was not loaded", exc_info=True)
+                raise StartupError(f"the engine could not load --lora {adapter.name}: {reason(error)}") from error
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         outputs = self.llm.generate(

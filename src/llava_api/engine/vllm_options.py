@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
-from llava_api.engine.base import ModelToLoad
+from llava_api.engine.base import Adapter, ModelToLoad
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 
@@ -25,6 +26,8 @@ PASSED_ON = (
 """Settings that carry vLLM's own name; one that is None is left to vLLM."""
 
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's ``max_lora_rank`` may be."""
 OWN_ARCHITECTURES = {
     "LlavaForConditionalGeneration": "LlavaApiForConditionalGeneration",
     "LlavaNextForConditionalGeneration": "LlavaApiNextForConditionalGeneration",
@@ -83,7 +86,7 @@ def engine_arguments(settings: Settings, model: ModelToLoad, *, on_cpu: bool, kn
     if model.adapters:
         arguments["enable_lora"] = True
         arguments["max_loras"] = len(model.adapters)
-        arguments["max_lora_rank"] = settings.max_lora_rank
+        arguments["max_lora_rank"] = settings.max_lora_rank or rank_for(model.adapters)
     for text in settings.engine_arg:
         name, value = parse_engine_arg(text, known)
         arguments[name] = {**arguments["hf_overrides"], **value} if name == "hf_overrides" else value
@@ -91,6 +94,12 @@ def engine_arguments(settings: Settings, model: ModelToLoad, *, on_cpu: bool, kn
     if unknown:
         raise StartupError(f"the installed vLLM has no engine argument {', '.join(unknown)}: install another version")
     return arguments
+
+
+def rank_for(adapters: Sequence[Adapter]) -> int:
+    """The smallest of the ranks that vLLM can be set to which holds every adapter."""
+    needed = max(adapter.rank for adapter in adapters)
+    return next((rank for rank in LORA_RANKS if rank >= needed), needed)
 
 
 def config_overrides(model: ModelToLoad) -> dict[str, Any]:

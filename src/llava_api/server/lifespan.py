@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
@@ -41,14 +41,14 @@ def heartbeat(what: str, every_seconds: float = 10.0) -> Iterator[None]:
 
 
 def make_lifespan(
-    model: ServedModel, settings: Settings, load_engine: Callable[[], Engine], on_ready: Callable[[], None]
+    model: ServedModel, settings: Settings, load_engine: Callable[[], Awaitable[Engine]], on_ready: Callable[[], None]
 ) -> Lifespan:
     """The lifespan of a serving process; ``load_engine`` runs inside the event loop that the engine will use."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with heartbeat("loading the engine and the checkpoint"):
-            engine = load_engine()
+            engine = await load_engine()
         with ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images") as threads:
             preparer = Preparer(model, settings, engine.max_model_len, threads)
             app.state.services = Services(settings, model, engine, preparer)
