@@ -218,8 +218,8 @@ class Conversion:
             for file in tokenizer_folder.glob(pattern):
                 shutil.copyfile(file, self.folder / file.name)
         (self.folder / "tokenizer.json").write_text(self.checkpoint.tokenizer_json, encoding="utf-8")
-        settings = read_json(tokenizer_folder, "tokenizer_config.json")
-        write_json(self.folder / "tokenizer_config.json", self.tokenizer_config(settings))
+        settings = tokenizer_files.tokenizer_settings(tokenizer_folder)
+        write_json(self.folder / "tokenizer_config.json", self.tokenizer_config(settings, tokenizer_folder))
         generation = read_json(self.source, "generation_config.json")
         if generation:
             write_json(self.folder / "generation_config.json", generation)
@@ -227,10 +227,10 @@ class Conversion:
         for name, content in original.processor_files(self.checkpoint.config).items():
             write_json(self.folder / name, content)
 
-    def tokenizer_config(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def tokenizer_config(self, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         """tokenizer_config.json with ``<image>``, and with ``legacy`` written where it only was the default."""
         made = {**settings, "image_token": "<image>"}
-        legacy = tokenizer_files.dummy_prefix(settings, not (self.source / "tokenizer.json").is_file())
+        legacy = tokenizer_files.dummy_prefix(settings, not (folder / "tokenizer.json").is_file())
         if legacy is not None:
             made["legacy"] = legacy
         decoder = settings.get("added_tokens_decoder")

@@ -150,7 +150,7 @@ def describe(
     vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
     generation = read_json(folder, "generation_config.json")
     processor = read_json(folder, "preprocessor_config.json")
-    settings = read_json(tokenizer_folder, "tokenizer_config.json")
+    settings = tokenizer_files.tokenizer_settings(tokenizer_folder)
     eos = generation.get("eos_token_id", text.get("eos_token_id", 2))
     points = config.get("image_grid_pinpoints") or [] if version == "1.6" else []
     if version == "1.6" and not points:

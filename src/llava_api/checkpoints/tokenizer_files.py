@@ -26,7 +26,7 @@ FILES = (
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Raises StartupError where the folder has no tokenizer, or a damaged one."""
-    settings = read_json(folder, "tokenizer_config.json")
+    settings = tokenizer_settings(folder)
     slow = not (folder / "tokenizer.json").is_file()
     if not slow:
         tokenizer = read_json(folder, "tokenizer.json")
@@ -40,6 +40,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer if legacy is None else with_dummy_prefix(tokenizer, everywhere=legacy)
 
 
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json; what an old checkpoint left out of it is as special_tokens_map.json says, or Llama's."""
+    settings = read_json(folder, "tokenizer_config.json")
+    if (folder / "tokenizer.model").is_file():
+        named = read_json(folder, "special_tokens_map.json")
+        for name, usual in (("bos_token", "<s>"), ("eos_token", "</s>"), ("tokenizer_class", "LlamaTokenizer")):
+            settings.setdefault(name, named.get(name, usual))
+    return settings
+
+
 def convert(folder: Path) -> Tokenizer:
     """A tokenizer.json from ``tokenizer.model`` (or GPT-2's two files), by transformers' own conversion."""
     try:
@@ -51,9 +61,7 @@ def convert(folder: Path) -> Tokenizer:
                 for file in folder.glob(pattern):
                     shutil.copy(file, scratch)
             class_file = Path(scratch) / "tokenizer_config.json"
-            settings = read_json(folder, "tokenizer_config.json")
-            settings.setdefault("tokenizer_class", "LlamaTokenizer")
-            class_file.write_text(json.dumps(settings))
+            class_file.write_text(json.dumps(tokenizer_settings(folder)))
             loaded = AutoTokenizer.from_pretrained(scratch)
             content: Tokenizer = json.loads(loaded.backend_tokenizer.to_str())
     except (ImportError, OSError, ValueError, AttributeError, KeyError) as error:

@@ -26,10 +26,14 @@ class TextTokenizer:
         except (ValueError, KeyError, TypeError) as error:
             raise StartupError("the checkpoint's tokenizer.json is damaged") from error
         self.prefix = take_first_prefix(settings)
-        secret = secrets.token_hex(12)
-        self.markers = {text: f"\uf8fe{secret}{number}\uf8ff" for number, text in enumerate(self.special_ids)}
+        self.secret = f"\uf8fe{secrets.token_hex(12)}"
+        self.markers: dict[str, str] = {}
         for token in settings["added_tokens"]:
-            token["content"] = self.markers[token["content"]]
+            text = token["content"]
+            if not text.strip():
+                # A run of spaces, as MPT's tokenizer has: nothing that a person must not write.
+                continue
+            token["content"] = self.markers[text] = self.new_marker()
             # Matched in the text as it is written, as LLaVA's slow tokenizers do.
             token["normalized"] = False
         self.tokenizer = Tokenizer.from_str(json.dumps(settings))
@@ -37,6 +41,10 @@ class TextTokenizer:
         for text, marker in self.markers.items():
             self.remember(marker, self.special_ids[text])
         self.bos_id = self.token_id(bos_token) if bos_token is not None else None
+
+    def new_marker(self) -> str:
+        """A name that nobody can type, for one more special token."""
+        return f"{self.secret}{len(self.markers)}\uf8ff"
 
     def remember(self, marker: str, real_id: int) -> None:
         """The id that this tokenizer gives ``marker`` stands for ``real_id``."""
@@ -50,11 +58,11 @@ class TextTokenizer:
 
         Called at start-up only: a tokenizer that other threads use must not change.
         """
-        for number, text in enumerate(texts):
+        for text in texts:
             real_id = self.tokenizer.token_to_id(text)
             if text in self.markers or real_id is None:
                 continue
-            marker = f"{next(iter(self.markers.values()), secrets.token_hex(12))}{number}"
+            marker = self.new_marker()
             self.tokenizer.add_tokens([AddedToken(marker, normalized=False, special=True)])
             self.markers[text] = marker
             self.special_ids[text] = real_id
@@ -71,7 +79,7 @@ class TextTokenizer:
     def encode(self, pieces: Sequence[str | Special]) -> list[int]:
         """Ids of what stands between two pictures: text and the special tokens in it; no BOS."""
         text = "".join(self.written(piece) for piece in pieces)
-        if pieces and isinstance(pieces[0], str) and text:
+        if text and not text.startswith(self.secret):
             text = self.prefix + text
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         return [self.real_ids.get(token, token) for token in ids]
