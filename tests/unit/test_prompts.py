@@ -1,17 +1,23 @@
-"""Prompts and token ids against LLaVA's original code."""
+"""Prompts and token ids against LLaVA's original code, which family is found, and what ends an answer."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
+from llava_api.chat.model import ServedModel, describe_model
+from llava_api.checkpoints.inspect import inspect_checkpoint
 from llava_api.errors import StartupError
 from llava_api.prompts.detect import detect_family
 from llava_api.prompts.families import FAMILIES
 from llava_api.prompts.render import tokenize
 from llava_api.prompts.segments import Turn, as_text
 from llava_api.prompts.tokenizer import TextTokenizer
+from llava_api.settings import Settings
 from tests.support.golden import cases
+from tests.support.tiny_checkpoints import TEXT_MODELS, Tiny, classic_config, write_processor
+from tests.support.tiny_tokenizers import token_ids, write_json, write_tokenizer
 from tests.support.tokenizer import ADDED, SPECIALS, llama_like_tokenizer
 
 IMAGE_LENGTH = 5
@@ -106,3 +112,62 @@ def test_detection(model_type: str, tokens: tuple[str, ...], family: str) -> Non
 def test_an_unknown_text_model_asks_for_a_family() -> None:
     with pytest.raises(StartupError, match="--prompt-family"):
         detect_family("mamba", "1.5", lambda token: False, None)
+
+
+# What ends an answer
+
+
+def served(folder: Path, text_model: str, family: str | None) -> ServedModel:
+    """A checkpoint of config and tokenizer alone."""
+    tiny = Tiny(text_model, "1.5")
+    write_tokenizer(text_model, folder, image_token=True)
+    write_json(folder / "config.json", classic_config(tiny))
+    write_processor(tiny, folder)
+    return describe_model(inspect_checkpoint(str(folder)), ("model",), Settings(prompt_family=family))
+
+
+@pytest.mark.parametrize(
+    ("text_model", "family", "stop"),
+    [
+        ("llama", "vicuna_v1", "</s>"),
+        ("llama", "llava_v1", "</s>"),
+        ("mistral", "mistral_instruct", "</s>"),
+        ("mistral", "llava_llama_2", "</s>"),
+        ("qwen2", "qwen_1_5", "<|im_end|>"),
+        ("qwen2", "qwen_2", "<|im_end|>"),
+        ("qwen2", "chatml_direct", "<|im_end|>"),
+        ("qwen2", "mpt", "<|im_end|>"),
+        ("llama3", "llava_llama_3", "<|eot_id|>"),
+    ],
+)
+def test_a_familys_stop_token_ends_answers(text_model: str, family: str, stop: str, tmp_path: Path) -> None:
+    model = served(tmp_path, text_model, family)
+    assert token_ids(text_model)[stop] in model.stop_token_ids
+    assert model.stop_texts == ()
+
+
+@pytest.mark.parametrize(
+    ("text_model", "family", "stop"),
+    [
+        ("qwen2", "vicuna_v1", "</s>"),
+        ("llama3", "mistral_instruct", "</s>"),
+        ("llama", "chatml_direct", "<|im_end|>"),
+        ("mistral", "mpt", "<|im_end|>"),
+        ("llama3", "qwen_1_5", "<|im_end|>"),
+        ("llama", "llava_llama_3", "<|eot_id|>"),
+    ],
+)
+def test_a_stop_token_that_the_tokenizer_lacks_ends_answers_as_text(
+    text_model: str, family: str, stop: str, tmp_path: Path
+) -> None:
+    model = served(tmp_path, text_model, family)
+    assert model.stop_texts == (stop,)
+    # The checkpoint's own end stays.
+    assert model.stop_token_ids == served(tmp_path, text_model, None).stop_token_ids
+
+
+@pytest.mark.parametrize("text_model", TEXT_MODELS)
+def test_a_separator_that_is_text_ends_answers(text_model: str, tmp_path: Path) -> None:
+    model = served(tmp_path, text_model, "llava_v0")
+    assert model.stop_texts == ("###",)
+    assert model.stop_token_ids == (Tiny(text_model, "1.5").end_ids["eos_token_id"],)

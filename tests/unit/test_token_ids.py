@@ -241,7 +241,7 @@ def differing(
 ) -> list[tuple[Any, ...]]:
     """The cases whose ids are not the original's: (family, case, prompt, first difference, our ids, the original's)."""
     found: list[tuple[Any, ...]] = []
-    models = {case["template"]: served(checkpoint, case["template"]) for case in wanted}
+    models = {family: served(checkpoint, family) for family in {case["template"] for case in wanted}}
     for case in wanted:
         ours = rendered(models[case["template"]], case["system"], turns_of(case)).token_ids
         theirs = expected(case["prompt"])
@@ -429,3 +429,29 @@ def test_marks_around_pictures_have_the_original_ids(legacy: bool, tmp_path: Pat
         found = rendered(model, case["system"], turns_of(case)).token_ids
         prompt = case["prompt"].replace("<image>", "<im_start><image><im_end>")
         assert found == transcribed_image_token_rule(prompt, slow, 1, checkpoint.image_token_id)
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["in tokenizer.model alone", "in tokenizer_config.json too"])
+def test_chat_markers_that_are_pieces_of_tokenizer_model_have_the_original_ids(listed: bool, tmp_path: Path) -> None:
+    # As Yi has them, whose kin is llava-v1.6-34b; sentencepiece finds them by itself.
+    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    proto = sentencepiece_model_pb2.ModelProto.FromString(sentencepiece_model())
+    for text in CHATML:
+        proto.pieces.add(piece=text, score=0.0, type=kinds.USER_DEFINED)
+    model = proto.SerializeToString()
+    Kind("llama", "original", True).write(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    specials = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    if listed:
+        specials |= {text: 400 + number for number, text in enumerate(CHATML)}
+        settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+        like_others = settings["added_tokens_decoder"]["2"]
+        more = {str(number): {**like_others, "content": text} for text, number in specials.items()}
+        change_json(tmp_path / "tokenizer_config.json", added_tokens_decoder=more)
+    checkpoint = inspect_checkpoint(str(tmp_path))
+    slow = SlowLlama(model, True, specials)
+
+    def expected(prompt: str) -> list[int]:
+        return transcribed_image_token_rule(prompt, slow, 1, checkpoint.image_token_id)
+
+    assert differing(checkpoint, expected, golden("chatml_direct")) == []

@@ -64,12 +64,26 @@ def convert(folder: Path) -> Tokenizer:
             class_file.write_text(json.dumps(tokenizer_settings(folder)))
             loaded = AutoTokenizer.from_pretrained(scratch)
             content: Tokenizer = json.loads(loaded.backend_tokenizer.to_str())
+            known = declared(Path(scratch))
+            # The conversion lists pieces of the model as well, which the slow tokenizer does not cut a text at.
+            content["added_tokens"] = [
+                token for token in content["added_tokens"] if token["content"] in known or not token["content"].strip()
+            ]
     except (ImportError, OSError, ValueError, AttributeError, KeyError) as error:
         raise StartupError(
             f"the checkpoint's slow tokenizer cannot be read ({type(error).__name__}): transformers and sentencepiece "
             "must be installed, and tokenizer.model be whole"
         ) from error
     return content
+
+
+def declared(folder: Path) -> set[str]:
+    """The special and added tokens that a slow tokenizer's small files name."""
+    settings = {**read_json(folder, "special_tokens_map.json"), **read_json(folder, "tokenizer_config.json")}
+    named = [settings.get(f"{kind}_token") for kind in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")]
+    more = [*(settings.get("additional_special_tokens") or []), *(settings.get("added_tokens_decoder") or {}).values()]
+    texts = {token_text(value) for value in (*named, *more)} | {*read_json(folder, "added_tokens.json")}
+    return {"<unk>", *(text for text in texts if text is not None)}
 
 
 def next_token_id(tokenizer: Tokenizer) -> int:

@@ -42,9 +42,10 @@ class HubTemplate:
         except TemplateError as error:
             raise StartupError(f"the checkpoint's chat template is not valid Jinja: {error}") from error
         self.tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
-        self.specials = tuple(dict.fromkeys((IMAGE, *specials)))
+        # A single letter cannot be told from the same letter typed; no checkpoint's template needs one.
+        self.specials = tuple(dict.fromkeys((IMAGE, *(special for special in specials if len(special) > 1))))
         self.secret = f"\uf8fd{secrets.token_hex(8)}\uf8fd"
-        self.starts = {special[0] for special in self.specials if special}
+        self.starts = {special[0] for special in self.specials}
         self.as_parts = {role: self.wants_parts(role) for role in ("system", "user", "assistant")}
         self.drops_system = PROBE not in self.try_role("system", self.as_parts["system"])
         self.stop_tokens = self.find_stops()
@@ -83,7 +84,17 @@ class HubTemplate:
         return pictures + "\n".join(self.mark(part) for part in parts if isinstance(part, str))
 
     def mark(self, typed: str) -> str:
-        return "".join(letter + self.secret if letter in self.starts else letter for letter in typed)
+        """Typed text that no special token can start in, nor end in, nor lie across."""
+        marked = "".join(letter + self.secret if letter in self.starts else letter for letter in typed)
+        return self.secret + marked if self.could_continue(typed) else marked
+
+    def could_continue(self, typed: str) -> bool:
+        """Whether ``typed`` is how a special token goes on that the template's own letters may have begun.
+
+        Only then is its first letter guarded: a mark at the front of every text would be in the way of ``trim``.
+        """
+        tails = (special[cut:] for special in self.specials for cut in range(1, len(special)))
+        return any(tail.startswith(typed) or typed.startswith(tail) for tail in tails) if typed else False
 
     def write(self, messages: Sequence[Message]) -> str:
         try:

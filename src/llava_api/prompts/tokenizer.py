@@ -25,9 +25,11 @@ class TextTokenizer:
             self.special_ids: dict[str, int] = {token["content"]: token["id"] for token in settings["added_tokens"]}
         except (ValueError, KeyError, TypeError) as error:
             raise StartupError("the checkpoint's tokenizer.json is damaged") from error
-        self.prefix = take_first_prefix(settings)
+        self.prefix, self.prefix_everywhere = take_dummy_prefix(settings)
         self.secret = f"\uf8fe{secrets.token_hex(12)}"
         self.markers: dict[str, str] = {}
+        self.pieces: set[str] = set()
+        """Those that are pieces of the vocabulary rather than added tokens."""
         for token in settings["added_tokens"]:
             text = token["content"]
             if not text.strip():
@@ -36,6 +38,7 @@ class TextTokenizer:
             token["content"] = self.markers[text] = self.new_marker()
             # Matched in the text as it is written, as LLaVA's slow tokenizers do.
             token["normalized"] = False
+        hide_vocabulary(settings["model"], self.markers)
         self.tokenizer = Tokenizer.from_str(json.dumps(settings))
         self.real_ids: dict[int, int] = {}
         for text, marker in self.markers.items():
@@ -65,6 +68,7 @@ class TextTokenizer:
             marker = self.new_marker()
             self.tokenizer.add_tokens([AddedToken(marker, normalized=False, special=True)])
             self.markers[text] = marker
+            self.pieces.add(text)
             self.special_ids[text] = real_id
             self.remember(marker, real_id)
 
@@ -78,25 +82,52 @@ class TextTokenizer:
 
     def encode(self, pieces: Sequence[str | Special]) -> list[int]:
         """Ids of what stands between two pictures: text and the special tokens in it; no BOS."""
-        text = "".join(self.written(piece) for piece in pieces)
-        if text and not text.startswith(self.secret):
-            text = self.prefix + text
+        text = ""
+        prefix_due = True
+        for piece in pieces:
+            name = piece.text if isinstance(piece, Special) else None
+            if name in self.markers and name not in self.pieces:
+                text += self.markers[name]
+                prefix_due = self.prefix_everywhere
+                continue
+            # A special token that the checkpoint does not have is ordinary text.
+            written = piece if isinstance(piece, str) else self.markers.get(piece.text, piece.text)
+            if written and prefix_due:
+                text += self.prefix
+                prefix_due = False
+            text += written
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         return [self.real_ids.get(token, token) for token in ids]
 
-    def written(self, piece: str | Special) -> str:
-        """A special token under its secret name; one that the checkpoint does not have is ordinary text."""
-        return self.markers.get(piece.text, piece.text) if isinstance(piece, Special) else piece
 
+def take_dummy_prefix(settings: dict[str, Any]) -> tuple[str, bool]:
+    """Llama's dummy prefix, taken out of ``settings``, and whether it stands behind special tokens too.
 
-def take_first_prefix(settings: dict[str, Any]) -> str:
-    """The dummy prefix of a tokenizer that puts one at the very start of a text, taken out of ``settings``.
-
-    ``TextTokenizer`` writes it, because Metaspace leaves it out where the text starts with a space. LLaVA's own code
-    (``LlamaTokenizer`` with ``legacy`` false) does not.
+    ``TextTokenizer.encode`` writes it where sentencepiece does: tokenizer.json's own rules leave it out where a text
+    starts with a space (Metaspace), and put it behind pieces of the vocabulary that look like special tokens.
     """
-    pre_tokenizer = settings.get("pre_tokenizer") or {}
-    if pre_tokenizer.get("type") != "Metaspace" or pre_tokenizer.get("prepend_scheme") != "first":
-        return ""
-    pre_tokenizer["prepend_scheme"] = "never"
-    return str(pre_tokenizer.get("replacement", "▁"))
+    pre_tokenizer, normalizer = settings.get("pre_tokenizer") or {}, settings.get("normalizer") or {}
+    if pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("prepend_scheme") == "first":
+        pre_tokenizer["prepend_scheme"] = "never"
+        return str(pre_tokenizer.get("replacement", "▁")), False
+    steps = normalizer.get("normalizers") or []
+    if [step.get("type") for step in steps] == ["Prepend", "Replace"]:
+        settings["normalizer"] = steps[1]
+        return str(steps[0]["prepend"]), True
+    return "", False
+
+
+def hide_vocabulary(model: dict[str, Any], markers: dict[str, str]) -> None:
+    """Give special tokens their secret names in the vocabulary too, where typed text could match them there.
+
+    BPE reaches an entry by merges alone, and none leads to a special token; a Unigram model takes any piece it has.
+    """
+    if model.get("type") == "BPE" or "merges" in model:
+        return
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, list):
+        model["vocab"] = [[markers.get(piece, piece), score] for piece, score in vocabulary]
+    elif isinstance(vocabulary, dict):
+        model["vocab"] = {markers.get(piece, piece): token for piece, token in vocabulary.items()}
+    if model.get("unk_token") in markers:
+        model["unk_token"] = markers[model["unk_token"]]
