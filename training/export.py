@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_api.checkpoints.hub_files import clip_processor, hub_config
-from llava_api.engine.weight_names import classic_name
+from llava_api.weight_names import classic_name
 from training.model import RECIPES, Recipe, text_config, vision_config
 from training.tokenizer import build_tokenizer, save_tokenizer
 

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     # The engine, in vLLM's names
     dtype: str = "auto"
     """Type of weights and activations; auto: the checkpoint's own, float32 for float32 checkpoints."""
-    max_model_len: int | None = None
+    max_model_len: int | None = Field(None, ge=1)
     """Longest prompt plus answer, in tokens; default: what the checkpoint allows."""
     max_num_seqs: int | None = None
     """Most requests that are computed together."""

@@ -31,8 +31,10 @@ from tests.support.tiny_checkpoints import (
     PINPOINTS,
     TEXT_MODELS,
     TILE,
+    VISION_HIDDEN,
     Tiny,
     Weights,
+    linear_projector,
     lora_matrices,
     source_model,
     write_hub,
@@ -190,15 +192,20 @@ def check_both_pictures(engine: SmallEngine, model: ServedModel, reference: PreT
 
 # One set of weights in each format.
 
+
+def original_in_shards(tiny: Tiny, folder: Path) -> Path:
+    return write_original(tiny, folder / "made", write_tower(tiny, folder / "tower"))
+
+
+def original_in_one_file(tiny: Tiny, folder: Path) -> Path:
+    return write_original(tiny, folder / "made", write_tower(tiny, folder / "tower"), files="safetensors", shards=1)
+
+
 WAYS: dict[str, Callable[[Tiny, Path], Path]] = {
     "hub": lambda tiny, folder: write_hub(tiny, folder / "hub", "classic"),
     "hub-of-new-transformers": lambda tiny, folder: write_hub(tiny, folder / "hub", "transformers"),
-    "original-bin-shards": lambda tiny, folder: write_original(
-        tiny, folder / "made", write_tower(tiny, folder / "tower")
-    ),
-    "original-safetensors": lambda tiny, folder: write_original(
-        tiny, folder / "made", write_tower(tiny, folder / "tower"), files="safetensors", shards=1
-    ),
+    "original-bin-shards": original_in_shards,
+    "original-safetensors": original_in_one_file,
 }
 
 
@@ -242,6 +249,11 @@ def converted_in_transformers(model: ServedModel) -> PreTrainedModel:
     return reference.eval()
 
 
+def vocabulary(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two weights that have a row for each token."""
+    return model.get_input_embeddings().weight, model.lm_head.weight
+
+
 @pytest.mark.parametrize("tiny", [Tiny("llama", "1.5"), Tiny("qwen2", "1.6")], ids=name_of)
 def test_a_projector_of_one_layer_answers_as_transformers_does_with_the_converted_folder(
     tiny: Tiny, tmp_path: Path, start: Start
@@ -249,7 +261,11 @@ def test_a_projector_of_one_layer_answers_as_transformers_does_with_the_converte
     original = write_original(tiny, tmp_path / "made", write_tower(tiny, tmp_path / "tower"), projector="linear")
     settings = settings_for(tmp_path)
     model = served(original, settings)
-    check_both_pictures(start(model, settings), model, converted_in_transformers(model))
+    reference = converted_in_transformers(model)
+    layer, seen = linear_projector(), torch.randn(5, VISION_HIDDEN, generator=torch.Generator().manual_seed(0))
+    projected = torch.nn.functional.linear(seen, layer["model.mm_projector.weight"], layer["model.mm_projector.bias"])
+    torch.testing.assert_close(reference.model.multi_modal_projector(seen), projected)
+    check_both_pictures(start(model, settings), model, reference)
 
 
 @pytest.mark.parametrize("tiny", [Tiny("llama3", "1.5"), Tiny("mistral", "1.6")], ids=name_of)
@@ -261,7 +277,11 @@ def test_an_embedding_without_a_row_for_image_answers_as_transformers_does_with_
     assert rows <= tiny.image_token_id
     settings = settings_for(tmp_path)
     model = served(original, settings)
-    check_both_pictures(start(model, settings), model, converted_in_transformers(model))
+    reference = converted_in_transformers(model)
+    for made, given in zip(vocabulary(reference), vocabulary(source_of(tiny)), strict=True):
+        assert len(made) > rows
+        assert torch.equal(made[:rows], given[:rows])
+    check_both_pictures(start(model, settings), model, reference)
 
 
 # LLaVA's settings for pictures, most of which transformers' models do not know.

@@ -390,7 +390,7 @@ def test_asking_for_a_template_that_is_not_there_is_told_at_the_start(template: 
 
 def test_an_unknown_family_is_told_with_the_known_ones() -> None:
     with pytest.raises(StartupError, match=r"vicuna_v1.*hub"):
-        detect_family("llama", "1.5", lambda token: False, None, override="vicuna")
+        detect_family("llama", "1.5", lambda token: False, lambda: None, override="vicuna")
 
 
 def in_jinja_file(folder: Path, template: str) -> None:

@@ -106,12 +106,12 @@ def test_typed_text_never_becomes_a_special_token(name: str, tokenizer: TextToke
     ],
 )
 def test_detection(model_type: str, tokens: tuple[str, ...], family: str) -> None:
-    assert detect_family(model_type, "1.6", lambda token: token in tokens, None)[0].name == family
+    assert detect_family(model_type, "1.6", lambda token: token in tokens, lambda: None)[0].name == family
 
 
 def test_an_unknown_text_model_asks_for_a_family() -> None:
     with pytest.raises(StartupError, match="--prompt-family"):
-        detect_family("mamba", "1.5", lambda token: False, None)
+        detect_family("mamba", "1.5", lambda token: False, lambda: None)
 
 
 # What ends an answer

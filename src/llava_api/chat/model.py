@@ -1,5 +1,6 @@
 """The served model: everything that is known about it before the first request."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from llava_api.prompts.family import IMAGE_END, IMAGE_START, PromptFamily, Promp
 from llava_api.prompts.hub_template import HubTemplate
 from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.settings import Settings
+
+log = logging.getLogger(__name__)
 
 ONLINE_8BIT = "int8_per_channel_weight_only"
 """vLLM's online int8: the nearest to what LLaVA's ``--load-8bit`` did with bitsandbytes."""
@@ -123,8 +126,8 @@ def hub_template_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> HubTemp
     specials = tuple(tokenizer.special_ids)
     try:
         template = HubTemplate(checkpoint.chat_template, specials, checkpoint.bos_token, checkpoint.eos_token)
-    except StartupError:
-        # A template that nobody asked for must not stop a checkpoint whose family is known.
+    except StartupError as error:
+        log.warning("%s; it is left aside", error)
         return None
     return template if template.takes_pictures() else None
 
@@ -135,7 +138,7 @@ def find_family(checkpoint: Checkpoint, tokenizer: TextTokenizer, override: str 
         checkpoint.text_model_type,
         checkpoint.version,
         tokenizer.knows,
-        hub_template_of(checkpoint, tokenizer),
+        lambda: hub_template_of(checkpoint, tokenizer),
         override,
     )
     if checkpoint.image_markers and isinstance(family, PromptFamily):

@@ -10,7 +10,7 @@ from llava_api.chat.conversation import Conversation, read_conversation
 from llava_api.chat.model import ServedModel
 from llava_api.chat.sampling import answer_room, read_sampling
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest
-from llava_api.errors import InvalidRequest, ModelNotFound
+from llava_api.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from llava_api.images.load import ImagePart, MeasuredImage, RenderedImage, measure, render
 from llava_api.prompts.render import RenderedPrompt, tokenize
 from llava_api.prompts.segments import Segment
@@ -83,9 +83,24 @@ class Preparer:
         most = self.settings.max_images_per_request
         if len(conversation.images) > most:
             raise InvalidRequest(f"A request may have up to {most} pictures.", param="messages")
+        self.check_length(conversation)
         measured = await asyncio.gather(*(self.in_thread(self.measure, part) for part in conversation.images))
         segments, prompt = await self.in_thread(self.write, conversation, measured)
         return LaidOut(segments, prompt, measured)
+
+    def check_length(self, conversation: Conversation) -> None:
+        """Refuse text that cannot fit before it is tokenized, which takes a second for each megabyte.
+
+        Raises ContextLengthExceeded.
+        """
+        texts = (conversation.system or "", *(turn.text for turn in conversation.turns))
+        characters = sum(map(len, texts))
+        if characters > self.max_model_len * self.model.tokenizer.longest_piece:
+            raise ContextLengthExceeded(
+                f"This model's context is {self.max_model_len} tokens. Your messages have {characters} characters of "
+                "text, which cannot fit: send less.",
+                param="messages",
+            )
 
     async def render_all(self, laid_out: LaidOut) -> list[RenderedImage]:
         """The pixels of every picture, in the order of the request. Raises BadImage."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StartupError(f"{name} of the checkpoint is not valid JSON") from error
+    except OSError as error:
+        raise StartupError(f"{name} of the checkpoint cannot be read ({error.strerror})") from error
     if not isinstance(data, dict):
         raise StartupError(f"{name} of the checkpoint is not a JSON object")
     return data
@@ -44,23 +47,26 @@ def locate(model: str, hub: HubOptions, *, weights: bool = False) -> Path:
 
     ``weights``: the weights too, not the small files alone. Raises StartupError where there is neither.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
+    try:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StartupError(f"{model[:80]!r} is no folder's name ({type(error).__name__})") from error
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise StartupError(
             f"there is no folder {model}, and it is no hub id of the form owner/name: give the path of a "
             "checkpoint folder, a hub id, or no model at all for the bundled demo"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = [*SMALL_FILES, *(WEIGHT_FILES if weights else ())]
     try:
         fetched: str = snapshot_download(
             model, revision=hub.revision, cache_dir=hub.download_dir, allow_patterns=patterns
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise StartupError(
             f"the hub has no checkpoint {model} for this machine ({type(error).__name__}): check the name, the "
             "network, and HF_TOKEN where the checkpoint is gated"
@@ -76,7 +82,7 @@ def weight_files(folder: Path) -> list[Path]:
     for index in INDEXES:
         names = read_json(folder, index).get("weight_map")
         if isinstance(names, dict):
-            return whole([folder / name for name in sorted(set(names.values()))])
+            return whole([folder / name for name in sorted(plain_names(index, names.values()))])
     for whole_file, shards in (
         ("model.safetensors", "model-*.safetensors"),
         ("pytorch_model.bin", "pytorch_model-*.bin"),
@@ -87,6 +93,16 @@ def weight_files(folder: Path) -> list[Path]:
         if found:
             return whole([folder / name for name in every_shard(found[0].name)])
     return []
+
+
+def plain_names(index: str, names: Iterable[object]) -> set[str]:
+    """The file names of an index. Raises StartupError for one that leads out of the folder, or is no name."""
+    found = set()
+    for name in names:
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise StartupError(f"{index} of the checkpoint names something that is no file of its folder")
+        found.add(name)
+    return found
 
 
 def every_shard(name: str) -> list[str]:

@@ -4,6 +4,8 @@ Reads config.json alone; ``convert`` does the weights. Source: ``llava/model/bui
 and ``llava/model/multimodal_projector/builder.py`` of the original code.
 """
 
+import ast
+import re
 from typing import Any
 
 from llava_api.checkpoints.hub_files import clip_processor, hub_config
@@ -22,6 +24,9 @@ NOT_TEXT = ("mm_", "image_", "tune_", "freeze_", "unfreeze_", "tokenizer_", "use
 NOT_TEXT_NAMES = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map")
 PROJECTORS = ("linear", "mlp2x_gelu")
 MERGES = ("flat", "spatial", "spatial_unpad")
+RANGE = re.compile(r"\((\d{1,3})x(\d{1,3})\)")
+MOST_TILES = 36
+"""Tiles in a row of a grid; LLaVA's authors went up to 6."""
 ROUND_ROWS_TO = 64
 """transformers' conversion script pads the embedding to a multiple of this; so does ours."""
 
@@ -31,8 +36,8 @@ def is_original(config: Config) -> bool:
 
 
 def architecture(config: Config) -> str:
-    named = config.get("architectures") or []
-    return str(named[0]) if named else "none"
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else "none"
 
 
 def check(config: Config) -> None:
@@ -63,11 +68,42 @@ def is_tiled(config: Config) -> bool:
 def pinpoints(config: Config, tile_pixels: int) -> list[list[int]]:
     """``image_grid_pinpoints`` as a list. Raises StartupError where an any-res config has none."""
     value = config.get("image_grid_pinpoints")
-    if not (isinstance(value, list) and all(isinstance(point, list) and len(point) == 2 for point in value) and value):
+    if value is None:
         raise StartupError("the checkpoint's config.json has image_aspect_ratio anyres and no image_grid_pinpoints")
-    if any(side % tile_pixels for point in value for side in point):
-        raise StartupError(f"the checkpoint's image_grid_pinpoints are no multiples of its {tile_pixels} px tiles")
-    return value
+    return [list(point) for point in check_pinpoints(written_out(value, tile_pixels), tile_pixels)]
+
+
+def written_out(value: object, tile_pixels: int) -> object:
+    """Pinpoints that were given to LLaVA's training code as text, the way it reads them."""
+    if not isinstance(value, str):
+        return value
+    corners = [(int(across), int(down)) for across, down in RANGE.findall(value)]
+    if corners:
+        (first, top), (last, bottom) = corners[0], corners[-1]
+        if max(last, bottom) > MOST_TILES:
+            return value
+        grids = [(across, down) for across in range(first, last + 1) for down in range(top, bottom + 1)]
+        return [[across * tile_pixels, down * tile_pixels] for across, down in grids]
+    try:
+        return [list(point) for point in ast.literal_eval(value)]
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+
+
+def check_pinpoints(value: object, tile_pixels: int) -> list[tuple[int, int]]:
+    """Pairs of positive multiples of the tile. Raises StartupError for anything else."""
+    if not isinstance(value, list) or not value:
+        raise StartupError("the checkpoint's image_grid_pinpoints are no list of pairs")
+    points: list[tuple[int, int]] = []
+    for point in value:
+        if not (isinstance(point, list | tuple) and len(point) == 2 and all(type(side) is int for side in point)):
+            raise StartupError("the checkpoint's image_grid_pinpoints are no list of pairs of whole numbers")
+        if any(side < tile_pixels or side % tile_pixels or side > MOST_TILES * tile_pixels for side in point):
+            raise StartupError(
+                f"the checkpoint's image_grid_pinpoints must be 1 to {MOST_TILES} times its tiles of {tile_pixels} px"
+            )
+        points.append((point[0], point[1]))
+    return points
 
 
 def rows_needed(vocab_size: int, image_token_id: int) -> int:

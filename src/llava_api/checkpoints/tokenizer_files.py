@@ -27,6 +27,8 @@ FILES = (
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Raises StartupError where the folder has no tokenizer, or a damaged one."""
     settings = tokenizer_settings(folder)
+    if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.model").stat().st_size:
+        raise StartupError("tokenizer.model of the checkpoint is empty: download it again")
     slow = not (folder / "tokenizer.json").is_file()
     if not slow:
         tokenizer = read_json(folder, "tokenizer.json")
@@ -36,6 +38,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise StartupError("the checkpoint has no tokenizer.json and no tokenizer.model")
     if not isinstance(tokenizer.get("model"), dict) or not isinstance(tokenizer.get("added_tokens"), list):
         raise StartupError("the checkpoint's tokenizer.json is damaged")
+    if not tokenizer["model"].get("vocab"):
+        raise StartupError("the checkpoint's tokenizer has no vocabulary: its files are empty or only half downloaded")
     legacy = dummy_prefix(settings, slow)
     return tokenizer if legacy is None else with_dummy_prefix(tokenizer, everywhere=legacy)
 
@@ -58,7 +62,7 @@ def convert(folder: Path) -> Tokenizer:
         with tempfile.TemporaryDirectory() as scratch:
             # Without config.json: its model type (llava_llama) is one that transformers does not know.
             for pattern in FILES:
-                for file in folder.glob(pattern):
+                for file in filter(Path.is_file, folder.glob(pattern)):
                     shutil.copy(file, scratch)
             class_file = Path(scratch) / "tokenizer_config.json"
             class_file.write_text(json.dumps(tokenizer_settings(folder)))
@@ -163,7 +167,7 @@ def puts_dummy_prefix(tokenizer: Tokenizer) -> bool:
 def chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """The checkpoint's own template, wherever transformers has kept it over the years."""
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
     for held in (read_json(folder, "chat_template.json"), read_json(folder, "processor_config.json"), settings):
         template = held.get("chat_template")
         if isinstance(template, list):

@@ -2,9 +2,12 @@
 
 import logging
 import sys
+import warnings
 
 
 def set_up_logging(level: str) -> None:
+    # Pillow warns of odd pictures; a caller's picture is nothing for the operator's terminal.
+    warnings.filterwarnings("ignore", module="PIL")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if level != "debug":
         logging.getLogger("vllm").setLevel(logging.ERROR)

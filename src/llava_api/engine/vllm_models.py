@@ -14,7 +14,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
 
-from llava_api.engine.weight_names import classic_name
+from llava_api.weight_names import classic_name
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 

@@ -14,15 +14,16 @@ def detect_family(
     text_model_type: str,
     version: str,
     knows_token: Callable[[str], bool],
-    template: HubTemplate | None,
+    find_template: Callable[[], HubTemplate | None],
     override: str | None = None,
 ) -> tuple[PromptForm, str]:
     """(family, the reason in words). Raises StartupError where none fits or the override is unknown.
 
-    ``template``: the checkpoint's own, where it has one that takes pictures.
+    ``find_template`` gives the checkpoint's own, where it has one that takes pictures. It is called only where the
+    answer depends on it: a template is somebody else's program.
     """
     if override is not None:
-        return chosen(override, template), "set by --prompt-family"
+        return chosen(override, find_template), "set by --prompt-family"
     if knows_token("<|start_header_id|>"):
         return FAMILIES["llava_llama_3"], "its tokenizer knows <|start_header_id|>"
     if text_model_type == "llama" and knows_token("<|im_start|>"):
@@ -30,7 +31,10 @@ def detect_family(
     if text_model_type == "llama":
         return FAMILIES["vicuna_v1"], "its text model is llama, without chat markers in its tokenizer"
     native = {"mistral": "mistral_instruct", "qwen2": "qwen_1_5"}.get(text_model_type)
-    if native is not None and (version == "1.6" or template is None):
+    if native is not None and version == "1.6":
+        return FAMILIES[native], f"its text model is {text_model_type}"
+    template = find_template()
+    if native is not None and template is None:
         return FAMILIES[native], f"its text model is {text_model_type}"
     if template is not None:
         # LLaVA's authors trained Mistral and Qwen as 1.6 only; a 1.5 of these is somebody else's.
@@ -41,9 +45,10 @@ def detect_family(
     )
 
 
-def chosen(name: str, template: HubTemplate | None) -> PromptForm:
+def chosen(name: str, find_template: Callable[[], HubTemplate | None]) -> PromptForm:
     """The family that ``--prompt-family`` names."""
     if name == HUB:
+        template = find_template()
         if template is None:
             raise StartupError("--prompt-family hub: the checkpoint has no chat template that takes pictures")
         return template

@@ -1,13 +1,12 @@
 """Family ``hub``: a checkpoint's own chat template (Jinja, as transformers runs it), for what no table describes.
 
-The template is the checkpoint's code and runs in Jinja's sandbox. What people typed goes in with a secret mark behind
-every character that a special token can start with, so that only the template's own words are special tokens or
-pictures afterwards.
+The template is the checkpoint's code and runs in Jinja's sandbox. What people typed goes in with a mark behind every
+character that a special token can start with, so that only the template's own words are special tokens or pictures
+afterwards. The mark is a letter of Unicode's private use that occurs in none of the texts.
 """
 
 import json
 import re
-import secrets
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -39,12 +38,11 @@ class HubTemplate:
         try:
             # "generation" marks an assistant's words for training; here it is a block like any other.
             self.template = environment.from_string(GENERATION.sub(r"{#\1 \2#}", source))
-        except TemplateError as error:
+        except (TemplateError, RecursionError) as error:
             raise StartupError(f"the checkpoint's chat template is not valid Jinja: {error}") from error
         self.tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
         # A single letter cannot be told from the same letter typed; no checkpoint's template needs one.
         self.specials = tuple(dict.fromkeys((IMAGE, *(special for special in specials if len(special) > 1))))
-        self.secret = f"\uf8fd{secrets.token_hex(8)}\uf8fd"
         self.starts = {special[0] for special in self.specials}
         self.as_parts = {role: self.wants_parts(role) for role in ("system", "user", "assistant")}
         self.drops_system = PROBE not in self.try_role("system", self.as_parts["system"])
@@ -56,37 +54,38 @@ class HubTemplate:
             probe = self.layout(None, [Turn("user", PROBE, (0,))])
         except InvalidRequest:
             return False
-        return Picture(0) in probe and any(isinstance(segment, str) and PROBE in segment for segment in probe)
+        return Picture(0) in probe and any(isinstance(segment, str) and PROBE in segment.lower() for segment in probe)
 
     def layout(self, system: str | None, turns: Sequence[Turn]) -> list[Segment]:
         """Raises InvalidRequest where the template refuses the messages or writes no place for a picture."""
+        mark = unused_letter([system or "", *(turn.text for turn in turns)])
         messages: list[Message] = []
         if system is not None and self.drops_system:
             turns = with_system(system, turns)
         elif system is not None:
-            messages.append(self.message("system", (system,)))
-        messages += [self.message(turn.role, turn.interleaved()) for turn in turns]
+            messages.append(self.message("system", (system,), mark))
+        messages += [self.message(turn.role, turn.interleaved(), mark) for turn in turns]
         images = [part for turn in turns for part in turn.interleaved() if isinstance(part, int)]
-        return self.segments(self.write(messages), images)
+        return self.segments(self.write(messages), images, mark)
 
-    def message(self, role: str, parts: Sequence[str | int]) -> Message:
+    def message(self, role: str, parts: Sequence[str | int], mark: str) -> Message:
         """One message in the form that the template wants, typed text marked."""
         if self.as_parts.get(role, True):
-            return {"role": role, "content": [self.part(part) for part in parts]}
-        return {"role": role, "content": self.one_text(parts)}
+            return {"role": role, "content": [self.part(part, mark) for part in parts]}
+        return {"role": role, "content": self.one_text(parts, mark)}
 
-    def part(self, part: str | int) -> Message:
-        return {"type": "image"} if isinstance(part, int) else {"type": "text", "text": self.mark(part)}
+    def part(self, part: str | int, mark: str) -> Message:
+        return {"type": "image"} if isinstance(part, int) else {"type": "text", "text": self.marked(part, mark)}
 
-    def one_text(self, parts: Sequence[str | int]) -> str:
+    def one_text(self, parts: Sequence[str | int], mark: str) -> str:
         """Pictures first, then the texts, for a template that knows nothing of parts."""
         pictures = "".join(f"{IMAGE}\n" for part in parts if isinstance(part, int))
-        return pictures + "\n".join(self.mark(part) for part in parts if isinstance(part, str))
+        return pictures + "\n".join(self.marked(part, mark) for part in parts if isinstance(part, str))
 
-    def mark(self, typed: str) -> str:
+    def marked(self, typed: str, mark: str) -> str:
         """Typed text that no special token can start in, nor end in, nor lie across."""
-        marked = "".join(letter + self.secret if letter in self.starts else letter for letter in typed)
-        return self.secret + marked if self.could_continue(typed) else marked
+        guarded = "".join(letter + mark if letter in self.starts else letter for letter in typed)
+        return mark + guarded if self.could_continue(typed) else guarded
 
     def could_continue(self, typed: str) -> bool:
         """Whether ``typed`` is how a special token goes on that the template's own letters may have begun.
@@ -98,7 +97,9 @@ class HubTemplate:
 
     def write(self, messages: Sequence[Message]) -> str:
         try:
-            return self.template.render(messages=messages, add_generation_prompt=True, **self.tokens)
+            text = self.template.render(messages=messages, add_generation_prompt=True, **self.tokens)
+            # A lone surrogate is no text that a tokenizer takes.
+            return text.encode("utf-8", "replace").decode("utf-8")
         except InvalidRequest:
             raise
         except Exception as error:  # A template is somebody else's program: it may fail in any way.
@@ -106,7 +107,7 @@ class HubTemplate:
                 "The checkpoint's chat template cannot write these messages down.", param="messages"
             ) from error
 
-    def segments(self, text: str, images: Sequence[int]) -> list[Segment]:
+    def segments(self, text: str, images: Sequence[int], mark: str) -> list[Segment]:
         found: list[Segment] = []
         waiting = iter(images)
         for piece in split_specials(text, self.specials):
@@ -117,7 +118,7 @@ class HubTemplate:
             elif piece in self.specials:
                 found.append(Special(piece))
             else:
-                found.append(piece.replace(self.secret, ""))
+                found.append(piece.replace(mark, ""))
         if next(waiting, None) is not None:
             raise InvalidRequest(
                 "The checkpoint's chat template has no place for a picture in one of these messages.", param="messages"
@@ -156,6 +157,15 @@ def with_system(system: str, turns: Sequence[Turn]) -> list[Turn]:
     """The caller's system text in front of the first message, for templates that would drop it in silence."""
     first = turns[0]
     return [Turn(first.role, first.text, first.images, (f"{system}\n", *first.interleaved())), *turns[1:]]
+
+
+def unused_letter(texts: Sequence[str]) -> str:
+    """A letter of private use that is in none of ``texts``."""
+    used = set().union(*texts)
+    free = next((chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used), None)
+    if free is None:
+        raise InvalidRequest("The messages use every private letter of Unicode: leave some out.", param="messages")
+    return free
 
 
 def refuse(message: str) -> None:

@@ -25,6 +25,8 @@ class TextTokenizer:
             self.special_ids: dict[str, int] = {token["content"]: token["id"] for token in settings["added_tokens"]}
         except (ValueError, KeyError, TypeError) as error:
             raise StartupError("the checkpoint's tokenizer.json is damaged") from error
+        # Left over from somebody's training run; both would change what the model is shown.
+        settings["truncation"] = settings["padding"] = None
         self.prefix, self.prefix_everywhere = take_dummy_prefix(settings)
         self.secret = f"\uf8fe{secrets.token_hex(12)}"
         self.markers: dict[str, str] = {}
@@ -39,7 +41,12 @@ class TextTokenizer:
             # Matched in the text as it is written, as LLaVA's slow tokenizers do.
             token["normalized"] = False
         hide_vocabulary(settings["model"], self.markers)
-        self.tokenizer = Tokenizer.from_str(json.dumps(settings))
+        try:
+            self.tokenizer = Tokenizer.from_str(json.dumps(settings))
+        except Exception as error:  # The library raises a plain Exception with its parser's words.
+            raise StartupError(f"the checkpoint's tokenizer.json is damaged: {error}") from error
+        self.longest_piece = max(map(len, self.tokenizer.get_vocab()), default=1)
+        """Characters of the longest token: a text of n times as many is n tokens or more."""
         self.real_ids: dict[int, int] = {}
         for text, marker in self.markers.items():
             self.remember(marker, self.special_ids[text])
