@@ -8,6 +8,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from fastapi import FastAPI
+from safetensors.torch import save_file
 
 from llava_api.chat.model import open_model
 from llava_api.chat.prepare import Preparer
@@ -27,7 +28,7 @@ def engine() -> ScriptedEngine:
 def app(engine: ScriptedEngine, tmp_path: Path) -> Iterator[FastAPI]:
     (tmp_path / "birds").mkdir()
     (tmp_path / "birds" / "adapter_config.json").write_text('{"r": 8}')
-    (tmp_path / "birds" / "adapter_model.safetensors").touch()
+    save_file({}, tmp_path / "birds" / "adapter_model.safetensors")
     settings = Settings(
         max_body_bytes=300_000,
         max_image_bytes=100_000,

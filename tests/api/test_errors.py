@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
 from tests.api.test_chat import CHAT, picture_message, text_body
@@ -169,3 +170,17 @@ async def test_an_engine_that_fails_later_ends_the_stream_with_one_error(
     assert [set(json.loads(item)) for item in data].count({"error"}) == 1
     assert json.loads(data[-1])["error"]["code"] == "engine_failed"
     assert engine.unfinished == 0
+
+
+@pytest.mark.parametrize("address", ["/v1/chat/completions", "/v1/explain"])
+async def test_a_text_that_cannot_fit_is_refused_by_its_length(
+    client: httpx.AsyncClient, app: FastAPI, address: str
+) -> None:
+    app.state.services.settings.max_body_bytes = 10_000_000
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "word " * 1_000_000}]}
+    reply = await client.post(address, json=body)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == "context_length_exceeded"
+    assert "5000000 characters" in reply.json()["error"]["message"]
+    body["messages"] = [{"role": "user", "content": "word"}]
+    assert (await client.post(address, json=body)).status_code == 200

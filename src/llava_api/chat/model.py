@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from llava_api.checkpoints.files import HubOptions, read_json
+from llava_api.checkpoints.adapters import inspect_adapter
+from llava_api.checkpoints.files import HubOptions
 from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
 from llava_api.engine.base import Adapter, ModelToLoad
@@ -52,7 +53,12 @@ class ServedModel:
         return (*self.names, *(adapter.name for adapter in self.adapters))
 
     def to_load(self) -> ModelToLoad:
-        """What the engine needs to know to load it."""
+        """What the engine needs to know to load it. Raises StartupError where it could not."""
+        if not self.checkpoint.processor:
+            raise StartupError(
+                "the checkpoint has no preprocessor_config.json, which vLLM reads while it starts: copy it from the "
+                "checkpoint that this one was made from"
+            )
         mode = self.image_mode
         tiled_model = self.checkpoint.version == "1.6"
         return ModelToLoad(
@@ -114,7 +120,7 @@ def image_mode_of(checkpoint: Checkpoint, settings: Settings) -> tuple[ImageMode
         merge=cast(PatchMerge, merge) if name == "anyres" else "spatial_unpad",
         upright=settings.exif_orientation,
         on_white=settings.flatten_transparency,
-        hub_processor=HubProcessor(checkpoint.folder) if name == "hf" else None,
+        hub_processor=HubProcessor(checkpoint.processor) if name == "hf" else None,
     )
     return mode, reason
 
@@ -168,20 +174,8 @@ def read_adapters(given: Sequence[str], taken: Sequence[str]) -> tuple[Adapter, 
             raise StartupError(f"--lora {text}: write it as name=folder")
         if name in taken or name in (adapter.name for adapter in adapters):
             raise StartupError(f"--lora: the name {name} is given twice")
-        folder = Path(path).expanduser()
-        if not (folder / "adapter_config.json").is_file():
-            raise StartupError(f"--lora {name}: {path} has no adapter_config.json")
-        if not any((folder / weights).is_file() for weights in ("adapter_model.safetensors", "adapter_model.bin")):
-            raise StartupError(f"--lora {name}: {path} has no adapter_model.safetensors")
-        if (folder / "non_lora_trainables.bin").is_file():
-            raise StartupError(
-                f"--lora {name}: an adapter made with LLaVA's own training code brings its own projector; serve it as "
-                "a model of its own, with --model-base"
-            )
-        rank = read_json(folder, "adapter_config.json").get("r")
-        if not isinstance(rank, int) or rank < 1:
-            raise StartupError(f"--lora {name}: its adapter_config.json names no rank (r)")
-        adapters.append(Adapter(name, str(folder.resolve()), number, rank))
+        found = inspect_adapter(name, Path(path).expanduser())
+        adapters.append(Adapter(name, found.path, number, found.rank))
     return tuple(adapters)
 
 

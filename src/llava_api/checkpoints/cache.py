@@ -43,8 +43,6 @@ def make(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
     from llava_api.checkpoints.convert import convert
 
     shutil.rmtree(target, ignore_errors=True)
-    for left_over in target.parent.glob(f".{target.name}.partial-*"):
-        shutil.rmtree(left_over, ignore_errors=True)
     convert(checkpoint, sources, target)
 
 

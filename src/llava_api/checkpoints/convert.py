@@ -21,15 +21,17 @@ from tqdm import tqdm
 
 from llava_api.checkpoints import names, original, tokenizer_files
 from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_files
-from llava_api.checkpoints.inspect import Checkpoint, Sources, has_tokenizer
+from llava_api.checkpoints.inspect import ARCHITECTURES, Checkpoint, Sources, has_tokenizer
 from llava_api.checkpoints.lora import Lora
+from llava_api.checkpoints.size import tensor_shapes
 from llava_api.errors import StartupError
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 Tensors = dict[str, torch.Tensor]
-FIRST_LAYER, SECOND_LAYER = "multi_modal_projector.linear_1", "multi_modal_projector.linear_2"
+SECOND_LAYER = "multi_modal_projector.linear_2"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def read_tensors(file: Path) -> Tensors:
@@ -106,19 +108,26 @@ def convert(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
     """
     if checkpoint.format == "hub":
         raise StartupError("this checkpoint is in the hub's format already: it is served as it is")
-    if target.exists():
-        raise StartupError(f"{target} exists already: name a folder that does not")
-    target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_over(target)
+        scratch.mkdir()
         Conversion(checkpoint, sources, scratch).run()
         scratch.rename(target)
-    except OSError as error:
-        raise StartupError(f"cannot write the converted checkpoint to {target} ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartupError(f"cannot write the converted checkpoint to {target} ({reason})") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_left_over(target: Path) -> None:
+    """What a conversion to ``target`` left behind that was killed; one that still runs keeps its folder."""
+    for left_over in target.parent.glob(f".{target.name}.partial-*"):
+        process = left_over.name.rpartition("-")[2]
+        if not (process.isdigit() and Path(f"/proc/{process}").exists()):
+            shutil.rmtree(left_over, ignore_errors=True)
 
 
 class Conversion:
@@ -129,6 +138,9 @@ class Conversion:
         self.sources = sources
         self.folder = folder
         self.rows: int = checkpoint.config["text_config"]["vocab_size"]
+        self.shapes = tensor_shapes(checkpoint)
+        self.vocabulary = min(checkpoint.image_token_id, self.rows)
+        """Rows that the embedding must have before it is padded: one for each token that there is."""
         self.source = locate(checkpoint.model, sources.hub, weights=True)
         self.lora: Lora | None = None
         self.base = self.source
@@ -136,6 +148,11 @@ class Conversion:
             assert sources.model_base is not None, "inspect_checkpoint asks for it"
             self.lora = Lora(self.source, read_tensors)
             self.base = locate(sources.model_base, HubOptions(None, sources.hub.download_dir), weights=True)
+            if original.architecture(read_json(self.base, "config.json")) in ARCHITECTURES:
+                raise StartupError(
+                    "--model-base is a LLaVA in the hub's format: name the text model that the LoRA was trained on, or "
+                    "an original-format LLaVA"
+                )
         self.files = weight_files(self.base)
         if not self.files:
             raise StartupError(
@@ -153,7 +170,9 @@ class Conversion:
                 written.add(number, dict(self.shard(read_tensors(file))))
                 bar.update(file.stat().st_size)
             written.add(len(self.files) + 1, self.rest(written.weight_map))
-        check_complete(written.weight_map, self.checkpoint.config)
+        missing = [name for name in self.shapes if name not in written.weight_map]
+        if missing:
+            raise StartupError(f"the checkpoint is incomplete: it has no {missing[0]} (in the hub's names)")
         written.finish()
         self.write_small_files()
         self.write_manifest(written)
@@ -163,8 +182,27 @@ class Conversion:
         for name, tensor in tensors.items():
             hub = names.hub_name(name)
             merged = tensor if self.lora is None else self.lora.applied(name, tensor)
-            if hub is not None and merged is not None:
-                yield hub, self.padded(merged) if hub in names.EMBEDDINGS else merged
+            if hub is not None and merged is not None and not self.is_tied(hub):
+                yield hub, self.fitting(hub, merged)
+
+    def is_tied(self, hub: str) -> bool:
+        """Whether the hub's form has no such tensor because the embedding serves for it."""
+        return hub == "language_model.lm_head.weight" and hub not in self.shapes
+
+    def fitting(self, hub: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor as the config wants it. Raises StartupError where it cannot be."""
+        if hub not in self.shapes:
+            raise StartupError(f"the checkpoint has a tensor that its config.json does not describe: {hub}")
+        wanted = self.shapes[hub]
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise StartupError(f"the checkpoint's {hub} holds {tensor.dtype}, not plain floating-point numbers")
+        if hub in names.EMBEDDINGS and tensor.ndim == 2 and self.vocabulary <= tensor.shape[0] < wanted[0]:
+            tensor = self.padded(tensor)
+        if tuple(tensor.shape) != wanted:
+            raise StartupError(
+                f"the checkpoint's {hub} is {tuple(tensor.shape)} and its config.json describes {wanted}"
+            )
+        return tensor
 
     def padded(self, tensor: torch.Tensor) -> torch.Tensor:
         """An embedding with rows for the tokens that the hub's form adds.
@@ -173,8 +211,6 @@ class Conversion:
         draws them around that mean.
         """
         missing = self.rows - tensor.shape[0]
-        if missing <= 0:
-            return tensor
         mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
         return torch.cat([tensor, mean.expand(missing, -1)])
 
@@ -185,12 +221,12 @@ class Conversion:
             self.lora.check_all_applied()
             for name, tensor in self.lora.replaced.items():
                 hub = names.hub_name(name)
-                if hub is not None:
-                    made[hub] = self.padded(tensor) if hub in names.EMBEDDINGS else tensor
+                if hub is not None and not self.is_tied(hub):
+                    made[hub] = self.fitting(hub, tensor)
         if not any(name.startswith("vision_tower.") for name in (*have, *made)):
             made |= self.tower()
         text = self.checkpoint.config["text_config"]
-        dtype = getattr(torch, str(self.checkpoint.stored_dtype), torch.float16)
+        dtype = DTYPES.get(str(self.checkpoint.stored_dtype), torch.float16)
         hidden = int(text["hidden_size"])
         if self.checkpoint.version == "1.6" and "image_newline" not in have and "image_newline" not in made:
             # Trained without: merge types flat and spatial have no newline.
@@ -208,14 +244,14 @@ class Conversion:
             for name, tensor in read_tensors(file).items():
                 hub = names.tower_name(name)
                 if hub is not None:
-                    made[hub] = tensor
+                    made[hub] = self.fitting(hub, tensor)
         return made
 
     def write_small_files(self) -> None:
         """config.json, the tokenizer and what transformers' processors read."""
         tokenizer_folder = self.source if has_tokenizer(self.source) else self.base
         for pattern in tokenizer_files.FILES:
-            for file in tokenizer_folder.glob(pattern):
+            for file in filter(Path.is_file, tokenizer_folder.glob(pattern)):
                 shutil.copyfile(file, self.folder / file.name)
         (self.folder / "tokenizer.json").write_text(self.checkpoint.tokenizer_json, encoding="utf-8")
         settings = tokenizer_files.tokenizer_settings(tokenizer_folder)
@@ -264,19 +300,3 @@ def check_space(folder: Path, files: list[Path]) -> None:
             f"the converted checkpoint needs {needed / 1e9:.1f} GB and its folder has {free / 1e9:.1f} GB free: make "
             "room, or name another place with --cache-dir"
         )
-
-
-def check_complete(have: dict[str, str], config: dict[str, Any]) -> None:
-    """Raises StartupError where something is missing that no LLaVA can do without."""
-    layers = int(config["text_config"]["num_hidden_layers"])
-    wanted = [
-        "language_model.model.embed_tokens.weight",
-        "language_model.model.norm.weight",
-        *(f"language_model.model.layers.{layer}.self_attn.q_proj.weight" for layer in range(layers)),
-        *(f"{layer}.{kind}" for layer in (FIRST_LAYER, SECOND_LAYER) for kind in ("weight", "bias")),
-        "vision_tower.vision_model.embeddings.patch_embedding.weight",
-        *(() if config["tie_word_embeddings"] else ("language_model.lm_head.weight",)),
-    ]
-    missing = [name for name in wanted if name not in have]
-    if missing:
-        raise StartupError(f"the checkpoint is incomplete: it has no {missing[0]} (in the hub's names)")

@@ -18,6 +18,9 @@ ARCHITECTURES: dict[str, Literal["1.5", "1.6"]] = {
     "LlavaForConditionalGeneration": "1.5",
     "LlavaNextForConditionalGeneration": "1.6",
 }
+LARGEST = 2**31
+LARGEST_TILE = 4096
+"""Pixels; the largest towers in use have under 1,000."""
 TOWERS_WITH_CLASS_TOKEN = ("clip_vision_model",)
 Triple = tuple[float, float, float]
 Format = Literal["hub", "original", "original LoRA"]
@@ -66,6 +69,8 @@ class Checkpoint:
     """LLaVA's ``mm_patch_merge_type``; None where the checkpoint lost it."""
     image_markers: bool
     """LLaVA's ``mm_use_im_start_end``."""
+    processor: dict[str, Any] = field(repr=False)
+    """preprocessor_config.json; empty where it has none."""
     image_mean: Triple | None
     """Per channel, in units of 0..1; None where the checkpoint does not tell."""
     image_std: Triple | None
@@ -85,6 +90,16 @@ def inspect_checkpoint(model: str, sources: Sources | None = None) -> Checkpoint
     """Read a checkpoint's small files. Raises StartupError, in one sentence, for what cannot be served."""
     sources = sources or Sources()
     folder = locate(model, sources.hub)
+    try:
+        return inspect_folder(model, folder, sources)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
+        # Files of another make, or damaged ones: a value is not of the kind that every checkpoint has there.
+        raise StartupError(
+            f"the checkpoint's config or tokenizer files cannot be understood ({type(error).__name__}: {error})"
+        ) from error
+
+
+def inspect_folder(model: str, folder: Path, sources: Sources) -> Checkpoint:
     config = read_json(folder, "config.json")
     lora = (folder / "adapter_config.json").is_file()
     if not config and lora:
@@ -149,14 +164,12 @@ def describe(
     version = version_of(config)
     vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
     generation = read_json(folder, "generation_config.json")
-    processor = read_json(folder, "preprocessor_config.json")
+    processor = original.processor_files(config)["preprocessor_config.json"] if tower else processor_config(folder)
     settings = tokenizer_files.tokenizer_settings(tokenizer_folder)
     eos = generation.get("eos_token_id", text.get("eos_token_id", 2))
-    points = config.get("image_grid_pinpoints") or [] if version == "1.6" else []
-    if version == "1.6" and not points:
-        raise StartupError("the checkpoint's config.json has no image_grid_pinpoints")
     clip = vision.get("model_type", "clip_vision_model") in TOWERS_WITH_CLASS_TOKEN
-    tile, patch = int(vision.get("image_size", 336)), int(vision.get("patch_size", 14))
+    tile, patch = tile_geometry(vision)
+    points = original.check_pinpoints(config.get("image_grid_pinpoints"), tile) if version == "1.6" else []
     greedy = generation.get("do_sample") is False
     quantization = config.get("quantization_config") or text.get("quantization_config") or {}
     return Checkpoint(
@@ -170,19 +183,20 @@ def describe(
         bos_token=tokenizer_files.bos_token(settings, tokenizer),
         eos_token=tokenizer_files.token_text(settings.get("eos_token")),
         chat_template=tokenizer_files.chat_template(tokenizer_folder, settings),
-        text_model_type=text.get("model_type", "llama"),
-        image_token_id=config.get("image_token_index", config.get("image_token_id", 32000)),
+        text_model_type=word(text, "model_type") or "llama",
+        image_token_id=whole_number(config, "image_token_index", config.get("image_token_id", 32000), least=0),
         tile_pixels=tile,
         patch_pixels=patch,
         tile_tokens=tile_tokens(tile // patch, clip, config.get("vision_feature_select_strategy", "default")),
         clip=clip,
-        pinpoints=tuple((int(first), int(second)) for first, second in points),
-        aspect_ratio=config.get("image_aspect_ratio"),
-        merge=config.get("mm_patch_merge_type"),
+        pinpoints=tuple(points),
+        aspect_ratio=word(config, "image_aspect_ratio"),
+        merge=word(config, "mm_patch_merge_type"),
         image_markers=bool(config.get("mm_use_im_start_end", False)),
+        processor=processor,
         image_mean=triple(processor.get("image_mean")),
         image_std=triple(processor.get("image_std")),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        eos_token_ids=end_tokens(eos),
         stored_dtype=config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype"),
         context_length=context_length(text),
         quantization=quantization.get("quant_method"),
@@ -198,10 +212,52 @@ def tile_tokens(side: int, clip: bool, strategy: str) -> int:
 
 def context_length(text: dict[str, Any]) -> int:
     """``max_position_embeddings``, stretched where the checkpoint's RoPE is scaled; as vLLM computes it."""
-    length = int(text.get("max_position_embeddings") or 2048)
+    length = whole_number(text, "max_position_embeddings", 2048, least=1)
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     return int(length * float(rope.get("factor") or 1)) if kind in ("linear", "dynamic") else length
+
+
+def processor_config(folder: Path) -> dict[str, Any]:
+    """Settings of the image processor, in the file of today's transformers or of older ones."""
+    found = read_json(folder, "preprocessor_config.json") or read_json(folder, "processor_config.json").get(
+        "image_processor"
+    )
+    return found if isinstance(found, dict) else {}
+
+
+def whole_number(settings: dict[str, Any], name: str, default: int, least: int) -> int:
+    """A setting of a config. Raises StartupError where it is no whole number of a size that any model has."""
+    value = settings.get(name)
+    value = default if value is None else value
+    if type(value) is not int or not least <= value <= LARGEST:
+        raise StartupError(f"the checkpoint's config.json has an impossible {name}")
+    return value
+
+
+def word(settings: dict[str, Any], name: str) -> str | None:
+    """A setting that is a name. Raises StartupError where it is something else."""
+    value = settings.get(name)
+    if value is not None and not isinstance(value, str):
+        raise StartupError(f"the checkpoint's config.json has a {name} that is no name")
+    return value
+
+
+def tile_geometry(vision: dict[str, Any]) -> tuple[int, int]:
+    """(side of a tile, side of a patch) in pixels. Raises StartupError where they do not fit each other."""
+    tile = whole_number(vision, "image_size", 336, least=1)
+    patch = whole_number(vision, "patch_size", 14, least=1)
+    if patch > tile or tile > LARGEST_TILE:
+        raise StartupError(f"the checkpoint's config.json has tiles of {tile} px and patches of {patch} px")
+    return tile, patch
+
+
+def end_tokens(value: object) -> tuple[int, ...]:
+    """``eos_token_id``: one, several, or none. Raises StartupError for anything else."""
+    several = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int and token >= 0 for token in several):
+        raise StartupError("the checkpoint's eos_token_id is no token id")
+    return tuple(several)
 
 
 def triple(values: object) -> Triple | None:

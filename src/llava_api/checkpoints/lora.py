@@ -3,6 +3,7 @@
 Source: ``load_pretrained_model`` of the original's ``llava/model/builder.py``, and PEFT's ``merge_and_unload``.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,16 @@ class Lora:
             raise StartupError(f"the LoRA is incomplete: {WEIGHTS[0]} is missing; download it again")
         if not (folder / REST).is_file():
             raise StartupError(f"the LoRA is incomplete: {REST} (the projector) is missing; download it again")
-        rank = int(config["r"])
-        alpha = float(config.get("lora_alpha", rank))
+        rank, alpha = config["r"], config.get("lora_alpha", config["r"])
         self.scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         self.factors = {plain(name): tensor for name, tensor in read(weights).items()}
         self.replaced = {plain(name): tensor for name, tensor in read(folder / REST).items()}
         changed = [name for name in self.factors if name.endswith(".lora_A.weight")]
         self.waiting = {name.removesuffix(".lora_A.weight") for name in changed}
+        self.rank = rank
+        unpaired = [module for module in self.waiting if f"{module}.lora_B.weight" not in self.factors]
+        if unpaired or 2 * len(self.waiting) != len(self.factors):
+            raise StartupError("the LoRA is incomplete: a lora_A or lora_B is missing; download it again")
         odd = [name for name in self.factors if ".lora_A." not in name and ".lora_B." not in name]
         if odd:
             raise StartupError(f"the LoRA changes more than llava-api can merge: {odd[0]}")
@@ -50,7 +54,11 @@ class Lora:
             return tensor
         self.waiting.discard(module)
         down, up = self.factors[f"{module}.lora_A.weight"], self.factors[f"{module}.lora_B.weight"]
-        change = (up.float() @ down.float()) * self.scale
+        if down.shape != (self.rank, tensor.shape[-1]) or up.shape != (tensor.shape[0], self.rank):
+            raise StartupError(
+                f"the LoRA does not fit its base model in {module}: give the right one with --model-base"
+            )
+        change: torch.Tensor = (up.float() @ down.float()) * self.scale
         return (tensor.float() + change).to(tensor.dtype)
 
     def check_all_applied(self) -> None:
@@ -71,7 +79,14 @@ def plain(name: str) -> str:
 
 
 def check(config: dict[str, Any]) -> None:
-    if config.get("peft_type", "LORA") != "LORA" or not isinstance(config.get("r"), int):
+    rank, alpha = config.get("r"), config.get("lora_alpha", 1)
+    if (
+        config.get("peft_type", "LORA") != "LORA"
+        or type(rank) is not int
+        or rank < 1
+        or not isinstance(alpha, int | float)
+        or not math.isfinite(alpha)
+    ):
         raise StartupError("adapter_config.json describes no LoRA that llava-api can merge")
     for name in ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"):
         if config.get(name):

@@ -1,11 +1,13 @@
-"""How many parameters a checkpoint has, and what memory they take: from its config alone, without weights."""
+"""What tensors a checkpoint has, and what memory they take: from its config alone, without weights."""
 
 import math
 from dataclasses import dataclass
 
 from llava_api.checkpoints.inspect import Checkpoint
 from llava_api.errors import StartupError
+from llava_api.weight_names import classic_name
 
+MOST_LAYERS = 1000
 BYTES = {"float32": 4.0, "float16 / bfloat16": 2.0, "8 bit": 1.0, "4 bit": 0.5}
 
 
@@ -24,8 +26,15 @@ class Parameters:
         return made
 
 
-def count_parameters(checkpoint: Checkpoint) -> Parameters:
-    """Built by transformers on its meta device, where a tensor has a shape and no memory. Raises StartupError."""
+def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the checkpoint's config describes, under the hub's classic names, with its shape.
+
+    Built by transformers on its meta device, where a tensor has a shape and no memory. Raises StartupError.
+    """
+    for part in ("text_config", "vision_config"):
+        layers = (checkpoint.config.get(part) or {}).get("num_hidden_layers", 1)
+        if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
+            raise StartupError(f"the checkpoint's config.json has an impossible num_hidden_layers in {part}")
     try:
         import torch
         from transformers import AutoConfig, AutoModelForImageTextToText
@@ -34,8 +43,16 @@ def count_parameters(checkpoint: Checkpoint) -> Parameters:
         config = AutoConfig.for_model(**settings)
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config)
-    except (ImportError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise StartupError(f"the checkpoint's config.json describes no model: {str(error).splitlines()[0]}") from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    layers = [shape for name, shape in shapes.items() if "language_model.layers" in name and len(shape) == 2]
+    except ImportError as error:
+        raise StartupError("transformers and torch are needed for this, and one is not installed") from error
+    except Exception as error:  # Config classes check themselves and raise what they like.
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StartupError(f"the checkpoint's config.json describes no model: {first}") from error
+    return {classic_name(name): tuple(tensor.shape) for name, tensor in model.named_parameters()}
+
+
+def count_parameters(checkpoint: Checkpoint) -> Parameters:
+    """Raises StartupError where the config describes no model."""
+    shapes = tensor_shapes(checkpoint)
+    layers = [shape for name, shape in shapes.items() if "language_model.model.layers" in name and len(shape) == 2]
     return Parameters(sum(map(math.prod, shapes.values())), sum(map(math.prod, layers)))

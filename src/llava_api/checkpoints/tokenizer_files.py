@@ -38,10 +38,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise StartupError("the checkpoint has no tokenizer.json and no tokenizer.model")
     if not isinstance(tokenizer.get("model"), dict) or not isinstance(tokenizer.get("added_tokens"), list):
         raise StartupError("the checkpoint's tokenizer.json is damaged")
+    if not all(is_added_token(token) for token in tokenizer["added_tokens"]):
+        raise StartupError("the checkpoint's tokenizer.json is damaged: an added token has no text or no id")
     if not tokenizer["model"].get("vocab"):
         raise StartupError("the checkpoint's tokenizer has no vocabulary: its files are empty or only half downloaded")
     legacy = dummy_prefix(settings, slow)
     return tokenizer if legacy is None else with_dummy_prefix(tokenizer, everywhere=legacy)
+
+
+def is_added_token(token: object) -> bool:
+    if not isinstance(token, dict):
+        return False
+    return isinstance(token.get("content"), str) and type(token.get("id")) is int and token["id"] >= 0
 
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from llava_api.checkpoints.inspect import inspect_checkpoint
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.logging import set_up_logging
 from llava_api.cli.models import CHECKPOINT_FLAGS
+from llava_api.errors import StartupError
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -25,9 +26,14 @@ def run(chosen: argparse.Namespace) -> None:
     settings = read_settings(chosen)
     set_up_logging(settings.log_level)
     sources = sources_of(settings)
+    target: Path = chosen.target
+    if target.exists() or target.is_symlink():
+        raise StartupError(f"{target} exists already: name a folder that does not")
+    if target.resolve().is_relative_to(Path(chosen.source).resolve()):
+        raise StartupError(f"{target} lies inside the checkpoint itself: name another place")
     checkpoint = inspect_checkpoint(chosen.source, sources)
     # torch takes seconds to import: only when it is clear that there is something to do.
     from llava_api.checkpoints.convert import convert
 
-    convert(checkpoint, sources, chosen.target)
-    print(f"converted: serve it with llava-api serve {chosen.target}")
+    convert(checkpoint, sources, target)
+    print(f"converted: serve it with llava-api serve {target}")

@@ -15,6 +15,7 @@ from llava_api.chat.model import ServedModel, open_model
 from llava_api.chat.prepare import Preparer
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.models import CHECKPOINT_FLAGS, DEMO, MODEL_HELP, find_model
+from llava_api.cli.terminal import printable
 from llava_api.errors import ApiError, StartupError
 from llava_api.images.show import save_shown
 from llava_api.protocol.chat import ChatCompletionRequest
@@ -57,7 +58,7 @@ def run(chosen: argparse.Namespace) -> None:
     if chosen.json:
         print(json.dumps(explained.explanation.model_dump(), ensure_ascii=False, indent=2))
     else:
-        print(page(explained.explanation))
+        print(printable(page(explained.explanation)))
     for path in saved:
         print(path, file=sys.stderr if chosen.json else sys.stdout)
 

@@ -5,6 +5,7 @@ import sys
 
 from llava_api import __version__
 from llava_api.cli import convert, explain, inspect, serve
+from llava_api.cli.terminal import printable
 from llava_api.errors import StartupError
 
 
@@ -23,4 +24,6 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         chosen.run(chosen)
     except StartupError as error:
-        sys.exit(f"llava-api: {error}")
+        sys.exit(f"llava-api: {printable(str(error))}")
+    except KeyboardInterrupt:
+        sys.exit(130)

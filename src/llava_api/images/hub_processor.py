@@ -4,7 +4,10 @@ For people who need transformers' pixels rather than LLaVA's. The only place in 
 transformers, and only where the mode is asked for.
 """
 
+import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,17 +17,26 @@ from llava_api.images.pixels import FloatArray
 
 
 class HubProcessor:
-    """``AutoImageProcessor`` of a checkpoint's folder, for one picture at a time."""
+    """``AutoImageProcessor`` of a checkpoint, for one picture at a time.
 
-    def __init__(self, folder: Path) -> None:
+    ``settings``: the content of its preprocessor_config.json.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        if not settings:
+            raise StartupError("image mode hf needs the checkpoint's preprocessor_config.json, which is not there")
         try:
             from transformers import AutoImageProcessor
 
-            self.processor = AutoImageProcessor.from_pretrained(folder)
-        except (ImportError, OSError, ValueError) as error:
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / "preprocessor_config.json").write_text(json.dumps(settings))
+                self.processor = AutoImageProcessor.from_pretrained(folder)
+        except ImportError as error:
+            raise StartupError("image mode hf needs transformers, which is not installed") from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StartupError(
-                "image mode hf needs transformers and a preprocessor_config.json that it understands: "
-                f"{str(error).splitlines()[0]}"
+                "image mode hf: transformers does not understand the checkpoint's preprocessor_config.json "
+                f"({type(error).__name__})"
             ) from error
 
     def pixels(self, image: Image.Image) -> FloatArray:
