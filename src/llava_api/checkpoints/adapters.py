@@ -44,7 +44,7 @@ def inspect_adapter(name: str, folder: Path) -> AdapterFolder:
 
 def check_names(name: str, weights: Path) -> None:
     # torch takes seconds to import: only where there is an adapter.
-    from llava_api.checkpoints.convert import read_tensors
+    from llava_api.checkpoints.tensors import read_tensors
 
     odd = [
         key

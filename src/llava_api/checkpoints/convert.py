@@ -7,7 +7,6 @@ shard, and a copy of it while it is written. ``.bin`` files are read without run
 import json
 import logging
 import os
-import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llava_api.checkpoints import names, original, tokenizer_files
@@ -24,41 +22,14 @@ from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_fi
 from llava_api.checkpoints.inspect import ARCHITECTURES, Checkpoint, Sources, has_tokenizer
 from llava_api.checkpoints.lora import Lora
 from llava_api.checkpoints.size import tensor_shapes
+from llava_api.checkpoints.tensors import Tensors, read_tensors
 from llava_api.errors import StartupError
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-Tensors = dict[str, torch.Tensor]
 SECOND_LAYER = "multi_modal_projector.linear_2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def read_tensors(file: Path) -> Tensors:
-    """The tensors of a safetensors or ``.bin`` file. Raises StartupError where it is damaged or holds anything else."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        loaded = load_pickled(file)
-    except pickle.UnpicklingError as error:
-        raise StartupError(
-            f"{file.name} is refused: it is damaged, or holds more than tensors (a pickle can run code when it is read)"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise StartupError(f"{file.name} is damaged or only half downloaded: download it again") from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise StartupError(f"{file.name} holds something else than tensors by name")
-    return loaded
-
-
-def load_pickled(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-        # Written by a torch from before the zip format.
-        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 @dataclass(slots=True)
@@ -146,7 +117,7 @@ class Conversion:
         self.base = self.source
         if checkpoint.format == "original LoRA":
             assert sources.model_base is not None, "inspect_checkpoint asks for it"
-            self.lora = Lora(self.source, read_tensors)
+            self.lora = Lora(self.source)
             self.base = locate(sources.model_base, HubOptions(None, sources.hub.download_dir), weights=True)
             if original.architecture(read_json(self.base, "config.json")) in ARCHITECTURES:
                 raise StartupError(

@@ -4,26 +4,24 @@ Source: ``load_pretrained_model`` of the original's ``llava/model/builder.py``, 
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llava_api.checkpoints.files import read_json
+from llava_api.checkpoints.tensors import read_tensors
 from llava_api.errors import StartupError
 
-Tensors = dict[str, torch.Tensor]
-READ = Callable[[Path], Tensors]
 PEFT_PREFIX = "base_model.model."
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 REST = "non_lora_trainables.bin"
 
 
 class Lora:
-    """The changes of one adapter, under the original's names. ``read`` opens a file of tensors."""
+    """The changes of one adapter, under the original's names."""
 
-    def __init__(self, folder: Path, read: READ) -> None:
+    def __init__(self, folder: Path) -> None:
         config = read_json(folder, "adapter_config.json")
         check(config)
         weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -33,8 +31,8 @@ class Lora:
             raise StartupError(f"the LoRA is incomplete: {REST} (the projector) is missing; download it again")
         rank, alpha = config["r"], config.get("lora_alpha", config["r"])
         self.scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-        self.factors = {plain(name): tensor for name, tensor in read(weights).items()}
-        self.replaced = {plain(name): tensor for name, tensor in read(folder / REST).items()}
+        self.factors = {plain(name): tensor for name, tensor in read_tensors(weights).items()}
+        self.replaced = {plain(name): tensor for name, tensor in read_tensors(folder / REST).items()}
         changed = [name for name in self.factors if name.endswith(".lora_A.weight")]
         self.waiting = {name.removesuffix(".lora_A.weight") for name in changed}
         self.rank = rank
