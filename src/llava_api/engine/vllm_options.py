@@ -60,9 +60,6 @@ def prepare_environment(settings: Settings, on_cpu: bool) -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kvcache_space))
-        # Forked from EngineCore, the worker need not import torch and vllm again: 13 s less to the first answer.
-        # Only on the CPU: a process that has touched CUDA must not fork.
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
 
 
 def engine_arguments(settings: Settings, model: ModelToLoad, *, on_cpu: bool, known: set[str]) -> dict[str, Any]:
