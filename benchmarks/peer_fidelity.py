@@ -25,7 +25,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import groupby
@@ -42,7 +41,10 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from llava_api.chat.model import open_model
 from llava_api.chat.prepare import Preparer
 from llava_api.images.geometry import select_best_resolution
-from llava_api.images.pixels import Normalisation, anyres_pixels, pad_pixels
+from llava_api.images.decode import Decoded
+from llava_api.images.load import ImageLoader
+from llava_api.images.pixels import anyres_levels, pad_levels
+from llava_api.normalisation import Normalisation
 from llava_api.prompts.families import VICUNA_V1
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.settings import Settings
@@ -115,13 +117,14 @@ class Ours:
     def __init__(self, folder: Path) -> None:
         settings = Settings.model_validate({"prompt_family": VICUNA_V1.name})
         model = open_model(str(folder), ("demo",), settings)
-        self.preparer = Preparer(model, settings, 2048, ThreadPoolExecutor(1))
+        self.preparer = Preparer(model, settings, 2048, ImageLoader(model.image_mode, settings))
+        self.normalisation = model.image_mode.normalisation
         self.words = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.specials = {id: token.content for id, token in self.words.get_added_tokens_decoder().items()}
 
     def prepare(self, messages: list[Json]) -> Any:
         request = ChatCompletionRequest.model_validate({"model": "demo", "max_tokens": 1, "messages": messages})
-        return asyncio.run(self.preparer.prepare(request, "measured")).request
+        return asyncio.run(self.preparer.prepare(request, "measured", "")).request
 
     def readable(self, ids: list[int]) -> str:
         """A prompt as text, special tokens in square brackets, so that a typed one cannot be taken for one."""
@@ -227,7 +230,7 @@ def demo_pixels(name: str, folder: Path, ours: Ours) -> Iterator[Json]:
     config = json.loads((folder / "config.json").read_text())
     pinpoints, tile = config.get("image_grid_pinpoints"), config["vision_config"]["image_size"]
     for size in [(640, 360), (107, 80), (80, 107), (213, 160), (224, 112), (336, 112)][: 1 if name == "1.5" else None]:
-        own = ours.prepare([user(QUESTION, size)]).images[0].pixels
+        own = ours.normalisation.apply(ours.prepare([user(QUESTION, size)]).images[0].pixels)
         facts = pixel_facts(f"demo {name}", size, own, processor)
         yield facts | (grids(size, pinpoints, tile) if pinpoints else {})
 
@@ -240,10 +243,10 @@ def real_pixels(folder: Path) -> Iterator[Json]:
         processor = AutoImageProcessor.from_pretrained(folder / name)
         for size in [(640, 480), (1024, 256), (336, 336)] if name == "1.5" else [(640, 480), (320, 240), (1000, 300)]:
             if name == "1.5":
-                own = pad_pixels(picture(size), 336, CLIP)
+                own = CLIP.apply(pad_levels(Decoded.whole(picture(size)), 336, CLIP))
                 extra: Json = {"cut_off_by_peer": 1 - min(size) / max(size)}
             else:
-                own = anyres_pixels(picture(size), PINPOINTS, 336, CLIP)
+                own = CLIP.apply(anyres_levels(Decoded.whole(picture(size)), PINPOINTS, 336))
                 extra = grids(size, PINPOINTS, 336)
             yield pixel_facts(f"real {name}", size, own, processor) | extra
 

@@ -11,6 +11,7 @@
     |   +-- MethodNotAllowed     405 code method_not_allowed
     |   +-- RequestTooLarge      413 code request_too_large
     +-- NotReady                 503 server_error, code model_not_ready
+    +-- Busy                     503 server_error, code server_busy
     +-- EngineFailed             500 server_error, code engine_failed
 
     StartupError                 the server cannot start; one sentence for the person at the terminal
@@ -48,6 +49,10 @@ class InvalidRequest(ApiError):
 class BadImage(InvalidRequest):
     code = "invalid_image"
 
+    def at(self, param: str) -> "BadImage":
+        """The same complaint about another place: work on one picture may be shared by several requests."""
+        return BadImage(self.message, param=param, code=self.code)
+
 
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
@@ -75,6 +80,11 @@ class RequestTooLarge(InvalidRequest):
 class NotReady(ApiError):
     status = 503
     code = "model_not_ready"
+
+
+class Busy(ApiError):
+    status = 503
+    code = "server_busy"
 
 
 class EngineFailed(ApiError):

@@ -4,9 +4,10 @@ The only place that reads the environment. A flag wins over the environment, whi
 settings table in the documentation is generated from these fields.
 """
 
+from ipaddress import ip_network
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -18,8 +19,22 @@ Texts = Annotated[list[str], NoDecode, BeforeValidator(split_at_commas)]
 """Several texts: a repeated flag, or one environment variable with commas between them."""
 
 
+def network(text: str) -> str:
+    try:
+        ip_network(text, strict=False)
+    except ValueError as error:
+        raise ValueError(f"{text} is not a network such as 10.1.0.0/16") from error
+    return text
+
+
+Networks = Annotated[list[Annotated[str, AfterValidator(network)]], NoDecode, BeforeValidator(split_at_commas)]
+Ports = Annotated[list[Annotated[int, Field(ge=1, le=65535)]], NoDecode, BeforeValidator(split_at_commas)]
+
+
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="LLAVA_", extra="forbid", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LLAVA_", env_ignore_empty=True, extra="forbid", use_attribute_docstrings=True
+    )
 
     # The server
     host: str = "127.0.0.1"
@@ -31,20 +46,49 @@ class Settings(BaseSettings):
     served_model_name: Texts = []
     """Names under which the model is served, the first one first in replies; default: the model as given."""
 
-    # Pictures
+    # Pictures: limits, each checked before its cost is paid
     max_images_per_request: int = Field(16, ge=0)
     """Pictures in one request."""
     max_image_bytes: int = Field(20_000_000, ge=1)
     """Bytes of one encoded picture."""
+    max_request_image_bytes: int = Field(60_000_000, ge=1)
+    """Bytes of all encoded pictures of one request."""
     max_image_pixels: int = Field(64_000_000, ge=1)
-    """Pixels of one picture (width x height), checked before it is decoded.
-
-    A square of its longer side may have twice as many: LLaVA-1.5 pads to that square."""
+    """Pixels of one picture (width x height)."""
+    max_image_side: int = Field(16_384, ge=1)
+    """Pixels of the longer side of one picture."""
+    max_image_aspect_ratio: int = Field(200, ge=1)
+    """How many times longer than wide a picture may be, or the reverse."""
     max_body_bytes: int = Field(100_000_000, ge=1)
     """Bytes of one request body."""
-    image_threads: int = Field(2, ge=1)
-    """Threads that decode and resize pictures."""
+    image_threads: int | None = Field(None, ge=1)
+    """Threads that decode and resize pictures; default: one for each CPU, up to 16."""
+    image_cache_bytes: int = Field(256_000_000, ge=0)
+    """Memory for pictures that are ready for the model, so that one sent again is not decoded again."""
 
+    # Pictures: where they may come from
+    fetch_images: bool = True
+    """Fetch pictures from http and https URLs."""
+    allowed_media_domains: Texts = []
+    """The only hosts to fetch from, *.example.com for all below it; default: any public host. May be repeated."""
+    allowed_media_cidrs: Networks = []
+    """Network to fetch from though it is not public, as 10.1.0.0/16. May be repeated."""
+    allowed_media_ports: Ports = [80, 443]
+    """Port to fetch from. May be repeated."""
+    allowed_media_path: Texts = []
+    """Folder whose files file:// URLs may name; default: none. May be repeated."""
+    image_fetch_timeout_seconds: float = Field(10, gt=0)
+    """Longest time for one fetch, redirects included."""
+    max_image_fetches: int = Field(32, ge=1)
+    """Fetches at once."""
+    max_image_fetches_per_caller: int = Field(8, ge=1)
+    """Fetches at once for one caller (for now: one client address)."""
+
+    # Pictures: what the model is shown
+    jpeg_decode: Literal["scaled", "exact"] = "scaled"
+    """scaled: large JPEGs are decoded at a half, a quarter or an eighth, never below twice the size that is needed.
+
+    Several times faster, up to 4 of 255 levels away; exact: to the bit as LLaVA's own code."""
     image_mode: Literal["pad", "square", "anyres", "hf"] | None = None
     """How pictures are shown to the model; default: as the checkpoint was trained.
 

@@ -1,17 +1,20 @@
 """The real app over ASGI, a scripted engine behind it."""
 
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
 from fastapi import FastAPI
-from safetensors.torch import save_file
 
 from llava_api.chat.model import open_model
 from llava_api.chat.prepare import Preparer
+from llava_api.engine.base import Adapter
+from llava_api.images.fetch import Resolve
+from llava_api.images.load import ImageLoader
 from llava_api.server.app import create_app
 from llava_api.server.services import Services
 from llava_api.settings import Settings
@@ -25,20 +28,29 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-def app(engine: ScriptedEngine, tmp_path: Path) -> Iterator[FastAPI]:
-    (tmp_path / "birds").mkdir()
-    (tmp_path / "birds" / "adapter_config.json").write_text('{"r": 8}')
-    save_file({}, tmp_path / "birds" / "adapter_model.safetensors")
-    settings = Settings(
-        max_body_bytes=300_000,
-        max_image_bytes=100_000,
-        max_image_pixels=1_000_000,
-        lora=[f"birds={tmp_path / 'birds'}"],
-    )
+def settings_made() -> dict[str, Any]:
+    """Settings that a test wants to have otherwise; overridden by test modules."""
+    return {}
+
+
+@pytest.fixture
+def resolver() -> Resolve | None:
+    """Looks up the names of picture hosts; None for the system's. Overridden by test modules."""
+    return None
+
+
+@pytest_asyncio.fixture
+async def app(
+    engine: ScriptedEngine, tmp_path: Path, settings_made: dict[str, Any], resolver: Resolve | None
+) -> AsyncIterator[FastAPI]:
+    small = {"max_body_bytes": 300_000, "max_image_bytes": 100_000, "max_image_pixels": 1_000_000}
+    settings = Settings.model_validate(small | settings_made)
     model = open_model(str(write_checkpoint(tmp_path / "model")), ("owner/tiny", "tiny"), settings)
-    with ThreadPoolExecutor(2) as threads:
-        preparer = Preparer(model, settings, engine.max_model_len, threads)
-        yield create_app(Services(settings, model, engine, preparer))
+    model = replace(model, adapters=(Adapter("birds", "an adapter's folder", 1, 8),))
+    images = ImageLoader(model.image_mode, settings, resolver)
+    preparer = Preparer(model, settings, engine.max_model_len, images)
+    yield create_app(Services(settings, model, engine, preparer))
+    await images.close()
 
 
 @pytest_asyncio.fixture

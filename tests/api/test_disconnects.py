@@ -76,14 +76,14 @@ async def test_leaving_while_pictures_are_prepared_never_reaches_the_engine(
 ) -> None:
     services: Services = app.state.services
     decoding, go_on = threading.Event(), threading.Event()
-    render = services.preparer.render
+    render = services.preparer.images.render_data
 
     def slow_render(image: MeasuredImage) -> RenderedImage:
         decoding.set()
         go_on.wait(5)
         return render(image)
 
-    monkeypatch.setattr(services.preparer, "render", slow_render)
+    monkeypatch.setattr(services.preparer.images, "render_data", slow_render)
     message = picture_message("What is it?", RED)
     body = json.dumps({"model": "tiny", "messages": [message], "stream": stream}).encode()
     async with connection(app) as writer:

@@ -76,7 +76,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
         {"model": "tiny", "messages": [picture_message("a", "http://127.0.0.1/a.png")]},
         400,
         PARAM,
-        "unsupported_image_source",
+        "image_url_not_allowed",
     ),
     ("a long line", {"model": "tiny", "messages": [picture_message("a", LINE)]}, 400, PARAM, "image_too_large"),
     (

@@ -8,7 +8,6 @@ import json
 import shutil
 import socket
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from llava_api.chat.prepare import Preparer
 from llava_api.cli.models import demo_folder
 from llava_api.engine.base import Engine
 from llava_api.engine.vllm_start import start_engine
+from llava_api.images.load import ImageLoader
 from llava_api.server.app import create_app
 from llava_api.server.services import Services
 from llava_api.settings import Settings
@@ -30,6 +30,7 @@ from llava_api.settings import Settings
 class Running:
     engine: Engine
     model: ServedModel
+    preparer: Preparer
     base_url: str
 
 
@@ -59,11 +60,13 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     engine = start_engine(settings, model.to_load())
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    with ThreadPoolExecutor(2) as threads:
-        services = Services(settings, model, engine, Preparer(model, settings, engine.max_model_len, threads))
-        server = uvicorn.Server(uvicorn.Config(create_app(services), log_level="warning", lifespan="off"))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        yield Running(engine, model, f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
-        server.should_exit = True
-        await serving
+    images = ImageLoader(model.image_mode, settings)
+    preparer = Preparer(model, settings, engine.max_model_len, images)
+    services = Services(settings, model, engine, preparer)
+    server = uvicorn.Server(uvicorn.Config(create_app(services), log_level="warning", lifespan="off"))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    yield Running(engine, model, preparer, f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+    server.should_exit = True
+    await serving
+    await images.close()
     await engine.shutdown()

@@ -16,7 +16,6 @@ from PIL import Image
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.checkpoints.hub_files import clip_processor
 from llava_api.images.geometry import Size
-from llava_api.images.mode import LONGEST_RATIO
 from llava_api.settings import Settings
 from tests.support import golden
 from tests.support.small_engine import SmallEngine, picture_request
@@ -48,7 +47,7 @@ def odd_size(random: Random) -> Size:
     """As likely tiny as large, and often far from square."""
     while True:
         size = round(6000 ** random.random()), round(6000 ** random.random())
-        if max(size) <= LONGEST_RATIO * min(size):
+        if max(size) <= Settings().max_image_aspect_ratio * min(size):
             return size
 
 

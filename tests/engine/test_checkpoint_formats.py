@@ -19,8 +19,10 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from llava_api.chat.model import ServedModel, describe_model, open_model, sources_of
 from llava_api.checkpoints.cache import ready_checkpoint
-from llava_api.engine.base import GenerationRequest
+from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
+from llava_api.engine.base import EngineImage, GenerationRequest
 from llava_api.images.geometry import tile_grid
+from llava_api.normalisation import Normalisation
 from llava_api.settings import Settings
 from tests.support.small_engine import Answer, SmallEngine, picture_request
 from tests.support.tiny_checkpoints import (
@@ -45,6 +47,7 @@ from tests.support.tiny_checkpoints import (
 )
 from training.pictures import draw_picture
 
+CLIP = Normalisation(CLIP_MEAN, CLIP_STD)
 TOKENS = 16
 TOLERANCE = 1e-3
 TINYS = [Tiny(text_model, version) for text_model in TEXT_MODELS for version in ("1.5", "1.6")]
@@ -90,12 +93,17 @@ def edit_config(checkpoint: Path, **changes: Any) -> Path:
 def as_transformers_computes(model: PreTrainedModel, request: GenerationRequest, answer: Answer) -> torch.Tensor:
     """Log-probabilities (token, id) where ``answer`` stands, by the whole model as it is."""
     image = request.images[0]
-    inputs = {"input_ids": asked_and_answered(request, answer), "pixel_values": torch.from_numpy(image.pixels)[None]}
+    inputs = {"input_ids": asked_and_answered(request, answer), "pixel_values": values_of(image)[None]}
     if image.size is not None:
         inputs["image_sizes"] = torch.tensor([image.size[::-1]])
     with torch.no_grad():
         logits = model(**inputs).logits[0]
     return at_the_answer(logits, request)
+
+
+def values_of(image: EngineImage) -> torch.Tensor:
+    """The float32 values of its levels, as transformers' models take them."""
+    return torch.from_numpy(CLIP.apply(image.pixels))
 
 
 def from_features(
@@ -122,7 +130,7 @@ def at_the_answer(logits: torch.Tensor, request: GenerationRequest) -> torch.Ten
 
 def tile_features(model: PreTrainedModel, request: GenerationRequest) -> torch.Tensor:
     """(tiles, patches, hidden): vision tower and projector, each tile by itself."""
-    pixels = torch.from_numpy(request.images[0].pixels)
+    pixels = values_of(request.images[0])
     tiles = pixels[None] if pixels.ndim == 3 else pixels
     features = []
     with torch.no_grad():
@@ -387,3 +395,18 @@ def test_an_adapter_beside_the_model_answers_as_its_merged_weights_and_the_model
     after = engine.greedy(picture_request(model, picture(LARGE), "after"), TOKENS)
     assert after.token_ids == before.token_ids
     check(after, as_transformers_computes(source_of(tiny), plain, after))
+
+
+def test_the_model_answers_as_alone_while_an_adapter_answers_in_the_same_batch(tmp_path: Path, start: Start) -> None:
+    tiny = Tiny("llama", "1.5")
+    folder = write_adapter(tiny, tmp_path / "birds", SPELLINGS["new"])
+    settings = settings_for(tmp_path, lora=[f"birds={folder}"])
+    model = served(write_hub(tiny, tmp_path / "hub", "classic"), settings)
+    engine = start(model, settings)
+    (birds,) = model.adapters
+    asked = [picture_request(model, picture(LARGE), f"alone {adapter}", adapter) for adapter in (None, birds)]
+    alone = [engine.greedy(request, TOKENS).token_ids for request in asked]
+    assert alone[0] != alone[1]
+    # Other names, so that no cache answers. What keeps the two apart is a slot to spare: see max_loras.
+    asked = [picture_request(model, picture(LARGE), f"together {adapter}", adapter) for adapter in (None, birds)]
+    assert [answer.token_ids for answer in engine.greedy_together(asked, TOKENS)] == alone

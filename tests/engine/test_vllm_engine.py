@@ -8,10 +8,8 @@ from random import Random
 import httpx
 import pytest
 
-from llava_api.engine.base import EngineImage, GenerationRequest, Sampling
-from llava_api.images.load import ImagePart, measure, render
-from llava_api.prompts.render import tokenize
-from llava_api.prompts.segments import Turn
+from llava_api.engine.base import GenerationRequest
+from llava_api.protocol.chat import ChatCompletionRequest
 from tests.engine.conftest import Running
 from tests.support.questions import data_url
 from training.pictures import draw_picture
@@ -21,21 +19,21 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 TOKENS = 96
 
 
-def picture_request(running: Running, index: int, name: str) -> GenerationRequest:
+async def picture_request(running: Running, index: int, name: str) -> GenerationRequest:
     picture = draw_picture(Random(f"engine test {index}"), (300 + index, 200))
-    model = running.model
-    measured = measure(ImagePart(data_url(picture.image), "image"), model.image_mode, 10**7, 10**7)
-    prompt = tokenize(
-        model.family.layout(None, [Turn("user", "Describe this image.", (0,))]),
-        model.tokenizer,
-        model.checkpoint.image_token_id,
-        [measured.tokens],
+    parts = [
+        {"type": "text", "text": "Describe this image."},
+        {"type": "image_url", "image_url": data_url(picture.image)},
+    ]
+    wanted = ChatCompletionRequest.model_validate(
+        {
+            "model": "endless",
+            "messages": [{"role": "user", "content": parts}],
+            "max_tokens": TOKENS,
+            "temperature": 0.0,
+        }
     )
-    rendered = render(measured, model.image_mode)
-    place = prompt.placeholders[0]
-    image = EngineImage(rendered.pixels, place.offset, place.length, rendered.cache_key, rendered.engine_size)
-    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=TOKENS)
-    return GenerationRequest(name, prompt.token_ids, (image,), sampling)
+    return (await running.preparer.prepare(wanted, name, "test")).request
 
 
 async def text_of(running: Running, request: GenerationRequest, progress: list[str] | None = None) -> str:
@@ -58,20 +56,19 @@ async def settled(running: Running, seconds: float) -> bool:
 async def test_eight_streams_progress_together_and_each_says_what_it_says_alone(running: Running) -> None:
     progress: list[str] = []
     names = [f"together-{index}" for index in range(8)]
-    together = await asyncio.gather(
-        *(text_of(running, picture_request(running, index, name), progress) for index, name in enumerate(names))
-    )
+    requests = [await picture_request(running, index, name) for index, name in enumerate(names)]
+    together = await asyncio.gather(*(text_of(running, request, progress) for request in requests))
     first_end = min(position for name in names for position in [len(progress) - 1 - progress[::-1].index(name)])
     so_far = progress[: first_end + 1]
     # When the first of the eight ended, each of the others had been given more than half of its tokens.
     assert all(so_far.count(name) > TOKENS / 2 for name in names), [so_far.count(name) for name in names]
-    alone = [await text_of(running, picture_request(running, index, f"alone-{index}")) for index in range(8)]
+    alone = [await text_of(running, await picture_request(running, index, f"alone-{index}")) for index in range(8)]
     assert together == alone
     assert len(set(alone)) > 1
 
 
 async def test_closing_a_stream_early_ends_the_engine_request(running: Running) -> None:
-    request = picture_request(running, 1, "closed-early")
+    request = await picture_request(running, 1, "closed-early")
     stream = running.engine.generate(request)
     await anext(stream)
     assert running.engine.unfinished_requests() == 1

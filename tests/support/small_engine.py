@@ -5,7 +5,7 @@ The server's engine works in processes of its own. Theirs is the same model code
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,6 +18,7 @@ from PIL import Image
 from llava_api.chat.model import ServedModel
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.vllm_options import engine_arguments, known_arguments, prepare_environment
+from llava_api.images.decode import Decoded
 from llava_api.images.load import render_pixels
 from llava_api.prompts.render import tokenize
 from llava_api.prompts.segments import Turn
@@ -89,27 +90,31 @@ class SmallEngine:
 
     def greedy(self, request: GenerationRequest, tokens: int, logprobs: int = 5) -> Answer:
         """The likeliest ``tokens`` tokens; an end token does not end them."""
+        return self.greedy_together([request], tokens, logprobs)[0]
+
+    def greedy_together(self, requests: Sequence[GenerationRequest], tokens: int, logprobs: int = 5) -> list[Answer]:
+        """The same for several requests that are computed in one batch, in their order."""
         from vllm import SamplingParams
 
         from llava_api.engine.vllm_engine import engine_input, lora_request
 
         wanted = SamplingParams(temperature=0.0, max_tokens=tokens, logprobs=logprobs, ignore_eos=True)
-        adapter = lora_request(request.adapter)
-        self.engine.add_request(request.request_id, engine_input(request), wanted, lora_request=adapter)
-        made = self.last_output().outputs[0]
-        likeliest = [{token: entry.logprob for token, entry in place.items()} for place in made.logprobs]
-        return Answer(list(made.token_ids), made.text, likeliest)
+        for request in requests:
+            adapter = lora_request(request.adapter)
+            self.engine.add_request(request.request_id, engine_input(request), wanted, lora_request=adapter)
+        last = self.last_outputs()
+        return [answer_of(last[request.request_id]) for request in requests]
 
-    def last_output(self) -> Any:
-        """Of the one request that is in the engine."""
+    def last_outputs(self) -> dict[str, Any]:
+        """Of each request that is in the engine, by its id."""
         # A step that failed leaves its request in the engine, where it would be waited for without end.
         assert not self.broken, "the engine failed in an earlier request"
         self.broken = True
-        outputs: list[Any] = []
+        outputs: dict[str, Any] = {}
         while self.engine.has_unfinished_requests():
-            outputs = self.engine.step() or outputs
+            outputs |= {output.request_id: output for output in self.engine.step()}
         self.broken = False
-        return outputs[-1]
+        return outputs
 
     def close(self) -> None:
         """Give the memory back, end torch.distributed, and leave torch as other tests in this process expect it."""
@@ -129,6 +134,12 @@ class SmallEngine:
         self.close()
 
 
+def answer_of(output: Any) -> Answer:
+    made = output.outputs[0]
+    likeliest = [{token: entry.logprob for token, entry in place.items()} for place in made.logprobs]
+    return Answer(list(made.token_ids), made.text, likeliest)
+
+
 def picture_request(
     model: ServedModel, picture: Image.Image, name: str, adapter: Adapter | None = None
 ) -> GenerationRequest:
@@ -138,7 +149,7 @@ def picture_request(
     turn = Turn("user", "What is in this image?", (0,))
     prompt = tokenize(model.family.layout(None, [turn]), model.tokenizer, model.checkpoint.image_token_id, [length])
     image = EngineImage(
-        pixels=render_pixels(picture, mode),
+        pixels=render_pixels(Decoded.whole(picture), mode),
         offset=prompt.placeholders[0].offset,
         length=length,
         cache_key=name,

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
-from llava_api.images.pixels import Normalisation, anyres_pixels, pad_pixels, square_pixels
+from llava_api.images.decode import Decoded
+from llava_api.images.pixels import anyres_levels, pad_levels, square_levels
+from llava_api.normalisation import Normalisation
 from tests.support.golden import cases
 from tests.unit.test_geometry import PINPOINTS
 
@@ -26,13 +28,14 @@ def golden_picture(width: int, height: int, seed: int) -> Image.Image:
 
 @pytest.mark.parametrize("case", cases("pixels"), ids=lambda case: f"{case['mode']}-{case['width']}x{case['height']}")
 def test_pixels_to_the_bit(case: dict[str, Any]) -> None:
-    picture = golden_picture(case["width"], case["height"], case["seed"])
+    picture = Decoded.whole(golden_picture(case["width"], case["height"], case["seed"]))
     if case["mode"] == "pad":
-        pixels = pad_pixels(picture, 336, CLIP)
+        shown = pad_levels(picture, 336, CLIP)
     elif case["mode"] == "anyres":
-        pixels = anyres_pixels(picture, PINPOINTS, 336, CLIP)
+        shown = anyres_levels(picture, PINPOINTS, 336)
     else:
         # The golden file writes null where image_aspect_ratio is not set.
-        pixels = square_pixels(picture, 336, CLIP)
+        shown = square_levels(picture, 336)
+    pixels = CLIP.apply(shown)
     assert list(pixels.shape) == case["shape"]
     assert hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest() == case["sha256_float32"]

@@ -18,6 +18,7 @@ VALUES = {
     "--gpu-memory-utilization": "0.5",
     "--distributed-executor-backend": "ray",
     "--image-mode": "pad",
+    "--jpeg-decode": "exact",
 }
 """A value that fits, for flags that do not take every number."""
 

@@ -31,12 +31,19 @@ def read_user(message: wire.UserMessage, position: int, images: list[ImagePart])
         return Turn("user", message.content)
     parts: list[str | int] = []
     for index, part in enumerate(message.content):
-        if isinstance(part, wire.TextPart):
+        if isinstance(part, wire.TextPart | wire.InputTextPart):
             parts.append(part.text)
         else:
             parts.append(len(images))
-            images.append(ImagePart(part.image_url.url, f"messages[{position}].content[{index}].image_url"))
+            images.append(read_image(part, f"messages[{position}].content[{index}].image_url"))
     return turn_of("user", parts)
+
+
+def read_image(part: wire.ImagePart | wire.InputImagePart, param: str) -> ImagePart:
+    if isinstance(part, wire.ImagePart) and isinstance(part.image_url, wire.ImageUrl):
+        return ImagePart(part.image_url.url, param, part.image_url.detail)
+    detail = part.detail if isinstance(part, wire.InputImagePart) else None
+    return ImagePart(str(part.image_url), param, detail)
 
 
 def turn_of(role: str, parts: Sequence[str | int]) -> Turn:

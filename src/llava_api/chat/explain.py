@@ -3,10 +3,9 @@
 import hashlib
 from dataclasses import dataclass
 
-import numpy as np
-
 from llava_api.chat.prepare import LaidOut, Preparer
-from llava_api.images.load import MeasuredImage, RenderedImage
+from llava_api.images.cache import RenderedImage
+from llava_api.images.load import MeasuredImage
 from llava_api.prompts.segments import as_text
 from llava_api.protocol import explain as wire
 from llava_api.protocol.chat import ChatCompletionRequest
@@ -19,11 +18,11 @@ class Explained:
     """The pictures themselves, in the order of the request."""
 
 
-async def explain(preparer: Preparer, request: ChatCompletionRequest) -> Explained:
+async def explain(preparer: Preparer, request: ChatCompletionRequest, caller: str) -> Explained:
     """Raises InvalidRequest and its kinds, but for a request that is too long: that is told by ``context_left``."""
     preparer.find_adapter(request.model)
-    laid_out = await preparer.lay_out(request)
-    rendered = await preparer.render_all(laid_out)
+    laid_out = await preparer.lay_out(request, caller)
+    rendered = await preparer.images.render(laid_out.measured)
     return Explained(describe(preparer, request.model, laid_out, rendered), rendered)
 
 
@@ -53,8 +52,9 @@ def describe(preparer: Preparer, name: str, laid_out: LaidOut, rendered: list[Re
 
 
 def describe_image(preparer: Preparer, measured: MeasuredImage, image: RenderedImage) -> wire.ExplainedImage:
-    mode = preparer.model.image_mode
+    mode = measured.mode
     grid = mode.grid(measured.size)
+    values = mode.normalisation.apply(image.pixels)
     width, height = measured.header.stored_size
     return wire.ExplainedImage(
         param=measured.param,
@@ -65,9 +65,10 @@ def describe_image(preparer: Preparer, measured: MeasuredImage, image: RenderedI
         shown_width=measured.size[0],
         shown_height=measured.size[1],
         mode=mode.name,
+        detail="low" if mode.base_alone else "high",
         grid=[1, 1] if grid is None else [grid.across, grid.down],
         tiles=1 if grid is None else grid.tiles,
         image_tokens=image.tokens,
         pixels_shape=list(image.pixels.shape),
-        pixels_sha256=hashlib.sha256(np.ascontiguousarray(image.pixels).tobytes()).hexdigest(),
+        pixels_sha256=hashlib.sha256(values.tobytes()).hexdigest(),
     )

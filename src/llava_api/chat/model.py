@@ -10,12 +10,13 @@ from llava_api.checkpoints.adapters import inspect_adapter
 from llava_api.checkpoints.files import HubOptions
 from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
+from llava_api.checkpoints.size import tensor_shapes
 from llava_api.engine.base import Adapter, ModelToLoad
 from llava_api.errors import StartupError
 from llava_api.images.geometry import PatchMerge
 from llava_api.images.hub_processor import HubProcessor
 from llava_api.images.mode import ImageMode, ModeName
-from llava_api.images.pixels import Normalisation
+from llava_api.normalisation import Normalisation
 from llava_api.prompts.detect import detect_family
 from llava_api.prompts.family import IMAGE_END, IMAGE_START, PromptFamily, PromptForm
 from llava_api.prompts.hub_template import HubTemplate
@@ -65,6 +66,7 @@ class ServedModel:
             path=self.checkpoint.model,
             architecture="LlavaNextForConditionalGeneration" if tiled_model else "LlavaForConditionalGeneration",
             stored_dtype=self.checkpoint.stored_dtype,
+            normalisation=mode.normalisation,
             pinpoints=mode.engine_pinpoints(),
             merge=mode.engine_merge() if tiled_model else None,
             quantization=self.quantization,
@@ -165,18 +167,19 @@ def quantization_of(checkpoint: Checkpoint, settings: Settings) -> str | None:
     return ONLINE_8BIT if settings.load_8bit and settings.quantization is None else settings.quantization
 
 
-def read_adapters(given: Sequence[str], taken: Sequence[str]) -> tuple[Adapter, ...]:
-    """``--lora name=folder`` -> adapters. Raises StartupError for one that is not there."""
-    adapters: list[Adapter] = []
-    for number, text in enumerate(given, start=1):
+def read_adapters(given: Sequence[str], taken: Sequence[str], checkpoint: Checkpoint) -> tuple[Adapter, ...]:
+    """``--lora name=folder`` -> adapters. Raises StartupError for one that is not there, or does not fit the model."""
+    folders: dict[str, Path] = {}
+    for text in given:
         name, equals, path = text.partition("=")
         if not (equals and name and path):
             raise StartupError(f"--lora {text}: write it as name=folder")
-        if name in taken or name in (adapter.name for adapter in adapters):
+        if name in taken or name in folders:
             raise StartupError(f"--lora: the name {name} is given twice")
-        found = inspect_adapter(name, Path(path).expanduser())
-        adapters.append(Adapter(name, found.path, number, found.rank))
-    return tuple(adapters)
+        folders[name] = Path(path).expanduser()
+    shapes = tensor_shapes(checkpoint) if folders else {}
+    found = {name: inspect_adapter(name, folder, shapes) for name, folder in folders.items()}
+    return tuple(Adapter(name, it.path, number, it.rank) for number, (name, it) in enumerate(found.items(), start=1))
 
 
 def describe_model(checkpoint: Checkpoint, names: tuple[str, ...], settings: Settings) -> ServedModel:
@@ -200,7 +203,7 @@ def describe_model(checkpoint: Checkpoint, names: tuple[str, ...], settings: Set
         stop_token_ids=tuple(sorted({*own, *(token for token in stops.values() if token is not None)})),
         stop_texts=(*family.stop_texts, *(text for text, token in stops.items() if token is None)),
         quantization=quantization_of(checkpoint, settings),
-        adapters=read_adapters(settings.lora, names),
+        adapters=read_adapters(settings.lora, names, checkpoint),
     )
 
 

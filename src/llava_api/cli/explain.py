@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llava_api.chat.explain import Explained, explain
@@ -17,6 +16,7 @@ from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.models import CHECKPOINT_FLAGS, DEMO, MODEL_HELP, find_model
 from llava_api.cli.terminal import printable
 from llava_api.errors import ApiError, StartupError
+from llava_api.images.load import ImageLoader
 from llava_api.images.show import save_shown
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.explain import ExplainedImage, Explanation
@@ -31,7 +31,17 @@ FLAGS = (
     "max_model_len",
     "max_images_per_request",
     "max_image_bytes",
+    "max_request_image_bytes",
     "max_image_pixels",
+    "max_image_side",
+    "max_image_aspect_ratio",
+    "fetch_images",
+    "allowed_media_domains",
+    "allowed_media_cidrs",
+    "allowed_media_ports",
+    "allowed_media_path",
+    "image_fetch_timeout_seconds",
+    "jpeg_decode",
     *CHECKPOINT_FLAGS,
 )
 
@@ -84,8 +94,11 @@ def read_request(source: str) -> ChatCompletionRequest:
 
 async def explain_once(model: ServedModel, settings: Settings, request: ChatCompletionRequest) -> Explained:
     context = settings.max_model_len or model.checkpoint.context_length
-    with ThreadPoolExecutor(settings.image_threads) as threads:
-        return await explain(Preparer(model, settings, context, threads), request)
+    images = ImageLoader(model.image_mode, settings)
+    try:
+        return await explain(Preparer(model, settings, context, images), request, "")
+    finally:
+        await images.close()
 
 
 def save(explained: Explained, model: ServedModel, folder: Path) -> list[Path]:
@@ -95,7 +108,8 @@ def save(explained: Explained, model: ServedModel, folder: Path) -> list[Path]:
         written: list[Path] = []
         pictures = zip(explained.explanation.images, explained.rendered, strict=True)
         for number, (described, rendered) in enumerate(pictures, start=1):
-            grid = mode.grid((described.shown_width, described.shown_height))
+            size = (described.shown_width, described.shown_height)
+            grid = None if described.detail == "low" else mode.grid(size)
             written += save_shown(rendered.pixels, grid, mode.normalisation, folder, f"picture-{number}")
     except OSError as error:
         raise StartupError(f"cannot write to {folder} ({error.strerror})") from error
@@ -137,7 +151,8 @@ def picture_lines(number: int, image: ExplainedImage) -> list[str]:
     turned = "" if image.orientation == 1 else f", EXIF orientation {image.orientation}"
     shown = "" if image.orientation == 1 else f", shown as {image.shown_width} x {image.shown_height}"
     across, down = image.grid
-    tiles = "one tile" if len(image.pixels_shape) == 3 else f"a base tile and {across} x {down} tiles (across x down)"
+    one_tile = len(image.pixels_shape) == 3 or image.pixels_shape[0] == 1
+    tiles = "one tile" if one_tile else f"a base tile and {across} x {down} tiles (across x down)"
     return [
         f"Picture {number} ({image.param}): {image.format}, {image.width} x {image.height}{turned}{shown}",
         f"  {image.mode}: {tiles}, {image.image_tokens} tokens",

@@ -4,8 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from llava_api.normalisation import Normalisation, Pixels
 
 FinishReason = Literal["stop", "length"]
 
@@ -17,6 +16,8 @@ class ModelToLoad:
     path: str
     """A folder or a hub id."""
     architecture: Literal["LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"]
+    normalisation: Normalisation
+    """Of the levels of a picture, inside the model."""
     stored_dtype: str | None = None
     """Type of its weights, where its config tells."""
     pinpoints: tuple[tuple[int, int], ...] = ()
@@ -43,7 +44,7 @@ class Adapter:
 class EngineImage:
     """One picture, as the model takes it."""
 
-    pixels: NDArray[np.float32]
+    pixels: Pixels
     """(3, S, S) for one tile, (1 + tiles, 3, S, S) for a grid."""
     offset: int
     """Index of its first image token in the prompt."""

@@ -3,6 +3,7 @@
 - Weights under the names that any transformers writes (``weight_names``).
 - ``mm_patch_merge_type`` of the config: vLLM has all three ways to merge tiles and always takes ``spatial_unpad``.
 - A projector of one linear layer (``projector_hidden_act: linear``).
+- Pictures as levels, 0 to 255: the normalised value of each is looked up here, next to the vision tower.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
 
+from llava_api.normalisation import Normalisation
 from llava_api.weight_names import classic_name
 
 Weights = Iterable[tuple[str, torch.Tensor]]
@@ -36,6 +38,26 @@ def classic(weights: Weights) -> Weights:
     return ((classic_name(name), tensor) for name, tensor in weights)
 
 
+class LevelValues(torch.nn.Module):
+    """Levels (..., 3, S, S) -> the float32 values that the vision tower expects; other pixels pass."""
+
+    table: torch.Tensor
+    rows: torch.Tensor
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        table = Normalisation(tuple(config.image_mean), tuple(config.image_std)).table()
+        # From a list, so that it is made on the device that the model is being made on.
+        self.register_buffer("table", torch.tensor(table.ravel().tolist(), dtype=torch.float32), persistent=False)
+        self.register_buffer("rows", torch.tensor([[[0]], [[256]], [[512]]], dtype=torch.int32), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.dtype != torch.uint8:
+            return pixels
+        places = pixels.to(torch.int32) + self.rows
+        return self.table.index_select(0, places.flatten()).view(places.shape)
+
+
 class Llava(LlavaForConditionalGeneration):
     """LLaVA-1.5."""
 
@@ -44,6 +66,11 @@ class Llava(LlavaForConditionalGeneration):
             super().__init__(vllm_config=vllm_config, prefix=prefix)
         if linear:
             self.multi_modal_projector.act = torch.nn.Identity()
+        self.level_values = LevelValues(self.config)
+
+    def _image_pixels_to_features(self, vision_tower: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = super()._image_pixels_to_features(vision_tower, self.level_values(pixel_values))
+        return features
 
     def load_weights(self, weights: Weights) -> set[str]:
         loaded: set[str] = super().load_weights(classic(weights))
@@ -58,6 +85,11 @@ class LlavaNext(LlavaNextForConditionalGeneration):
             super().__init__(vllm_config=vllm_config, prefix=prefix)
         if linear:
             self.multi_modal_projector.act = torch.nn.Identity()
+        self.level_values = LevelValues(self.config)
+
+    def _image_pixels_to_features(self, vision_tower: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = super()._image_pixels_to_features(vision_tower, self.level_values(pixel_values))
+        return features
 
     def load_weights(self, weights: Weights) -> set[str]:
         loaded: set[str] = super().load_weights(classic(weights))

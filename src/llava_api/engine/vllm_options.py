@@ -82,7 +82,8 @@ def engine_arguments(settings: Settings, model: ModelToLoad, *, on_cpu: bool, kn
     arguments["hf_overrides"] = config_overrides(model)
     if model.adapters:
         arguments["enable_lora"] = True
-        arguments["max_loras"] = len(model.adapters)
+        # One more than there are: vLLM writes "no adapter" as slot -1, and its CPU kernels take that for the last slot.
+        arguments["max_loras"] = len(model.adapters) + 1
         arguments["max_lora_rank"] = settings.max_lora_rank or rank_for(model.adapters)
     for text in settings.engine_arg:
         name, value = parse_engine_arg(text, known)
@@ -101,7 +102,11 @@ def rank_for(adapters: Sequence[Adapter]) -> int:
 
 def config_overrides(model: ModelToLoad) -> dict[str, Any]:
     """What the checkpoint's config.json is to say inside the engine."""
-    overrides: dict[str, Any] = {"architectures": [OWN_ARCHITECTURES[model.architecture]]}
+    overrides: dict[str, Any] = {
+        "architectures": [OWN_ARCHITECTURES[model.architecture]],
+        "image_mean": list(model.normalisation.mean),
+        "image_std": list(model.normalisation.std),
+    }
     if model.pinpoints:
         overrides["image_grid_pinpoints"] = [list(point) for point in model.pinpoints]
     if model.merge is not None:

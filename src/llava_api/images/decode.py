@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from llava_api.errors import BadImage
+from llava_api.images.geometry import Size
+from llava_api.images.kinds import name_of
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 UPRIGHT = {
@@ -25,41 +27,106 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+FROM_RIGHT = (2, 3, 6, 7)
+"""Orientations after whose turn the stored right or bottom edge lies on the left."""
+FROM_BOTTOM = (3, 4, 7, 8)
+"""Orientations after whose turn the stored right or bottom edge lies on the top."""
+MAX_SCAN_PIXELS = 1_000_000_000
+"""Pixels times scans of a JPEG: each scan of a progressive file costs as much as a picture, and needs a few bytes."""
+START_OF_SCAN = b"\xff\xda"
 TOO_LARGE = "image_too_large"
-UNREADABLE = "The picture cannot be read: send a whole JPEG, PNG, WebP or GIF file."
+WANTED = "send a JPEG, PNG, WebP, GIF or BMP file"
+UNREADABLE = f"The picture cannot be read, or a part of it is missing: {WANTED}, whole."
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a picture may cost, judged by its header."""
+
+    max_pixels: int
+    max_side: int
+    max_aspect_ratio: int
+
+    def check(self, size: Size) -> None:
+        """Raises BadImage, without its place."""
+        width, height = size
+        if width < 1 or height < 1:
+            raise BadImage(UNREADABLE)
+        if width * height > self.max_pixels:
+            raise BadImage(
+                f"The picture has more than the {self.max_pixels} pixels this server takes: scale it down.",
+                code=TOO_LARGE,
+            )
+        if max(size) > self.max_side:
+            raise BadImage(
+                f"The picture has a side of more than the {self.max_side} pixels this server takes: scale it down.",
+                code=TOO_LARGE,
+            )
+        if max(size) > self.max_aspect_ratio * min(size):
+            raise BadImage(
+                f"The picture is more than {self.max_aspect_ratio} times as long as it is wide, or the reverse: crop "
+                "it.",
+                code=TOO_LARGE,
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
     """What the first bytes of a picture tell."""
 
-    stored_size: tuple[int, int]
+    stored_size: Size
     """(width, height) as the file stores them."""
     format: str
-    """JPEG, PNG, WEBP or GIF."""
+    """JPEG, PNG, WEBP, GIF or BMP."""
     orientation: int
     """EXIF orientation, 1 to 8; 1 is upright, and the value where there is none."""
 
-    def upright_size(self) -> tuple[int, int]:
+    def upright_size(self) -> Size:
         """(width, height) as a person sees it, orientation applied."""
         width, height = self.stored_size
         return (height, width) if self.orientation in SIDEWAYS else (width, height)
 
 
-def read_header(data: bytes, param: str, max_pixels: int) -> Header:
-    """Size from the header alone. Raises BadImage for an unknown format or too many pixels."""
-    with open_picture(data, param) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise BadImage(
-                f"The picture has more than the {max_pixels} pixels this server takes: scale it down.",
-                param=param,
-                code=TOO_LARGE,
-            )
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An upright RGB picture, perhaps decoded at a fraction of its size."""
+
+    image: Image.Image
+    size: Size
+    """(width, height) of the picture itself."""
+    scale: int
+    """1, 2, 4 or 8: pixels of the picture's side for one of ``image``'s."""
+    start: tuple[float, float]
+    """Where in ``image`` the picture begins: a side that ``scale`` does not divide leaves a part of a pixel over."""
+
+    @classmethod
+    def whole(cls, image: Image.Image) -> "Decoded":
+        """A picture at its own size."""
+        return cls(image, image.size, 1, (0.0, 0.0))
+
+    def box(self) -> tuple[float, float, float, float]:
+        """Where in ``image`` the picture is: left, top, right, bottom."""
+        left, top = self.start
+        width, height = self.size
+        return (left, top, left + width / self.scale, top + height / self.scale)
+
+
+def read_header(data: bytes, limits: Limits) -> Header:
+    """Size and kind from the header alone. Raises BadImage, without its place."""
+    with open_picture(data) as image:
+        limits.check(image.size)
+        if image.format == "BMP" and image.info.get("compression"):
+            # Pillow unpacks run lengths in Python: minutes for a large picture.
+            raise BadImage(f"Compressed BMP files are not taken: {WANTED}, a BMP uncompressed.")
+        # Multi-picture files of cameras are JPEGs with more JPEGs behind; the first is the picture.
+        kind = "JPEG" if image.format == "MPO" else image.format or ""
+        scans = data.count(START_OF_SCAN) if kind == "JPEG" else 1
+        if scans * image.width * image.height > max(MAX_SCAN_PIXELS, limits.max_pixels):
+            raise BadImage("The picture is stored in too many scans: save it anew, not as a progressive JPEG.")
         try:
-            return Header((width, height), image.format or "", orientation_of(image))
+            return Header(image.size, kind, orientation_of(image))
         except (OSError, ValueError, SyntaxError) as error:
-            raise BadImage(UNREADABLE, param=param) from error
+            raise BadImage(UNREADABLE) from error
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -70,37 +137,62 @@ def orientation_of(image: Image.Image) -> int:
     return int(value) if value in UPRIGHT else 1
 
 
-def open_picture(data: bytes, param: str) -> Image.Image:
+def open_picture(data: bytes) -> Image.Image:
+    """Raises BadImage, without its place, for what is no picture of the five kinds."""
     try:
         with warnings.catch_warnings():
-            # Our own pixel limit stands; Pillow's warning would only repeat it.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Our own limits stand; Pillow's warnings would only repeat them, or tell of metadata that nobody reads.
+            warnings.simplefilter("ignore")
             return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise BadImage("The picture has far too many pixels: scale it down.", param=param, code=TOO_LARGE) from error
+        raise BadImage("The picture has far too many pixels: scale it down.", code=TOO_LARGE) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise BadImage(UNREADABLE, param=param) from error
+        name = name_of(data)
+        if name is not None:
+            raise BadImage(f"This is {name}, which is not taken: {WANTED}.", code="unsupported_image_format") from error
+        raise BadImage(UNREADABLE) from error
 
 
-def decode(data: bytes, param: str, orientation: int = 1, on_white: bool = True) -> Image.Image:
+def decode(data: bytes, orientation: int = 1, on_white: bool = True, needed: Size | None = None) -> Decoded:
     """The first frame in RGB, turned upright from ``orientation`` (``Header.orientation``; 1 leaves it).
 
-    ``on_white``: white is shown under transparency. Raises BadImage for a damaged or truncated file.
+    ``on_white``: white is shown under transparency. ``needed``: (width, height) that the upright picture will be
+    scaled to; a JPEG is then decoded at the smallest DCT scale that keeps twice that in each direction. Raises
+    BadImage, without its place, for a damaged or truncated file.
     """
-    with open_picture(data, param) as image:
+    with open_picture(data) as image:
+        stored_size = image.size
         try:
+            if needed is not None:
+                width, height = needed[::-1] if orientation in SIDEWAYS else needed
+                image.draft(None, (2 * width, 2 * height))
+            reduced_size = image.size
             image.load()
-            # Not ImageOps.exif_transpose: it writes the EXIF data anew and fails, in many ways, where a camera
-            # wrote an unusual tag.
-            turn = UPRIGHT.get(orientation)
-            turned = image if turn is None else image.transpose(turn)
-            if on_white and turned.has_transparency_data:
-                layered = turned.convert("RGBA")
-                flat = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-                return Image.alpha_composite(flat, layered).convert("RGB")
-            if turned.mode.startswith("I;16") or turned.mode == "I":
-                # 16-bit grey: Pillow's own conversion would clip instead of scaling.
-                return turned.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
-            return turned.convert("RGB")
+            turned = flatten(turn(image, orientation), on_white)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BadImage(UNREADABLE, param=param) from error
+            raise BadImage(UNREADABLE) from error
+    scale = next(scale for scale in (1, 2, 4, 8) if -(-stored_size[0] // scale) == reduced_size[0])
+    size = stored_size[::-1] if orientation in SIDEWAYS else stored_size
+    left = turned.width - size[0] / scale if orientation in FROM_RIGHT else 0.0
+    top = turned.height - size[1] / scale if orientation in FROM_BOTTOM else 0.0
+    return Decoded(turned, size, scale, (left, top))
+
+
+def turn(image: Image.Image, orientation: int) -> Image.Image:
+    # Not ImageOps.exif_transpose: it writes the EXIF data anew and fails, in many ways, where a camera wrote an
+    # unusual tag.
+    how = UPRIGHT.get(orientation)
+    return image if how is None else image.transpose(how)
+
+
+def flatten(image: Image.Image, on_white: bool) -> Image.Image:
+    """In RGB."""
+    if on_white and image.has_transparency_data:
+        layered = image.convert("RGBA")
+        flat = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        flat.alpha_composite(layered)
+        return flat.convert("RGB")
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # 16-bit grey: Pillow's own conversion would clip instead of scaling.
+        return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
+    return image.convert("RGB")

@@ -74,6 +74,13 @@ def fit_within(size: Size, target: Size) -> Size:
     return min(math.ceil(width * scale_height), target_width), target_height
 
 
+def square_size(size: Size, tile_pixels: int) -> Size:
+    """The (width, height) of a picture whose shorter side is scaled to ``tile_pixels``. Source: CLIP's processor."""
+    width, height = size
+    stretched = int(tile_pixels * max(size) / min(size))
+    return (tile_pixels, stretched) if width <= height else (stretched, tile_pixels)
+
+
 def unpadded_spans(size: Size, grid_columns: int, grid_rows: int) -> tuple[Span, Span]:
     """(rows, columns) of a feature grid that hold picture, the padding left out.
 

@@ -1,28 +1,41 @@
-"""Image parts -> pixels and token counts, the expensive half in worker threads.
+"""Image parts -> token counts, then pixels: the way of a picture through the house.
 
-Two steps, so that a request that cannot fit is refused before a pixel is decoded: ``measure`` reads headers,
-``render`` decodes and converts.
+Two steps, so that a request that cannot fit is refused before a pixel is decoded: ``measure`` gets the bytes and reads
+headers, ``render`` decodes, and looks first whether somebody has decoded the same bytes already.
 """
 
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from blake3 import blake3
-from PIL import Image
 
 from llava_api.errors import BadImage
-from llava_api.images import decode, pixels, source
+from llava_api.images import decode, local_file, pixels, source
+from llava_api.images.cache import ImageCache, RenderedImage
+from llava_api.images.fetch import Fetcher, Resolve
 from llava_api.images.geometry import Size
-from llava_api.images.mode import ImageMode
+from llava_api.images.mode import Detail, ImageMode
+from llava_api.images.single_flight import SingleFlight
+from llava_api.normalisation import Pixels
+from llava_api.settings import Settings
 
-TOO_NARROW = "The picture is too long for its width: crop it, or scale it down."
+Result = TypeVar("Result")
+MEASURING_THREADS = 2
+MOST_THREADS = 16
+"""Unless the settings say otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """One ``image_url`` part: its URL and its place in the request, for error messages."""
+    """One picture of a request: its URL, and its place in the request for error messages."""
 
     url: str
     param: str
+    detail: Detail | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,45 +43,128 @@ class MeasuredImage:
     """A picture whose header is known and whose pixels are still in their file."""
 
     data: bytes
+    digest: str
+    """BLAKE3 of ``data``."""
     param: str
     header: decode.Header
+    mode: ImageMode
+    """The served model's, at this picture's ``detail``."""
     size: Size
     """(width, height) as the model is shown it."""
     tokens: int
 
-
-@dataclass(frozen=True, slots=True)
-class RenderedImage:
-    pixels: pixels.FloatArray
-    """(3, S, S) for one tile, (1 + tiles, 3, S, S) for a grid."""
-    tokens: int
-    cache_key: str
-    """Covers the file's bytes and how it was rendered; nothing a client can name."""
-    engine_size: Size | None
-    """(width, height) that a LLaVA-1.6 engine is told; see ``ImageMode.engine_size``."""
+    def cache_key(self) -> str:
+        return f"{self.digest}-{self.mode.key()}"
 
 
-def measure(part: ImagePart, mode: ImageMode, max_image_bytes: int, max_pixels: int) -> MeasuredImage:
-    data = source.read_data_url(part.url, part.param, max_image_bytes)
-    header = decode.read_header(data, part.param, max_pixels)
-    size = header.upright_size() if mode.upright else header.stored_size
-    if mode.too_long(size, max_pixels):
-        raise BadImage(TOO_NARROW, param=part.param, code="image_too_large")
-    return MeasuredImage(data, part.param, header, size, mode.tokens(size))
+class ImageLoader:
+    """Loads the pictures of requests for one served model, within the settings' limits."""
+
+    def __init__(self, mode: ImageMode, settings: Settings, resolve: Resolve | None = None) -> None:
+        self.mode = mode
+        self.settings = settings
+        self.limits = decode.Limits(settings.max_image_pixels, settings.max_image_side, settings.max_image_aspect_ratio)
+        self.fetcher = Fetcher(settings, resolve)
+        self.cache = ImageCache(settings.image_cache_bytes)
+        self.flights: SingleFlight[RenderedImage] = SingleFlight()
+        threads = settings.image_threads or min(os.cpu_count() or 1, MOST_THREADS)
+        self.threads = ThreadPoolExecutor(threads, thread_name_prefix="images")
+        # Of their own, so that a refusal or a picture that is known already never waits behind others' decoding.
+        self.measuring_threads = ThreadPoolExecutor(MEASURING_THREADS, thread_name_prefix="measure")
+
+    async def close(self) -> None:
+        await self.fetcher.close()
+        for threads in (self.threads, self.measuring_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def measure(self, parts: Sequence[ImagePart], caller: str) -> list[MeasuredImage]:
+        """Bytes, headers and token counts. ``caller``: whose fetches are counted together.
+
+        Raises BadImage, naming the part, and Busy; what the request's other parts had begun is then stopped.
+        """
+        budget = source.ByteBudget(self.settings.max_image_bytes, self.settings.max_request_image_bytes)
+        return await all_of([self.measure_one(part, caller, budget) for part in parts])
+
+    async def measure_one(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> MeasuredImage:
+        try:
+            data = await self.read(part, caller, budget)
+            return await in_thread(self.measuring_threads, self.measure_data, data, part)
+        except BadImage as error:
+            raise error.at(part.param) from error
+
+    async def read(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> bytes:
+        """The bytes of the file that a part names. Raises BadImage and Busy."""
+        scheme = source.scheme_of(part.url)
+        if scheme == "web":
+            data = await self.fetcher.fetch(part.url, part.param, caller, budget.left())
+            budget.take(len(data))
+            return data
+        if scheme == "file":
+            folders = self.settings.allowed_media_path
+            return await in_thread(self.measuring_threads, local_file.read_local_file, part.url, folders, budget)
+        encoded = source.encoded_part(part.url)
+        budget.take(source.decoded_size(encoded))
+        return await in_thread(self.measuring_threads, source.decode_base64, encoded)
+
+    def measure_data(self, data: bytes, part: ImagePart) -> MeasuredImage:
+        header = decode.read_header(data, self.limits)
+        mode = self.mode.at(part.detail)
+        size = header.upright_size() if mode.upright else header.stored_size
+        return MeasuredImage(data, blake3(data).hexdigest(), part.param, header, mode, size, mode.tokens(size))
+
+    async def render(self, images: Sequence[MeasuredImage]) -> list[RenderedImage]:
+        """The pixels of each picture. Raises BadImage, naming the part."""
+        return await all_of([self.render_one(image) for image in images])
+
+    async def render_one(self, image: MeasuredImage) -> RenderedImage:
+        key = image.cache_key()
+        known = self.cache.get(key)
+        if known is not None:
+            return known
+        try:
+            return await self.flights.do(key, lambda: self.render_new(image))
+        except BadImage as error:
+            raise error.at(image.param) from error
+
+    async def render_new(self, image: MeasuredImage) -> RenderedImage:
+        rendered = await in_thread(self.threads, self.render_data, image)
+        self.cache.put(rendered)
+        return rendered
+
+    def render_data(self, image: MeasuredImage) -> RenderedImage:
+        mode = image.mode
+        orientation = image.header.orientation if mode.upright else 1
+        needed = mode.needed(image.size) if self.settings.jpeg_decode == "scaled" else None
+        picture = decode.decode(image.data, orientation, mode.on_white, needed)
+        return RenderedImage(
+            render_pixels(picture, mode), image.tokens, image.cache_key(), mode.engine_size(image.size)
+        )
 
 
-def render(image: MeasuredImage, mode: ImageMode) -> RenderedImage:
-    picture = decode.decode(image.data, image.param, image.header.orientation if mode.upright else 1, mode.on_white)
-    key = f"{blake3(image.data).hexdigest()}-{mode.key()}"
-    return RenderedImage(render_pixels(picture, mode), image.tokens, key, mode.engine_size(image.size))
-
-
-def render_pixels(picture: Image.Image, mode: ImageMode) -> pixels.FloatArray:
-    """What the model is shown of a decoded RGB picture."""
+def render_pixels(picture: decode.Decoded, mode: ImageMode) -> Pixels:
+    """What the model is shown of a decoded picture."""
     if mode.hub_processor is not None:
-        return mode.hub_processor.pixels(picture)
+        shown = mode.hub_processor.pixels(picture.image)
+        return shown[:1] if mode.base_alone else shown
+    if mode.base_alone:
+        return pixels.base_levels(picture, mode.tile_pixels)
     if mode.name == "anyres":
-        return pixels.anyres_pixels(picture, mode.pinpoints, mode.tile_pixels, mode.normalisation)
+        return pixels.anyres_levels(picture, mode.pinpoints, mode.tile_pixels)
     if mode.name == "square":
-        return pixels.square_pixels(picture, mode.tile_pixels, mode.normalisation)
-    return pixels.pad_pixels(picture, mode.tile_pixels, mode.normalisation)
+        return pixels.square_levels(picture, mode.tile_pixels)
+    return pixels.pad_levels(picture, mode.tile_pixels, mode.normalisation)
+
+
+async def in_thread(threads: Executor, work: Callable[..., Result], *arguments: object) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+
+
+async def all_of(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All results, in order; at the first error the others are cancelled and the error is raised."""
+    tasks = [asyncio.ensure_future(part) for part in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,25 +3,28 @@
 Everything here follows from width and height; no picture is opened.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from llava_api.images.geometry import (
     PatchMerge,
     Size,
     TileGrid,
+    fit_within,
     merged_tokens,
+    select_best_resolution,
     size_for_transformers,
+    square_size,
     tile_grid,
     transformers_grid,
 )
-from llava_api.images.pixels import Normalisation
+from llava_api.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from llava_api.images.hub_processor import HubProcessor
 
 ModeName = Literal["pad", "square", "anyres", "hf"]
-LONGEST_RATIO = 200
+Detail = Literal["auto", "low", "high"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +49,20 @@ class ImageMode:
     """Show white under transparency; LLaVA's own code drops the transparency and shows what lies under it."""
     hub_processor: "HubProcessor | None" = None
     """For ``hf``."""
+    base_alone: bool = False
+    """``detail: low`` of a tiled mode: the base tile, without the grid."""
 
     def tiled(self) -> bool:
+        """Whether pictures are tiles, (1 + tiles, 3, S, S), of which the first is the whole picture."""
         return self.name == "anyres" or (self.name == "hf" and bool(self.pinpoints))
+
+    def at(self, detail: Detail | None) -> "ImageMode":
+        """The mode for a picture's ``detail``; ``auto`` is ``high``, and one tile is one tile."""
+        return replace(self, base_alone=True) if detail == "low" and self.tiled() else self
 
     def grid(self, size: Size) -> TileGrid | None:
         """The tile grid of a picture of ``size``; None where it is one tile."""
-        if not self.tiled():
+        if not self.tiled() or self.base_alone:
             return None
         choose = tile_grid if self.name == "anyres" else transformers_grid
         return choose(size, self.pinpoints, self.tile_pixels, self.patch_pixels)
@@ -60,15 +70,24 @@ class ImageMode:
     def tokens(self, size: Size) -> int:
         """Image tokens of a picture of ``size``: the features that the model makes of it."""
         grid = self.grid(size)
-        return self.tile_tokens if grid is None else merged_tokens(grid, self.tile_tokens, self.merge)
+        if grid is not None:
+            return merged_tokens(grid, self.tile_tokens, self.merge)
+        # A base tile alone is one row, and unpadded rows end with a newline token.
+        return self.tile_tokens + int(self.base_alone and self.merge == "spatial_unpad")
 
-    def too_long(self, size: Size, max_pixels: int) -> bool:
-        """Whether scaling a picture of ``size`` would cost far more than its file: a line, not a picture."""
+    def needed(self, size: Size) -> Size | None:
+        """The (width, height) that a picture of ``size`` is scaled to; None where that is not for us to know."""
+        tile = (self.tile_pixels, self.tile_pixels)
+        if self.name == "hf":
+            return None
         if self.name == "pad":
-            # LLaVA pads before it scales: a file of 87 bytes can be a line 60,000 pixels long, its square 14 GB.
-            return max(size) ** 2 > 2 * max_pixels
-        # Beyond this a side scales to nothing, where LLaVA's own code divides by zero, or to millions of pixels.
-        return max(size) > LONGEST_RATIO * min(size)
+            return fit_within(size, tile)
+        if self.name == "square":
+            return square_size(size, self.tile_pixels)
+        if self.base_alone:
+            return tile
+        width, height = fit_within(size, select_best_resolution(size, self.pinpoints))
+        return max(width, tile[0]), max(height, tile[1])
 
     def engine_size(self, size: Size) -> Size | None:
         """What a LLaVA-1.6 model is told of a picture's size, from which it takes grid and unpadding once more.
@@ -77,6 +96,8 @@ class ImageMode:
         """
         if not self.pinpoints:
             return None
+        if self.base_alone:
+            return self.tile_pixels, self.tile_pixels
         if self.name == "anyres" and self.merge == "spatial_unpad":
             return size_for_transformers(size, self.pinpoints, self.tile_pixels, self.patch_pixels)
         return size
@@ -97,4 +118,5 @@ class ImageMode:
 
     def key(self) -> str:
         """Everything besides a file's bytes that decides about its pixels."""
-        return f"{self.name}-{self.tile_pixels}-{self.merge}-{self.upright:d}{self.on_white:d}"
+        switches = f"{self.upright:d}{self.on_white:d}{self.base_alone:d}"
+        return f"{self.name}-{self.tile_pixels}-{self.merge}-{switches}"

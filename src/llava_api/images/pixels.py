@@ -1,110 +1,129 @@
 """A decoded picture -> the exact pixels that a LLaVA checkpoint was trained on.
 
-The arithmetic is LLaVA's (``process_images`` in ``mm_utils.py``) on Pillow's bicubic filter and CLIP's
-processor in float32; golden checksums in ``tests/golden/pixels.json`` hold it to the bit. Arrays are numpy so
-that this module, and everything that imports it, works without torch.
+The arithmetic is LLaVA's (``process_images`` in ``mm_utils.py``) on Pillow's bicubic filter; golden checksums in
+``tests/golden/pixels.json`` hold it to the bit. What is made here are levels, 0 to 255: CLIP's normalisation of a
+level is one of 768 float32 values, which the model looks up where it runs (``engine/vllm_models.py``), so a quarter of
+the bytes travels and is kept. Arrays are numpy: this module, and all that imports it, works without torch.
 """
 
-from dataclasses import dataclass
+import math
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from llava_api.images.geometry import Size, fit_within, select_best_resolution
+from llava_api.images.decode import Decoded
+from llava_api.images.geometry import Size, fit_within, select_best_resolution, square_size
+from llava_api.normalisation import Levels, Normalisation
 
-FloatArray = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Normalisation:
-    """Per-channel mean and standard deviation that the vision tower expects (RGB, in units of 0..1)."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def table(self) -> FloatArray:
-        """(3, 256) float32: the normalised value of each byte of each channel.
-
-        There are only 768 possible results, so a look-up replaces float arithmetic over the whole picture and
-        gives the same bits as transformers' rescale (float64, then float32) and normalise (float32).
-        """
-        scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-        mean = np.asarray(self.mean, dtype=np.float32)[:, None]
-        std = np.asarray(self.std, dtype=np.float32)[:, None]
-        return ((scaled[None, :] - mean) / std).astype(np.float32)
-
-    def fill_colour(self) -> tuple[int, int, int]:
-        """What LLaVA-1.5 pads with: the mean as bytes, (122, 116, 104) for CLIP."""
-        red, green, blue = (int(channel * 255) for channel in self.mean)
-        return red, green, blue
+BAND = 256
+"""Rows that are padded at a time."""
 
 
-def normalise(image: Image.Image, table: FloatArray) -> FloatArray:
-    """An RGB picture of (width, height) -> float32 (3, height, width)."""
-    pixels = np.asarray(image)
-    out = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
-    for channel in range(3):
-        np.take(table[channel], pixels[:, :, channel], out=out[channel])
-    return out
+def levels(image: Image.Image) -> Levels:
+    """An RGB picture of (width, height) -> uint8 (3, height, width)."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def pad_to_square(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
-    """The picture centred on a square of its longer side. Source: ``expand2square``."""
+def resize(picture: Decoded, size: Size) -> Image.Image:
+    """The picture, whatever scale it was decoded at, in ``size`` (width, height)."""
+    return picture.image.resize(size, Image.Resampling.BICUBIC, picture.box())
+
+
+def squeeze_padded(image: Image.Image, tile_pixels: int, fill: tuple[int, int, int]) -> Image.Image:
+    """The picture centred on a square of its longer side, squeezed to (tile_pixels, tile_pixels).
+
+    Source: ``expand2square``, then a bicubic resize. Pillow resizes rows first, then columns, with whole levels in
+    between; doing the rows in bands gives the same bits and never holds the square, which for a long picture is much
+    larger than the picture.
+    """
     width, height = image.size
-    if width == height:
-        return image
     side = max(width, height)
-    square = Image.new("RGB", (side, side), fill)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
+    left, top = (side - width) // 2, (side - height) // 2
+    narrow = Image.new("RGB", (tile_pixels, side), fill)
+    for start in range(0, height, BAND):
+        rows = image.crop((0, start, width, min(start + BAND, height)))
+        if width < side:
+            padded = Image.new("RGB", (side, rows.height), fill)
+            padded.paste(rows, (left, 0))
+            rows = padded
+        narrow.paste(rows.resize((tile_pixels, rows.height), Image.Resampling.BICUBIC), (0, top + start))
+    return narrow.resize((tile_pixels, tile_pixels), Image.Resampling.BICUBIC)
 
 
-def pad_pixels(image: Image.Image, tile_pixels: int, normalisation: Normalisation) -> FloatArray:
-    """LLaVA-1.5 (``image_aspect_ratio: pad``): float32 (3, tile_pixels, tile_pixels)."""
-    square = pad_to_square(image, normalisation.fill_colour())
-    resized = square.resize((tile_pixels, tile_pixels), Image.Resampling.BICUBIC)
-    return normalise(resized, normalisation.table())
+def squeeze_padded_reduced(picture: Decoded, tile_pixels: int, fill: tuple[int, int, int]) -> Image.Image:
+    """``squeeze_padded`` for a picture that was decoded at a fraction of its size.
+
+    The square's edges lie where they lay around the whole picture, between the pixels of the reduced one if need be.
+    """
+    scale, (width, height) = picture.scale, picture.size
+    side = max(width, height)
+    left, top = (side - width) // 2 / scale, (side - height) // 2 / scale
+    room = math.ceil(side / scale) + 2
+    # Along the longer side nothing is padded, and nothing but picture may be within the filter's reach.
+    canvas_size = (room if width < side else picture.image.width, room if height < side else picture.image.height)
+    canvas = Image.new("RGB", canvas_size, fill)
+    offset = (math.ceil(left), math.ceil(top))
+    canvas.paste(fade_edges(picture, fill), offset)
+    x, y = offset[0] + picture.start[0] - left, offset[1] + picture.start[1] - top
+    box = (x, y, x + side / scale, y + side / scale)
+    return canvas.resize((tile_pixels, tile_pixels), Image.Resampling.BICUBIC, box)
 
 
-def square_pixels(image: Image.Image, tile_pixels: int, normalisation: Normalisation) -> FloatArray:
-    """Shorter side to ``tile_pixels``, then the middle cut out: float32 (3, tile_pixels, tile_pixels).
+def fade_edges(picture: Decoded, fill: tuple[int, int, int]) -> Image.Image:
+    """The reduced picture; pixels that it fills only in part are mixed with the padding that lies beside them."""
+    image = picture.image.copy()
+    left, top, right, bottom = picture.box()
+    width, height = image.size
+    if picture.size[0] < picture.size[1]:
+        edges = ((1 - left, (0, 0, 1, height)), (right - width + 1, (width - 1, 0, width, height)))
+    else:
+        edges = ((1 - top, (0, 0, width, 1)), (bottom - height + 1, (0, height - 1, width, height)))
+    for covered, strip in edges:
+        edge = image.crop(strip)
+        image.paste(Image.blend(Image.new("RGB", edge.size, fill), edge, covered), strip)
+    return image
+
+
+def pad_levels(picture: Decoded, tile_pixels: int, normalisation: Normalisation) -> Levels:
+    """LLaVA-1.5 (``image_aspect_ratio: pad``): uint8 (3, tile_pixels, tile_pixels)."""
+    fill = normalisation.fill_colour()
+    if picture.scale == 1:
+        return levels(squeeze_padded(picture.image, tile_pixels, fill))
+    return levels(squeeze_padded_reduced(picture, tile_pixels, fill))
+
+
+def square_levels(picture: Decoded, tile_pixels: int) -> Levels:
+    """Shorter side to ``tile_pixels``, then the middle cut out: uint8 (3, tile_pixels, tile_pixels).
 
     What LLaVA does where ``image_aspect_ratio`` is not set. Source: ``process_images`` and CLIP's processor.
     """
-    width, height = image.size
-    shorter, longer = min(width, height), max(width, height)
-    stretched = int(tile_pixels * longer / shorter)
-    size = (tile_pixels, stretched) if width <= height else (stretched, tile_pixels)
-    resized = image.resize(size, Image.Resampling.BICUBIC)
+    size = square_size(picture.size, tile_pixels)
     left, top = (size[0] - tile_pixels) // 2, (size[1] - tile_pixels) // 2
-    cut = resized.crop((left, top, left + tile_pixels, top + tile_pixels))
-    return normalise(cut, normalisation.table())
+    return levels(resize(picture, size).crop((left, top, left + tile_pixels, top + tile_pixels)))
 
 
-def anyres_canvas(image: Image.Image, target: Size) -> Image.Image:
+def anyres_canvas(picture: Decoded, target: Size) -> Image.Image:
     """The picture scaled into ``target`` (width, height) and centred on black. Source: ``resize_and_pad_image``."""
-    fitted = fit_within(image.size, target)
+    fitted = fit_within(picture.size, target)
     canvas = Image.new("RGB", target)
     offset = ((target[0] - fitted[0]) // 2, (target[1] - fitted[1]) // 2)
-    canvas.paste(image.resize(fitted, Image.Resampling.BICUBIC), offset)
+    canvas.paste(resize(picture, fitted), offset)
     return canvas
 
 
-def anyres_pixels(
-    image: Image.Image, pinpoints: tuple[Size, ...], tile_pixels: int, normalisation: Normalisation
-) -> FloatArray:
-    """LLaVA-1.6 (``anyres``): float32 (1 + tiles, 3, tile_pixels, tile_pixels), the base tile first.
+def base_levels(picture: Decoded, tile_pixels: int) -> Levels:
+    """The whole picture squashed into one tile, as LLaVA-1.6's first: uint8 (1, 3, tile_pixels, tile_pixels)."""
+    return levels(resize(picture, (tile_pixels, tile_pixels)))[None]
+
+
+def anyres_levels(picture: Decoded, pinpoints: tuple[Size, ...], tile_pixels: int) -> Levels:
+    """LLaVA-1.6 (``anyres``): uint8 (1 + tiles, 3, tile_pixels, tile_pixels), the base tile first.
 
     The base tile is the whole picture squashed; the others are the picture scaled into the best pinpoint,
     padded with black, cut row by row. Source: ``process_anyres_image``.
     """
-    table = normalisation.table()
-    target = select_best_resolution(image.size, pinpoints)
-    base = image.resize((tile_pixels, tile_pixels), Image.Resampling.BICUBIC)
-    whole = normalise(anyres_canvas(image, target), table)
-    tiles = [normalise(base, table)]
-    for top in range(0, target[1], tile_pixels):
-        for left in range(0, target[0], tile_pixels):
-            tiles.append(whole[:, top : top + tile_pixels, left : left + tile_pixels])
-    return np.stack(tiles)
+    target = select_best_resolution(picture.size, pinpoints)
+    across, down = target[0] // tile_pixels, target[1] // tile_pixels
+    whole = levels(anyres_canvas(picture, target))
+    tiles = whole.reshape(3, down, tile_pixels, across, tile_pixels).transpose(1, 3, 0, 2, 4)
+    return np.concatenate([base_levels(picture, tile_pixels), tiles.reshape(-1, 3, tile_pixels, tile_pixels)])

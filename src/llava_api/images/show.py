@@ -6,14 +6,16 @@ import numpy as np
 from PIL import Image
 
 from llava_api.images.geometry import TileGrid
-from llava_api.images.pixels import FloatArray, Normalisation
+from llava_api.normalisation import Normalisation, Pixels
 
 GAP = 4
 """Pixels between the tiles of a grid, so that the cuts can be seen."""
 
 
-def as_picture(tile: FloatArray, normalisation: Normalisation) -> Image.Image:
-    """Normalised float32 (3, S, S) -> RGB of S x S."""
+def as_picture(tile: Pixels, normalisation: Normalisation) -> Image.Image:
+    """Levels or normalised float32 (3, S, S) -> RGB of S x S."""
+    if tile.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(tile.transpose(1, 2, 0)))
     mean = np.asarray(normalisation.mean, dtype=np.float32)[:, None, None]
     std = np.asarray(normalisation.std, dtype=np.float32)[:, None, None]
     levels = np.rint((tile * std + mean) * 255).clip(0, 255).astype(np.uint8)
@@ -21,7 +23,7 @@ def as_picture(tile: FloatArray, normalisation: Normalisation) -> Image.Image:
 
 
 def save_shown(
-    pixels: FloatArray, grid: TileGrid | None, normalisation: Normalisation, folder: Path, name: str
+    pixels: Pixels, grid: TileGrid | None, normalisation: Normalisation, folder: Path, name: str
 ) -> list[Path]:
     """Write what the model sees of one picture as PNG files; the files written.
 
@@ -29,7 +31,8 @@ def save_shown(
     side by side as ``name-grid.png``.
     """
     if grid is None:
-        return [save(as_picture(pixels, normalisation), folder / f"{name}.png")]
+        only = pixels if pixels.ndim == 3 else pixels[0]
+        return [save(as_picture(only, normalisation), folder / f"{name}.png")]
     base, *tiles = (as_picture(tile, normalisation) for tile in pixels)
     side = base.width
     whole = Image.new("RGB", (grid.across * (side + GAP) - GAP, grid.down * (side + GAP) - GAP), "magenta")

@@ -11,6 +11,9 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
+Detail = Literal["auto", "low", "high"]
+
+
 class TextPart(Wire):
     type: Literal["text"]
     text: str
@@ -18,17 +21,33 @@ class TextPart(Wire):
 
 class ImageUrl(Wire):
     url: str
-    """A ``data:`` URL with the picture in base64."""
-    detail: Literal["auto", "low", "high"] | None = None
-    """Accepted; every picture is shown at the checkpoint's full resolution."""
+    """A ``data:`` URL with the picture in base64, an http or https URL, or, where the server allows it, ``file://``."""
+    detail: Detail | None = None
+    """low: on LLaVA-1.6 the base tile alone; auto and high: its whole tile grid. No difference on LLaVA-1.5."""
 
 
 class ImagePart(Wire):
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: ImageUrl | str
+    """A bare string is its URL; OpenAI's API wants the object, many clients send the string."""
 
 
-ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class InputImagePart(Wire):
+    """A picture as the Responses API writes it; clients send it here too."""
+
+    type: Literal["input_image"]
+    image_url: str
+    detail: Detail | None = None
+
+
+class InputTextPart(Wire):
+    """A text as the Responses API writes it."""
+
+    type: Literal["input_text"]
+    text: str
+
+
+ContentPart = Annotated[TextPart | ImagePart | InputTextPart | InputImagePart, Field(discriminator="type")]
 
 
 class SystemMessage(Wire):

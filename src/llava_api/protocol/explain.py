@@ -18,7 +18,7 @@ class ExplainedImage(Wire):
     """Of the file, in pixels."""
     height: int
     format: str
-    """JPEG, PNG, WEBP or GIF."""
+    """JPEG, PNG, WEBP, GIF or BMP."""
     orientation: int
     """EXIF orientation, 1 to 8; 1 is upright, or none."""
     shown_width: int
@@ -26,13 +26,15 @@ class ExplainedImage(Wire):
     shown_height: int
     mode: str
     """pad, square, anyres or hf."""
+    detail: str
+    """low where the base tile alone is shown, else high."""
     grid: list[int]
     """[tiles across, tiles down]; [1, 1] where the picture is one tile."""
     tiles: int
     """Tiles in the grid; the base tile that LLaVA-1.6 puts before them is not counted."""
     image_tokens: int
     pixels_shape: list[int]
-    """[3, S, S] for one tile, [1 + tiles, 3, S, S] for a grid."""
+    """[3, S, S] for one tile of LLaVA-1.5, [1 + tiles, 3, S, S] for LLaVA-1.6's base tile and grid."""
     pixels_sha256: str
     """SHA-256 of the normalised float32 tensor in C order."""
 

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from llava_api.errors import ApiError, InvalidRequest, MethodNotAllowed, NotFound, NotReady
+from llava_api.errors import ApiError, InvalidRequest, MethodNotAllowed, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ INTERNAL = "The server made a mistake and has noted it; give the x-request-id to
 
 def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Response:
     sent = dict(headers or {})
-    if isinstance(error, NotReady):
+    if error.status == 503:
         sent["retry-after"] = "5"
     return Response(orjson.dumps(error.body()), status_code=error.status, media_type="application/json", headers=sent)
 

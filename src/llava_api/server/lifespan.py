@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
 from fastapi import FastAPI
@@ -12,6 +11,7 @@ from fastapi import FastAPI
 from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
 from llava_api.engine.base import Engine
+from llava_api.images.load import ImageLoader
 from llava_api.server.app import Lifespan
 from llava_api.server.services import Services
 from llava_api.settings import Settings
@@ -49,13 +49,14 @@ def make_lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with heartbeat("loading the engine and the checkpoint"):
             engine = await load_engine()
-        with ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images") as threads:
-            preparer = Preparer(model, settings, engine.max_model_len, threads)
-            app.state.services = Services(settings, model, engine, preparer)
-            on_ready()
-            try:
-                yield
-            finally:
-                await engine.shutdown()
+        images = ImageLoader(model.image_mode, settings)
+        preparer = Preparer(model, settings, engine.max_model_len, images)
+        app.state.services = Services(settings, model, engine, preparer)
+        on_ready()
+        try:
+            yield
+        finally:
+            await images.close()
+            await engine.shutdown()
 
     return lifespan

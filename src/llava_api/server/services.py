@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass, field
 
+from fastapi import Request
+
 from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
 from llava_api.engine.base import Engine
@@ -17,3 +19,8 @@ class Services:
     preparer: Preparer
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds; the creation time of the served model in ``/v1/models``."""
+
+
+def caller_of(request: Request) -> str:
+    """Whose work is counted together: for now all that comes from one address."""
+    return request.client.host if request.client is not None else ""

@@ -14,7 +14,7 @@ from llava_api.errors import InvalidRequest
 from llava_api.protocol.chat import ChatCompletionChunk, ChatCompletionRequest
 from llava_api.server.body import parse, read_body
 from llava_api.server.disconnect import CLIENT_CLOSED_REQUEST, ClientGone, unless_disconnected
-from llava_api.server.services import Services
+from llava_api.server.services import Services, caller_of
 from llava_api.server.sse import event_stream
 
 router = APIRouter()
@@ -28,31 +28,32 @@ async def create_chat_completion(request: Request) -> Response:
         wanted = parse(body, ChatCompletionRequest)
         if wanted.stream_options is not None and not wanted.stream:
             raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
+        caller = caller_of(request)
         if not wanted.stream:
-            return await unless_disconnected(request, answer_whole(services, wanted))
-        first, rest = await unless_disconnected(request, start_stream(services, wanted))
+            return await unless_disconnected(request, answer_whole(services, wanted, caller))
+        first, rest = await unless_disconnected(request, start_stream(services, wanted, caller))
     except (ClientGone, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return event_stream(first, rest)
 
 
-async def make_reply(services: Services, wanted: ChatCompletionRequest) -> Reply:
+async def make_reply(services: Services, wanted: ChatCompletionRequest, caller: str) -> Reply:
     reply_id = f"chatcmpl-{uuid.uuid4().hex}"
-    prepared = await services.preparer.prepare(wanted, reply_id)
+    prepared = await services.preparer.prepare(wanted, reply_id, caller)
     return Reply(services.engine, prepared, reply_id, int(time.time()), wanted.model)
 
 
-async def answer_whole(services: Services, wanted: ChatCompletionRequest) -> Response:
-    reply = await make_reply(services, wanted)
+async def answer_whole(services: Services, wanted: ChatCompletionRequest, caller: str) -> Response:
+    reply = await make_reply(services, wanted, caller)
     completion = await reply.whole()
     return Response(orjson.dumps(completion.model_dump()), media_type="application/json")
 
 
 async def start_stream(
-    services: Services, wanted: ChatCompletionRequest
+    services: Services, wanted: ChatCompletionRequest, caller: str
 ) -> tuple[ChatCompletionChunk, AsyncGenerator[ChatCompletionChunk, None]]:
     """The first chunk and the rest: up to the first chunk a failure still has an HTTP status."""
-    reply = await make_reply(services, wanted)
+    reply = await make_reply(services, wanted, caller)
     include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
     chunks = reply.chunks(include_usage)
     return await anext(chunks), chunks

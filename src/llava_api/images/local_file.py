@@ -1,0 +1,41 @@
+"""``file://`` URLs: read only below the folders that the operator named."""
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from llava_api.errors import BadImage
+from llava_api.images.source import ByteBudget
+
+NONE_ALLOWED = "This server reads no local files: send the picture itself as a base64 data: URL."
+NOT_THERE = "This server has no picture at that place: name a file below one of the folders that it may read."
+
+
+def read_local_file(url: str, folders: Sequence[str], budget: ByteBudget) -> bytes:
+    """The bytes of the file that a ``file://`` URL names.
+
+    One and the same complaint for a file that is not there and one that may not be read, so that nobody learns what
+    lies elsewhere. Raises BadImage, without its place.
+    """
+    if not folders:
+        raise BadImage(NONE_ALLOWED, code="image_url_not_allowed")
+    try:
+        parts = urlsplit(url)
+        if parts.netloc not in ("", "localhost"):
+            raise BadImage(NOT_THERE, code="image_url_not_allowed")
+        # Every symbolic link on the way is followed first; what counts is where the file really is.
+        path = Path(unquote(parts.path)).resolve(strict=True)
+        if not any(path.is_relative_to(Path(folder).expanduser().resolve()) for folder in folders):
+            raise BadImage(NOT_THERE, code="image_url_not_allowed")
+        # O_NONBLOCK: a named pipe would wait for its writer. O_NOFOLLOW: nobody swaps the file for a link now.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImage(NOT_THERE, code="image_url_not_allowed")
+            budget.take(status.st_size)
+            return file.read(status.st_size)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadImage(NOT_THERE, code="image_url_not_allowed") from error
