@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from llava_api.cli.main import main
+from llava_api.cli.flags import read_settings
+from llava_api.cli.main import build_parser, main
 from llava_api.cli.models import demo_folder
+from llava_api.settings import Settings
 from tests.support.golden import cases
 from tests.support.questions import data_url
 from tests.support.tiny_checkpoints import Tiny, write_original, write_original_lora, write_tower
@@ -233,3 +235,32 @@ def test_convert_writes_a_folder_that_is_served_as_it_is(terminal: Terminal, tmp
     assert json.loads(terminal.run("inspect", str(target), "--json"))["format"] == "hub"
     assert "exists already" in terminal.fails("convert", str(lora), str(target), "--model-base", str(tmp_path / "base"))
     assert "hub's format already" in terminal.fails("convert", str(target), str(tmp_path / "again"))
+
+
+def test_convert_names_a_source_that_is_not_there(terminal: Terminal, tmp_path: Path) -> None:
+    message = terminal.fails("convert", str(tmp_path / "none"), str(tmp_path / "target"))
+    assert message.endswith("give the path of a checkpoint folder or a hub id")
+
+
+def test_a_servers_variables_do_not_stop_the_other_commands(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAVA_LORA", "birds=/no/such/folder")
+    monkeypatch.setenv("LLAVA_LOAD_4BIT", "true")
+    assert "format" in terminal.run("inspect", "llava-tiny-1.5")
+    # A request to an adapter is shown what a request to the model is.
+    request: dict[str, object] = {"messages": [{"role": "user", "content": "Hello"}]}
+    asked = [terminal.explain(made)["prompt_token_ids"] for made in ({**request, "model": "birds"}, request)]
+    assert asked[0] == asked[1]
+
+
+def test_an_empty_flag_or_variable_is_one_that_was_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(*flags: str) -> Settings:
+        return read_settings(build_parser().parse_args(["serve", "model", *flags]))
+
+    assert chosen("--host", "", "--lora", "", "--port", "", "--model-base", "") == Settings()
+    assert chosen("--host", "", "--port", "0", "--no-exif-orientation") == Settings(port=0, exif_orientation=False)
+    for name in ("HOST", "LORA", "PORT", "MODEL_BASE", "MAX_MODEL_LEN", "IMAGE_MODE"):
+        monkeypatch.setenv(f"LLAVA_{name}", "")
+    assert chosen().model_dump() == Settings.model_construct().model_dump()
+    assert chosen().host == "127.0.0.1"

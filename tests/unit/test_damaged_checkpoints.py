@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from llava_api.chat.model import open_model
 from llava_api.checkpoints.cache import ready_checkpoint
-from llava_api.checkpoints.convert import convert
 from llava_api.checkpoints.inspect import Sources, inspect_checkpoint
 from llava_api.checkpoints.size import count_parameters
 from llava_api.errors import StartupError
@@ -260,32 +257,3 @@ def test_a_damaged_lora_is_refused(
     sources = Sources(model_base=str(tmp_path / "base"))
     with pytest.raises(StartupError, match=r"LoRA|adapter_config"):
         ready_checkpoint(inspect_checkpoint(str(lora), sources), sources, str(tmp_path / "cache"))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
-        "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight",
-        "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.default.weight",
-    ],
-)
-def test_an_adapter_that_the_engine_would_leave_out_in_silence_is_refused(
-    tmp_path: Path, pristine: Path, name: str
-) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
-    save_file({name: torch.zeros(8, 128)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(StartupError, match="leave out 1 of its tensors"):
-        open_model(str(pristine), ("m",), Settings(lora=[f"birds={tmp_path}"]))
-
-
-def test_what_a_killed_conversion_left_is_cleared_by_the_next(tmp_path: Path, original: Path) -> None:
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left_over = tmp_path / f".target.partial-{gone.stdout.strip()}"
-    left_over.mkdir()
-    running = tmp_path / ".target.partial-1"
-    running.mkdir()
-    convert(inspect_checkpoint(str(original)), Sources(), tmp_path / "target")
-    assert (tmp_path / "target" / "manifest.json").is_file()
-    assert not left_over.exists()
-    assert running.exists()

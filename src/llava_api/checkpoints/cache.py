@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from llava_api.checkpoints.claim import claimed
 from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_files
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
 from llava_api.errors import StartupError
 
+ELSEWHERE = "name another folder with --cache-dir"
 FORM = 1
 """Changes when a converted folder is written in another way, so that older ones are made anew."""
 
@@ -25,36 +25,36 @@ def ready_checkpoint(checkpoint: Checkpoint, sources: Sources, cache_dir: str) -
         return checkpoint
     root = Path(cache_dir).expanduser()
     target = root / folder_name(checkpoint, sources)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        # Two servers that start at once convert once.
-        with FileLock(root / f".{target.name}.lock"):
-            if not is_whole(target):
-                make(checkpoint, sources, target)
-    except OSError as error:
-        raise StartupError(
-            f"cannot write to {root} ({error.strerror}): name another folder with --cache-dir"
-        ) from error
+    # Looked at before anything is written: a cache that is whole may lie where nobody may write.
+    if not is_whole(target):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            # Two servers that start at once convert once.
+            with claimed(target, wait=True):
+                if not is_whole(target):
+                    make(checkpoint, sources, target)
+        except OSError as error:
+            raise StartupError(f"cannot write to {root} ({error.strerror}): {ELSEWHERE}") from error
     return inspect_checkpoint(str(target), Sources())
 
 
 def make(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
     # torch is imported where weights are touched, and nowhere else.
-    from llava_api.checkpoints.convert import convert
+    from llava_api.checkpoints.convert import write
 
     shutil.rmtree(target, ignore_errors=True)
-    convert(checkpoint, sources, target)
+    write(checkpoint, sources, target, ELSEWHERE)
 
 
 def is_whole(folder: Path) -> bool:
     """Whether every file of the manifest is there in its size."""
     try:
         files = read_json(folder, "manifest.json").get("files")
-    except StartupError:
+        if not isinstance(files, dict) or not files:
+            return False
+        return all((folder / name).stat().st_size == size for name, size in files.items())
+    except (StartupError, OSError):
         return False
-    if not isinstance(files, dict) or not files:
-        return False
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
 
 
 def folder_name(checkpoint: Checkpoint, sources: Sources) -> str:

@@ -6,7 +6,6 @@ shard, and a copy of it while it is written. ``.bin`` files are read without run
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llava_api.checkpoints import names, original, tokenizer_files
+from llava_api.checkpoints.claim import claimed, made_whole
 from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_files
 from llava_api.checkpoints.inspect import ARCHITECTURES, Checkpoint, Sources, has_tokenizer
 from llava_api.checkpoints.lora import Lora
@@ -45,7 +46,7 @@ class Written:
     def add(self, number: int, tensors: Tensors) -> None:
         """Write shard ``number``, counted from 1."""
         name = f"model-{number:05d}-of-{self.shards:05d}.safetensors"
-        save_file(unshared(tensors), self.folder / name, metadata={"format": "pt"})
+        save(unshared(tensors), self.folder / name)
         for key, tensor in tensors.items():
             self.weight_map[key] = name
             self.parameters += tensor.numel()
@@ -54,6 +55,15 @@ class Written:
     def finish(self) -> None:
         index = {"metadata": {"total_size": self.bytes}, "weight_map": self.weight_map}
         write_json(self.folder / "model.safetensors.index.json", index)
+
+
+def save(tensors: Tensors, path: Path) -> None:
+    """A file whose mode the umask decides, as it does for every other: safetensors makes its own for one user alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    if path.stat().st_mode != mode:
+        path.chmod(mode)
 
 
 def unshared(tensors: Tensors) -> Tensors:
@@ -75,30 +85,38 @@ def write_json(path: Path, content: Any) -> None:
 def convert(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
     """Write ``checkpoint`` (original format, or a LoRA in it) as a hub-format folder ``target``.
 
-    Raises StartupError, and leaves nothing behind, where a file is missing or damaged.
+    Raises StartupError, and leaves nothing half made behind, where a file is missing or damaged, ``target`` is there
+    already, or somebody else is writing it.
     """
     if checkpoint.format == "hub":
         raise StartupError("this checkpoint is in the hub's format already: it is served as it is")
-    scratch = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove_left_over(target)
-        scratch.mkdir()
-        Conversion(checkpoint, sources, scratch).run()
-        scratch.rename(target)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise StartupError(f"cannot write the converted checkpoint to {target} ({reason})") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with claimed(target, wait=False):
+            if target.exists() or target.is_symlink():
+                raise StartupError(f"{target} exists already: name a folder that does not")
+            write(checkpoint, sources, target, "name another folder")
+    except OSError as error:
+        raise cannot_write(target, error, "name another folder") from error
 
 
-def remove_left_over(target: Path) -> None:
-    """What a conversion to ``target`` left behind that was killed; one that still runs keeps its folder."""
-    for left_over in target.parent.glob(f".{target.name}.partial-*"):
-        process = left_over.name.rpartition("-")[2]
-        if not (process.isdigit() and Path(f"/proc/{process}").exists()):
-            shutil.rmtree(left_over, ignore_errors=True)
+def write(checkpoint: Checkpoint, sources: Sources, target: Path, elsewhere: str) -> None:
+    """The same for one who has claimed ``target``. ``elsewhere``: what to do where it cannot be written, in words."""
+    try:
+        with made_whole(target) as scratch:
+            conversion = Conversion(checkpoint, sources, scratch)
+            check_space(scratch, conversion.files, elsewhere)
+            conversion.run()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise cannot_write(target, error, elsewhere) from error
+
+
+def cannot_write(target: Path, error: Exception, elsewhere: str) -> StartupError:
+    reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix("Error while serializing: ")
+    return StartupError(
+        f"cannot write the converted checkpoint to {target} ({reason}): see that there is room and that you may write "
+        f"there, or {elsewhere}"
+    )
 
 
 class Conversion:
@@ -131,7 +149,6 @@ class Conversion:
             )
 
     def run(self) -> None:
-        check_space(self.folder, self.files)
         written = Written(self.folder, len(self.files) + 1)
         log.info("converting %s from the original format, once ...", self.checkpoint.model)
         with tqdm(
@@ -263,11 +280,11 @@ class Conversion:
         write_json(self.folder / MANIFEST, manifest)
 
 
-def check_space(folder: Path, files: list[Path]) -> None:
+def check_space(folder: Path, files: list[Path], elsewhere: str) -> None:
     needed = sum(file.stat().st_size for file in files)
     free = shutil.disk_usage(folder).free
     if free < needed * 1.05:
         raise StartupError(
             f"the converted checkpoint needs {needed / 1e9:.1f} GB and its folder has {free / 1e9:.1f} GB free: make "
-            "room, or name another place with --cache-dir"
+            f"room, or {elsewhere}"
         )

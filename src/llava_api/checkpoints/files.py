@@ -56,7 +56,7 @@ def locate(model: str, hub: HubOptions, *, weights: bool = False) -> Path:
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise StartupError(
             f"there is no folder {model}, and it is no hub id of the form owner/name: give the path of a "
-            "checkpoint folder, a hub id, or no model at all for the bundled demo"
+            "checkpoint folder or a hub id"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -11,6 +11,10 @@ from pydantic.fields import FieldInfo
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 
+OF_A_LOADED_MODEL: dict[str, Any] = {"lora": [], "load_8bit": False, "load_4bit": False}
+"""Settings that may forbid to load a model. A command that has no flags for them loads none, and leaves the variables
+that are there for a server aside."""
+
 
 def add_flags(parser: argparse.ArgumentParser, only: Sequence[str] | None = None) -> None:
     """A flag for each setting, or for those named in ``only``."""
@@ -43,8 +47,12 @@ def help_text(field: FieldInfo) -> str:
 
 
 def read_settings(chosen: argparse.Namespace) -> Settings:
-    """Flags over environment over defaults. Raises StartupError that names what is wrong."""
-    given = {name: getattr(chosen, name, None) for name in Settings.model_fields}
+    """Flags over environment over defaults. Raises StartupError that names what is wrong.
+
+    A flag without a text is one that was not given: start scripts write ``--host "$HOST"``.
+    """
+    given = {name: without_empty(getattr(chosen, name, None)) for name in Settings.model_fields}
+    given |= {name: default for name, default in OF_A_LOADED_MODEL.items() if not hasattr(chosen, name)}
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -52,3 +60,10 @@ def read_settings(chosen: argparse.Namespace) -> Settings:
         name = str(first["loc"][0]).lower().removeprefix("llava_")
         flag = "--" + name.replace("_", "-")
         raise StartupError(f"{flag} (or LLAVA_{name.upper()}): {first['msg']}") from error
+
+
+def without_empty(value: Any) -> Any:
+    """The value of a flag; None where it is empty."""
+    if isinstance(value, list):
+        value = [text for text in value if text]
+    return value if value or isinstance(value, bool | int) else None

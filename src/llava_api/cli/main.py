@@ -5,7 +5,7 @@ import sys
 
 from llava_api import __version__
 from llava_api.cli import convert, explain, inspect, serve
-from llava_api.cli.terminal import printable
+from llava_api.cli.terminal import output_that_may_end, printable
 from llava_api.errors import StartupError
 
 
@@ -20,10 +20,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a subcommand; a StartupError becomes one sentence and exit code 1."""
-    chosen = build_parser().parse_args(arguments)
-    try:
-        chosen.run(chosen)
-    except StartupError as error:
-        sys.exit(f"llava-api: {printable(str(error))}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with output_that_may_end():
+        chosen = build_parser().parse_args(arguments)
+        try:
+            chosen.run(chosen)
+        except StartupError as error:
+            sys.exit(f"llava-api: {printable(str(error))}")
+        except KeyboardInterrupt:
+            sys.exit(130)

@@ -1,4 +1,12 @@
-"""Other people's text on somebody's terminal."""
+"""What is printed: other people's text on somebody's terminal, and a terminal that is not there any more."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def printable(text: str) -> str:
@@ -7,3 +15,35 @@ def printable(text: str) -> str:
         letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+@contextmanager
+def output_that_may_end() -> Iterator[None]:
+    """Inside, standard output that cannot be written ends the program: in silence where nobody reads it any more.
+
+    Raises SystemExit.
+    """
+    try:
+        try:
+            yield
+        finally:
+            # Now, while it can still be told: what waits in the buffer is else written when Python ends.
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # As ``inspect | head`` leaves it.
+        throw_output_away()
+        sys.exit(1)
+    except OSError as error:
+        # A file that was opened by its name has it in its errors.
+        if error.errno not in NO_ROOM or error.filename is not None:
+            raise
+        throw_output_away()
+        sys.exit(f"llava-api: cannot write the output ({error.strerror}): make room where it goes")
+
+
+def throw_output_away() -> None:
+    """What is still in standard output's buffer goes nowhere, so that Python can end without a complaint."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
