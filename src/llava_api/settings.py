@@ -12,7 +12,28 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def split_at_commas(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """A text with commas -> its parts; a comma within JSON's brackets or quotes parts nothing."""
+    if not isinstance(value, str):
+        return value
+    parts, depth, quoted, escaped = [""], 0, False, False
+    for letter in value:
+        if letter == "," and not depth and not quoted:
+            parts.append("")
+            continue
+        if quoted:
+            quoted = escaped or letter != '"'
+            escaped = letter == "\\" and not escaped
+        elif letter == '"':
+            quoted = depth > 0 or parts[-1].endswith("=")
+        elif letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth -= 1
+        parts[-1] += letter
+    if depth or quoted:
+        # No JSON after all: a folder's name may hold such letters too.
+        parts = value.split(",")
+    return [part.strip() for part in parts if part.strip()]
 
 
 Texts = Annotated[list[str], NoDecode, BeforeValidator(split_at_commas)]
