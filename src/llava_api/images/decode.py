@@ -6,17 +6,21 @@ on the header, before a pixel is decoded.
 """
 
 import io
-import warnings
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from llava_api.errors import BadImage
 from llava_api.images.geometry import Size
 from llava_api.images.kinds import name_of
+from llava_api.images.orientation import orientation_of
+from llava_api.images.structure import check_structure
+
+# Limits below stand in its place; it would warn at the same size in one deployment and be silent in the next.
+Image.MAX_IMAGE_PIXELS = None
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,6 +35,8 @@ FROM_RIGHT = (2, 3, 6, 7)
 """Orientations after whose turn the stored right or bottom edge lies on the left."""
 FROM_BOTTOM = (3, 4, 7, 8)
 """Orientations after whose turn the stored right or bottom edge lies on the top."""
+RUN_LENGTHS = (1, 2)
+"""BMP's compressions RLE8 and RLE4."""
 MAX_SCAN_PIXELS = 1_000_000_000
 """Pixels times scans of a JPEG: each scan of a progressive file costs as much as a picture, and needs a few bytes."""
 START_OF_SCAN = b"\xff\xda"
@@ -113,9 +119,10 @@ class Decoded:
 
 def read_header(data: bytes, limits: Limits) -> Header:
     """Size and kind from the header alone. Raises BadImage, without its place."""
+    check_structure(data)
     with open_picture(data) as image:
         limits.check(image.size)
-        if image.format == "BMP" and image.info.get("compression"):
+        if image.format == "BMP" and image.info.get("compression") in RUN_LENGTHS:
             # Pillow unpacks run lengths in Python: minutes for a large picture.
             raise BadImage(f"Compressed BMP files are not taken: {WANTED}, a BMP uncompressed.")
         # Multi-picture files of cameras are JPEGs with more JPEGs behind; the first is the picture.
@@ -123,30 +130,15 @@ def read_header(data: bytes, limits: Limits) -> Header:
         scans = data.count(START_OF_SCAN) if kind == "JPEG" else 1
         if scans * image.width * image.height > max(MAX_SCAN_PIXELS, limits.max_pixels):
             raise BadImage("The picture is stored in too many scans: save it anew, not as a progressive JPEG.")
-        try:
-            return Header(image.size, kind, orientation_of(image))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise BadImage(UNREADABLE) from error
-
-
-def orientation_of(image: Image.Image) -> int:
-    if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif"}:
-        # Pillow would decode the whole picture to look for a chunk behind it, where hardly anyone writes one.
-        return 1
-    value = image.getexif().get(EXIF_ORIENTATION)
-    return int(value) if value in UPRIGHT else 1
+        return Header(image.size, kind, orientation_of(image.info))
 
 
 def open_picture(data: bytes) -> Image.Image:
     """Raises BadImage, without its place, for what is no picture of the five kinds."""
     try:
-        with warnings.catch_warnings():
-            # Our own limits stand; Pillow's warnings would only repeat them, or tell of metadata that nobody reads.
-            warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise BadImage("The picture has far too many pixels: scale it down.", code=TOO_LARGE) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, UserWarning) as error:
+        # A warning only where the process was told to make errors of them.
         name = name_of(data)
         if name is not None:
             raise BadImage(f"This is {name}, which is not taken: {WANTED}.", code="unsupported_image_format") from error
@@ -169,7 +161,7 @@ def decode(data: bytes, orientation: int = 1, on_white: bool = True, needed: Siz
             reduced_size = image.size
             image.load()
             turned = flatten(turn(image, orientation), on_white)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, UserWarning) as error:
             raise BadImage(UNREADABLE) from error
     scale = next(scale for scale in (1, 2, 4, 8) if -(-stored_size[0] // scale) == reduced_size[0])
     size = stored_size[::-1] if orientation in SIDEWAYS else stored_size
@@ -187,12 +179,20 @@ def turn(image: Image.Image, orientation: int) -> Image.Image:
 
 def flatten(image: Image.Image, on_white: bool) -> Image.Image:
     """In RGB."""
+    if image.mode.startswith("I"):
+        return flatten_16_bit(image, on_white)
     if on_white and image.has_transparency_data:
         layered = image.convert("RGBA")
         flat = Image.new("RGBA", layered.size, (255, 255, 255, 255))
         flat.alpha_composite(layered)
         return flat.convert("RGB")
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # 16-bit grey: Pillow's own conversion would clip instead of scaling.
-        return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
     return image.convert("RGB")
+
+
+def flatten_16_bit(image: Image.Image, on_white: bool) -> Image.Image:
+    """16-bit grey, scaled to 8; Pillow's own conversion would clip. In such a file one level may be transparent."""
+    values = np.asarray(image).astype(np.int64)
+    grey = (values / 257).astype(np.uint8)
+    if on_white and "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey).convert("RGB")

@@ -12,12 +12,15 @@ Complaints are fixed words. A name that does not exist and one that stands for a
 
 import asyncio
 import socket
+import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
+import anyio
 import httpcore
 import httpx
 
@@ -30,12 +33,18 @@ from llava_api.settings import Settings
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """(host, port) -> every numeric address that the host's name stands for."""
 Headers = dict[bytes, bytes]
+LookUps = list["asyncio.Future[list[tuple[Any, ...]]]"]
+LOOK_UPS: ContextVar[LookUps] = ContextVar("LOOK_UPS")
+"""Of the fetch that runs in this task."""
 
 MAX_REDIRECTS = 3
 MAX_URL_CHARACTERS = 8192
 REDIRECTS = (301, 302, 303, 307, 308)
 CONNECT_SECONDS = 3.0
 """For one address; a name may have several."""
+PARTS_AT_ONCE = 64
+LEAST_PART_BYTES = 16
+"""On the average: HTTP's chunks may be of one byte, each as dear as one of 64 KiB."""
 NOT_PICTURES = {
     "text/html": "a web page (HTML)",
     "text/plain": "plain text",
@@ -59,6 +68,7 @@ UNREACHABLE = (
     "data: URL."
 )
 BROKEN = "The picture's host broke off or did not answer as HTTP: try again, or send the picture as a base64 data: URL."
+CRUMBS = "The picture's host sends it in crumbs: send the picture itself as a base64 data: URL."
 TOO_SLOW = (
     "The picture's host took longer than the {seconds:g} seconds this server waits: try again, or send the picture "
     "itself as a base64 data: URL."
@@ -82,14 +92,48 @@ class SystemResolver:
         self.threads = ThreadPoolExecutor(at_once, thread_name_prefix="resolve")
 
     async def __call__(self, host: str, port: int) -> list[str]:
-        found = await asyncio.get_running_loop().run_in_executor(self.threads, self.look_up, host, port)
-        return [str(address[4][0]) for address in found]
+        look_up = asyncio.get_running_loop().run_in_executor(self.threads, self.look_up, host, port)
+        LOOK_UPS.get().append(look_up)
+        # Shielded, because a look-up in a thread cannot be broken off: whoever gave up on it still holds its slot.
+        return [str(address[4][0]) for address in await asyncio.shield(look_up)]
 
     def look_up(self, host: str, port: int) -> list[tuple[Any, ...]]:
         return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
     def close(self) -> None:
         self.threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Stream(httpcore.AsyncNetworkStream):
+    """A connection that is closed when its TLS handshake is cancelled, which httpcore's own is not."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self.stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        return await self.stream.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        await self.stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            return await self.stream.start_tls(ssl_context, server_hostname, timeout)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.stream.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        return self.stream.get_extra_info(info)
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
@@ -117,7 +161,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             raise failed(UNREACHABLE)
         for address in addresses:
             try:
-                return await self.dial.connect_tcp(address, port, CONNECT_SECONDS, local_address, socket_options)
+                dialled = self.dial.connect_tcp(address, port, CONNECT_SECONDS, local_address, socket_options)
+                return Stream(await dialled)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
         raise failed(UNREACHABLE)
@@ -137,15 +182,43 @@ class Slots:
 
     @asynccontextmanager
     async def hold(self, caller: str) -> AsyncIterator[None]:
+        """Until the end of the block, and of the look-ups that were begun in it."""
+        look_ups: LookUps = []
+        LOOK_UPS.set(look_ups)
+        await self.take(caller)
+        try:
+            yield
+        finally:
+            running = [look_up for look_up in look_ups if not look_up.done()]
+            if running:
+                last = asyncio.gather(*running, return_exceptions=True)
+                last.add_done_callback(lambda _: self.give_back(caller))
+            else:
+                self.give_back(caller)
+
+    async def take(self, caller: str) -> None:
         mine = self.callers.setdefault(caller, asyncio.Semaphore(self.per_caller))
         self.holding[caller] += 1
+        taken = False
         try:
-            async with mine, self.server:
-                yield
-        finally:
-            self.holding[caller] -= 1
-            if not self.holding[caller]:
-                del self.holding[caller], self.callers[caller]
+            await mine.acquire()
+            taken = True
+            await self.server.acquire()
+        except BaseException:
+            if taken:
+                mine.release()
+            self.forget(caller)
+            raise
+
+    def give_back(self, caller: str) -> None:
+        self.server.release()
+        self.callers[caller].release()
+        self.forget(caller)
+
+    def forget(self, caller: str) -> None:
+        self.holding[caller] -= 1
+        if not self.holding[caller]:
+            del self.holding[caller], self.callers[caller]
 
 
 class Fetcher:
@@ -237,6 +310,11 @@ class Fetcher:
                 if size > max_bytes:
                     raise BadImage(TOO_LARGE.format(max_bytes=max_bytes), code="image_too_large")
                 parts.append(part)
+                if len(parts) % PARTS_AT_ONCE == 0:
+                    if size < len(parts) * LEAST_PART_BYTES:
+                        raise failed(CRUMBS)
+                    # Parts that have arrived already are handed out without a pause, and others wait for the loop.
+                    await asyncio.sleep(0)
             return b"".join(parts)
 
 

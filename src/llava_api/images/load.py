@@ -96,7 +96,13 @@ class ImageLoader:
         """The bytes of the file that a part names. Raises BadImage and Busy."""
         scheme = source.scheme_of(part.url)
         if scheme == "web":
-            data = await self.fetcher.fetch(part.url, part.param, caller, budget.left())
+            try:
+                data = await self.fetcher.fetch(part.url, part.param, caller, budget.left())
+            except BadImage as error:
+                if error.code == decode.TOO_LARGE:
+                    # The fetcher knows what was left to it; which limit that was, only the budget knows.
+                    budget.take(budget.left() + 1)
+                raise
             budget.take(len(data))
             return data
         if scheme == "file":
