@@ -18,6 +18,10 @@ class Conversation:
     images: tuple[ImagePart, ...]
     """In the order of the request."""
 
+    def characters(self) -> int:
+        """Of all texts together."""
+        return len(self.system or "") + sum(len(turn.text) for turn in self.turns)
+
 
 def plain_text(content: str | Sequence[wire.TextPart] | None) -> str:
     if content is None:

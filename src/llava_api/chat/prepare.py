@@ -15,6 +15,9 @@ from llava_api.prompts.segments import Segment
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.settings import Settings
 
+INLINE_CHARACTERS = 2000
+"""Text of up to so many is tokenized at once, within two milliseconds: a thread costs more than it frees."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaidOut:
@@ -84,7 +87,10 @@ class Preparer:
             raise InvalidRequest(f"A request may have up to {most} pictures.", param="messages")
         self.check_length(conversation)
         measured = await self.images.measure(conversation.images, caller)
-        segments, prompt = await asyncio.to_thread(self.write, conversation, measured)
+        if conversation.characters() > INLINE_CHARACTERS:
+            segments, prompt = await asyncio.to_thread(self.write, conversation, measured)
+        else:
+            segments, prompt = self.write(conversation, measured)
         return LaidOut(segments, prompt, measured)
 
     def check_length(self, conversation: Conversation) -> None:
@@ -92,8 +98,7 @@ class Preparer:
 
         Raises ContextLengthExceeded.
         """
-        texts = (conversation.system or "", *(turn.text for turn in conversation.turns))
-        characters = sum(map(len, texts))
+        characters = conversation.characters()
         if characters > self.max_model_len * self.model.tokenizer.longest_piece:
             raise ContextLengthExceeded(
                 f"This model's context is {self.max_model_len} tokens. Your messages have {characters} characters of "

@@ -15,7 +15,7 @@ from llava_api.errors import BadImage
 from llava_api.images.geometry import Size
 from llava_api.images.kinds import name_of
 from llava_api.images.orientation import orientation_of
-from llava_api.images.structure import check_structure
+from llava_api.images.structure import check_structure, count_scans
 
 # Limits below stand in its place; it would warn at the same size in one deployment and be silent in the next.
 Image.MAX_IMAGE_PIXELS = None
@@ -39,7 +39,6 @@ RUN_LENGTHS = (1, 2)
 """BMP's compressions RLE8 and RLE4."""
 MAX_SCAN_PIXELS = 1_000_000_000
 """Pixels times scans of a JPEG: each scan of a progressive file costs as much as a picture, and needs a few bytes."""
-START_OF_SCAN = b"\xff\xda"
 TOO_LARGE = "image_too_large"
 WANTED = "send a JPEG, PNG, WebP, GIF or BMP file"
 UNREADABLE = f"The picture cannot be read, or a part of it is missing: {WANTED}, whole."
@@ -127,7 +126,7 @@ def read_header(data: bytes, limits: Limits) -> Header:
             raise BadImage(f"Compressed BMP files are not taken: {WANTED}, a BMP uncompressed.")
         # Multi-picture files of cameras are JPEGs with more JPEGs behind; the first is the picture.
         kind = "JPEG" if image.format == "MPO" else image.format or ""
-        scans = data.count(START_OF_SCAN) if kind == "JPEG" else 1
+        scans = count_scans(data) if kind == "JPEG" else 1
         if scans * image.width * image.height > max(MAX_SCAN_PIXELS, limits.max_pixels):
             raise BadImage("The picture is stored in too many scans: save it anew, not as a progressive JPEG.")
         return Header(image.size, kind, orientation_of(image.info))

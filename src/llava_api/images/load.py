@@ -87,13 +87,13 @@ class ImageLoader:
 
     async def measure_one(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> MeasuredImage:
         try:
-            data = await self.read(part, caller, budget)
-            return await in_thread(self.measuring_threads, self.measure_data, data, part)
+            read = await self.reader(part, caller, budget)
+            return await in_thread(self.measuring_threads, lambda: self.measure_data(read(), part))
         except BadImage as error:
             raise error.at(part.param) from error
 
-    async def read(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> bytes:
-        """The bytes of the file that a part names. Raises BadImage and Busy."""
+    async def reader(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> Callable[[], bytes]:
+        """What gives the bytes of the file that a part names, where it may block. Raises BadImage and Busy."""
         scheme = source.scheme_of(part.url)
         if scheme == "web":
             try:
@@ -104,13 +104,13 @@ class ImageLoader:
                     budget.take(budget.left() + 1)
                 raise
             budget.take(len(data))
-            return data
+            return lambda: data
         if scheme == "file":
             folders = self.settings.allowed_media_path
-            return await in_thread(self.measuring_threads, local_file.read_local_file, part.url, folders, budget)
+            return lambda: local_file.read_local_file(part.url, folders, budget)
         encoded = source.encoded_part(part.url)
         budget.take(source.decoded_size(encoded))
-        return await in_thread(self.measuring_threads, source.decode_base64, encoded)
+        return lambda: source.decode_base64(encoded)
 
     def measure_data(self, data: bytes, part: ImagePart) -> MeasuredImage:
         header = decode.read_header(data, self.limits)

@@ -38,15 +38,15 @@ def squeeze_padded(image: Image.Image, tile_pixels: int, fill: tuple[int, int, i
     """
     width, height = image.size
     side = max(width, height)
-    left, top = (side - width) // 2, (side - height) // 2
     narrow = Image.new("RGB", (tile_pixels, side), fill)
-    for start in range(0, height, BAND):
-        rows = image.crop((0, start, width, min(start + BAND, height)))
-        if width < side:
+    if width == side:
+        narrow.paste(image.resize((tile_pixels, height), Image.Resampling.BICUBIC), (0, (side - height) // 2))
+    else:
+        for start in range(0, height, BAND):
+            rows = image.crop((0, start, width, min(start + BAND, height)))
             padded = Image.new("RGB", (side, rows.height), fill)
-            padded.paste(rows, (left, 0))
-            rows = padded
-        narrow.paste(rows.resize((tile_pixels, rows.height), Image.Resampling.BICUBIC), (0, top + start))
+            padded.paste(rows, ((side - width) // 2, 0))
+            narrow.paste(padded.resize((tile_pixels, rows.height), Image.Resampling.BICUBIC), (0, start))
     return narrow.resize((tile_pixels, tile_pixels), Image.Resampling.BICUBIC)
 
 

@@ -1,8 +1,8 @@
 """``POST /v1/chat/completions``."""
 
 import time
-import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
@@ -28,32 +28,31 @@ async def create_chat_completion(request: Request) -> Response:
         wanted = parse(body, ChatCompletionRequest)
         if wanted.stream_options is not None and not wanted.stream:
             raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
-        caller = caller_of(request)
+        asked = make_reply(services, wanted, request)
         if not wanted.stream:
-            return await unless_disconnected(request, answer_whole(services, wanted, caller))
-        first, rest = await unless_disconnected(request, start_stream(services, wanted, caller))
+            return await unless_disconnected(request, answer_whole(asked))
+        include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
+        first, rest = await unless_disconnected(request, start_stream(asked, include_usage))
     except (ClientGone, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return event_stream(first, rest)
 
 
-async def make_reply(services: Services, wanted: ChatCompletionRequest, caller: str) -> Reply:
-    reply_id = f"chatcmpl-{uuid.uuid4().hex}"
-    prepared = await services.preparer.prepare(wanted, reply_id, caller)
+async def make_reply(services: Services, wanted: ChatCompletionRequest, request: Request) -> Reply:
+    """The reply's id is the request's, under the name that OpenAI gives it."""
+    reply_id = "chatcmpl-" + request.state.request_id.removeprefix("req_")
+    prepared = await services.preparer.prepare(wanted, reply_id, caller_of(request))
     return Reply(services.engine, prepared, reply_id, int(time.time()), wanted.model)
 
 
-async def answer_whole(services: Services, wanted: ChatCompletionRequest, caller: str) -> Response:
-    reply = await make_reply(services, wanted, caller)
-    completion = await reply.whole()
+async def answer_whole(asked: Coroutine[Any, Any, Reply]) -> Response:
+    completion = await (await asked).whole()
     return Response(orjson.dumps(completion.model_dump()), media_type="application/json")
 
 
 async def start_stream(
-    services: Services, wanted: ChatCompletionRequest, caller: str
+    asked: Coroutine[Any, Any, Reply], include_usage: bool
 ) -> tuple[ChatCompletionChunk, AsyncGenerator[ChatCompletionChunk, None]]:
     """The first chunk and the rest: up to the first chunk a failure still has an HTTP status."""
-    reply = await make_reply(services, wanted, caller)
-    include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
-    chunks = reply.chunks(include_usage)
+    chunks = (await asked).chunks(include_usage)
     return await anext(chunks), chunks
