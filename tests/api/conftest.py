@@ -34,6 +34,12 @@ def settings_made() -> dict[str, Any]:
 
 
 @pytest.fixture
+def pinpoints() -> list[list[int]] | None:
+    """Of a LLaVA-1.6 checkpoint; None makes it a 1.5. Overridden by test modules."""
+    return None
+
+
+@pytest.fixture
 def resolver() -> Resolve | None:
     """Looks up the names of picture hosts; None for the system's. Overridden by test modules."""
     return None
@@ -41,11 +47,15 @@ def resolver() -> Resolve | None:
 
 @pytest_asyncio.fixture
 async def app(
-    engine: ScriptedEngine, tmp_path: Path, settings_made: dict[str, Any], resolver: Resolve | None
+    engine: ScriptedEngine,
+    tmp_path: Path,
+    settings_made: dict[str, Any],
+    pinpoints: list[list[int]] | None,
+    resolver: Resolve | None,
 ) -> AsyncIterator[FastAPI]:
     small = {"max_body_bytes": 300_000, "max_image_bytes": 100_000, "max_image_pixels": 1_000_000}
     settings = Settings.model_validate(small | settings_made)
-    model = open_model(str(write_checkpoint(tmp_path / "model")), ("owner/tiny", "tiny"), settings)
+    model = open_model(str(write_checkpoint(tmp_path / "model", pinpoints)), ("owner/tiny", "tiny"), settings)
     model = replace(model, adapters=(Adapter("birds", "an adapter's folder", 1, 8),))
     images = ImageLoader(model.image_mode, settings, resolver)
     preparer = Preparer(model, settings, engine.max_model_len, images)

@@ -5,6 +5,7 @@ they differ, requests of just that size fail, or answer from a picture that is c
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -21,6 +22,7 @@ from tests.support import golden
 from tests.support.small_engine import SmallEngine, picture_request
 from tests.support.tiny_checkpoints import Tiny, text_fields, tokenizer_of
 from tests.support.tiny_tokenizers import write_json
+from training.pictures import draw_picture
 
 TINY = Tiny("llama", "1.6")
 REAL_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
@@ -111,3 +113,21 @@ def test_pictures_of_any_size_are_answered_with_the_features_that_their_prompt_h
         answer = engine.greedy(request, 1)
         assert len(answer.token_ids) == 1
         assert engine.features[before:] == [counted], f"{width}x{height}"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (336, 336), (640, 480), (3000, 200)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_detail_low_is_the_base_tile_and_a_newline(size: Size, loaded: tuple[ServedModel, SmallEngine]) -> None:
+    model, engine = loaded
+    request = picture_request(model, Image.new("RGB", size, "green"), f"low-{size}", detail="low")
+    before = len(engine.features)
+    engine.greedy(request, 1)
+    assert engine.features[before:] == [577] == [request.images[0].length]
+
+
+def test_pictures_of_both_details_in_one_batch(loaded: tuple[ServedModel, SmallEngine]) -> None:
+    model, engine = loaded
+    picture = draw_picture(Random("both"), (500, 300)).image
+    low = picture_request(model, picture, "both-low", detail="low")
+    high = picture_request(model, picture, "both-high", detail="high")
+    alone = [engine.greedy(replace(one, request_id=f"{one.request_id}-alone"), 4).token_ids for one in (low, high)]
+    assert [answer.token_ids for answer in engine.greedy_together([low, high], 4)] == alone

@@ -20,6 +20,7 @@ from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampl
 from llava_api.engine.vllm_options import engine_arguments, known_arguments, prepare_environment
 from llava_api.images.decode import Decoded
 from llava_api.images.load import render_pixels
+from llava_api.images.mode import Detail
 from llava_api.prompts.render import tokenize
 from llava_api.prompts.segments import Turn
 from llava_api.settings import Settings
@@ -141,10 +142,10 @@ def answer_of(output: Any) -> Answer:
 
 
 def picture_request(
-    model: ServedModel, picture: Image.Image, name: str, adapter: Adapter | None = None
+    model: ServedModel, picture: Image.Image, name: str, adapter: Adapter | None = None, detail: Detail = "auto"
 ) -> GenerationRequest:
     """A question about an RGB picture, made as the server makes it. ``name`` stands for the picture in caches."""
-    mode = model.image_mode
+    mode = model.image_mode.at(detail)
     length = mode.tokens(picture.size)
     turn = Turn("user", "What is in this image?", (0,))
     prompt = tokenize(model.family.layout(None, [turn]), model.tokenizer, model.checkpoint.image_token_id, [length])

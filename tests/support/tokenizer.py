@@ -25,8 +25,8 @@ def llama_like_tokenizer(added: tuple[str, ...] = ADDED) -> Tokenizer:
     return tokenizer
 
 
-def write_checkpoint(folder: Path) -> Path:
-    """The small files of a LLaVA-1.5 checkpoint: 84 px tiles of 14 px patches, 36 image tokens."""
+def write_checkpoint(folder: Path, pinpoints: list[list[int]] | None = None) -> Path:
+    """The small files of a LLaVA checkpoint of 84 px tiles of 14 px patches, 36 tokens each; 1.6 with ``pinpoints``."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = llama_like_tokenizer(added=("<image>",))
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -36,6 +36,8 @@ def write_checkpoint(folder: Path) -> Path:
         "vision_config": {"image_size": 84, "patch_size": 14},
         "text_config": {"model_type": "llama", "eos_token_id": 2},
     }
+    if pinpoints is not None:
+        config |= {"architectures": ["LlavaNextForConditionalGeneration"], "image_grid_pinpoints": pinpoints}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "add_bos_token": True}))
     return folder
