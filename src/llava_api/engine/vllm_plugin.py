@@ -1,9 +1,10 @@
-"""What vLLM loads in each of its processes (entry point ``vllm.general_plugins``): the names of our two models.
+"""What vLLM loads in each of its processes (entry point ``vllm.general_plugins``): our two models, and how it waits.
 
 It must stay cheap: vLLM runs it before anything is known about the model. The classes are imported when one is used.
 """
 
 from llava_api.engine.vllm_options import OWN_ARCHITECTURES
+from llava_api.engine.vllm_waits import nap_between_messages
 
 CLASSES = {
     "LlavaApiForConditionalGeneration": "llava_api.engine.vllm_models:Llava",
@@ -13,6 +14,10 @@ CLASSES = {
 
 def register() -> None:
     from vllm import ModelRegistry
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        nap_between_messages()
 
     for name in OWN_ARCHITECTURES.values():
         ModelRegistry.register_model(name, CLASSES[name])
