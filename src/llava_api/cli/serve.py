@@ -8,6 +8,7 @@ import sys
 
 from llava_api.chat.model import ServedModel, describe_model, open_model, sources_of
 from llava_api.checkpoints.cache import ready_checkpoint
+from llava_api.cli.allocator import keep_freed_memory
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.logging import set_up_logging
 from llava_api.cli.models import DEMO, MODEL_HELP, demo_folder, find_model
@@ -34,6 +35,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(chosen: argparse.Namespace) -> None:
+    keep_freed_memory()
     settings = read_settings(chosen)
     set_up_logging(settings.log_level)
     listener = listen(settings)

@@ -1,0 +1,29 @@
+"""glibc's allocator, told to keep what a large request frees.
+
+Left alone it gives the megabytes of every photo back to the system and asks for them again for the next: 3,600 page
+faults and 12 ms of a request with a 12-megapixel JPEG (measured on 2 cores under load).
+"""
+
+import ctypes
+import platform
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""From glibc's malloc.h."""
+KEPT_BYTES = 256 * 2**20
+MAPPED_FROM_BYTES = 32 * 2**20
+"""The highest that glibc takes."""
+ARENAS = 4
+"""Each may keep as much; by default there are eight for each CPU."""
+
+
+def keep_freed_memory() -> None:
+    """For this process; nothing where the C library is another."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    for option, value in (
+        (M_TRIM_THRESHOLD, KEPT_BYTES),
+        (M_MMAP_THRESHOLD, MAPPED_FROM_BYTES),
+        (M_ARENA_MAX, ARENAS),
+    ):
+        library.mallopt(option, value)
