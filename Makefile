@@ -4,7 +4,7 @@ PYTHON ?= python3
 MODEL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test serve test lint demo-checkpoints clean
+.PHONY: help setup setup-test serve test lint bench demo-checkpoints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -27,6 +27,9 @@ lint: setup-test ## Style, types and the rules on who imports whom
 
 test: lint ## Everything continuous integration runs
 	.venv/bin/python -m pytest
+
+bench: setup-test ## Measure this server beside vLLM's own; FLAGS=--quick for one short round
+	.venv/bin/python -m benchmarks.bench $(FLAGS)
 
 demo-checkpoints: setup ## Train the bundled demo checkpoints again (hours on a CPU)
 	.venv/bin/python -m training.train llava-tiny-1.5 --folder runs/llava-tiny-1.5

@@ -40,8 +40,8 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from llava_api.chat.model import open_model
 from llava_api.chat.prepare import Preparer
-from llava_api.images.geometry import select_best_resolution
 from llava_api.images.decode import Decoded
+from llava_api.images.geometry import select_best_resolution
 from llava_api.images.load import ImageLoader
 from llava_api.images.pixels import anyres_levels, pad_levels
 from llava_api.normalisation import Normalisation

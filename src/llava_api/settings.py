@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     jpeg_decode: Literal["scaled", "exact"] = "scaled"
     """scaled: large JPEGs are decoded at a half, a quarter or an eighth, never below twice the size that is needed.
 
-    Several times faster, up to 4 of 255 levels away; exact: to the bit as LLaVA's own code."""
+    Several times faster, a few of 255 levels away (docs/images.md); exact: to the bit as LLaVA's own code."""
     image_mode: Literal["pad", "square", "anyres", "hf"] | None = None
     """How pictures are shown to the model; default: as the checkpoint was trained.
 

@@ -1,0 +1,1 @@
+"""Measurements: this server beside vLLM's own, and each of its parts alone. Not shipped."""
