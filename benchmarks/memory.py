@@ -2,7 +2,7 @@
 
 2,000 different 1024 x 768 pictures after a warm-up of 300, in batches of 100; the memory of a batch is the median of
 the samples (proportional set size of the whole process tree) taken while it ran. Flat means that no batch is more than
-5 % above the first one after the warm-up.
+5 % above the first one after the warm-up. The API process is shown by itself as well: the rest is vLLM's own.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from benchmarks.figures import checked
 from benchmarks.load import read_answer, send
 from benchmarks.machine import describe
 from benchmarks.pictures import Pictures
-from benchmarks.process_tree import MemoryWatch
+from benchmarks.process_tree import MemoryWatch, own_memory_bytes
 from benchmarks.servers import Contestant, Server, our_command, serving
 from benchmarks.workloads import ANSWER_TOKENS, picture_body
 from llava_api.cli.models import demo_folder
@@ -59,7 +59,9 @@ def measure(chosen: argparse.Namespace, scratch: Path) -> list[int]:
         pictures = Pictures(SIZE, chosen.seed)
         for size in batches(server, pictures, chosen.warm_up + chosen.requests, chosen.batch):
             found.append(size)
-            print(f"{len(found) * chosen.batch:>6} pictures  {size / 2**20:7.0f} MiB", file=sys.stderr, flush=True)
+            own = own_memory_bytes(server.process) / 2**20
+            line = f"{len(found) * chosen.batch:>6} pictures  {size / 2**20:7.0f} MiB, the API process {own:5.0f} MiB"
+            print(line, file=sys.stderr, flush=True)
     return found
 
 

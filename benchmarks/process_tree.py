@@ -34,14 +34,17 @@ def cpu_seconds(root: int) -> float:
 
 
 def memory_bytes(root: int) -> int:
+    """Of a process and all below it."""
+    return sum(own_memory_bytes(process) for process in tree_of(root, read_stats()))
+
+
+def own_memory_bytes(process: int) -> int:
     """Proportional set size: a page that several processes share is counted once in all."""
-    total = 0
-    for process in tree_of(root, read_stats()):
-        with suppress(OSError):
-            for line in Path("/proc", str(process), "smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) * 1024
-    return total
+    with suppress(OSError):
+        for line in Path("/proc", str(process), "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def machine_cpu_seconds() -> float:
