@@ -84,6 +84,9 @@ async def test_hosts_that_hang_are_given_up(web: Web, fetcher: Fetcher) -> None:
         ends = dict(zip(HANGING, await asyncio.gather(*map(timed, HANGING)), strict=True))
     for path, (error, seconds) in ends.items():
         assert error.code == "image_fetch_failed", path
+        if path == "/endless/early-hints":
+            # Cut for their sheer number, sooner than for their time.
+            continue
         assert f"{TIMEOUT_SECONDS:g} seconds" in error.message, path
         assert TIMEOUT_SECONDS - 0.1 < seconds < TIMEOUT_SECONDS + GRACE_SECONDS, path
     assert longest[0] < 0.5

@@ -156,6 +156,19 @@ def test_one_transparent_colour_without_a_palette() -> None:
     assert_near(row_of(png_of_rows([b"\x40"], 2, 1, 0, white), 2), [BLACK, WHITE])
 
 
+@pytest.mark.parametrize(("bits", "row", "level"), [(2, b"\x1b", 1), (4, b"\x01\x20", 1)])
+def test_one_transparent_level_of_few_bits(bits: int, row: bytes, level: int) -> None:
+    chunks = [png_chunk(b"tRNS", struct.pack(">H", level))]
+    shown = row_of(png_of_rows([row], 3, bits, 0, chunks), 3)
+    assert_near(shown[:2], [BLACK, WHITE])
+
+
+def test_one_transparent_colour_of_16_bits() -> None:
+    chunks = [png_chunk(b"tRNS", struct.pack(">3H", 0x1234, 0, 0))]
+    data = png_of_rows([struct.pack(">6H", 0x1234, 0, 0, 0x8000, 0, 0)], 2, 16, 2, chunks)
+    assert_near(row_of(data, 2), [WHITE, (128, 0, 0)])
+
+
 def test_one_transparent_level_of_16_bit_grey() -> None:
     chunks = [png_chunk(b"tRNS", struct.pack(">H", 0))]
     data = png_of_rows([struct.pack(">3H", 0, 25_700, 65_535)], 3, 16, 0, chunks)

@@ -60,7 +60,7 @@ def test_damaged_base64_is_refused(text: str) -> None:
         decode_base64(text)
 
 
-@pytest.mark.parametrize("text", ["AAE", "AAE=", " AAE=\r\n", "AA%45%3D", "A\tAE"])
+@pytest.mark.parametrize("text", ["AAE", "AAE=", " AAE=\r\n", "AAE%3D", "A\tAE"])
 def test_base64_as_people_send_it(text: str) -> None:
     assert decode_base64(text) == b"\x00\x01"
 

@@ -42,7 +42,9 @@ def as_jpeg(image: Image.Image, orientation: int = 1) -> bytes:
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("size", [(1001, 747), (513, 1027), (1600, 801)], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize(
+    "size", [(1001, 747), (513, 1027), (1600, 801), (1345, 1345)], ids=lambda size: f"{size[0]}x{size[1]}"
+)
 def test_scaled_is_near_exact(size: Size, orientation: int, mode: ImageMode) -> None:
     data = as_jpeg(soft_picture(size), orientation)
     exact = decode(data, orientation)
@@ -51,6 +53,14 @@ def test_scaled_is_near_exact(size: Size, orientation: int, mode: ImageMode) -> 
     away = np.abs(render_pixels(scaled, mode).astype(int) - render_pixels(exact, mode).astype(int))
     assert away.max() <= 8
     assert 10 * np.log10(255**2 / max((away**2).mean(), 1e-9)) > 48
+
+
+@pytest.mark.parametrize("side", [1345, 1347, 2691, 3001])
+def test_a_square_picture_has_no_padding_to_fade_into(side: int) -> None:
+    data = as_jpeg(Image.new("RGB", (side, side), "white"))
+    scaled = decode(data, needed=PAD.needed((side, side)))
+    assert scaled.scale > 1
+    assert render_pixels(scaled, PAD).min() >= 254
 
 
 def test_never_below_twice_what_is_needed() -> None:

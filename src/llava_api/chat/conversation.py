@@ -29,10 +29,10 @@ def plain_text(content: str | Sequence[wire.TextPart] | None) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
-def read_user(message: wire.UserMessage, position: int, images: list[ImagePart]) -> Turn:
-    """One user message; its pictures are appended to ``images``."""
+def read_user(message: wire.UserMessage, position: int, images: list[ImagePart]) -> list[str | int]:
+    """The texts and pictures of one user message, in order; its pictures are appended to ``images``."""
     if isinstance(message.content, str):
-        return Turn("user", message.content)
+        return [message.content]
     parts: list[str | int] = []
     for index, part in enumerate(message.content):
         if isinstance(part, wire.TextPart | wire.InputTextPart):
@@ -40,7 +40,7 @@ def read_user(message: wire.UserMessage, position: int, images: list[ImagePart])
         else:
             parts.append(len(images))
             images.append(read_image(part, f"messages[{position}].content[{index}].image_url"))
-    return turn_of("user", parts)
+    return parts
 
 
 def read_image(part: wire.ImagePart | wire.InputImagePart, param: str) -> ImagePart:
@@ -55,28 +55,32 @@ def turn_of(role: str, parts: Sequence[str | int]) -> Turn:
     return Turn(role, "\n".join(texts), tuple(part for part in parts if isinstance(part, int)), tuple(parts))
 
 
-def merge(earlier: Turn, later: Turn) -> Turn:
-    """Two messages of one role in a row are one turn."""
-    return turn_of(earlier.role, [part for part in (*earlier.interleaved(), *later.interleaved()) if part != ""])
+def one_turn(role: str, messages: Sequence[Sequence[str | int]]) -> Turn:
+    """Messages of one role in a row are one turn."""
+    if len(messages) == 1:
+        return turn_of(role, messages[0])
+    return turn_of(role, [part for parts in messages for part in parts if part != ""])
 
 
 def read_conversation(messages: Sequence[wire.Message]) -> Conversation:
     """Raises InvalidRequest where no answer can follow."""
     systems: list[str] = []
-    turns: list[Turn] = []
+    spoken: list[tuple[str, list[list[str | int]]]] = []
     images: list[ImagePart] = []
     for position, message in enumerate(messages):
         if isinstance(message, wire.SystemMessage):
             systems.append(plain_text(message.content))
             continue
+        parts: list[str | int]
         if isinstance(message, wire.UserMessage):
-            turn = read_user(message, position, images)
+            role, parts = "user", read_user(message, position, images)
         else:
-            turn = Turn("assistant", plain_text(message.content) or message.refusal or "")
-        if turns and turns[-1].role == turn.role:
-            turns[-1] = merge(turns[-1], turn)
+            role, parts = "assistant", [plain_text(message.content) or message.refusal or ""]
+        if spoken and spoken[-1][0] == role:
+            spoken[-1][1].append(parts)
         else:
-            turns.append(turn)
+            spoken.append((role, [parts]))
+    turns = [one_turn(role, messages) for role, messages in spoken]
     if not turns or turns[-1].role != "user":
         raise InvalidRequest("The last message must be a user's: it is what the model answers.", param="messages")
     if turns[0].role != "user":

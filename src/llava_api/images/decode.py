@@ -9,7 +9,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from llava_api.errors import BadImage
 from llava_api.images.geometry import Size
@@ -132,12 +132,12 @@ def read_header(data: bytes, limits: Limits) -> Header:
         return Header(image.size, kind, orientation_of(image.info))
 
 
-def open_picture(data: bytes) -> Image.Image:
+def open_picture(data: bytes) -> ImageFile.ImageFile:
     """Raises BadImage, without its place, for what is no picture of the five kinds."""
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, UserWarning) as error:
-        # A warning only where the process was told to make errors of them.
+    except Exception as error:
+        # Pillow's parsers fail over damaged files in many ways.
         name = name_of(data)
         if name is not None:
             raise BadImage(f"This is {name}, which is not taken: {WANTED}.", code="unsupported_image_format") from error
@@ -158,15 +158,28 @@ def decode(data: bytes, orientation: int = 1, on_white: bool = True, needed: Siz
                 width, height = needed[::-1] if orientation in SIDEWAYS else needed
                 image.draft(None, (2 * width, 2 * height))
             reduced_size = image.size
+            mend_transparency(image)
             image.load()
             turned = flatten(turn(image, orientation), on_white)
-        except (OSError, ValueError, SyntaxError, UserWarning) as error:
+        except Exception as error:
+            # Pillow fails over damaged files in many ways, assertions among them.
             raise BadImage(UNREADABLE) from error
     scale = next(scale for scale in (1, 2, 4, 8) if -(-stored_size[0] // scale) == reduced_size[0])
     size = stored_size[::-1] if orientation in SIDEWAYS else stored_size
     left = turned.width - size[0] / scale if orientation in FROM_RIGHT else 0.0
     top = turned.height - size[1] / scale if orientation in FROM_BOTTOM else 0.0
     return Decoded(turned, size, scale, (left, top))
+
+
+def mend_transparency(image: ImageFile.ImageFile) -> None:
+    """The transparent colour of a PNG on the scale of the pixels that Pillow makes. Must run before ``load``."""
+    key = image.info.get("transparency")
+    stored = image.tile[0].args if image.tile else None
+    if isinstance(key, int) and stored in ("L;2", "L;4"):
+        image.info["transparency"] = key * 255 // (2 ** int(stored[2:]) - 1)
+    elif isinstance(key, tuple) and stored == "RGB;16B":
+        # Pillow keeps the upper eight bits, so a colour that shares them is taken for transparent too, as in libpng.
+        image.info["transparency"] = tuple(part >> 8 for part in key)
 
 
 def turn(image: Image.Image, orientation: int) -> Image.Image:

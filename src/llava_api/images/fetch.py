@@ -42,6 +42,8 @@ MAX_URL_CHARACTERS = 8192
 REDIRECTS = (301, 302, 303, 307, 308)
 CONNECT_SECONDS = 3.0
 """For one address; a name may have several."""
+MAX_HEAD_BYTES = 256 * 1024
+"""The first bytes of a body may have come along with the head."""
 PARTS_AT_ONCE = 64
 LEAST_PART_BYTES = 16
 """On the average: HTTP's chunks may be of one byte, each as dear as one of 64 KiB."""
@@ -105,13 +107,22 @@ class SystemResolver:
 
 
 class Stream(httpcore.AsyncNetworkStream):
-    """A connection that is closed when its TLS handshake is cancelled, which httpcore's own is not."""
+    """A connection for one answer, whose head is bounded, and which is closed when its TLS handshake is cancelled.
+
+    httpcore bounds each of the heads that a host may send before the last (``100 Continue``), not how many they are.
+    """
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self.stream = stream
+        self.before_body = 0
+        self.head_is_there = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        return await self.stream.read(max_bytes, timeout)
+        data = await self.stream.read(max_bytes, timeout)
+        self.before_body += len(data)
+        if not self.head_is_there and self.before_body > MAX_HEAD_BYTES:
+            raise httpcore.RemoteProtocolError("too much before the body")
+        return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
         await self.stream.write(buffer, timeout)
@@ -126,7 +137,7 @@ class Stream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
         try:
-            return await self.stream.start_tls(ssl_context, server_hostname, timeout)
+            return Stream(await self.stream.start_tls(ssl_context, server_hostname, timeout))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.stream.aclose()
@@ -229,12 +240,13 @@ class Fetcher:
         self.guard = Guard(settings.allowed_media_cidrs, settings.allowed_media_domains, settings.allowed_media_ports)
         self.system = SystemResolver(settings.max_image_fetches)
         self.slots = Slots(settings.max_image_fetches, settings.max_image_fetches_per_caller)
+        self.waiting: SingleFlight[bytes] = SingleFlight()
         self.flights: SingleFlight[bytes] = SingleFlight()
         self.pool = httpcore.AsyncConnectionPool(
             ssl_context=httpx.create_ssl_context(),
             max_connections=settings.max_image_fetches,
-            max_keepalive_connections=settings.max_image_fetches,
-            keepalive_expiry=5,
+            # A connection is for one answer: nothing of one host's is left for the next request.
+            max_keepalive_connections=0,
             network_backend=GuardedBackend(self.guard, resolve or self.system),
         )
 
@@ -245,11 +257,13 @@ class Fetcher:
     async def fetch(self, url: str, param: str, caller: str, max_bytes: int) -> bytes:
         """The bytes behind an http or https URL; requests that want the same at once share one fetch.
 
-        ``caller``: whose fetches are counted together. Raises BadImage at ``param``, and Busy.
+        ``caller``: whose fetches are counted together. Each caller waits for a place of his own before he joins a
+        fetch, or one could keep others waiting behind hosts of his that hang. Raises BadImage at ``param``, and Busy.
         """
         try:
             target = self.parse(url)
-            return await self.flights.do((str(target), max_bytes), lambda: self.fetch_once(target, caller, max_bytes))
+            key = (caller, str(target), max_bytes)
+            return await self.waiting.do(key, lambda: self.fetch_once(target, caller, max_bytes))
         except BadImage as error:
             raise error.at(param) from error
 
@@ -274,7 +288,7 @@ class Fetcher:
         try:
             async with asyncio.timeout(seconds), self.slots.hold(caller):
                 dialled = True
-                return await self.follow(url, max_bytes)
+                return await self.flights.do((str(url), max_bytes), lambda: self.follow(url, max_bytes))
         except TimeoutError as error:
             if not dialled:
                 raise Busy("This server fetches many pictures at the moment: try again in a few seconds.") from error
@@ -296,6 +310,9 @@ class Fetcher:
         """The picture, or where it has gone."""
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         async with self.pool.stream("GET", target, headers=[(b"Host", url.netloc), *SENT]) as response:
+            stream = response.extensions.get("network_stream")
+            if isinstance(stream, Stream):
+                stream.head_is_there = True
             headers = {name.lower(): value for name, value in response.headers}
             if response.status in REDIRECTS and b"location" in headers:
                 try:

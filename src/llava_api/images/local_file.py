@@ -13,6 +13,10 @@ NONE_ALLOWED = "This server reads no local files: send the picture itself as a b
 NOT_THERE = "This server has no picture at that place: name a file below one of the folders that it may read."
 
 
+def inside(path: Path, folders: Sequence[str]) -> bool:
+    return any(path.is_relative_to(Path(folder).expanduser().resolve()) for folder in folders)
+
+
 def read_local_file(url: str, folders: Sequence[str], budget: ByteBudget) -> bytes:
     """The bytes of the file that a ``file://`` URL names.
 
@@ -27,13 +31,15 @@ def read_local_file(url: str, folders: Sequence[str], budget: ByteBudget) -> byt
             raise BadImage(NOT_THERE, code="image_url_not_allowed")
         # Every symbolic link on the way is followed first; what counts is where the file really is.
         path = Path(unquote(parts.path)).resolve(strict=True)
-        if not any(path.is_relative_to(Path(folder).expanduser().resolve()) for folder in folders):
+        if not inside(path, folders):
             raise BadImage(NOT_THERE, code="image_url_not_allowed")
         # O_NONBLOCK: a named pipe would wait for its writer. O_NOFOLLOW: nobody swaps the file for a link now.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
+            # Where the kernel tells, what was opened is judged once more: a folder may have been swapped for a link.
+            opened = Path(f"/proc/self/fd/{descriptor}")
+            if not stat.S_ISREG(status.st_mode) or (opened.exists() and not inside(opened.resolve(), folders)):
                 raise BadImage(NOT_THERE, code="image_url_not_allowed")
             budget.take(status.st_size)
             return file.read(status.st_size)

@@ -71,6 +71,8 @@ def squeeze_padded_reduced(picture: Decoded, tile_pixels: int, fill: tuple[int, 
 
 def fade_edges(picture: Decoded, fill: tuple[int, int, int]) -> Image.Image:
     """The reduced picture; pixels that it fills only in part are mixed with the padding that lies beside them."""
+    if picture.size[0] == picture.size[1]:
+        return picture.image
     image = picture.image.copy()
     left, top, right, bottom = picture.box()
     width, height = image.size

@@ -13,6 +13,9 @@ from llava_api.errors import BadImage
 MAX_PARTS = 20_000
 MAX_JPEG_SEGMENTS = 1_000
 MAX_FILL_BYTES = 64
+MAX_PACKED_CHUNKS = 32
+"""Pillow unpacks up to a megabyte from each, which may be a thousand times as much as is stored."""
+PACKED = (b"iCCP", b"zTXt", b"iTXt")
 ALONE = frozenset((0x01, *range(0xD0, 0xD9)))
 """JPEG markers that no length follows."""
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
@@ -25,6 +28,7 @@ def check_structure(data: bytes) -> None:
         limit(jpeg_segments(data), MAX_JPEG_SEGMENTS)
     elif data.startswith(b"\x89PNG"):
         limit(png_chunks(data), MAX_PARTS)
+        limit((start for start in png_chunks(data) if data[start + 4 : start + 8] in PACKED), MAX_PACKED_CHUNKS)
     elif data.startswith(b"GIF8"):
         limit(gif_blocks(data), MAX_PARTS)
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator
 
 
 class Wire(BaseModel):
@@ -11,6 +11,7 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
+MAX_PARTS = 2_000
 Detail = Literal["auto", "low", "high"]
 
 
@@ -50,19 +51,31 @@ class InputTextPart(Wire):
 ContentPart = Annotated[TextPart | ImagePart | InputTextPart | InputImagePart, Field(discriminator="type")]
 
 
-class SystemMessage(Wire):
+class BaseMessage(Wire):
+    """What is said in each role."""
+
+    @field_validator("content", mode="before", check_fields=False)
+    @classmethod
+    def few_parts(cls, content: object) -> object:
+        """Before each part is looked at: a body has room for a million wrong ones."""
+        if isinstance(content, list) and len(content) > MAX_PARTS:
+            raise ValueError(f"a message may have up to {MAX_PARTS} parts")
+        return content
+
+
+class SystemMessage(BaseMessage):
     role: Literal["system", "developer"]
     content: str | list[TextPart]
     name: str | None = None
 
 
-class UserMessage(Wire):
+class UserMessage(BaseMessage):
     role: Literal["user"]
     content: str | list[ContentPart]
     name: str | None = None
 
 
-class AssistantMessage(Wire):
+class AssistantMessage(BaseMessage):
     role: Literal["assistant"]
     content: str | list[TextPart] | None = None
     name: str | None = None
@@ -79,7 +92,7 @@ class StreamOptions(Wire):
 
 class ChatCompletionRequest(Wire):
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)

@@ -9,6 +9,9 @@ from pydantic_core import ErrorDetails
 
 from llava_api.errors import InvalidRequest, RequestTooLarge
 
+MAX_OBJECTS = 20_000
+"""Objects and lists of one body, or their brackets in its texts: a context of 100,000 tokens has no room for more."""
+MAX_VALUES = 500_000
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -30,6 +33,9 @@ async def read_body(request: Request, max_body_bytes: int) -> bytes:
 
 def parse(body: bytes, model: type[Model]) -> Model:
     """Raises InvalidRequest that names the first thing to mend."""
+    # Before a million small objects are made and each of them is found wrong. Base64 has none of these letters.
+    if body.count(b"{") + body.count(b"[") > MAX_OBJECTS or body.count(b",") > MAX_VALUES:
+        raise InvalidRequest("The request's body has too many parts: send fewer messages, or shorter ones.")
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -66,7 +72,7 @@ def refusal_of(error: ValidationError, data: dict[str, Any]) -> InvalidRequest:
 
 def reason(details: ErrorDetails) -> str:
     """Pydantic's sentence without its full stop; it describes what was wanted and echoes no value."""
-    message = details["msg"].removesuffix(".")
+    message = details["msg"].removeprefix("Value error, ").removesuffix(".")
     return message[0].lower() + message[1:]
 
 
@@ -74,7 +80,12 @@ def path_in(location: tuple[int | str, ...], data: object) -> list[int | str]:
     """A pydantic location without the names of union members: only steps that exist in the data, or are missing."""
     path: list[int | str] = []
     here: object = data
+    told_apart: object = None
     for index, step in enumerate(location):
+        if isinstance(here, dict) and here is not told_apart and step in (here.get("type"), here.get("role")):
+            # The union's name for this kind of object; a field may be called the same, and comes after it.
+            told_apart = here
+            continue
         if isinstance(here, dict) and step in here:  # noqa: SIM114
             here = here[step]
         elif isinstance(here, list) and isinstance(step, int) and step < len(here):
