@@ -13,13 +13,14 @@ from fastapi import FastAPI
 from llava_api.chat.model import open_model
 from llava_api.chat.prepare import Preparer
 from llava_api.engine.base import Adapter
-from llava_api.images.fetch import Resolve
+from llava_api.images.fetch import Fetcher, Resolve
 from llava_api.images.load import ImageLoader
 from llava_api.server.app import create_app
 from llava_api.server.services import Services
 from llava_api.settings import Settings
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tokenizer import write_checkpoint
+from tests.support.web import Web, small_web
 
 
 @pytest.fixture
@@ -43,6 +44,18 @@ def pinpoints() -> list[list[int]] | None:
 def resolver() -> Resolve | None:
     """Looks up the names of picture hosts; None for the system's. Overridden by test modules."""
     return None
+
+
+@pytest_asyncio.fixture
+async def web() -> AsyncIterator[Web]:
+    async with small_web() as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def fetcher(web: Web) -> AsyncIterator[Fetcher]:
+    async with web.fetcher() as made:
+        yield made
 
 
 @pytest_asyncio.fixture

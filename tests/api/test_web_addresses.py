@@ -1,29 +1,14 @@
 """Where the fetcher goes and where it does not: spellings, names, redirects, proxies, TLS."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from llava_api.images.fetch import Fetcher
 from tests.support.host_behaviours import PNG
 from tests.support.picture_host import PictureHost
 from tests.support.web import Web, certificate_for, fetch, refusal, small_web
-
-
-@pytest_asyncio.fixture
-async def web() -> AsyncIterator[Web]:
-    async with small_web() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def fetcher(web: Web) -> AsyncIterator[Fetcher]:
-    async with web.fetcher() as made:
-        yield made
-
 
 INNER_HOSTS = [
     "127.0.0.2",

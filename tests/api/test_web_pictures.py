@@ -2,12 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 
 from llava_api.errors import BadImage
 from llava_api.images.fetch import Fetcher, Resolve
@@ -26,22 +24,10 @@ from tests.support.host_behaviours import (
     REFUSED_LATER,
 )
 from tests.support.picture_host import full_backlog
-from tests.support.web import MAX_BYTES, TIMEOUT_SECONDS, Web, check_words, fetch, refusal, small_web
+from tests.support.web import MAX_BYTES, TIMEOUT_SECONDS, Web, check_words, fetch, refusal
 
 GRACE_SECONDS = 1.5
 """Above the deadline, on a busy machine."""
-
-
-@pytest_asyncio.fixture
-async def web() -> AsyncIterator[Web]:
-    async with small_web() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def fetcher(web: Web) -> AsyncIterator[Fetcher]:
-    async with web.fetcher() as made:
-        yield made
 
 
 @pytest.fixture

@@ -4,12 +4,10 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 from fastapi import FastAPI
 
 from llava_api.errors import ApiError, BadImage
@@ -20,19 +18,7 @@ from tests.api.test_chat import CHAT, picture_message
 from tests.api.test_errors import error_of
 from tests.support.host_behaviours import PNG
 from tests.support.scripted_engine import ScriptedEngine
-from tests.support.web import TIMEOUT_SECONDS, Web, fetch, refusal, small_web
-
-
-@pytest_asyncio.fixture
-async def web() -> AsyncIterator[Web]:
-    async with small_web() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def fetcher(web: Web) -> AsyncIterator[Fetcher]:
-    async with web.fetcher() as made:
-        yield made
+from tests.support.web import TIMEOUT_SECONDS, Web, fetch, refusal
 
 
 @pytest.fixture
