@@ -58,42 +58,35 @@ class LevelValues(torch.nn.Module):
         return self.table.index_select(0, places.flatten()).view(places.shape)
 
 
-class Llava(LlavaForConditionalGeneration):
+VllmModel: Any = object
+"""What stands behind ``Extended`` in a class that has both: one of vLLM's two."""
+
+
+class Extended(VllmModel):
+    """What both versions of LLaVA need beyond vLLM's model."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        with known_activation(vllm_config) as linear:
+            super().__init__(vllm_config=vllm_config, prefix=prefix)
+        if linear:
+            self.multi_modal_projector.act = torch.nn.Identity()
+        self.level_values = LevelValues(self.config)
+
+    def _image_pixels_to_features(self, vision_tower: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = super()._image_pixels_to_features(vision_tower, self.level_values(pixel_values))
+        return features
+
+    def load_weights(self, weights: Weights) -> set[str]:
+        loaded: set[str] = super().load_weights(classic(weights))
+        return loaded
+
+
+class Llava(Extended, LlavaForConditionalGeneration):
     """LLaVA-1.5."""
 
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        with known_activation(vllm_config) as linear:
-            super().__init__(vllm_config=vllm_config, prefix=prefix)
-        if linear:
-            self.multi_modal_projector.act = torch.nn.Identity()
-        self.level_values = LevelValues(self.config)
 
-    def _image_pixels_to_features(self, vision_tower: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = super()._image_pixels_to_features(vision_tower, self.level_values(pixel_values))
-        return features
-
-    def load_weights(self, weights: Weights) -> set[str]:
-        loaded: set[str] = super().load_weights(classic(weights))
-        return loaded
-
-
-class LlavaNext(LlavaNextForConditionalGeneration):
+class LlavaNext(Extended, LlavaNextForConditionalGeneration):
     """LLaVA-1.6 (NeXT)."""
-
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        with known_activation(vllm_config) as linear:
-            super().__init__(vllm_config=vllm_config, prefix=prefix)
-        if linear:
-            self.multi_modal_projector.act = torch.nn.Identity()
-        self.level_values = LevelValues(self.config)
-
-    def _image_pixels_to_features(self, vision_tower: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = super()._image_pixels_to_features(vision_tower, self.level_values(pixel_values))
-        return features
-
-    def load_weights(self, weights: Weights) -> set[str]:
-        loaded: set[str] = super().load_weights(classic(weights))
-        return loaded
 
     def _merge_image_patch_embeddings(
         self, image_size: torch.Tensor, patch_embeddings: torch.Tensor, *, strategy: str
