@@ -85,20 +85,20 @@ class Preparer:
         most = self.settings.max_images_per_request
         if len(conversation.images) > most:
             raise InvalidRequest(f"A request may have up to {most} pictures.", param="messages")
-        self.check_length(conversation)
+        characters = conversation.characters()
+        self.check_length(characters)
         measured = await self.images.measure(conversation.images, caller)
-        if conversation.characters() > INLINE_CHARACTERS:
+        if characters > INLINE_CHARACTERS:
             segments, prompt = await asyncio.to_thread(self.write, conversation, measured)
         else:
             segments, prompt = self.write(conversation, measured)
         return LaidOut(segments, prompt, measured)
 
-    def check_length(self, conversation: Conversation) -> None:
+    def check_length(self, characters: int) -> None:
         """Refuse text that cannot fit before it is tokenized, which takes a second for each megabyte.
 
         Raises ContextLengthExceeded.
         """
-        characters = conversation.characters()
         if characters > self.max_model_len * self.model.tokenizer.longest_piece:
             raise ContextLengthExceeded(
                 f"This model's context is {self.max_model_len} tokens. Your messages have {characters} characters of "

@@ -109,7 +109,7 @@ def save(explained: Explained, model: ServedModel, folder: Path) -> list[Path]:
         pictures = zip(explained.explanation.images, explained.rendered, strict=True)
         for number, (described, rendered) in enumerate(pictures, start=1):
             size = (described.shown_width, described.shown_height)
-            grid = None if described.detail == "low" else mode.grid(size)
+            grid = mode.at(described.detail).grid(size)
             written += save_shown(rendered.pixels, grid, mode.normalisation, folder, f"picture-{number}")
     except OSError as error:
         raise StartupError(f"cannot write to {folder} ({error.strerror})") from error

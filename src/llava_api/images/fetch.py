@@ -28,6 +28,7 @@ from llava_api import __version__
 from llava_api.errors import BadImage, Busy
 from llava_api.images.guard import Guard
 from llava_api.images.single_flight import SingleFlight
+from llava_api.images.source import too_large
 from llava_api.settings import Settings
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -75,7 +76,6 @@ TOO_SLOW = (
     "The picture's host took longer than the {seconds:g} seconds this server waits: try again, or send the picture "
     "itself as a base64 data: URL."
 )
-TOO_LARGE = "The picture is larger than the {max_bytes} bytes this server takes: send a smaller one."
 NOT_DIRECT = "The picture's URL is redirected more than {most} times: use the address that it ends at."
 
 
@@ -325,7 +325,7 @@ class Fetcher:
             async for part in response.aiter_stream():
                 size += len(part)
                 if size > max_bytes:
-                    raise BadImage(TOO_LARGE.format(max_bytes=max_bytes), code="image_too_large")
+                    raise too_large(max_bytes)
                 parts.append(part)
                 if len(parts) % PARTS_AT_ONCE == 0:
                     if size < len(parts) * LEAST_PART_BYTES:
@@ -347,4 +347,4 @@ def check_head(status: int, headers: Headers, max_bytes: int) -> None:
         raise failed("The picture's host sent it compressed, unasked: send the picture itself as a base64 data: URL.")
     announced = headers.get(b"content-length", b"0")
     if announced.isdigit() and int(announced) > max_bytes:
-        raise BadImage(TOO_LARGE.format(max_bytes=max_bytes), code="image_too_large")
+        raise too_large(max_bytes)

@@ -16,6 +16,14 @@ NOT_A_SOURCE = (
 )
 
 
+def too_large(max_bytes: int) -> BadImage:
+    """The complaint about one picture's bytes, without its place."""
+    return BadImage(
+        f"The picture is larger than the {max_bytes} bytes this server takes: send a smaller one.",
+        code="image_too_large",
+    )
+
+
 class ByteBudget:
     """How many bytes of pictures one request may still bring."""
 
@@ -30,10 +38,7 @@ class ByteBudget:
     def take(self, size: int) -> None:
         """Raises BadImage, without its place, where ``size`` bytes are too many."""
         if size > self.one_image:
-            raise BadImage(
-                f"The picture is larger than the {self.one_image} bytes this server takes: send a smaller one.",
-                code="image_too_large",
-            )
+            raise too_large(self.one_image)
         if size > self.whole_request - self.taken:
             raise BadImage(
                 f"The pictures of this request have more than the {self.whole_request} bytes this server takes "

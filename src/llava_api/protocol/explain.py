@@ -1,6 +1,6 @@
 """``POST /v1/explain``: what the model would be shown for a chat request. An endpoint of our own."""
 
-from llava_api.protocol.chat import Wire
+from llava_api.protocol.chat import Detail, Wire
 
 
 class Placeholder(Wire):
@@ -26,7 +26,7 @@ class ExplainedImage(Wire):
     shown_height: int
     mode: str
     """pad, square, anyres or hf."""
-    detail: str
+    detail: Detail
     """low where the base tile alone is shown, else high."""
     grid: list[int]
     """[tiles across, tiles down]; [1, 1] where the picture is one tile."""
