@@ -14,12 +14,15 @@
     +-- Busy                     503 server_error, code server_busy
     +-- EngineFailed             500 server_error, code engine_failed
 
+    InvalidGrammar               the engine could not keep to a grammar; ``chat`` makes an InvalidRequest of it
     StartupError                 the server cannot start; one sentence for the person at the terminal
 
 Errors are raised, never returned; ``server/error_handlers.py`` alone writes them on the wire. Messages are fixed
 texts that say what to do: no paths, no object addresses, no echoed picture data. This module imports nothing of
 the package.
 """
+
+INTERNAL = "The server made a mistake and has noted it; give the x-request-id to whoever runs it."
 
 
 class ApiError(Exception):
@@ -90,6 +93,10 @@ class Busy(ApiError):
 class EngineFailed(ApiError):
     status = 500
     code = "engine_failed"
+
+
+class InvalidGrammar(Exception):
+    """A grammar that cannot be compiled; the message says why, in llguidance's words about the schema in it."""
 
 
 class StartupError(Exception):

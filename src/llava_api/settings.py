@@ -67,6 +67,15 @@ class Settings(BaseSettings):
     served_model_name: Texts = []
     """Names under which the model is served, the first one first in replies; default: the model as given."""
 
+    max_choices: int = Field(16, ge=1)
+    """Answers that one request may ask for (n, and for text completions prompts times n)."""
+    cors_allow_origins: Texts = []
+    """Web origin whose pages may call this server, as https://chat.example.com; *: any. May be repeated."""
+    docs: bool = True
+    """Serve the OpenAPI document at /openapi.json and a page to try it at /docs."""
+    short_paths: bool = False
+    """Answer /chat/completions, /completions and /responses without /v1 before them too."""
+
     # Pictures: limits, each checked before its cost is paid
     max_images_per_request: int = Field(16, ge=0)
     """Pictures in one request."""

@@ -13,11 +13,14 @@ from fastapi import FastAPI
 from llava_api.chat.model import open_model
 from llava_api.chat.prepare import Preparer
 from llava_api.engine.base import Adapter
+from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.fetch import Fetcher, Resolve
 from llava_api.images.load import ImageLoader
 from llava_api.server.app import create_app
 from llava_api.server.services import Services
 from llava_api.settings import Settings
+from tests.support.openai_schemas import ValidatingTransport
+from tests.support.openai_schemas import ValidatingTransport
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tokenizer import write_checkpoint
 from tests.support.web import Web, small_web
@@ -71,13 +74,15 @@ async def app(
     model = open_model(str(write_checkpoint(tmp_path / "model", pinpoints)), ("owner/tiny", "tiny"), settings)
     model = replace(model, adapters=(Adapter("birds", "an adapter's folder", 1, 8),))
     images = ImageLoader(model.image_mode, settings, resolver)
-    preparer = Preparer(model, settings, engine.max_model_len, images)
-    yield create_app(Services(settings, model, engine, preparer))
+    grammars = GrammarChecker()
+    preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
+    yield create_app(Services(settings, model, engine, preparer, "fp_test"))
     await images.close()
+    await grammars.close()
 
 
 @pytest_asyncio.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = ValidatingTransport(httpx.ASGITransport(app, raise_app_exceptions=False))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
         yield opened

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-from llava_api.engine.base import Adapter, Delta, GenerationRequest
+from llava_api.engine.base import Adapter, Delta, FinishReason, GenerationRequest, TokenLogprob
 from llava_api.errors import EngineFailed
 
 
@@ -14,6 +14,10 @@ class ScriptedEngine:
         self.pause_seconds = 0.0
         self.fail_at: int | None = None
         """The delta before which generation fails."""
+        self.finish_reason: FinishReason = "stop"
+        self.logprobs: list[tuple[TokenLogprob, ...]] = [()] * len(texts)
+        """Of each text's tokens."""
+        self.prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
         self.dead = False
         self.requests: list[GenerationRequest] = []
         self.unfinished = 0
@@ -26,8 +30,10 @@ class ScriptedEngine:
                 if self.fail_at == index:
                     raise EngineFailed("The engine has stopped; the server must be restarted.")
                 await asyncio.sleep(self.pause_seconds)
-                last = index == len(self.texts) - 1
-                yield Delta(text, 1, 3, "stop" if last else None)
+                reason = self.finish_reason if index == len(self.texts) - 1 else None
+                logprobs = self.logprobs[index] if request.sampling.logprobs is not None else ()
+                for choice in range(request.choices):
+                    yield Delta(text, 1, 3, reason, choice, logprobs, self.prompt_logprobs if not index else ())
         finally:
             self.unfinished -= 1
 

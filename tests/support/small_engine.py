@@ -156,4 +156,4 @@ def picture_request(
         cache_key=name,
         size=mode.engine_size(picture.size),
     )
-    return GenerationRequest(name, prompt.token_ids, (image,), Sampling(0.0, 1.0, 1), adapter)
+    return GenerationRequest(name, prompt.token_ids, (image,), Sampling(0.0), 1, adapter)

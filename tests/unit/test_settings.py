@@ -48,7 +48,7 @@ def test_a_wrong_environment_value_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 KNOWN = {
     *("model", "dtype", "enforce_eager", "limit_mm_per_prompt", "mm_processor_cache_gb", "disable_log_stats"),
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "seed", "trust_remote_code"),
-    *("hf_overrides", "max_num_seqs", "block_size", "kv_cache_dtype"),
+    *("hf_overrides", "structured_outputs_config", "max_num_seqs", "block_size", "kv_cache_dtype"),
 }
 
 

@@ -1,12 +1,17 @@
 """Wire messages -> turns and image parts, as people mean them."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llava_api.errors import InvalidRequest
 from llava_api.images.load import ImagePart
 from llava_api.prompts.segments import Turn
-from llava_api.protocol import chat as wire
+from llava_api.protocol import messages as wire
+from llava_api.protocol import parts as wire_parts
+
+Parts = list[str | int]
+"""Texts and indexes of pictures in the order in which they were sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,40 +19,72 @@ class Conversation:
     system: str | None
     """The caller's system text; None where none was given."""
     turns: tuple[Turn, ...]
-    """User and assistant in turn, a user's first and last."""
+    """User and assistant in turn, a user's first. Where an assistant's is last, the model continues it."""
     images: tuple[ImagePart, ...]
     """In the order of the request."""
+
+    @property
+    def continues(self) -> bool:
+        return self.turns[-1].role == "assistant"
 
     def characters(self) -> int:
         """Of all texts together."""
         return len(self.system or "") + sum(len(turn.text) for turn in self.turns)
 
+    def with_system(self, default: str, addition: str) -> "Conversation":
+        """``addition`` behind the system text, which is ``default`` where the caller gave none."""
+        system = default if self.system is None else self.system
+        return replace(self, system=f"{system}\n\n{addition}" if system else addition)
 
-def plain_text(content: str | Sequence[wire.TextPart] | None) -> str:
-    if content is None:
-        return ""
-    return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
+class Transcript:
+    """Gathers what was said: consecutive messages of one role are one turn."""
 
-def read_user(message: wire.UserMessage, position: int, images: list[ImagePart]) -> list[str | int]:
-    """The texts and pictures of one user message, in order; its pictures are appended to ``images``."""
-    if isinstance(message.content, str):
-        return [message.content]
-    parts: list[str | int] = []
-    for index, part in enumerate(message.content):
-        if isinstance(part, wire.TextPart | wire.InputTextPart):
-            parts.append(part.text)
+    def __init__(self) -> None:
+        self.systems: list[str] = []
+        self.spoken: list[tuple[str, list[Parts]]] = []
+        self.images: list[ImagePart] = []
+        self.calls: dict[str, str] = {}
+        """Id of a call -> name of its function."""
+
+    def say(self, role: str, parts: Parts) -> None:
+        if self.spoken and self.spoken[-1][0] == role:
+            self.spoken[-1][1].append(parts)
         else:
-            parts.append(len(images))
-            images.append(read_image(part, f"messages[{position}].content[{index}].image_url"))
-    return parts
+            self.spoken.append((role, [parts]))
 
+    def show(self, image: ImagePart) -> int:
+        """The picture's index."""
+        self.images.append(image)
+        return len(self.images) - 1
 
-def read_image(part: wire.ImagePart | wire.InputImagePart, param: str) -> ImagePart:
-    if isinstance(part, wire.ImagePart) and isinstance(part.image_url, wire.ImageUrl):
-        return ImagePart(part.image_url.url, param, part.image_url.detail)
-    detail = part.detail if isinstance(part, wire.InputImagePart) else None
-    return ImagePart(str(part.image_url), param, detail)
+    def call(self, call_id: str, name: str, arguments: str) -> str:
+        """A call as the model wrote it: what later results refer to."""
+        self.calls[call_id] = name
+        return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
+
+    def result(self, call_id: str, content: str, param: str) -> None:
+        """What a function returned is told to the model as a user's words. Raises InvalidRequest."""
+        name = self.calls.get(call_id)
+        if name is None:
+            raise InvalidRequest("This answers a call that no message before it made.", param=param)
+        self.say("user", [f"{name} returned: {content}"])
+
+    def finish(self, param: str, continues: bool) -> Conversation:
+        """Raises InvalidRequest where no answer can follow."""
+        turns = [one_turn(role, messages) for role, messages in self.spoken]
+        if not turns or turns[0].role != "user":
+            raise InvalidRequest("The first message after the system's must be a user's.", param=param)
+        last = turns[-1].role
+        if continues and last != "assistant":
+            raise InvalidRequest("continue_final_message: the last message must be an assistant's.", param=param)
+        if not continues and last != "user":
+            raise InvalidRequest(
+                "The last message must be a user's: it is what the model answers. To have the model continue an "
+                "assistant's message, send continue_final_message: true.",
+                param=param,
+            )
+        return Conversation("\n".join(self.systems) if self.systems else None, tuple(turns), tuple(self.images))
 
 
 def turn_of(role: str, parts: Sequence[str | int]) -> Turn:
@@ -56,33 +93,56 @@ def turn_of(role: str, parts: Sequence[str | int]) -> Turn:
 
 
 def one_turn(role: str, messages: Sequence[Sequence[str | int]]) -> Turn:
-    """Messages of one role in a row are one turn."""
     if len(messages) == 1:
         return turn_of(role, messages[0])
     return turn_of(role, [part for parts in messages for part in parts if part != ""])
 
 
-def read_conversation(messages: Sequence[wire.Message]) -> Conversation:
-    """Raises InvalidRequest where no answer can follow."""
-    systems: list[str] = []
-    spoken: list[tuple[str, list[list[str | int]]]] = []
-    images: list[ImagePart] = []
+def plain_text(content: str | Sequence[wire_parts.TextPart | wire_parts.RefusalPart] | None) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.text if isinstance(part, wire_parts.TextPart) else part.refusal for part in content)
+
+
+def read_user(message: wire.UserMessage, position: int, transcript: Transcript) -> Parts:
+    if isinstance(message.content, str):
+        return [message.content]
+    parts: Parts = []
+    for index, part in enumerate(message.content):
+        if isinstance(part, wire_parts.TextPart | wire_parts.InputTextPart):
+            parts.append(part.text)
+        else:
+            parts.append(transcript.show(read_image(part, f"messages[{position}].content[{index}].image_url")))
+    return parts
+
+
+def read_image(part: wire_parts.ImagePart | wire_parts.InputImagePart, param: str) -> ImagePart:
+    if isinstance(part, wire_parts.ImagePart) and isinstance(part.image_url, wire_parts.ImageUrl):
+        return ImagePart(part.image_url.url, param, part.image_url.detail)
+    detail = part.detail if isinstance(part, wire_parts.InputImagePart) else None
+    return ImagePart(str(part.image_url), param, detail)
+
+
+def read_assistant(message: wire.AssistantMessage, transcript: Transcript) -> Parts:
+    text = plain_text(message.content) or message.refusal or ""
+    calls = [transcript.call(made.id, made.function.name, made.function.arguments) for made in message.tool_calls or ()]
+    return ["\n".join([*([text] if text or not calls else []), *calls])]
+
+
+def read_conversation(messages: Sequence[wire.Message], continues: bool = False) -> Conversation:
+    """``continues``: the last message is an assistant's, to be continued. Raises InvalidRequest."""
+    transcript = Transcript()
     for position, message in enumerate(messages):
-        if isinstance(message, wire.SystemMessage):
-            systems.append(plain_text(message.content))
-            continue
-        parts: list[str | int]
-        if isinstance(message, wire.UserMessage):
-            role, parts = "user", read_user(message, position, images)
-        else:
-            role, parts = "assistant", [plain_text(message.content) or message.refusal or ""]
-        if spoken and spoken[-1][0] == role:
-            spoken[-1][1].append(parts)
-        else:
-            spoken.append((role, [parts]))
-    turns = [one_turn(role, messages) for role, messages in spoken]
-    if not turns or turns[-1].role != "user":
-        raise InvalidRequest("The last message must be a user's: it is what the model answers.", param="messages")
-    if turns[0].role != "user":
-        raise InvalidRequest("The first message after the system's must be a user's.", param="messages")
-    return Conversation("\n".join(systems) if systems else None, tuple(turns), tuple(images))
+        match message:
+            case wire.SystemMessage():
+                transcript.systems.append(plain_text(message.content))
+            case wire.UserMessage():
+                transcript.say("user", read_user(message, position, transcript))
+            case wire.AssistantMessage():
+                transcript.say("assistant", read_assistant(message, transcript))
+            case wire.ToolMessage():
+                param = f"messages[{position}].tool_call_id"
+                transcript.result(message.tool_call_id, plain_text(message.content), param)
+    return transcript.finish("messages", continues)

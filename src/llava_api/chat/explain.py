@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 from llava_api.chat.prepare import LaidOut, Preparer
+from llava_api.chat.question import chat_question
 from llava_api.images.cache import RenderedImage
 from llava_api.images.load import MeasuredImage
 from llava_api.prompts.segments import as_text
@@ -21,7 +22,8 @@ class Explained:
 async def explain(preparer: Preparer, request: ChatCompletionRequest, caller: str) -> Explained:
     """Raises InvalidRequest and its kinds, but for a request that is too long: that is told by ``context_left``."""
     preparer.find_adapter(request.model)
-    laid_out = await preparer.lay_out(request, caller)
+    question = chat_question(request, preparer.model, preparer.settings.max_choices)
+    laid_out = await preparer.lay_out(question.conversation, caller)
     rendered = await preparer.images.render(laid_out.measured)
     return Explained(describe(preparer, request.model, laid_out, rendered), rendered)
 

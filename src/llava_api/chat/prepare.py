@@ -1,18 +1,20 @@
-"""A wire request -> an engine request: the only place where a request may still fail with an HTTP status."""
+"""A question -> an engine request: the only place where a request may still fail with an HTTP status."""
 
 import asyncio
 from dataclasses import dataclass
 
-from llava_api.chat.conversation import Conversation, read_conversation
+from llava_api.chat.answers import Asked
+from llava_api.chat.conversation import Conversation
 from llava_api.chat.model import ServedModel
-from llava_api.chat.sampling import answer_room, read_sampling
-from llava_api.engine.base import Adapter, EngineImage, GenerationRequest
-from llava_api.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from llava_api.chat.question import Question
+from llava_api.chat.sampling import answer_room
+from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
+from llava_api.engine.grammar_check import GrammarChecker
+from llava_api.errors import ContextLengthExceeded, InvalidGrammar, InvalidRequest, ModelNotFound
 from llava_api.images.cache import RenderedImage
 from llava_api.images.load import ImageLoader, MeasuredImage
 from llava_api.prompts.render import RenderedPrompt, tokenize
 from llava_api.prompts.segments import Segment
-from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.settings import Settings
 
 INLINE_CHARACTERS = 2000
@@ -39,7 +41,8 @@ class LaidOut:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    request: GenerationRequest
+    question: Question
+    asked: Asked
     text_tokens: int
     image_tokens: int
 
@@ -47,11 +50,19 @@ class Prepared:
 class Preparer:
     """Prepares requests for one served model, whose pictures ``images`` loads."""
 
-    def __init__(self, model: ServedModel, settings: Settings, max_model_len: int, images: ImageLoader) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        settings: Settings,
+        max_model_len: int,
+        images: ImageLoader,
+        grammars: GrammarChecker,
+    ) -> None:
         self.model = model
         self.settings = settings
         self.max_model_len = max_model_len
         self.images = images
+        self.grammars = grammars
 
     def find_adapter(self, name: str) -> Adapter | None:
         """The LoRA adapter that ``name`` asks for; None for the model itself. Raises ModelNotFound."""
@@ -63,30 +74,52 @@ class Preparer:
             )
         return adapter
 
-    async def prepare(self, request: ChatCompletionRequest, request_id: str, caller: str) -> Prepared:
+    async def prepare(self, question: Question, request_id: str, caller: str) -> Prepared:
         """Raises InvalidRequest and its kinds, and Busy; after this nothing can be refused any more.
 
         ``caller``: whose fetches from the web are counted together.
         """
-        adapter = self.find_adapter(request.model)
-        laid_out = await self.lay_out(request, caller)
-        text_tokens, image_tokens = laid_out.text_tokens, laid_out.image_tokens
-        max_tokens = answer_room(request, text_tokens, image_tokens, self.max_model_len)
-        sampling = read_sampling(request, self.model, max_tokens)
+        adapter = self.find_adapter(question.model)
+        laid_out = await self.lay_out(question.conversation, caller, question.length.prompt_param)
+        max_tokens = answer_room(
+            question.length, laid_out.text_tokens, laid_out.image_tokens, self.max_model_len, question.sampling
+        )
+        await self.check_grammar(question)
         rendered = await self.images.render(laid_out.measured)
         prompt = laid_out.prompt
-        images = tuple(engine_image(rendered[place.image], place.offset, place.length) for place in prompt.placeholders)
-        engine_request = GenerationRequest(request_id, prompt.token_ids, images, sampling, adapter)
-        return Prepared(engine_request, text_tokens, image_tokens)
+        request = GenerationRequest(
+            request_id=request_id,
+            token_ids=prompt.token_ids,
+            images=tuple(
+                engine_image(rendered[place.image], place.offset, place.length) for place in prompt.placeholders
+            ),
+            sampling=question.sampling,
+            max_tokens=max_tokens,
+            adapter=adapter,
+            choices=engine_choices(question.sampling, question.choices),
+        )
+        asked = Asked(request, question.choices, not question.conversation.continues, question.call_names)
+        return Prepared(question, asked, laid_out.text_tokens, laid_out.image_tokens)
 
-    async def lay_out(self, request: ChatCompletionRequest, caller: str) -> LaidOut:
+    async def check_grammar(self, question: Question) -> None:
+        """Raises InvalidRequest for a schema that the engine could not keep to."""
+        if question.sampling.grammar is None:
+            return
+        try:
+            await self.grammars.check(question.sampling.grammar)
+        except InvalidGrammar as error:
+            param = question.grammar_param
+            raise InvalidRequest(
+                f"Invalid schema for '{param}': {error}", param=param, code="invalid_schema"
+            ) from error
+
+    async def lay_out(self, conversation: Conversation, caller: str, param: str = "messages") -> LaidOut:
         """Prompt and token counts, from the headers of the pictures alone. Raises InvalidRequest and its kinds."""
-        conversation = read_conversation(request.messages)
         most = self.settings.max_images_per_request
         if len(conversation.images) > most:
-            raise InvalidRequest(f"A request may have up to {most} pictures.", param="messages")
+            raise InvalidRequest(f"A request may have up to {most} pictures.", param=param)
         characters = conversation.characters()
-        self.check_length(characters)
+        self.check_length(characters, param)
         measured = await self.images.measure(conversation.images, caller)
         if characters > INLINE_CHARACTERS:
             segments, prompt = await asyncio.to_thread(self.write, conversation, measured)
@@ -94,7 +127,7 @@ class Preparer:
             segments, prompt = self.write(conversation, measured)
         return LaidOut(segments, prompt, measured)
 
-    def check_length(self, characters: int) -> None:
+    def check_length(self, characters: int, param: str) -> None:
         """Refuse text that cannot fit before it is tokenized, which takes a second for each megabyte.
 
         Raises ContextLengthExceeded.
@@ -103,7 +136,7 @@ class Preparer:
             raise ContextLengthExceeded(
                 f"This model's context is {self.max_model_len} tokens. Your messages have {characters} characters of "
                 "text, which cannot fit: send less.",
-                param="messages",
+                param=param,
             )
 
     def write(self, conversation: Conversation, measured: list[MeasuredImage]) -> tuple[list[Segment], RenderedPrompt]:
@@ -111,6 +144,11 @@ class Preparer:
         lengths = [image.tokens for image in measured]
         prompt = tokenize(segments, self.model.tokenizer, self.model.checkpoint.image_token_id, lengths)
         return segments, prompt
+
+
+def engine_choices(sampling: Sampling, choices: int) -> int:
+    """Answers that the engine makes: without chance they are all the same, and one is made for all."""
+    return 1 if sampling.temperature == 0 else choices
 
 
 def engine_image(image: RenderedImage, offset: int, length: int) -> EngineImage:

@@ -1,48 +1,110 @@
 """Wire knobs -> checked knobs."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
 from llava_api.chat.model import ServedModel
 from llava_api.engine.base import Sampling
 from llava_api.errors import ContextLengthExceeded, InvalidRequest
-from llava_api.protocol.chat import ChatCompletionRequest
-
-MAX_STOPS = 4
-MAX_STOP_CHARACTERS = 256
+from llava_api.protocol import sampling as wire
 
 
-def answer_room(request: ChatCompletionRequest, text_tokens: int, image_tokens: int, max_model_len: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long an answer is to be, and the fields that it and its prompt came by."""
+
+    max_tokens: int | None
+    """None for what room there is."""
+    param: str = "max_tokens"
+    prompt_param: str = "messages"
+
+
+def answer_room(length: Length, text_tokens: int, image_tokens: int, max_model_len: int, sampling: Sampling) -> int:
     """How many tokens the answer may have. Raises ContextLengthExceeded, before any picture is decoded."""
+    asked = length.max_tokens
     room = max_model_len - text_tokens - image_tokens
-    asked = request.max_completion_tokens or request.max_tokens
     if room < 1 or (asked is not None and asked > room):
         wanted = f" and {asked} were asked for the answer" if asked is not None else " and none is left to answer"
         raise ContextLengthExceeded(
-            f"This model's context is {max_model_len} tokens. Your messages have {text_tokens} tokens of text and "
+            f"This model's context is {max_model_len} tokens. Your request has {text_tokens} tokens of text and "
             f"{image_tokens} of pictures{wanted}: send less, or ask for a shorter answer.",
-            param="messages" if room < 1 else asked_by(request),
+            param=length.prompt_param if room < 1 else length.param,
         )
-    return room if asked is None else asked
+    room = room if asked is None else asked
+    if sampling.min_tokens > room:
+        raise InvalidRequest(f"min_tokens is more than the {room} tokens of the answer.", param="min_tokens")
+    return room
 
 
-def asked_by(request: ChatCompletionRequest) -> str:
-    return "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
-
-
-def check_stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
-    if len(stops) > MAX_STOPS or any(not 0 < len(text) <= MAX_STOP_CHARACTERS for text in stops):
+def check_ids(ids: Iterable[int], model: ServedModel, param: str) -> None:
+    """Raises InvalidRequest for a token that the model does not have."""
+    if any(not 0 <= token < model.tokenizer.size for token in ids):
         raise InvalidRequest(
-            f"stop takes up to {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters.", param="stop"
+            f"Invalid value for '{param}': this model's token ids are 0 to {model.tokenizer.size - 1}.", param=param
         )
-    return stops
 
 
-def read_sampling(request: ChatCompletionRequest, model: ServedModel, max_tokens: int) -> Sampling:
-    checkpoint = model.checkpoint
+def read_extensions(
+    request: wire.Extensions, model: ServedModel, temperature: float | None, top_p: float | None
+) -> Sampling:
+    """What every endpoint takes. Raises InvalidRequest."""
+    own_stops = tuple(request.stop_token_ids or ())
+    check_ids(own_stops, model, "stop_token_ids")
+    ignore_end = bool(request.ignore_eos)
     return Sampling(
-        temperature=checkpoint.default_temperature if request.temperature is None else request.temperature,
-        top_p=checkpoint.default_top_p if request.top_p is None else request.top_p,
-        max_tokens=max_tokens,
-        stop=check_stops(request.stop) + model.stop_texts,
-        stop_token_ids=model.stop_token_ids,
-        seed=request.seed,
+        temperature=model.checkpoint.default_temperature if temperature is None else temperature,
+        top_p=model.checkpoint.default_top_p if top_p is None else top_p,
+        stop=() if ignore_end else model.stop_texts,
+        stop_token_ids=own_stops if ignore_end else (*model.stop_token_ids, *own_stops),
+        top_k=max(0, request.top_k or 0),
+        min_p=request.min_p or 0.0,
+        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        min_tokens=request.min_tokens or 0,
+        ignore_eos=ignore_end,
+        skip_special_tokens=request.skip_special_tokens is not False,
     )
+
+
+def read_sampling(request: wire.Sampling, model: ServedModel) -> Sampling:
+    """What chat and text completions take. Raises InvalidRequest."""
+    sampling = read_extensions(request, model, request.temperature, request.top_p)
+    stops = () if request.stop is None else (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+    return replace(
+        sampling,
+        stop=stops + sampling.stop,
+        seed=request.seed,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=read_bias(request.logit_bias or {}, model),
+    )
+
+
+def read_bias(biases: dict[str, float], model: ServedModel) -> tuple[tuple[int, float], ...]:
+    if not all(token.isdecimal() and len(token) < 10 for token in biases):
+        raise InvalidRequest("Invalid value for 'logit_bias': its keys are token ids.", param="logit_bias")
+    found = {int(token): bias for token, bias in biases.items()}
+    check_ids(found, model, "logit_bias")
+    return tuple(found.items())
+
+
+def kept_to(sampling: Sampling, grammar: str, model: ServedModel, texts_too: bool) -> Sampling:
+    """The answer follows ``grammar``, which knows its own end.
+
+    ``texts_too``: it may be free text as well, which ends as always. A family's stop text, such as ``###``, may stand
+    within JSON. Raises InvalidRequest for knobs that forbid the end.
+    """
+    for name, given in (("min_tokens", sampling.min_tokens), ("ignore_eos", sampling.ignore_eos)):
+        if given:
+            raise InvalidRequest(
+                f"{name} cannot be combined with response_format or tools: their answer ends where it is complete.",
+                param=name,
+            )
+    stops = sampling.stop if texts_too else tuple(text for text in sampling.stop if text not in model.stop_texts)
+    return replace(sampling, grammar=grammar, stop=stops)
+
+
+def choices_of(n: int | None, most: int) -> int:
+    """Raises InvalidRequest for more than the server allows."""
+    if n is not None and n > most:
+        raise InvalidRequest(f"n may be up to {most} on this server.", param="n")
+    return n or 1

@@ -15,6 +15,7 @@ from llava_api.chat.prepare import Preparer
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.models import CHECKPOINT_FLAGS, DEMO, MODEL_HELP, find_model
 from llava_api.cli.terminal import printable
+from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ApiError, StartupError
 from llava_api.images.load import ImageLoader
 from llava_api.images.show import save_shown
@@ -96,7 +97,7 @@ async def explain_once(model: ServedModel, settings: Settings, request: ChatComp
     context = settings.max_model_len or model.checkpoint.context_length
     images = ImageLoader(model.image_mode, settings)
     try:
-        return await explain(Preparer(model, settings, context, images), request, "")
+        return await explain(Preparer(model, settings, context, images, GrammarChecker()), request, "")
     finally:
         await images.close()
 

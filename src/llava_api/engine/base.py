@@ -58,12 +58,28 @@ class EngineImage:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
+    """How tokens are chosen and what ends an answer, in vLLM's names."""
+
     temperature: float
-    top_p: float
-    max_tokens: int
+    top_p: float = 1.0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    """So many of the likeliest tokens at each place, besides the chosen one; None for no log-probabilities."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens."""
+    grammar: str | None = None
+    """llguidance's Lark grammar that the answer must fit; checked by ``grammar_check`` before it comes here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +89,26 @@ class GenerationRequest:
     images: tuple[EngineImage, ...]
     """In prompt order."""
     sampling: Sampling
+    max_tokens: int
+    """Of one answer."""
     adapter: Adapter | None = None
+    choices: int = 1
+    """Answers; more than one only with a temperature above 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely one token was, before temperature and penalties."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """(token id, log-probability) of the likeliest, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What was generated since the last one. The last has a finish reason."""
+    """What was generated since the last one. The last of each choice has a finish reason."""
 
     text: str
     completion_tokens: int
@@ -86,6 +116,12 @@ class Delta:
     cached_tokens: int
     """Prompt tokens that came from the prefix cache."""
     finish_reason: FinishReason | None
+    index: int = 0
+    """Of the choice, from 0."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the tokens in this delta, where they were asked for."""
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    """Of the prompt's tokens, in the first delta, where they were asked for; nothing is known of the first one."""
 
 
 class Engine(Protocol):

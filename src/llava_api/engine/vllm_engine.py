@@ -5,7 +5,7 @@ Requests go in rendered (``EngineInput``), so neither vLLM's templates nor a HF 
 """
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import EngineInput, mm_input, tokens_input
+from vllm.logprobs import Logprob
 from vllm.lora.request import LoRARequest
 from vllm.multimodal.inputs import (
     MultiModalBatchedField,
@@ -21,11 +22,20 @@ from vllm.multimodal.inputs import (
     MultiModalKwargsItems,
     PlaceholderRange,
 )
-from vllm.sampling_params import RequestOutputKind
+from vllm.outputs import CompletionOutput
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from llava_api.engine.base import Adapter, Delta, EngineImage, FinishReason, GenerationRequest, ModelToLoad
+from llava_api.engine.base import (
+    Adapter,
+    Delta,
+    EngineImage,
+    FinishReason,
+    GenerationRequest,
+    ModelToLoad,
+    TokenLogprob,
+)
 from llava_api.engine.vllm_options import engine_arguments, known_arguments
 from llava_api.errors import EngineFailed, StartupError
 from llava_api.settings import Settings
@@ -33,6 +43,22 @@ from llava_api.settings import Settings
 log = logging.getLogger(__name__)
 
 DEAD = "The engine has stopped; the server must be restarted."
+SAME_NAMES = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "min_tokens",
+    "ignore_eos",
+    "skip_special_tokens",
+    "logprobs",
+    "prompt_logprobs",
+)
+"""Fields of ``Sampling`` that vLLM's SamplingParams has under the same name, with the same meaning."""
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -69,14 +95,12 @@ class VllmEngine:
             lora_request=lora_request(request.adapter),
         )
         try:
+            prompt: tuple[TokenLogprob | None, ...] = ()
             async for output in outputs:
-                completion = output.outputs[0]
-                yield Delta(
-                    text=completion.text,
-                    completion_tokens=len(completion.token_ids),
-                    cached_tokens=output.num_cached_tokens or 0,
-                    finish_reason=finish_reason(completion.finish_reason),
-                )
+                # vLLM says it once or each time; it is sent once.
+                prompt = () if prompt else token_logprobs(request.token_ids, output.prompt_logprobs)
+                for completion in output.outputs:
+                    yield delta_of(completion, output.num_cached_tokens or 0, prompt)
         except EngineDeadError as error:
             raise EngineFailed(DEAD) from error
         except (EngineGenerateError, ValueError) as error:
@@ -116,6 +140,18 @@ def finish_reason(reason: str | None) -> FinishReason | None:
     return known
 
 
+def delta_of(completion: CompletionOutput, cached_tokens: int, prompt: tuple[TokenLogprob | None, ...]) -> Delta:
+    return Delta(
+        text=completion.text,
+        completion_tokens=len(completion.token_ids),
+        cached_tokens=cached_tokens,
+        finish_reason=finish_reason(completion.finish_reason),
+        index=completion.index,
+        logprobs=tuple(known for known in token_logprobs(completion.token_ids, completion.logprobs) if known),
+        prompt_logprobs=prompt,
+    )
+
+
 def engine_input(request: GenerationRequest) -> EngineInput:
     if not request.images:
         return tokens_input(request.token_ids)
@@ -148,13 +184,39 @@ def image_item(image: EngineImage) -> MultiModalKwargsItem:
 
 def sampling_params(request: GenerationRequest) -> SamplingParams:
     wanted = request.sampling
-    arguments: dict[str, Any] = {
-        "temperature": wanted.temperature,
-        "top_p": wanted.top_p,
-        "max_tokens": wanted.max_tokens,
-        "stop": list(wanted.stop),
-        "stop_token_ids": list(wanted.stop_token_ids),
-        "seed": wanted.seed,
-        "output_kind": RequestOutputKind.DELTA,
-    }
-    return SamplingParams(**arguments)
+    arguments: dict[str, Any] = {name: getattr(wanted, name) for name in SAME_NAMES}
+    if wanted.grammar is not None:
+        arguments["structured_outputs"] = StructuredOutputsParams(grammar=wanted.grammar)
+    return SamplingParams(
+        n=request.choices,
+        max_tokens=request.max_tokens,
+        stop=list(wanted.stop),
+        stop_token_ids=list(wanted.stop_token_ids),
+        logit_bias=dict(wanted.logit_bias) or None,
+        output_kind=RequestOutputKind.DELTA,
+        **arguments,
+    )
+
+
+def token_logprobs(
+    token_ids: Sequence[int], logprobs: Sequence[Mapping[int, Logprob] | None] | None
+) -> tuple[TokenLogprob | None, ...]:
+    """vLLM's tables, one a token; None where nothing is known of a token (the prompt's first)."""
+    if not logprobs:
+        return ()
+    return tuple(
+        None if table is None else token_logprob(token, table)
+        for token, table in zip(token_ids, logprobs, strict=False)
+    )
+
+
+def token_logprob(token: int, table: Mapping[int, Logprob]) -> TokenLogprob:
+    likeliest = sorted(table.items(), key=lambda entry: entry[1].rank or 0)
+    top = tuple((other, finite(entry.logprob)) for other, entry in likeliest)
+    return TokenLogprob(token, finite(table[token].logprob), top)
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI's API writes -9999.0 for what cannot be."""
+    # And minus nothing is nothing.
+    return max(logprob, -9999.0) + 0.0

@@ -79,6 +79,8 @@ def engine_arguments(settings: Settings, model: ModelToLoad, *, on_cpu: bool, kn
     # Pictures arrive as finished tensors; a second cache of them in the front end would only hold memory.
     arguments["mm_processor_cache_gb"] = 0
     arguments["disable_log_stats"] = True
+    # llguidance's grammars, for which ours are written (chat/grammar.py, grammar_check.py).
+    arguments["structured_outputs_config"] = {"backend": "guidance"}
     arguments["hf_overrides"] = config_overrides(model)
     if model.adapters:
         arguments["enable_lora"] = True

@@ -8,6 +8,7 @@ from typing import Protocol
 from llava_api.prompts.segments import Picture, Segment, Special, Turn, split_specials
 
 SLOT = re.compile(r"\{(system|user|assistant)\}")
+ANSWER = "{assistant}"
 IMAGE_START, IMAGE_END = "<im_start>", "<im_end>"
 """What checkpoints with ``mm_use_im_start_end`` have around each picture."""
 
@@ -17,6 +18,11 @@ class PromptForm(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def default_system(self) -> str:
+        """Its system text where the caller gives none; empty for none."""
+        ...
 
     @property
     def stop_tokens(self) -> tuple[str, ...]:
@@ -34,7 +40,10 @@ class PromptForm(Protocol):
         ...
 
     def layout(self, system: str | None, turns: Sequence[Turn]) -> list[Segment]:
-        """The whole prompt up to where the model begins to write. The last turn must be a user's."""
+        """The whole prompt up to where the model begins to write.
+
+        Where the last turn is an assistant's, that is behind its text: the model continues it.
+        """
         ...
 
 
@@ -66,14 +75,17 @@ class PromptFamily:
     """True where each picture stands between ``<im_start>`` and ``<im_end>`` (``mm_use_im_start_end``)."""
 
     def layout(self, system: str | None, turns: Sequence[Turn]) -> list[Segment]:
-        """The whole prompt as segments. The last turn must be a user's."""
+        """The whole prompt as segments. See ``PromptForm.layout``."""
         system_text = self.default_system if system is None else system
         head = self.fill(self.system, system=[system_text]) if system_text else []
         segments: list[Segment] = [] if self.system_in_first_user else list(head)
         first = True
-        for turn in turns:
+        last = len(turns) - 1
+        for position, turn in enumerate(turns):
             if turn.role == "assistant":
-                segments += self.fill(self.assistant, assistant=[turn.text])
+                # Continued: only what stands before and in the slot.
+                template = self.assistant if position < last else self.assistant.partition(ANSWER)[0] + ANSWER
+                segments += self.fill(template, assistant=[turn.text])
                 continue
             content: list[Segment] = list(head) if first and self.system_in_first_user else []
             first = False

@@ -2,7 +2,8 @@
 
 The template is the checkpoint's code and runs in Jinja's sandbox. What people typed goes in with a mark behind every
 character that a special token can start with, so that only the template's own words are special tokens or pictures
-afterwards. The mark is a letter of Unicode's private use that occurs in none of the texts.
+afterwards. The mark is a letter of Unicode's private use that occurs in none of the texts; so is
+the one that shows where an assistant's message is to be continued.
 """
 
 import json
@@ -28,6 +29,7 @@ class HubTemplate:
     """A chat template, asked at start-up how it wants its messages."""
 
     name = "hub"
+    default_system = ""
     stop_texts: tuple[str, ...] = ()
 
     def __init__(self, source: str, specials: Sequence[str], bos_token: str | None, eos_token: str | None) -> None:
@@ -58,7 +60,7 @@ class HubTemplate:
 
     def layout(self, system: str | None, turns: Sequence[Turn]) -> list[Segment]:
         """Raises InvalidRequest where the template refuses the messages or writes no place for a picture."""
-        mark = unused_letter([system or "", *(turn.text for turn in turns)])
+        mark, end = unused_letters([system or "", *(turn.text for turn in turns)])
         messages: list[Message] = []
         if system is not None and self.drops_system:
             turns = with_system(system, turns)
@@ -66,7 +68,16 @@ class HubTemplate:
             messages.append(self.message("system", (system,), mark))
         messages += [self.message(turn.role, turn.interleaved(), mark) for turn in turns]
         images = [part for turn in turns for part in turn.interleaved() if isinstance(part, int)]
-        return self.segments(self.write(messages), images, mark)
+        if turns[-1].role != "assistant":
+            return self.segments(self.write(messages), images, mark)
+        messages[-1] = self.message("assistant", (turns[-1].text + end,), mark)
+        before, found, _ = self.write(messages, continues=True).rpartition(end)
+        if not found:
+            raise InvalidRequest(
+                "The checkpoint's chat template cannot continue an assistant's message.",
+                param="continue_final_message",
+            )
+        return self.segments(before, images, mark)
 
     def message(self, role: str, parts: Sequence[str | int], mark: str) -> Message:
         """One message in the form that the template wants, typed text marked."""
@@ -95,9 +106,9 @@ class HubTemplate:
         tails = (special[cut:] for special in self.specials for cut in range(1, len(special)))
         return any(tail.startswith(typed) or typed.startswith(tail) for tail in tails) if typed else False
 
-    def write(self, messages: Sequence[Message]) -> str:
+    def write(self, messages: Sequence[Message], continues: bool = False) -> str:
         try:
-            text = self.template.render(messages=messages, add_generation_prompt=True, **self.tokens)
+            text = self.template.render(messages=messages, add_generation_prompt=not continues, **self.tokens)
             # A lone surrogate is no text that a tokenizer takes.
             return text.encode("utf-8", "replace").decode("utf-8")
         except InvalidRequest:
@@ -159,13 +170,13 @@ def with_system(system: str, turns: Sequence[Turn]) -> list[Turn]:
     return [Turn(first.role, first.text, first.images, (f"{system}\n", *first.interleaved())), *turns[1:]]
 
 
-def unused_letter(texts: Sequence[str]) -> str:
-    """A letter of private use that is in none of ``texts``."""
+def unused_letters(texts: Sequence[str]) -> tuple[str, str]:
+    """Two letters of private use that are in none of ``texts``."""
     used = set().union(*texts)
-    free = next((chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used), None)
-    if free is None:
+    free = [code for code in range(0xF0000, 0xF0000 + len(used) + 2) if chr(code) not in used and code < 0xFFFFE]
+    if len(free) < 2:
         raise InvalidRequest("The messages use every private letter of Unicode: leave some out.", param="messages")
-    return free
+    return chr(free[0]), chr(free[1])
 
 
 def refuse(message: str) -> None:

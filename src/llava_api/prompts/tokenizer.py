@@ -6,6 +6,7 @@ hold, since each piece between two pictures is encoded in one go, as LLaVA's own
 """
 
 import json
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from tokenizers import AddedToken, Tokenizer
 from llava_api.errors import StartupError
 from llava_api.prompts.segments import Special
 
+BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
 
 class TextTokenizer:
     """A tokenizer from the content of a tokenizer.json."""
@@ -23,6 +26,8 @@ class TextTokenizer:
         try:
             settings = json.loads(tokenizer_json)
             self.special_ids: dict[str, int] = {token["content"]: token["id"] for token in settings["added_tokens"]}
+            self.special_tokens = {token["id"] for token in settings["added_tokens"] if token.get("special")}
+            """Those that the engine leaves out of an answer's text."""
         except (ValueError, KeyError, TypeError) as error:
             raise StartupError("the checkpoint's tokenizer.json is damaged") from error
         # Left over from somebody's training run; both would change what the model is shown.
@@ -51,6 +56,11 @@ class TextTokenizer:
         for text, marker in self.markers.items():
             self.remember(marker, self.special_ids[text])
         self.bos_id = self.token_id(bos_token) if bos_token is not None else None
+        self.names_by_id = {token: text for text, token in self.special_ids.items()}
+        known = [self.tokenizer.token_to_id(piece) or 0 for piece in self.tokenizer.get_vocab()]
+        self.size = max([*self.special_ids.values(), *(token for token in known if token not in self.real_ids)]) + 1
+        """Token ids are 0 to one less."""
+        self.byte_letters = byte_letters() if has_byte_level(settings.get("decoder")) else None
 
     def new_marker(self) -> str:
         """A name that nobody can type, for one more special token."""
@@ -87,6 +97,22 @@ class TextTokenizer:
     def knows(self, token: str) -> bool:
         return self.token_id(token) is not None
 
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self.special_tokens
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """UTF-8 of one token: a special token's is its name's, and one of a byte is a part of a letter."""
+        name = self.names_by_id.get(token_id)
+        if name is not None:
+            return name.encode()
+        piece = self.tokenizer.id_to_token(token_id)
+        if piece is None:
+            return b""
+        if self.byte_letters is not None:
+            return bytes(self.byte_letters.get(letter, 0x3F) for letter in piece)
+        byte = BYTE_PIECE.fullmatch(piece)
+        return bytes([int(byte[1], 16)]) if byte is not None else piece.replace("▁", " ").encode("utf-8", "replace")
+
     def encode(self, pieces: Sequence[str | Special]) -> list[int]:
         """Ids of what stands between two pictures: text and the special tokens in it; no BOS."""
         text = ""
@@ -122,6 +148,19 @@ def take_dummy_prefix(settings: dict[str, Any]) -> tuple[str, bool]:
         settings["normalizer"] = steps[1]
         return str(steps[0]["prepend"]), True
     return "", False
+
+
+def has_byte_level(decoder: dict[str, Any] | None) -> bool:
+    """Whether pieces are written in GPT-2's alphabet of bytes."""
+    steps = [decoder or {}, *((decoder or {}).get("decoders") or ())]
+    return any(step.get("type") == "ByteLevel" for step in steps)
+
+
+def byte_letters() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the others for the letters from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 def hide_vocabulary(model: dict[str, Any], markers: dict[str, str]) -> None:

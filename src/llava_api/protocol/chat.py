@@ -1,166 +1,76 @@
-"""``POST /v1/chat/completions``: request, reply and chunk."""
+"""``POST /v1/chat/completions``: the request."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator
+from pydantic import FailFast, Field
 
+from llava_api.protocol.formats import ResponseFormat
+from llava_api.protocol.messages import Message
+from llava_api.protocol.refused import NOT_LLAVA, OLD_TOOLS, VLLM
+from llava_api.protocol.sampling import Sampling
+from llava_api.protocol.tools import MAX_TOOLS, FunctionTool, ToolChoice
+from llava_api.protocol.wire import Wire
 
-class Wire(BaseModel):
-    """Strict about types and names: what this server cannot do is refused by name."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-MAX_PARTS = 2_000
-Detail = Literal["auto", "low", "high"]
-
-
-class TextPart(Wire):
-    type: Literal["text"]
-    text: str
-
-
-class ImageUrl(Wire):
-    url: str
-    """A ``data:`` URL with the picture in base64, an http or https URL, or, where the server allows it, ``file://``."""
-    detail: Detail | None = None
-    """low: on LLaVA-1.6 the base tile alone; auto and high: its whole tile grid. No difference on LLaVA-1.5."""
-
-
-class ImagePart(Wire):
-    type: Literal["image_url"]
-    image_url: ImageUrl | str
-    """A bare string is its URL; OpenAI's API wants the object, many clients send the string."""
-
-
-class InputImagePart(Wire):
-    """A picture as the Responses API writes it; clients send it here too."""
-
-    type: Literal["input_image"]
-    image_url: str
-    detail: Detail | None = None
-
-
-class InputTextPart(Wire):
-    """A text as the Responses API writes it."""
-
-    type: Literal["input_text"]
-    text: str
-
-
-ContentPart = Annotated[TextPart | ImagePart | InputTextPart | InputImagePart, Field(discriminator="type")]
-
-
-class BaseMessage(Wire):
-    """What is said in each role."""
-
-    @field_validator("content", mode="before", check_fields=False)
-    @classmethod
-    def few_parts(cls, content: object) -> object:
-        """Before each part is looked at: a body has room for a million wrong ones."""
-        if isinstance(content, list) and len(content) > MAX_PARTS:
-            raise ValueError(f"a message may have up to {MAX_PARTS} parts")
-        return content
-
-
-class SystemMessage(BaseMessage):
-    role: Literal["system", "developer"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-
-class UserMessage(BaseMessage):
-    role: Literal["user"]
-    content: str | list[ContentPart]
-    name: str | None = None
-
-
-class AssistantMessage(BaseMessage):
-    role: Literal["assistant"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    refusal: str | None = None
-
-
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 
 
 class StreamOptions(Wire):
     include_usage: bool | None = None
     """Send one more chunk before ``[DONE]``, with empty choices and the token counts."""
+    include_obfuscation: Literal[False] | None = None
+    """Padding against eavesdroppers is not offered."""
 
 
-class ChatCompletionRequest(Wire):
+class ChatCompletionRequest(Sampling):
+    refused: ClassVar = {
+        **NOT_LLAVA,
+        **OLD_TOOLS,
+        **VLLM,
+        "echo": "echo belongs to /v1/completions; to continue an answer, send it as the last message with "
+        "continue_final_message.",
+        "best_of": "best_of is not offered: send n, and choose among the answers.",
+        "store": "This server stores no chat completions: leave store out, or send false.",
+    }
+
     model: str
+    """A name of ``GET /v1/models``."""
     messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
     """Older name of ``max_completion_tokens``."""
     max_completion_tokens: int | None = Field(None, ge=1)
     """Most tokens of the answer; default: what room the context leaves."""
-    stop: str | list[str] | None = None
-    """Up to four texts that end the answer; they are not part of it."""
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    logprobs: bool | None = None
+    """Send each token's log-probability."""
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    """So many of the likeliest tokens at each place; needs ``logprobs``."""
+    response_format: ResponseFormat | None = None
+    """json_schema: the answer fits the schema, whatever the model would rather say."""
+    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
+    """Functions that the model may call; they are described to it in the system text."""
+    tool_choice: ToolChoice | None = None
+    """none, auto (the default), required, one function, or a choice of them (allowed_tools)."""
+    parallel_tool_calls: bool | None = None
+    """Let it make several calls in one answer; default true."""
     stream: bool | None = None
+    """Send the answer as Server-Sent Events while it is made."""
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=1)
-    """One answer a request."""
+    """For streams only."""
+    modalities: list[Literal["text"]] | None = Field(None, max_length=1)
+    """LLaVA answers with text."""
+    service_tier: ServiceTier | None = None
+    """Accepted; every request is served as ``default``, which the reply says."""
     user: str | None = None
     """Accepted and not used."""
-
-
-class PromptTokensDetails(Wire):
-    cached_tokens: int
-    image_tokens: int
-
-
-class Usage(Wire):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-
-class ReplyMessage(Wire):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: str | None = None
-
-
-class Choice(Wire):
-    index: int = 0
-    message: ReplyMessage
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatCompletion(Wire):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    """Unix seconds."""
-    model: str
-    choices: list[Choice]
-    usage: Usage
-
-
-class DeltaMessage(Wire):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(Wire):
-    index: int = 0
-    delta: DeltaMessage
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"] | None = None
-
-
-class ChatCompletionChunk(Wire):
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
+    safety_identifier: str | None = None
+    """Accepted and not used."""
+    prompt_cache_key: str | None = None
+    """Accepted and not used: equal beginnings are found without it."""
+    metadata: Metadata | None = None
+    """Accepted and not used: nothing is stored."""
+    continue_final_message: bool | None = None
+    """Continue the last message, an assistant's, instead of answering it. An extension, as vLLM has it."""
+    add_generation_prompt: bool | None = None
+    """vLLM's clients send false with ``continue_final_message``; otherwise it must be true. An extension."""

@@ -1,6 +1,7 @@
 """``POST /v1/explain``: what the model would be shown for a chat request. An endpoint of our own."""
 
-from llava_api.protocol.chat import Detail, Wire
+from llava_api.protocol.parts import Detail
+from llava_api.protocol.wire import Wire
 
 
 class Placeholder(Wire):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from llava_api.protocol.chat import Wire
+from llava_api.protocol.wire import Wire
 
 
 class ModelCard(Wire):

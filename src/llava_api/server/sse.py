@@ -1,15 +1,14 @@
-"""Chunks -> Server-Sent Events, as OpenAI frames them: ``data: {json}``, at the end ``data: [DONE]``."""
+"""Server-Sent Events as OpenAI frames them: ``data: {json}``, and ``data: [DONE]`` where all went well."""
 
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import orjson
+from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from llava_api.errors import ApiError
-from llava_api.protocol.chat import ChatCompletionChunk
-from llava_api.server.error_handlers import INTERNAL
+from llava_api.errors import INTERNAL, ApiError
 
 log = logging.getLogger(__name__)
 
@@ -17,29 +16,17 @@ SEPARATOR = "\n"
 """OpenAI's line end; sse-starlette's own is CRLF."""
 
 
-def encode(chunk: ChatCompletionChunk) -> str:
-    """One chunk as JSON; a delta names only the fields it carries, as the API's do."""
-    data = chunk.model_dump(exclude_none=False)
-    for choice in data["choices"]:
-        choice["delta"] = {name: value for name, value in choice["delta"].items() if value is not None}
-    if chunk.usage is None:
-        del data["usage"]
-    return orjson.dumps(data).decode()
-
-
 def event(data: str) -> ServerSentEvent:
     return ServerSentEvent(data, sep=SEPARATOR)
 
 
-async def events(
-    first: ChatCompletionChunk, rest: AsyncGenerator[ChatCompletionChunk, None]
-) -> AsyncGenerator[ServerSentEvent, None]:
+async def events(first: BaseModel, rest: AsyncGenerator[BaseModel, None]) -> AsyncGenerator[ServerSentEvent, None]:
     """After the first chunk an error can only be an event of its own, and the end of the stream."""
     async with aclosing(rest):
         try:
-            yield event(encode(first))
+            yield event(first.model_dump_json())
             async for chunk in rest:
-                yield event(encode(chunk))
+                yield event(chunk.model_dump_json())
         except ApiError as error:
             yield event(orjson.dumps(error.body()).decode())
             return
@@ -51,5 +38,11 @@ async def events(
         yield event("[DONE]")
 
 
-def event_stream(first: ChatCompletionChunk, rest: AsyncGenerator[ChatCompletionChunk, None]) -> EventSourceResponse:
-    return EventSourceResponse(events(first, rest), sep=SEPARATOR, headers={"cache-control": "no-cache"})
+def event_stream(stream: AsyncGenerator[ServerSentEvent, None]) -> EventSourceResponse:
+    return EventSourceResponse(stream, sep=SEPARATOR, headers={"cache-control": "no-cache"})
+
+
+async def chunk_stream(chunks: AsyncGenerator[BaseModel, None]) -> EventSourceResponse:
+    """Waits for the first chunk: up to there a failure still has an HTTP status."""
+    first = await anext(chunks)
+    return event_stream(events(first, chunks))

@@ -1,10 +1,10 @@
 """``GET /v1/models`` and ``GET /v1/models/{id}``."""
 
-import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from llava_api.protocol.models import ModelCard, ModelList
+from llava_api.server.exchange import json_response
 from llava_api.server.services import Services
 
 router = APIRouter(prefix="/v1/models")
@@ -21,10 +21,10 @@ def card(services: Services, name: str) -> ModelCard:
 async def list_models(request: Request) -> Response:
     services: Services = request.app.state.services
     listed = ModelList(data=[card(services, name) for name in services.model.served_names()])
-    return Response(orjson.dumps(listed.model_dump()), media_type="application/json")
+    return json_response(listed)
 
 
 @router.get("/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
     services: Services = request.app.state.services
-    return Response(orjson.dumps(card(services, name).model_dump()), media_type="application/json")
+    return json_response(card(services, name))

@@ -1,0 +1,152 @@
+"""Pieces of answers -> OpenAI's text completion, whole or in chunks."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from llava_api.chat.answers import Answers
+from llava_api.chat.chat_reply import Head
+from llava_api.chat.logprobs import WrittenToken, as_text
+from llava_api.chat.merge import merge
+from llava_api.chat.plain import Plain
+from llava_api.engine.base import Engine
+from llava_api.prompts.tokenizer import TextTokenizer
+from llava_api.protocol import completions as wire
+from llava_api.protocol.usage import Usage, usage_of
+
+
+@dataclass(slots=True)
+class Columns:
+    """The log-probabilities of one choice as OpenAI's lists, and the place in its text."""
+
+    offset: int = 0
+
+    def fill(self, tokens: Sequence[WrittenToken | None], texts: Sequence[str]) -> wire.CompletionLogprobs:
+        """``texts`` as the tokens are written; of a token that is None nothing is known."""
+        made = wire.CompletionLogprobs(tokens=list(texts), token_logprobs=[], top_logprobs=[], text_offset=[])
+        for token, text in zip(tokens, texts, strict=True):
+            made.text_offset.append(self.offset)
+            self.offset += len(text)
+            made.token_logprobs.append(None if token is None else token.logprob)
+            made.top_logprobs.append(None if token is None else likeliest(token))
+        return made
+
+
+def likeliest(token: WrittenToken) -> dict[str, float]:
+    """The likeliest and the token itself."""
+    return {as_text(written): logprob for written, logprob in (*token.top, (token.written, token.logprob))}
+
+
+@dataclass(slots=True)
+class WholeText:
+    """One answer, gathered."""
+
+    text: str = ""
+    logprobs: list[wire.CompletionLogprobs] = field(default_factory=list)
+    finish_reason: wire.EndReason = "stop"
+
+    def add(self, choice: wire.CompletionChunkChoice) -> None:
+        self.text += choice.text
+        if choice.logprobs is not None:
+            self.logprobs.append(choice.logprobs)
+        self.finish_reason = choice.finish_reason or self.finish_reason
+
+    def joined(self) -> wire.CompletionLogprobs | None:
+        if not self.logprobs:
+            return None
+        return wire.CompletionLogprobs(
+            tokens=[entry for part in self.logprobs for entry in part.tokens],
+            token_logprobs=[entry for part in self.logprobs for entry in part.token_logprobs],
+            top_logprobs=[entry for part in self.logprobs for entry in part.top_logprobs],
+            text_offset=[entry for part in self.logprobs for entry in part.text_offset],
+        )
+
+
+class CompletionReply:
+    def __init__(self, engine: Engine, plain: Plain, tokenizer: TextTokenizer, head: Head) -> None:
+        self.plain = plain
+        self.tokenizer = tokenizer
+        self.head = head
+        self.answers = [Answers(engine, asked, tokenizer) for asked in plain.asked]
+        self.with_logprobs = plain.asked[0].request.sampling.logprobs is not None
+
+    def usage(self) -> Usage:
+        made = 0 if self.plain.silent else sum(answers.completion_tokens for answers in self.answers)
+        given = sum(len(prompt.token_ids) for prompt in self.plain.prompts)
+        return usage_of(given, 0, made, sum(answers.cached_tokens for answers in self.answers))
+
+    async def of_prompt(self, place: int) -> AsyncGenerator[wire.CompletionChunkChoice, None]:
+        columns = [Columns() for _ in range(self.plain.choices)]
+        opened: set[int] = set()
+        async with aclosing(self.answers[place].pieces()) as pieces:
+            async for piece in pieces:
+                index = place * self.plain.choices + piece.index
+                if piece.index not in opened:
+                    opened.add(piece.index)
+                    if self.plain.echo:
+                        yield self.echoed(place, index, columns[piece.index])
+                text, tokens = ("", ()) if self.plain.silent else (piece.text, piece.logprobs)
+                reason: wire.EndReason | None = "length" if piece.finish_reason == "length" else "stop"
+                if piece.finish_reason is None:
+                    reason = None
+                if not (text or tokens or reason):
+                    continue
+                logprobs = None
+                if self.with_logprobs:
+                    logprobs = columns[piece.index].fill(tokens, [token.text for token in tokens])
+                yield wire.CompletionChunkChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
+
+    def echoed(self, place: int, index: int, columns: Columns) -> wire.CompletionChunkChoice:
+        """The prompt, before its answer."""
+        prompt = self.plain.prompts[place]
+        logprobs = None
+        if self.with_logprobs:
+            texts = [as_text(self.tokenizer.token_bytes(token)) for token in prompt.token_ids]
+            logprobs = columns.fill(self.answers[place].prompt or [None] * len(texts), texts)
+        return wire.CompletionChunkChoice(index=index, text=prompt.text, logprobs=logprobs)
+
+    async def choices(self) -> AsyncGenerator[wire.CompletionChunkChoice, None]:
+        """What comes of all prompts and answers, as it comes. Raises EngineFailed."""
+        async with aclosing(merge([self.of_prompt(place) for place in range(len(self.answers))])) as merged:
+            async for choice in merged:
+                yield choice
+
+    async def whole(self) -> wire.Completion:
+        gathered = [WholeText() for _ in range(len(self.answers) * self.plain.choices)]
+        async with aclosing(self.choices()) as choices:
+            async for choice in choices:
+                gathered[choice.index].add(choice)
+        made = [
+            wire.CompletionChoice(index=index, text=it.text, logprobs=it.joined(), finish_reason=it.finish_reason)
+            for index, it in enumerate(gathered)
+        ]
+        head = self.head
+        return wire.Completion(
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            choices=made,
+            usage=self.usage(),
+            system_fingerprint=head.system_fingerprint,
+        )
+
+    async def chunks(self, include_usage: bool) -> AsyncGenerator[wire.CompletionChunk, None]:
+        """The first comes with the engine's first output, so that a refusal by the engine still has a status."""
+        kind = wire.CompletionChunkWithUsage if include_usage else wire.CompletionChunk
+        async with aclosing(self.choices()) as choices:
+            async for choice in choices:
+                yield self.chunk(kind, [choice])
+        if include_usage:
+            yield self.chunk(wire.CompletionChunkWithUsage, []).model_copy(update={"usage": self.usage()})
+
+    def chunk(
+        self, kind: type[wire.CompletionChunk], choices: list[wire.CompletionChunkChoice]
+    ) -> wire.CompletionChunk:
+        head = self.head
+        return kind(
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            choices=choices,
+            system_fingerprint=head.system_fingerprint,
+        )

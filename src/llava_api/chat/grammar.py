@@ -1,0 +1,52 @@
+"""What an answer may look like, as a grammar that the engine keeps to (llguidance's Lark).
+
+Written as json.dumps writes, ``{"name": "value"}``: the form that models have seen most, and one without choices in
+white space, in which a small model loses itself. A space may come first: it is how an answer begins behind
+"ASSISTANT:".
+"""
+
+import json
+from collections.abc import Sequence
+
+from llava_api.chat.schema import Schema
+from llava_api.chat.tools import Tool, Toolbox
+
+SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+ANY_OBJECT: Schema = {"type": "object"}
+
+
+def json_value(schema: Schema) -> str:
+    return "%json " + json.dumps({**schema, "x-guidance": SPACING})
+
+
+def json_grammar(schema: Schema) -> str:
+    """An answer that is JSON of this schema."""
+    return f"start: / ?/ answer\nanswer: {json_value(schema)}\n"
+
+
+def call_head(name: str) -> str:
+    """What stands before a call's arguments; behind them stands one more brace."""
+    return f'{{"name": "{name}", "arguments": '
+
+
+def tools_grammar(toolbox: Toolbox, answer: Schema | None) -> str:
+    """Calls, one a line; where calling is left to the model, else free text, or JSON of the schema ``answer``.
+
+    Free text does not begin with a brace: from its first letter it is clear which of the two it is.
+    """
+    more = f' ("\\n" call){{0,{toolbox.most - 1}}}' if toolbox.most > 1 else ""
+    lines = [*call_rules(toolbox.tools), f"calls: call{more}"]
+    if toolbox.mode == "required":
+        return "\n".join(["start: / ?/ calls", *lines, ""])
+    if answer is not None:
+        return "\n".join(["start: / ?/ (calls | answer)", f"answer: {json_value(answer)}", *lines, ""])
+    return "\n".join(["start: / ?/ calls | TEXT", r"TEXT: /( ?[^ {](.|\n)*)?/", *lines, ""])
+
+
+def call_rules(tools: Sequence[Tool]) -> list[str]:
+    numbers = range(len(tools))
+    rules = ["call: " + " | ".join(f"call_{number}" for number in numbers)]
+    for number, tool in zip(numbers, tools, strict=True):
+        rules.append(f'call_{number}: {json.dumps(call_head(tool.name))} arguments_{number} "}}"')
+        rules.append(f"arguments_{number}: {json_value(tool.schema)}")
+    return rules

@@ -1,0 +1,96 @@
+"""Text completions: prompts as they are -> engine requests."""
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import cast
+
+from llava_api.chat.answers import Asked
+from llava_api.chat.prepare import Preparer, engine_choices
+from llava_api.chat.sampling import Length, answer_room, check_ids, choices_of, read_sampling
+from llava_api.engine.base import GenerationRequest
+from llava_api.errors import InvalidRequest
+from llava_api.prompts.render import tokenize
+from llava_api.protocol.completions import CompletionRequest, Prompt
+
+DEFAULT_MAX_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PlainPrompt:
+    text: str
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Prompts to be continued, each with what the engine is asked."""
+
+    prompts: list[PlainPrompt]
+    asked: list[Asked]
+    echo: bool
+    """The prompt goes before the answer."""
+    silent: bool
+    """The prompt alone is wanted (max_tokens 0): the one token that the engine makes is left out."""
+
+    @property
+    def choices(self) -> int:
+        """Answers to each prompt."""
+        return self.asked[0].choices
+
+
+def read_prompts(prompt: Prompt) -> list[str | list[int]]:
+    """The four forms of a prompt as one."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and isinstance(prompt[0], int):
+        return [prompt]
+    return list(cast("list[str | list[int]]", prompt))
+
+
+async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_id: str) -> Plain:
+    """Raises InvalidRequest and its kinds."""
+    model = preparer.model
+    adapter = preparer.find_adapter(request.model)
+    echo = bool(request.echo)
+    most = preparer.settings.max_choices
+    choices = choices_of(request.n, most)
+    given = read_prompts(request.prompt)
+    if not given or [] in given:
+        raise InvalidRequest("prompt must not be an empty list.", param="prompt")
+    if len(given) * choices > most:
+        raise InvalidRequest(f"prompts times n may be up to {most} on this server.", param="prompt")
+    if request.best_of is not None and request.best_of != choices:
+        raise InvalidRequest("best_of must equal n: answers are not ranked here.", param="best_of")
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
+    if request.max_tokens == 0 and not echo:
+        raise InvalidRequest("max_tokens: 0 leaves nothing to answer; it is for echo: true.", param="max_tokens")
+    sampling = read_sampling(request, model)
+    sampling = replace(sampling, logprobs=request.logprobs, prompt_logprobs=request.logprobs if echo else None)
+    asked_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else max(1, request.max_tokens)
+    length = Length(asked_tokens, "max_tokens", "prompt")
+    prompts = [await read_prompt(preparer, prompt) for prompt in given]
+    asked = []
+    for place, prompt in enumerate(prompts):
+        room = answer_room(length, len(prompt.token_ids), 0, preparer.max_model_len, sampling)
+        made = engine_choices(sampling, choices)
+        name = f"{request_id}-{place}"
+        engine_request = GenerationRequest(name, prompt.token_ids, (), sampling, room, adapter, made)
+        asked.append(Asked(engine_request, choices, spaces_cut=False))
+    return Plain(prompts, asked, echo, request.max_tokens == 0)
+
+
+async def read_prompt(preparer: Preparer, prompt: str | list[int]) -> PlainPrompt:
+    """Raises InvalidRequest for token ids that the model does not have, or that stand for pictures."""
+    model = preparer.model
+    if isinstance(prompt, str):
+        preparer.check_length(len(prompt), "prompt")
+        rendered = await asyncio.to_thread(tokenize, [prompt], model.tokenizer, model.checkpoint.image_token_id, [])
+        if not rendered.token_ids:
+            raise InvalidRequest("This model has no BOS token: prompt must not be empty.", param="prompt")
+        return PlainPrompt(prompt, rendered.token_ids)
+    check_ids(prompt, model, "prompt")
+    if model.checkpoint.image_token_id in prompt:
+        raise InvalidRequest("prompt has the token that stands for a picture, and no picture.", param="prompt")
+    written = b"".join(model.tokenizer.token_bytes(token) for token in prompt if not model.tokenizer.is_special(token))
+    return PlainPrompt(written.decode("utf-8", "replace"), prompt)

@@ -1,0 +1,105 @@
+"""What a caller wants to know, whichever endpoint asked: a conversation, and how it is to be answered."""
+
+from dataclasses import dataclass, replace
+
+from llava_api.chat.conversation import Conversation, read_conversation
+from llava_api.chat.grammar import ANY_OBJECT, json_grammar, tools_grammar
+from llava_api.chat.model import ServedModel
+from llava_api.chat.sampling import Length, choices_of, kept_to, read_sampling
+from llava_api.chat.schema import Schema, check_schema
+from llava_api.chat.tools import Toolbox, read_tools
+from llava_api.engine.base import Sampling
+from llava_api.errors import InvalidRequest
+from llava_api.protocol.chat import ChatCompletionRequest
+from llava_api.protocol.formats import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    model: str
+    """As the request names it."""
+    conversation: Conversation
+    sampling: Sampling
+    length: Length
+    call_names: tuple[str, ...] = ()
+    """Functions that the answer may call; empty for none."""
+    choices: int = 1
+    grammar_param: str | None = None
+    """The field that the grammar of the answer is from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the answer is to look: free text, JSON, calls, or what the model chooses of them."""
+
+    schema: Schema | None
+    """None for free text."""
+    toolbox: Toolbox | None
+
+    def apply(self, question: Question, model: ServedModel) -> Question:
+        """Raises InvalidRequest where the form does not go with the rest of the question."""
+        toolbox = self.toolbox
+        if toolbox is None and self.schema is None:
+            return question
+        if question.conversation.continues:
+            raise InvalidRequest(
+                "continue_final_message cannot be combined with response_format or tools.",
+                param="continue_final_message",
+            )
+        if toolbox is None:
+            assert self.schema is not None
+            grammar = json_grammar(self.schema)
+            return replace(question, sampling=kept_to(question.sampling, grammar, model, texts_too=False))
+        conversation = question.conversation.with_system(model.family.default_system, toolbox.description())
+        free_text = toolbox.mode == "auto" and self.schema is None
+        sampling = kept_to(question.sampling, tools_grammar(toolbox, self.schema), model, texts_too=free_text)
+        names = tuple(tool.name for tool in toolbox.tools)
+        return replace(question, conversation=conversation, sampling=sampling, call_names=names, grammar_param="tools")
+
+
+def schema_of(form: ResponseFormat | None) -> Schema | None:
+    """The schema that the answer must fit; None for free text. Raises InvalidRequest."""
+    if isinstance(form, JsonObjectFormat):
+        return ANY_OBJECT
+    if not isinstance(form, JsonSchemaFormat):
+        return None
+    schema = form.json_schema.schema_
+    if schema is None:
+        return ANY_OBJECT
+    check_schema(schema, "response_format.json_schema.schema")
+    return schema
+
+
+def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choices: int) -> Question:
+    """Raises InvalidRequest for what is wrong with the request as a whole, pictures and length apart."""
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
+    continues = bool(request.continue_final_message)
+    if request.add_generation_prompt is not None and request.add_generation_prompt == continues:
+        raise InvalidRequest(
+            "add_generation_prompt is false with continue_final_message, and true without.",
+            param="add_generation_prompt",
+        )
+    functions = [(tool.function, f"tools[{index}].function") for index, tool in enumerate(request.tools or ())]
+    parallel = request.parallel_tool_calls is not False
+    form = Form(schema_of(request.response_format), read_tools(functions, request.tool_choice, parallel))
+    by_new_name = request.max_completion_tokens is not None
+    question = Question(
+        model=request.model,
+        conversation=read_conversation(request.messages, continues),
+        sampling=replace(read_sampling(request, model), logprobs=logprobs_of(request)),
+        choices=choices_of(request.n, most_choices),
+        length=Length(request.max_completion_tokens, "max_completion_tokens")
+        if by_new_name
+        else Length(request.max_tokens),
+        grammar_param="response_format.json_schema.schema",
+    )
+    return form.apply(question, model)
+
+
+def logprobs_of(request: ChatCompletionRequest) -> int | None:
+    if request.logprobs:
+        return request.top_logprobs or 0
+    if request.top_logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+    return None

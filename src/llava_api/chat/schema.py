@@ -1,0 +1,109 @@
+"""A caller's JSON Schema, bounded before anything is made of it.
+
+The bounds are far beyond what a form for an answer needs (OpenAI's own are 5,000 properties and 10 levels) and far
+below what hurts: compiling takes milliseconds within them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llava_api.errors import InvalidRequest
+
+Schema = Mapping[str, Any]
+
+MAX_BYTES = 64_000
+MAX_DEPTH = 32
+MAX_ENUM = 1_000
+MAX_PATTERN = 512
+MAX_COUNT = 10_000
+MAX_LENGTH = 100_000
+COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
+LENGTHS = ("minLength", "maxLength")
+VALUES = ("enum", "const", "default", "examples", "example")
+"""What stands under these is data, not schema."""
+NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""What stands under these is named by the caller: the names are no keywords."""
+
+
+def check_schema(schema: Schema, param: str) -> None:
+    """Raises InvalidRequest that says what is too much; whether it compiles is another question."""
+    try:
+        size = len(json.dumps(schema))
+    except RecursionError:
+        size = MAX_BYTES + 1
+    if size > MAX_BYTES:
+        raise too_much(param, f"it is larger than {MAX_BYTES} bytes")
+    for part, depth in parts_of(schema):
+        if depth > MAX_DEPTH:
+            raise too_much(param, f"it is deeper than {MAX_DEPTH} levels")
+        check_part(part, param)
+    check_references(schema, param)
+
+
+def too_much(param: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid schema for '{param}': {why}.", param=param, code="invalid_schema")
+
+
+def parts_of(schema: Schema) -> Iterator[tuple[Schema, int]]:
+    """Every schema in a schema, with its depth; data in it (enum, default ...) is left out."""
+    waiting: list[tuple[Any, int, bool]] = [(schema, 1, False)]
+    while waiting:
+        value, depth, names = waiting.pop()
+        if isinstance(value, dict):
+            if not names:
+                yield value, depth
+            if depth <= MAX_DEPTH:
+                waiting += [
+                    (inner, depth + (not names), not names and key in NAMED)
+                    for key, inner in value.items()
+                    if names or key not in VALUES
+                ]
+        elif isinstance(value, list):
+            waiting += [(inner, depth, False) for inner in value]
+
+
+def check_part(part: Schema, param: str) -> None:
+    if "x-guidance" in part:
+        raise too_much(param, "x-guidance is the grammar's own and cannot be set")
+    for key, most in ((COUNTS, MAX_COUNT), (LENGTHS, MAX_LENGTH)):
+        for name in key:
+            value = part.get(name)
+            if isinstance(value, int | float) and value > most:
+                raise too_much(param, f"{name} is above {most}")
+    enum = part.get("enum")
+    if isinstance(enum, list) and len(enum) > MAX_ENUM:
+        raise too_much(param, f"an enum has more than {MAX_ENUM} values")
+    by_pattern = part.get("patternProperties")
+    patterns = [part.get("pattern"), *(by_pattern if isinstance(by_pattern, dict) else ())]
+    if any(isinstance(pattern, str) and len(pattern) > MAX_PATTERN for pattern in patterns):
+        raise too_much(param, f"a pattern is longer than {MAX_PATTERN} characters")
+
+
+def check_references(schema: Schema, param: str) -> None:
+    """A ``$ref`` may lead back to itself through an object or a list (a tree is such a thing), never directly."""
+    for part, _ in parts_of(schema):
+        seen: set[str] = set()
+        here: Any = part
+        while isinstance(here, dict) and "$ref" in here:
+            reference = here["$ref"]
+            if not isinstance(reference, str) or not reference.startswith("#"):
+                raise too_much(param, "a $ref leads out of the schema; only those that start with # are followed")
+            if reference in seen:
+                raise too_much(param, "a $ref leads to itself")
+            seen.add(reference)
+            here = look_up(schema, reference, param)
+
+
+def look_up(schema: Schema, reference: str, param: str) -> Any:
+    """What a JSON pointer such as ``#/$defs/shape`` names."""
+    here: Any = schema
+    for step in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(here, dict) and name in here:
+            here = here[name]
+        elif isinstance(here, list) and name.isdigit() and int(name) < len(here):
+            here = here[int(name)]
+        else:
+            raise too_much(param, "a $ref leads nowhere")
+    return here

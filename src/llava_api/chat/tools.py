@@ -1,0 +1,91 @@
+"""Functions that the model may call: what of them it is told, and which of them it may call now.
+
+LLaVA was never trained to call functions. So they are described in the system text, in the form below, and the form
+of a call is not left to the model: the grammar of its answer allows calls that parse and fit, and nothing else.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llava_api.chat.schema import Schema, check_schema
+from llava_api.errors import InvalidRequest
+from llava_api.protocol import tools as wire
+
+INTRODUCTION = (
+    'You can call these functions. To call one, answer with JSON alone, as {"name": ..., "arguments": {...}}:'
+)
+MOST_CALLS = 8
+"""In one answer: a small model may not find the end by itself."""
+NO_ARGUMENTS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    name: str
+    description: str | None
+    schema: Schema
+    """Of its arguments, an object."""
+
+    def line(self) -> str:
+        """What the model is told."""
+        described = {} if self.description is None else {"description": self.description}
+        return json.dumps({"name": self.name, **described, "parameters": self.schema}, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    tools: tuple[Tool, ...]
+    """Those that may be called, one at least."""
+    mode: Literal["auto", "required"]
+    """auto leaves it to the model whether to call or to answer with text."""
+    most: int
+    """Calls in one answer."""
+
+    def description(self) -> str:
+        """For the system text."""
+        return "\n".join([INTRODUCTION, *(tool.line() for tool in self.tools)])
+
+
+def read_tools(
+    given: Sequence[tuple[wire.Function, str]], choice: wire.ToolChoice | None, parallel: bool
+) -> Toolbox | None:
+    """Functions with their place in the request -> what may be called; None where nothing may.
+
+    Raises InvalidRequest.
+    """
+    if not given:
+        if choice in (None, "none", "auto"):
+            return None
+        raise InvalidRequest("tool_choice asks for a call, but there are no tools.", param="tool_choice")
+    tools = {}
+    for function, param in given:
+        if function.name in tools:
+            raise InvalidRequest("Two tools have the same name.", param=f"{param}.name")
+        tools[function.name] = Tool(function.name, function.description, arguments_of(function, param))
+    mode: Literal["auto", "required"] = "auto"
+    names = list(tools)
+    if choice == "none":
+        return None
+    if choice == "required":
+        mode = "required"
+    elif isinstance(choice, wire.NamedTool):
+        mode, names, parallel = "required", [choice.function.name], False
+    elif isinstance(choice, wire.AllowedTools):
+        mode, names = choice.allowed_tools.mode, [tool.function.name for tool in choice.allowed_tools.tools]
+    if any(name not in tools for name in names):
+        raise InvalidRequest("tool_choice names a function that is not among the tools.", param="tool_choice")
+    return Toolbox(tuple(tools[name] for name in dict.fromkeys(names)), mode, MOST_CALLS if parallel else 1)
+
+
+def arguments_of(function: wire.Function, param: str) -> Schema:
+    """Raises InvalidRequest where the schema is too much, or is not an object's."""
+    if function.parameters is None:
+        return NO_ARGUMENTS
+    param = f"{param}.parameters"
+    schema = {"type": "object", **function.parameters}
+    if schema["type"] != "object":
+        raise InvalidRequest("A function's parameters are a schema of type object.", param=param, code="invalid_schema")
+    check_schema(schema, param)
+    return schema

@@ -1,0 +1,64 @@
+"""Functions that the model may call, and its calls."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from llava_api.protocol.wire import Wire
+
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+MAX_TOOLS = 128
+
+
+class Function(Wire):
+    name: Name
+    description: str | None = None
+    """Shown to the model."""
+    parameters: dict[str, Any] | None = None
+    """JSON Schema of the arguments, of type object; default: none."""
+    strict: bool | None = None
+    """Arguments fit the schema either way."""
+
+
+class FunctionTool(Wire):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Wire):
+    name: str
+
+
+class NamedTool(Wire):
+    """Make the model call this function."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class AllowedNames(Wire):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+class AllowedTools(Wire):
+    """Let the model call these functions only, of all that ``tools`` describes."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedNames
+
+
+ToolMode = Literal["none", "auto", "required"]
+ToolChoice = ToolMode | Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
+
+
+class FunctionCall(Wire):
+    name: str
+    arguments: str
+    """JSON."""
+
+
+class ToolCall(Wire):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall

@@ -1,0 +1,33 @@
+"""What every wire object is: strict about types and names, so that nothing a caller says is dropped in silence."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class Wire(BaseModel):
+    """Unknown names and wrong types are errors; the docstring under a field describes it in the OpenAPI document."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, serialize_by_alias=True)
+
+
+class Refusing(Wire):
+    """An object of a request, some of whose fields are known and refused by name."""
+
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Field -> why it is refused and what to do, as one sentence."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_by_name(cls, data: Any) -> Any:
+        """Null, false and empty values of a refused field mean that it is not wanted: many clients send them."""
+        if not isinstance(data, dict):
+            return data
+        named = cls.refused.keys() & data.keys()
+        for name in sorted(named, key=list(data).index) if named else ():
+            value = data[name]
+            if value is not None and value is not False and value not in ([], {}, ""):
+                raise PydanticCustomError("refused", "{reason}", {"field": name, "reason": cls.refused[name]})
+        return {name: value for name, value in data.items() if name not in named} if named else data
