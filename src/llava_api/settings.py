@@ -69,6 +69,8 @@ class Settings(BaseSettings):
 
     max_choices: int = Field(16, ge=1)
     """Answers that one request may ask for (n, and for text completions prompts times n)."""
+    response_store_bytes: int = Field(0, ge=0)
+    """Memory for responses of /v1/responses, which previous_response_id can go on from; 0 keeps none."""
     cors_allow_origins: Texts = []
     """Web origin whose pages may call this server, as https://chat.example.com; *: any. May be repeated."""
     docs: bool = True

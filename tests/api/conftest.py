@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from llava_api.chat.model import open_model
 from llava_api.chat.prepare import Preparer
+from llava_api.chat.response_store import ResponseStore
 from llava_api.engine.base import Adapter
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.fetch import Fetcher, Resolve
@@ -19,7 +20,6 @@ from llava_api.images.load import ImageLoader
 from llava_api.server.app import create_app
 from llava_api.server.services import Services
 from llava_api.settings import Settings
-from tests.support.openai_schemas import ValidatingTransport
 from tests.support.openai_schemas import ValidatingTransport
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tokenizer import write_checkpoint
@@ -76,7 +76,9 @@ async def app(
     images = ImageLoader(model.image_mode, settings, resolver)
     grammars = GrammarChecker()
     preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
-    yield create_app(Services(settings, model, engine, preparer, "fp_test"))
+    yield create_app(
+        Services(settings, model, engine, preparer, ResponseStore(settings.response_store_bytes), "fp_test")
+    )
     await images.close()
     await grammars.close()
 

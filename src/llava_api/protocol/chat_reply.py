@@ -5,14 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from llava_api.protocol.usage import Usage
-from llava_api.protocol.wire import Wire
+from llava_api.protocol.wire import Wire, absent
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-
-
-def absent(value: object) -> bool:
-    """For fields that the API leaves out rather than sends as null."""
-    return value is None
 
 
 class TopLogprob(Wire):

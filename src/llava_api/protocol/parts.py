@@ -1,10 +1,10 @@
 """Content parts of messages: text and pictures."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from llava_api.protocol.wire import Wire
+from llava_api.protocol.wire import Refusing, Wire
 
 Detail = Literal["auto", "low", "high"]
 
@@ -34,9 +34,10 @@ class InputTextPart(Wire):
     text: str
 
 
-class InputImagePart(Wire):
+class InputImagePart(Refusing):
     """A picture as the Responses API writes it; clients send it to chat too."""
 
+    refused: ClassVar = {"file_id": "No files are stored here: send the picture itself, as image_url."}
     type: Literal["input_image"]
     image_url: str
     """A ``data:`` URL with the picture in base64, an http or https URL, or, where the server allows it, ``file://``."""

@@ -7,6 +7,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 
+def absent(value: object) -> bool:
+    """For fields that the API leaves out rather than sends as null."""
+    return value is None
+
+
 class Wire(BaseModel):
     """Unknown names and wrong types are errors; the docstring under a field describes it in the OpenAPI document."""
 

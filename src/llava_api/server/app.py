@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from llava_api import __version__
 from llava_api.server import error_handlers
 from llava_api.server.middleware.request_id import RequestId
-from llava_api.server.routes import chat, completions, explain, health, models
+from llava_api.server.routes import chat, completions, explain, health, models, responses
 from llava_api.server.services import Services
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -31,6 +31,7 @@ def create_app(services: Services | None = None, lifespan: Lifespan | None = Non
     error_handlers.install(app)
     app.include_router(chat.router, prefix="/v1")
     app.include_router(completions.router, prefix="/v1")
+    app.include_router(responses.router, prefix="/v1")
     app.include_router(explain.router)
     app.include_router(models.router)
     app.include_router(health.router)

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
+from llava_api.chat.response_store import ResponseStore
 from llava_api.engine.base import Engine
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.load import ImageLoader
@@ -54,7 +55,8 @@ def make_lifespan(
         images = ImageLoader(model.image_mode, settings)
         grammars = GrammarChecker()
         preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
-        app.state.services = Services(settings, model, engine, preparer, fingerprint_of(settings, model))
+        responses = ResponseStore(settings.response_store_bytes)
+        app.state.services = Services(settings, model, engine, preparer, responses, fingerprint_of(settings, model))
         # What is there now stays: a full collection would look through all of torch and vLLM, for a tenth of a second.
         gc.collect()
         gc.freeze()

@@ -9,6 +9,7 @@ from fastapi import Request
 
 from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
+from llava_api.chat.response_store import ResponseStore
 from llava_api.engine.base import Engine
 from llava_api.settings import Settings
 
@@ -19,6 +20,7 @@ class Services:
     model: ServedModel
     engine: Engine
     preparer: Preparer
+    responses: ResponseStore
     fingerprint: str
     """Changes when what is served does; ``system_fingerprint`` of replies."""
     started: int = field(default_factory=lambda: int(time.time()))

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from llava_api.errors import INTERNAL, ApiError
+from llava_api.protocol.response_reply import Event
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,20 @@ async def events(first: BaseModel, rest: AsyncGenerator[BaseModel, None]) -> Asy
             yield event(orjson.dumps(unforeseen.body()).decode())
             return
         yield event("[DONE]")
+
+
+async def named_events(first: Event, rest: AsyncGenerator[Event, None]) -> AsyncGenerator[ServerSentEvent, None]:
+    """The Responses API's: each with its type as its name, failures among them, and no ``[DONE]``."""
+    async with aclosing(rest):
+        yield ServerSentEvent(first.model_dump_json(), event=first.type, sep=SEPARATOR)
+        async for made in rest:
+            yield ServerSentEvent(made.model_dump_json(), event=made.type, sep=SEPARATOR)
+
+
+async def named_stream(made: AsyncGenerator[Event, None]) -> EventSourceResponse:
+    """Waits for the first event: up to there a failure still has an HTTP status."""
+    first = await anext(made)
+    return event_stream(named_events(first, made))
 
 
 def event_stream(stream: AsyncGenerator[ServerSentEvent, None]) -> EventSourceResponse:

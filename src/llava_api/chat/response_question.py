@@ -1,0 +1,124 @@
+"""A request of the Responses API -> a question: its items are the messages of chat under other names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from llava_api.chat.conversation import Parts, Transcript, read_image
+from llava_api.chat.grammar import ANY_OBJECT
+from llava_api.chat.model import ServedModel
+from llava_api.chat.question import Form, Question
+from llava_api.chat.sampling import Length, read_extensions
+from llava_api.chat.schema import Schema, check_schema
+from llava_api.chat.tools import Toolbox, read_tools
+from llava_api.errors import InvalidRequest
+from llava_api.protocol import responses as wire
+from llava_api.protocol import tools as chat_tools
+from llava_api.protocol.formats import JsonObjectFormat
+from llava_api.protocol.parts import ImagePart, InputImagePart, RefusalPart
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Items with their place, for messages about them; those of earlier responses have none in this request."""
+
+    items: Sequence[wire.InputItem]
+    param: str
+
+
+def given_items(request: wire.ResponseRequest) -> list[wire.InputItem]:
+    if isinstance(request.input, str):
+        return [wire.UserItem(role="user", content=request.input)]
+    return request.input
+
+
+def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.InputItem], model: ServedModel) -> Question:
+    """``earlier``: the items that previous_response_id stands for. Raises InvalidRequest."""
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
+    transcript = Transcript()
+    if request.instructions is not None:
+        transcript.systems.append(request.instructions)
+    for said in (Said(earlier, "previous_response_id"), Said(given_items(request), "input")):
+        for place, item in enumerate(said.items):
+            param = f"input[{place}]" if said.param == "input" else said.param
+            read_item(item, param, transcript)
+    sampling = read_extensions(request, model, request.temperature, request.top_p)
+    with_logprobs = bool(request.include) or request.top_logprobs is not None
+    question = Question(
+        model=request.model,
+        conversation=transcript.finish("input", continues=False),
+        sampling=replace(sampling, logprobs=request.top_logprobs or 0 if with_logprobs else None),
+        length=Length(request.max_output_tokens, "max_output_tokens", "input"),
+        grammar_param="text.format.schema",
+    )
+    return Form(schema_of(request.text), toolbox_of(request)).apply(question, model)
+
+
+def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:
+    match item:
+        case wire.SystemItem():
+            transcript.systems.append(joined(item.content))
+        case wire.UserItem():
+            transcript.say("user", read_user(item, param, transcript))
+        case wire.AssistantItem():
+            transcript.say("assistant", [joined(item.content)])
+        case wire.CallItem():
+            transcript.say("assistant", [transcript.call(item.call_id, item.name, item.arguments)])
+        case wire.CallOutputItem():
+            transcript.result(item.call_id, joined(item.output), f"{param}.call_id")
+
+
+def joined(content: str | Sequence[wire.SystemPart | wire.AssistantPart]) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
+
+
+def read_user(item: wire.UserItem, param: str, transcript: Transcript) -> Parts:
+    if isinstance(item.content, str):
+        return [item.content]
+    parts: Parts = []
+    for index, part in enumerate(item.content):
+        if isinstance(part, ImagePart | InputImagePart):
+            parts.append(transcript.show(read_image(part, f"{param}.content[{index}].image_url")))
+        else:
+            parts.append(part.text)
+    return parts
+
+
+def schema_of(text: wire.TextOptions | None) -> Schema | None:
+    """The schema that the answer must fit; None for free text. Raises InvalidRequest."""
+    form = None if text is None else text.format
+    if isinstance(form, JsonObjectFormat):
+        return ANY_OBJECT
+    if isinstance(form, wire.SchemaFormat):
+        check_schema(form.schema_, "text.format.schema")
+        return form.schema_
+    return None
+
+
+def toolbox_of(request: wire.ResponseRequest) -> Toolbox | None:
+    functions = [
+        (
+            chat_tools.Function(name=tool.name, description=tool.description, parameters=tool.parameters),
+            f"tools[{index}]",
+        )
+        for index, tool in enumerate(request.tools or ())
+    ]
+    return read_tools(functions, chat_choice(request.tool_choice), request.parallel_tool_calls is not False)
+
+
+def chat_choice(
+    choice: chat_tools.ToolMode | wire.FlatNamedTool | wire.FlatAllowedTools | None,
+) -> chat_tools.ToolChoice | None:
+    """The same choice as chat writes it."""
+    if isinstance(choice, wire.FlatNamedTool):
+        return named(choice.name)
+    if isinstance(choice, wire.FlatAllowedTools):
+        names = chat_tools.AllowedNames(mode=choice.mode, tools=[named(tool.name) for tool in choice.tools])
+        return chat_tools.AllowedTools(type="allowed_tools", allowed_tools=names)
+    return choice
+
+
+def named(name: str) -> chat_tools.NamedTool:
+    return chat_tools.NamedTool(type="function", function=chat_tools.FunctionName(name=name))

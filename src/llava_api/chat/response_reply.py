@@ -1,0 +1,258 @@
+"""Pieces of an answer -> the Responses API's events, and from the last of them the whole response."""
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+
+from llava_api.chat.answers import Answers, Piece
+from llava_api.chat.chat_reply import logprob_of, new_call_id
+from llava_api.chat.prepare import Prepared
+from llava_api.engine.base import Engine
+from llava_api.errors import INTERNAL, ApiError
+from llava_api.prompts.tokenizer import TextTokenizer
+from llava_api.protocol import response_reply as wire
+from llava_api.protocol.chat_reply import TokenLogprob
+from llava_api.protocol.formats import TextFormat
+from llava_api.protocol.responses import ItemStatus, ResponseRequest, TextOptions
+
+log = logging.getLogger(__name__)
+
+
+def described(request: ResponseRequest, prepared: Prepared, created: int, store: bool) -> wire.Response:
+    """The response before there is any answer: what was asked for, defaults filled in."""
+    sampling = prepared.question.sampling
+    return wire.Response(
+        id=prepared.asked.request.request_id,
+        created_at=created,
+        status="in_progress",
+        instructions=request.instructions,
+        max_output_tokens=request.max_output_tokens,
+        metadata=request.metadata or {},
+        model=request.model,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        previous_response_id=request.previous_response_id,
+        prompt_cache_key=request.prompt_cache_key,
+        safety_identifier=request.safety_identifier,
+        store=store,
+        temperature=sampling.temperature,
+        text=request.text if request.text and request.text.format else TextOptions(format=TextFormat(type="text")),
+        tool_choice=request.tool_choice or "auto",
+        tools=[
+            wire.ReturnedTool(
+                name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
+            )
+            for tool in request.tools or ()
+        ],
+        top_logprobs=request.top_logprobs or 0,
+        top_p=sampling.top_p,
+        user=request.user,
+    )
+
+
+class OpenItem:
+    """The output item that is being made."""
+
+    def __init__(self, index: int, name: str | None) -> None:
+        self.index = index
+        self.name = name
+        """Of the called function; None for a message."""
+        self.id = f"{'msg' if name is None else 'fc'}_{uuid.uuid4().hex}"
+        self.call_id = new_call_id()
+        self.text = ""
+        """Of the message, or the call's arguments."""
+        self.logprobs: list[TokenLogprob] = []
+
+    def part(self) -> wire.OutputText:
+        return wire.OutputText(text=self.text, logprobs=list(self.logprobs))
+
+    def item(self, status: ItemStatus) -> wire.OutputMessage | wire.OutputCall:
+        if self.name is not None:
+            return wire.OutputCall(id=self.id, status=status, call_id=self.call_id, name=self.name, arguments=self.text)
+        return wire.OutputMessage(id=self.id, status=status, content=[] if status == "in_progress" else [self.part()])
+
+
+class ResponseReply:
+    """``keep`` is handed the finished response."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prepared: Prepared,
+        tokenizer: TextTokenizer,
+        response: wire.Response,
+        keep: Callable[[wire.Response], None],
+    ) -> None:
+        self.prepared = prepared
+        self.answers = Answers(engine, prepared.asked, tokenizer)
+        self.response = response
+        self.keep = keep
+        self.sequence = -1
+        self.open: OpenItem | None = None
+        self.output: list[wire.OutputMessage | wire.OutputCall] = []
+
+    async def whole(self) -> wire.Response:
+        """Raises EngineFailed."""
+        async with aclosing(self.making()) as events:
+            async for _ in events:
+                pass
+        return self.response
+
+    async def events(self) -> AsyncGenerator[wire.Event, None]:
+        """The first comes with the engine's first output, so that a refusal by the engine still has a status.
+
+        After it a failure is an event of its own.
+        """
+        try:
+            async with aclosing(self.making()) as events:
+                async for event in events:
+                    yield event
+        except ApiError as error:
+            if self.sequence < 0:
+                raise
+            yield self.failed(error.message)
+        except Exception:
+            if self.sequence < 0:
+                raise
+            log.exception("unforeseen error in a stream")
+            yield self.failed(INTERNAL)
+
+    async def making(self) -> AsyncGenerator[wire.Event, None]:
+        reason = None
+        async with aclosing(self.answers.pieces()) as pieces:
+            async for piece in pieces:
+                if self.sequence < 0:
+                    yield self.told("response.created")
+                    yield self.told("response.in_progress")
+                reason = piece.finish_reason
+                for event in self.pieces_events(piece):
+                    yield event
+        cut = reason == "length"
+        if self.open is None and not self.output:
+            # An empty answer is a message too.
+            for event in self.begin(None):
+                yield event
+        for event in self.end("incomplete" if cut else "completed"):
+            yield event
+        self.response = self.response.model_copy(
+            update={
+                "status": "incomplete" if cut else "completed",
+                "completed_at": None if cut else int(time.time()),
+                "incomplete_details": wire.IncompleteDetails() if cut else None,
+                "output": self.output,
+                "usage": self.usage(),
+            }
+        )
+        if self.response.store:
+            self.keep(self.response)
+        yield self.told("response.incomplete" if cut else "response.completed")
+
+    def number(self) -> int:
+        self.sequence += 1
+        return self.sequence
+
+    def told(self, kind: str) -> wire.ResponseEvent:
+        return wire.ResponseEvent.model_validate(
+            {"type": kind, "sequence_number": self.number(), "response": self.response}
+        )
+
+    def failed(self, message: str) -> wire.ResponseEvent:
+        self.response = self.response.model_copy(
+            update={"status": "failed", "error": wire.ResponseError(message=message), "output": self.output}
+        )
+        return self.told("response.failed")
+
+    def pieces_events(self, piece: Piece) -> Iterator[wire.Event]:
+        if piece.text or piece.logprobs:
+            if self.open is None:
+                yield from self.begin(None)
+            assert self.open is not None
+            logprobs = [logprob_of(token) for token in piece.logprobs]
+            self.open.text += piece.text
+            self.open.logprobs += logprobs
+            yield wire.TextDelta(
+                sequence_number=self.number(),
+                item_id=self.open.id,
+                output_index=self.open.index,
+                delta=piece.text,
+                logprobs=logprobs,
+            )
+        if piece.call is None:
+            return
+        if piece.call.name is not None:
+            yield from self.end("completed")
+            yield from self.begin(piece.call.name)
+        assert self.open is not None
+        if piece.call.arguments:
+            self.open.text += piece.call.arguments
+            yield wire.ArgumentsDelta(
+                sequence_number=self.number(),
+                item_id=self.open.id,
+                output_index=self.open.index,
+                delta=piece.call.arguments,
+            )
+
+    def begin(self, name: str | None) -> Iterator[wire.Event]:
+        """A new output item: a message, or a call of the function ``name``."""
+        made = self.open = OpenItem(len(self.output), name)
+        yield wire.ItemEvent(
+            type="response.output_item.added",
+            sequence_number=self.number(),
+            output_index=made.index,
+            item=made.item("in_progress"),
+        )
+        if name is None:
+            yield self.part_event("response.content_part.added", made)
+
+    def end(self, status: ItemStatus) -> Iterator[wire.Event]:
+        """The item that is being made, if any, is ready."""
+        made, self.open = self.open, None
+        if made is None:
+            return
+        if made.name is None:
+            yield wire.TextDone(
+                sequence_number=self.number(),
+                item_id=made.id,
+                output_index=made.index,
+                text=made.text,
+                logprobs=list(made.logprobs),
+            )
+            yield self.part_event("response.content_part.done", made)
+        else:
+            yield wire.ArgumentsDone(
+                sequence_number=self.number(),
+                item_id=made.id,
+                output_index=made.index,
+                name=made.name,
+                arguments=made.text,
+            )
+        self.output.append(made.item(status))
+        yield wire.ItemEvent(
+            type="response.output_item.done",
+            sequence_number=self.number(),
+            output_index=made.index,
+            item=self.output[-1],
+        )
+
+    def part_event(self, kind: str, made: OpenItem) -> wire.PartEvent:
+        return wire.PartEvent.model_validate(
+            {
+                "type": kind,
+                "sequence_number": self.number(),
+                "item_id": made.id,
+                "output_index": made.index,
+                "part": made.part(),
+            }
+        )
+
+    def usage(self) -> wire.ResponseUsage:
+        given = self.prepared.text_tokens + self.prepared.image_tokens
+        made = self.answers.completion_tokens
+        return wire.ResponseUsage(
+            input_tokens=given,
+            input_tokens_details=wire.InputTokensDetails(cached_tokens=self.answers.cached_tokens),
+            output_tokens=made,
+            output_tokens_details=wire.OutputTokensDetails(),
+            total_tokens=given + made,
+        )

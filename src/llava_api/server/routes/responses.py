@@ -1,0 +1,81 @@
+"""``POST /v1/responses``, and where the server keeps responses ``GET`` and ``DELETE /v1/responses/{id}``."""
+
+import time
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from llava_api.chat.response_question import given_items, response_question
+from llava_api.chat.response_reply import ResponseReply, described
+from llava_api.chat.response_store import Kept
+from llava_api.errors import InvalidRequest, NotFound
+from llava_api.protocol.response_reply import DeletedResponse
+from llava_api.protocol.responses import ResponseRequest
+from llava_api.server.exchange import exchange, json_response, reply_id
+from llava_api.server.services import Services, caller_of
+from llava_api.server.sse import named_stream
+
+router = APIRouter()
+NO_STORE = "This server keeps no responses (it was started without --response-store-bytes): "
+
+
+@router.post("/responses")
+async def create_response(request: Request) -> Response:
+    return await exchange(request, ResponseRequest, answer)
+
+
+async def answer(services: Services, request: Request, wanted: ResponseRequest) -> Response:
+    services.preparer.find_adapter(wanted.model)
+    store = services.responses
+    if wanted.store and not store.keeps:
+        raise InvalidRequest(f"{NO_STORE}leave store out, or send false.", param="store", code="unsupported_parameter")
+    earlier = kept(services, wanted.previous_response_id).items if wanted.previous_response_id else []
+    question = response_question(wanted, earlier, services.model)
+    prepared = await services.preparer.prepare(question, reply_id(request, "resp_"), caller_of(request))
+    keeping = store.keeps and wanted.store is not False
+    response = described(wanted, prepared, int(time.time()), keeping)
+    reply = ResponseReply(
+        services.engine,
+        prepared,
+        services.model.tokenizer,
+        response,
+        keep=lambda made: store.put(made, [*earlier, *given_items(wanted)]),
+    )
+    if not wanted.stream:
+        return json_response(await reply.whole())
+    return await named_stream(reply.events())
+
+
+def kept(services: Services, response_id: str) -> Kept:
+    """What ``previous_response_id`` stands for. Raises InvalidRequest."""
+    if not services.responses.keeps:
+        raise InvalidRequest(
+            f"{NO_STORE}send the earlier items in input instead of previous_response_id.",
+            param="previous_response_id",
+            code="unsupported_parameter",
+        )
+    found = services.responses.get(response_id)
+    if found is None:
+        raise InvalidRequest(
+            "There is no response of that id, or it has made room for newer ones.",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    return found
+
+
+@router.get("/responses/{response_id}")
+async def get_response(request: Request, response_id: str) -> Response:
+    services: Services = request.app.state.services
+    found = services.responses.get(response_id)
+    if found is None:
+        raise NotFound("There is no response of that id, or it has made room for newer ones.")
+    return json_response(found.response)
+
+
+@router.delete("/responses/{response_id}")
+async def delete_response(request: Request, response_id: str) -> Response:
+    services: Services = request.app.state.services
+    if not services.responses.delete(response_id):
+        raise NotFound("There is no response of that id, or it has made room for newer ones.")
+    return json_response(DeletedResponse(id=response_id))
