@@ -11,14 +11,10 @@ import pytest_asyncio
 from fastapi import FastAPI
 
 from llava_api.chat.model import open_model
-from llava_api.chat.prepare import Preparer
-from llava_api.chat.response_store import ResponseStore
 from llava_api.engine.base import Adapter
-from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.fetch import Fetcher, Resolve
-from llava_api.images.load import ImageLoader
 from llava_api.server.app import create_app
-from llava_api.server.services import Services
+from llava_api.server.services import open_services
 from llava_api.settings import Settings
 from tests.support.openai_schemas import ValidatingTransport
 from tests.support.scripted_engine import ScriptedEngine
@@ -73,14 +69,9 @@ async def app(
     settings = Settings.model_validate(small | settings_made)
     model = open_model(str(write_checkpoint(tmp_path / "model", pinpoints)), ("owner/tiny", "tiny"), settings)
     model = replace(model, adapters=(Adapter("birds", "an adapter's folder", 1, 8),))
-    images = ImageLoader(model.image_mode, settings, resolver)
-    grammars = GrammarChecker()
-    preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
-    yield create_app(
-        Services(settings, model, engine, preparer, ResponseStore(settings.response_store_bytes), "fp_test")
-    )
-    await images.close()
-    await grammars.close()
+    services = open_services(settings, model, engine, resolver)
+    yield create_app(settings, services)
+    await services.close()
 
 
 @pytest_asyncio.fixture

@@ -20,9 +20,8 @@ from llava_api.chat.prepare import Preparer
 from llava_api.cli.models import demo_folder
 from llava_api.engine.base import Engine
 from llava_api.engine.vllm_start import start_engine
-from llava_api.images.load import ImageLoader
 from llava_api.server.app import create_app
-from llava_api.server.services import Services
+from llava_api.server.services import open_services
 from llava_api.settings import Settings
 
 
@@ -60,13 +59,11 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     engine = start_engine(settings, model.to_load())
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    images = ImageLoader(model.image_mode, settings)
-    preparer = Preparer(model, settings, engine.max_model_len, images)
-    services = Services(settings, model, engine, preparer)
-    server = uvicorn.Server(uvicorn.Config(create_app(services), log_level="warning", lifespan="off"))
+    services = open_services(settings, model, engine)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, services), log_level="warning", lifespan="off"))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    yield Running(engine, model, preparer, f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+    yield Running(engine, model, services.preparer, f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
     server.should_exit = True
     await serving
-    await images.close()
+    await services.close()
     await engine.shutdown()

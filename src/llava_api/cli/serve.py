@@ -92,7 +92,7 @@ def serve_forever(model: ServedModel, settings: Settings, listener: socket.socke
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base_url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else host}:{port}/v1"
-    app = create_app(lifespan=make_lifespan(model, settings, load, lambda: announce(model, base_url)))
+    app = create_app(settings, lifespan=make_lifespan(model, settings, load, lambda: announce(model, base_url)))
     config = uvicorn.Config(
         app,
         log_level="warning",

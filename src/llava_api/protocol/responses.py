@@ -76,7 +76,7 @@ class CallOutputItem(Item):
 
 def kind_of(item: Any) -> str | None:
     """Which item it is: by its type, and a message by its role too."""
-    given = item if isinstance(item, dict) else vars(item)
+    given = item if isinstance(item, dict) else getattr(item, "__dict__", {})
     kind = given.get("type") or "message"
     kind = given.get("role") if kind == "message" else kind
     return "system" if kind == "developer" else kind if isinstance(kind, str) else None

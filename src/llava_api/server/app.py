@@ -4,17 +4,19 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from llava_api import __version__
 from llava_api.server import error_handlers
 from llava_api.server.middleware.request_id import RequestId
-from llava_api.server.routes import chat, completions, explain, health, models, responses
+from llava_api.server.routes import chat, completions, docs, explain, health, models, responses
 from llava_api.server.services import Services
+from llava_api.settings import Settings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def create_app(services: Services | None = None, lifespan: Lifespan | None = None) -> FastAPI:
+def create_app(settings: Settings, services: Services | None = None, lifespan: Lifespan | None = None) -> FastAPI:
     """The API over ``services``; where they are made at start-up, ``lifespan`` puts them on ``app.state``."""
     app = FastAPI(
         title="llava-api",
@@ -27,12 +29,24 @@ def create_app(services: Services | None = None, lifespan: Lifespan | None = Non
         redirect_slashes=False,
     )
     app.state.services = services
+    if settings.cors_allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_allow_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     app.add_middleware(RequestId)
     error_handlers.install(app)
-    app.include_router(chat.router, prefix="/v1")
-    app.include_router(completions.router, prefix="/v1")
-    app.include_router(responses.router, prefix="/v1")
+    for prefix in ("/v1", "") if settings.short_paths else ("/v1",):
+        app.include_router(chat.router, prefix=prefix)
+        app.include_router(completions.router, prefix=prefix)
+        app.include_router(responses.router, prefix=prefix)
     app.include_router(explain.router)
     app.include_router(models.router)
     app.include_router(health.router)
+    if settings.docs:
+        app.include_router(docs.router)
+        app.router.routes.append(docs.assets())
     return app

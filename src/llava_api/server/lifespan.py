@@ -10,13 +10,9 @@ from contextlib import asynccontextmanager, contextmanager
 from fastapi import FastAPI
 
 from llava_api.chat.model import ServedModel
-from llava_api.chat.prepare import Preparer
-from llava_api.chat.response_store import ResponseStore
 from llava_api.engine.base import Engine
-from llava_api.engine.grammar_check import GrammarChecker
-from llava_api.images.load import ImageLoader
 from llava_api.server.app import Lifespan
-from llava_api.server.services import Services, fingerprint_of
+from llava_api.server.services import open_services
 from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -52,11 +48,7 @@ def make_lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with heartbeat("loading the engine and the checkpoint"):
             engine = await load_engine()
-        images = ImageLoader(model.image_mode, settings)
-        grammars = GrammarChecker()
-        preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
-        responses = ResponseStore(settings.response_store_bytes)
-        app.state.services = Services(settings, model, engine, preparer, responses, fingerprint_of(settings, model))
+        services = app.state.services = open_services(settings, model, engine)
         # What is there now stays: a full collection would look through all of torch and vLLM, for a tenth of a second.
         gc.collect()
         gc.freeze()
@@ -64,8 +56,7 @@ def make_lifespan(
         try:
             yield
         finally:
-            await images.close()
-            await grammars.close()
+            await services.close()
             await engine.shutdown()
 
     return lifespan

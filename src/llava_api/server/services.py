@@ -11,6 +11,9 @@ from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
 from llava_api.chat.response_store import ResponseStore
 from llava_api.engine.base import Engine
+from llava_api.engine.grammar_check import GrammarChecker
+from llava_api.images.fetch import Resolve
+from llava_api.images.load import ImageLoader
 from llava_api.settings import Settings
 
 
@@ -25,6 +28,19 @@ class Services:
     """Changes when what is served does; ``system_fingerprint`` of replies."""
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds; the creation time of the served model in ``/v1/models``."""
+
+    async def close(self) -> None:
+        """Give back all but the engine, which was made elsewhere."""
+        await self.preparer.images.close()
+        await self.preparer.grammars.close()
+
+
+def open_services(settings: Settings, model: ServedModel, engine: Engine, resolver: Resolve | None = None) -> Services:
+    """``resolver`` looks up the names of picture hosts; None for the system's."""
+    images = ImageLoader(model.image_mode, settings, resolver)
+    preparer = Preparer(model, settings, engine.max_model_len, images, GrammarChecker())
+    responses = ResponseStore(settings.response_store_bytes)
+    return Services(settings, model, engine, preparer, responses, fingerprint_of(settings, model))
 
 
 def fingerprint_of(settings: Settings, model: ServedModel) -> str:

@@ -1,9 +1,11 @@
 """``/health/live``: the process answers. ``/health/ready`` and ``/health``: it can answer chat requests."""
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from llava_api.errors import EngineFailed, NotReady
+from llava_api.protocol.health import Health
+from llava_api.server.exchange import json_response
 from llava_api.server.services import Services
 
 router = APIRouter(prefix="/health")
@@ -11,7 +13,7 @@ router = APIRouter(prefix="/health")
 
 @router.get("/live")
 async def live() -> Response:
-    return JSONResponse({"status": "live"})
+    return json_response(Health(status="live"))
 
 
 @router.get("/ready")
@@ -24,4 +26,4 @@ async def ready(request: Request) -> Response:
         await services.engine.check_health()
     except EngineFailed as error:
         raise NotReady(error.message, code=error.code) from error
-    return JSONResponse({"status": "ready"})
+    return json_response(Health(status="ready"))
