@@ -4,7 +4,7 @@ PYTHON ?= python3
 MODEL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test serve test lint bench demo-checkpoints clean
+.PHONY: help setup setup-test serve test test-clients lint bench demo-checkpoints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -28,16 +28,21 @@ lint: setup-test ## Style, types and the rules on who imports whom
 test: lint ## Everything continuous integration runs
 	.venv/bin/python -m pytest
 
+test-clients: setup-test ## Try other people's clients, Python and Node, against a running server
+	.venv/bin/python -m tools.client_tests $(FLAGS)
+
 bench: setup-test ## Measure this server beside vLLM's own; FLAGS=--quick for one short round
 	.venv/bin/python -m benchmarks.bench $(FLAGS)
 
 demo-checkpoints: setup ## Train the bundled demo checkpoints again (hours on a CPU)
 	.venv/bin/python -m training.train llava-tiny-1.5 --folder runs/llava-tiny-1.5
-	.venv/bin/python -m training.export llava-tiny-1.5 --folder runs/llava-tiny-1.5
 	.venv/bin/python -m training.train llava-tiny-1.6 --folder runs/llava-tiny-1.6 --start-from runs/llava-tiny-1.5/state.pt
-	.venv/bin/python -m training.export llava-tiny-1.6 --folder runs/llava-tiny-1.6
+	for name in llava-tiny-1.5 llava-tiny-1.6; do \
+		.venv/bin/python -m training.train $$name --stage forms --folder runs/$$name-json --start-from runs/$$name/state.pt \
+			&& .venv/bin/python -m training.export $$name --folder runs/$$name-json || exit 1; \
+	done
 
 # Not runs/: it holds hours of training.
 clean: ## Remove the environment and the caches
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-clients tests/clients/node/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find src tests tools training -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -59,9 +59,10 @@ async def test_a_whole_answer(client: httpx.AsyncClient) -> None:
             "prompt_tokens_details": {"cached_tokens": 3, "image_tokens": 0},
         },
         "service_tier": "default",
-        "system_fingerprint": "fp_test",
+        "system_fingerprint": data["system_fingerprint"],
     }
     assert data["id"].startswith("chatcmpl-")
+    assert data["system_fingerprint"].startswith("fp_")
     assert isinstance(data["created"], int)
 
 

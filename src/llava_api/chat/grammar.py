@@ -7,8 +7,9 @@ white space, in which a small model loses itself. A space may come first: it is 
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from llava_api.chat.schema import Schema
+from llava_api.chat.schema import Schema, parts_of
 from llava_api.chat.tools import Tool, Toolbox
 
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -16,7 +17,23 @@ ANY_OBJECT: Schema = {"type": "object"}
 
 
 def json_value(schema: Schema) -> str:
-    return "%json " + json.dumps({**schema, "x-guidance": SPACING})
+    return "%json " + json.dumps({**closed(schema), "x-guidance": SPACING})
+
+
+def closed(schema: Schema) -> Schema:
+    """Objects have the properties that are named and no others, unless ``additionalProperties`` says otherwise.
+
+    JSON Schema lets anything be added; a model that does so, a small one above all, does not find the end. What is
+    made still fits the schema. Where schemas are combined by allOf, each names a part only, and nothing is closed.
+    """
+    parts = [part for part, _ in parts_of(schema)]
+    if any(isinstance(part.get("allOf"), list) and len(part["allOf"]) > 1 for part in parts):
+        return schema
+    made: dict[str, Any] = json.loads(json.dumps(schema))
+    for part, _ in parts_of(made):
+        if "properties" in part and "allOf" not in part and isinstance(part, dict):
+            part.setdefault("additionalProperties", False)
+    return made
 
 
 def json_grammar(schema: Schema) -> str:

@@ -5,7 +5,7 @@ below what hurts: compiling takes milliseconds within them.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from llava_api.errors import InvalidRequest
@@ -14,6 +14,7 @@ Schema = Mapping[str, Any]
 
 MAX_BYTES = 64_000
 MAX_DEPTH = 32
+MAX_NESTING = 100
 MAX_ENUM = 1_000
 MAX_PATTERN = 512
 MAX_COUNT = 10_000
@@ -28,17 +29,28 @@ NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSc
 
 def check_schema(schema: Schema, param: str) -> None:
     """Raises InvalidRequest that says what is too much; whether it compiles is another question."""
-    try:
-        size = len(json.dumps(schema))
-    except RecursionError:
-        size = MAX_BYTES + 1
-    if size > MAX_BYTES:
+    if nesting(schema) > MAX_NESTING:
+        raise too_much(param, f"it is deeper than {MAX_NESTING} brackets")
+    if len(json.dumps(schema)) > MAX_BYTES:
         raise too_much(param, f"it is larger than {MAX_BYTES} bytes")
     for part, depth in parts_of(schema):
         if depth > MAX_DEPTH:
             raise too_much(param, f"it is deeper than {MAX_DEPTH} levels")
         check_part(part, param)
     check_references(schema, param)
+
+
+def nesting(value: object) -> int:
+    """Brackets within brackets, data included: Python's json follows some hundreds."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        level = [inner for outer in level for inner in contents(outer)]
+    return depth
+
+
+def contents(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def too_much(param: str, why: str) -> InvalidRequest:
@@ -82,6 +94,8 @@ def check_part(part: Schema, param: str) -> None:
 
 def check_references(schema: Schema, param: str) -> None:
     """A ``$ref`` may lead back to itself through an object or a list (a tree is such a thing), never directly."""
+    # Each reference is followed once.
+    ended: set[str] = set()
     for part, _ in parts_of(schema):
         seen: set[str] = set()
         here: Any = part
@@ -89,10 +103,13 @@ def check_references(schema: Schema, param: str) -> None:
             reference = here["$ref"]
             if not isinstance(reference, str) or not reference.startswith("#"):
                 raise too_much(param, "a $ref leads out of the schema; only those that start with # are followed")
+            if reference in ended:
+                break
             if reference in seen:
                 raise too_much(param, "a $ref leads to itself")
             seen.add(reference)
             here = look_up(schema, reference, param)
+        ended |= seen
 
 
 def look_up(schema: Schema, reference: str, param: str) -> Any:

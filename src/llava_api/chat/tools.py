@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_api.chat.schema import Schema, check_schema
+from llava_api.chat.schema import MAX_BYTES, Schema, check_schema
 from llava_api.errors import InvalidRequest
 from llava_api.protocol import tools as wire
 
@@ -59,11 +59,16 @@ def read_tools(
         if choice in (None, "none", "auto"):
             return None
         raise InvalidRequest("tool_choice asks for a call, but there are no tools.", param="tool_choice")
-    tools = {}
+    tools: dict[str, Tool] = {}
+    size = 0
     for function, param in given:
         if function.name in tools:
             raise InvalidRequest("Two tools have the same name.", param=f"{param}.name")
-        tools[function.name] = Tool(function.name, function.description, arguments_of(function, param))
+        tools[function.name] = tool = Tool(function.name, function.description, arguments_of(function, param))
+        size += len(tool.line())
+        # They all go into the prompt.
+        if size > MAX_BYTES:
+            raise InvalidRequest(f"The tools are larger than {MAX_BYTES} characters together.", param="tools")
     mode: Literal["auto", "required"] = "auto"
     names = list(tools)
     if choice == "none":

@@ -1,6 +1,6 @@
 """Messages of ``/v1/chat/completions``."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -53,6 +53,8 @@ class AssistantMessage(BaseMessage):
     """What the model said where it refused; shown to it like any other answer."""
     tool_calls: list[ToolCall] | None = Field(None, max_length=128)
     """Calls that the model made."""
+    parsed: Any = None
+    """What the openai client made of the content; accepted and not used."""
 
 
 class ToolMessage(BaseMessage):

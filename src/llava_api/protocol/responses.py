@@ -19,12 +19,13 @@ ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class OutputTextPart(Wire):
-    """What the model said before; ``annotations`` and ``logprobs`` are accepted and not used."""
+    """What the model said before; of this only ``text`` is used."""
 
     type: Literal["output_text"]
     text: str
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    parsed: Any = None
 
 
 AssistantPart = Annotated[OutputTextPart | RefusalPart | InputTextPart, Field(discriminator="type")]
@@ -64,6 +65,8 @@ class CallItem(Item):
     call_id: str
     name: str
     arguments: str
+    parsed_arguments: Any = None
+    """What the openai client made of them; accepted and not used."""
 
 
 class CallOutputItem(Item):

@@ -56,6 +56,8 @@ class FunctionCall(Wire):
     name: str
     arguments: str
     """JSON."""
+    parsed_arguments: Any = None
+    """What the openai client made of them; accepted and not used."""
 
 
 class ToolCall(Wire):

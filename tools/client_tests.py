@@ -1,0 +1,203 @@
+"""Try other people's clients against a running server: openai, langchain, litellm, Vercel's ai and more.
+
+``python -m tools.client_tests`` makes the clients' environments under ``.venv-clients`` (Python, by pip) and
+``tests/clients/node/node_modules`` (Node, by npm), which returns at once where nothing changed, serves the demo
+checkpoint, and runs each client's tests against it. The clients do not fit into the server's own environment, and not
+all into one: litellm and llama-index need openai 2, langchain runs on openai 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.clients.conftest import running_server
+from tools.setup_venv import ROOT, Pip, SetupError
+
+MODEL = "llava-tiny-1.5"
+ENVIRONMENTS = ROOT / ".venv-clients"
+PYTHON_TESTS = ROOT / "tests" / "clients" / "python"
+NODE_TESTS = ROOT / "tests" / "clients" / "node"
+LONGEST_SECONDS = 300
+
+
+def say(line: str) -> None:
+    print(f"[clients] {line}", flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PythonClient:
+    package: str
+    requirements: str
+    """The file of its environment's packages, without the ending."""
+    tests: str
+
+    @property
+    def version(self) -> str:
+        pins = (PYTHON_TESTS / f"{self.requirements}.txt").read_text()
+        return str(re.findall(rf"^{self.package}==(\S+)", pins, re.MULTILINE)[0])
+
+    def command(self) -> list[str]:
+        python = python_environment(self.requirements) / "bin" / "python"
+        # A root folder of its own: the project's settings and conftest files are for the project's own environment.
+        own = ["-c", str(PYTHON_TESTS / "pytest.ini"), "--rootdir", str(PYTHON_TESTS)]
+        return [str(python), "-m", "pytest", "-q", *own, str(PYTHON_TESTS / self.tests)]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeClient:
+    package: str
+    tests: str
+
+    @property
+    def version(self) -> str:
+        return str(json.loads((NODE_TESTS / "package.json").read_text())["dependencies"][self.package])
+
+    def command(self) -> list[str]:
+        return [node_environment(), "--test", "--test-reporter=spec", str(NODE_TESTS / self.tests)]
+
+
+Client = PythonClient | NodeClient
+
+CLIENTS: dict[str, Client] = {
+    "openai": PythonClient("openai", "openai-3", "test_openai.py"),
+    "openai-2": PythonClient("openai", "openai-2", "test_openai.py"),
+    "langchain": PythonClient("langchain-openai", "openai-3", "test_langchain.py"),
+    "litellm": PythonClient("litellm", "openai-2", "test_litellm.py"),
+    "llama-index": PythonClient("llama-index-llms-openai-like", "openai-2", "test_llama_index.py"),
+    "instructor": PythonClient("instructor", "openai-2", "test_instructor.py"),
+    "openai-node": NodeClient("openai", "openai.test.mjs"),
+    "ai-node": NodeClient("ai", "ai.test.mjs"),
+}
+
+
+# Environments
+
+
+def install_once(folder: Path, made_from: list[bytes], install: Callable[[], None]) -> None:
+    """Returns at once where ``folder`` was made from the same before.
+
+    The stamp is written last, so that half an installation counts as none. The folder is part of it: scripts in a
+    virtual environment hold its absolute path.
+    """
+    stamp = folder / "clients-stamp.txt"
+    digest = hashlib.sha256(b"\0".join([str(folder).encode(), *made_from])).hexdigest()
+    if stamp.exists() and stamp.read_text() == digest:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    say(f"installing {folder.relative_to(ROOT)}")
+    started = time.monotonic()
+    install()
+    stamp.write_text(digest)
+    say(f"installed in {time.monotonic() - started:.0f} s")
+
+
+def python_environment(name: str) -> Path:
+    folder = ENVIRONMENTS / name
+    requirements = PYTHON_TESTS / f"{name}.txt"
+
+    def install() -> None:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        arguments = ["-q", "--progress-bar", "off", "-r", str(requirements)]
+        Pip(ROOT, folder).require("install", *arguments, doing=f"installing {name}")
+
+    install_once(folder, [platform.python_version().encode(), requirements.read_bytes()], install)
+    return folder
+
+
+def node_environment() -> str:
+    """The path of Node. Some packages ask for Node 22; what is tried of them works on Node 18 and 20 as well."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        raise SetupError(
+            "Node's clients need node (18 or newer) and npm: `apt-get install nodejs npm`, then run this again."
+        )
+    lock = NODE_TESTS / "package-lock.json"
+
+    def install() -> None:
+        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        made = subprocess.run(command, cwd=NODE_TESTS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if made.returncode != 0:
+            raise SetupError(f"npm failed; check the network and npm's registry setting.\n{made.stdout[-2000:]}")
+
+    install_once(NODE_TESTS / "node_modules", [lock.read_bytes()], install)
+    return node
+
+
+# Runs
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    passed: bool
+    seconds: float
+    output: str
+
+
+def try_client(client: Client, base_url: str) -> Outcome:
+    """The client's tests against the server at ``base_url``. Raises SetupError where its environment cannot be made."""
+    command = client.command()
+    # Not the project's PYTHONPATH, and no account of the developer's that a client would rather use.
+    others = ("PYTHON", "PYTEST_", "OPENAI_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    environment |= {"CLIENTS_BASE_URL": base_url, "CLIENTS_MODEL": MODEL}
+    started = time.monotonic()
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        try:
+            code = subprocess.run(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, timeout=LONGEST_SECONDS
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = 1
+            output.write(f"\nended after {LONGEST_SECONDS} s")
+        output.seek(0)
+        return Outcome(code == 0, time.monotonic() - started, output.read())
+
+
+def try_clients(names: list[str], base_url: str) -> bool:
+    """One line for each client, and what it said where it failed; whether all passed."""
+    passed = True
+    for name in names:
+        client = CLIENTS[name]
+        outcome = try_client(client, base_url)
+        passed = passed and outcome.passed
+        if not outcome.passed:
+            print(outcome.output)
+        verdict = "passed" if outcome.passed else "FAILED"
+        say(f"{name:12} {client.package} {client.version}: {verdict} in {outcome.seconds:.0f} s")
+    return passed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Try other people's clients against a running server.")
+    parser.add_argument("--only", nargs="+", choices=CLIENTS, default=list(CLIENTS), help="default: all of them")
+    parser.add_argument("--base-url", help=f"of a server that serves {MODEL}; default: one is started")
+    arguments = parser.parse_args()
+    try:
+        for name in arguments.only:
+            # Before the server starts, which would otherwise wait for minutes.
+            CLIENTS[name].command()
+        if arguments.base_url is not None:
+            return 0 if try_clients(arguments.only, arguments.base_url) else 1
+        say(f"starting a server for {MODEL} (some 25 s)")
+        with tempfile.TemporaryDirectory() as folder, running_server(MODEL, Path(folder) / "terminal.txt") as server:
+            return 0 if try_clients(arguments.only, server.base_url) else 1
+    except SetupError as error:
+        print(f"[clients] error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
