@@ -61,7 +61,7 @@ class AnswerReader:
         reason: EndReason | None = delta.finish_reason
         if self.calls is not None and reason is not None:
             found.append(self.calls.finish())
-            reason = "tool_calls" if self.calls.calls and reason == "stop" else reason
+            reason = "tool_calls" if self.calls.complete and reason == "stop" else reason
         said = "".join(part for part in found if isinstance(part, str))
         calls = [part for part in found if isinstance(part, CallPiece)]
         logprobs: list[WrittenToken] = []

@@ -29,6 +29,11 @@ class CallReader:
         self.depth = 0
         self.quoted = self.escaped = False
 
+    @property
+    def complete(self) -> bool:
+        """Whether there are calls, and the last has all of its arguments: a stop text may lie within them."""
+        return self.state == "behind"
+
     def read(self, text: str) -> list[str | CallPiece]:
         """What is certain after the next ``text``."""
         found: list[str | CallPiece] = []

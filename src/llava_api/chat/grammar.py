@@ -20,20 +20,42 @@ def json_value(schema: Schema) -> str:
     return "%json " + json.dumps({**closed(schema), "x-guidance": SPACING})
 
 
+COMBINING = ("$ref", "allOf", "anyOf", "oneOf")
+
+
 def closed(schema: Schema) -> Schema:
     """Objects have the properties that are named and no others, unless ``additionalProperties`` says otherwise.
 
     JSON Schema lets anything be added; a model that does so, a small one above all, does not find the end. What is
-    made still fits the schema. Where schemas are combined by allOf, each names a part only, and nothing is closed.
+    made still fits the schema. Where one object is described in several places, none of them names all of its
+    properties, and nothing is closed.
     """
-    parts = [part for part, _ in parts_of(schema)]
-    if any(isinstance(part.get("allOf"), list) and len(part["allOf"]) > 1 for part in parts):
+    if any(combines(part) for part, _ in parts_of(schema)):
         return schema
     made: dict[str, Any] = json.loads(json.dumps(schema))
     for part, _ in parts_of(made):
-        if "properties" in part and "allOf" not in part and isinstance(part, dict):
+        properties = part.get("properties")
+        if (
+            isinstance(part, dict)
+            and isinstance(properties, dict)
+            and set(part.get("required") or ()) <= set(properties)
+        ):
             part.setdefault("additionalProperties", False)
     return made
+
+
+def combines(part: Schema) -> bool:
+    """Whether a value must fit several descriptions at once."""
+    several = isinstance(part.get("allOf"), list) and len(part["allOf"]) > 1
+    return several or sum(name in part for name in ("properties", *COMBINING)) > 1
+
+
+def told_from_calls(schema: Schema) -> bool:
+    """Whether an answer of this schema cannot be taken for a call."""
+    whole = closed(schema)
+    properties = whole.get("properties")
+    named = isinstance(properties, dict) and not {"name", "arguments"} <= properties.keys()
+    return named and whole.get("additionalProperties") is False and not any(name in whole for name in COMBINING)
 
 
 def json_grammar(schema: Schema) -> str:
@@ -61,9 +83,10 @@ def tools_grammar(toolbox: Toolbox, answer: Schema | None) -> str:
 
 
 def call_rules(tools: Sequence[Tool]) -> list[str]:
-    numbers = range(len(tools))
-    rules = ["call: " + " | ".join(f"call_{number}" for number in numbers)]
-    for number, tool in zip(numbers, tools, strict=True):
-        rules.append(f'call_{number}: {json.dumps(call_head(tool.name))} arguments_{number} "}}"')
+    """In pieces as llguidance cuts JSON: it never goes back behind a piece, and JSON may come in the same place."""
+    rules = ["call: " + " | ".join(f"call_{number}" for number in range(len(tools)))]
+    for number, tool in enumerate(tools):
+        pieces = ("{", '"name"', ": ", f'"{tool.name}"', ", ", '"arguments"', ": ")
+        rules.append(f'call_{number}: {" ".join(map(json.dumps, pieces))} arguments_{number} "}}"')
         rules.append(f"arguments_{number}: {json_value(tool.schema)}")
     return rules

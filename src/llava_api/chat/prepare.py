@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from llava_api.chat.answers import Asked
 from llava_api.chat.conversation import Conversation
+from llava_api.chat.grammar import json_grammar
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question
 from llava_api.chat.sampling import answer_room
@@ -103,12 +104,18 @@ class Preparer:
 
     async def check_grammar(self, question: Question) -> None:
         """Raises InvalidRequest for a schema that the engine could not keep to."""
-        if question.sampling.grammar is None:
+        grammar = question.sampling.grammar
+        if grammar is None:
             return
+        # Each by itself first: it can be named. All together is another thing where there are several.
+        alone = [(param, json_grammar(schema)) for param, schema in question.schemas]
+        for param, made in (*alone, (question.schemas[0][0], grammar)):
+            await self.try_grammar(param, made)
+
+    async def try_grammar(self, param: str, grammar: str) -> None:
         try:
-            await self.grammars.check(question.sampling.grammar)
+            await self.grammars.check(grammar)
         except InvalidGrammar as error:
-            param = question.grammar_param
             raise InvalidRequest(
                 f"Invalid schema for '{param}': {error}", param=param, code="invalid_schema"
             ) from error

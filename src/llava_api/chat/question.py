@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from llava_api.chat.conversation import Conversation, read_conversation
-from llava_api.chat.grammar import ANY_OBJECT, json_grammar, tools_grammar
+from llava_api.chat.grammar import ANY_OBJECT, json_grammar, told_from_calls, tools_grammar
 from llava_api.chat.model import ServedModel
 from llava_api.chat.sampling import Length, choices_of, kept_to, read_sampling
 from llava_api.chat.schema import Schema, check_schema
@@ -12,6 +12,8 @@ from llava_api.engine.base import Sampling
 from llava_api.errors import InvalidRequest
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.formats import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
+
+SCHEMA_PARAM = "response_format.json_schema.schema"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,8 @@ class Question:
     call_names: tuple[str, ...] = ()
     """Functions that the answer may call; empty for none."""
     choices: int = 1
-    grammar_param: str | None = None
-    """The field that the grammar of the answer is from."""
+    schemas: tuple[tuple[str, Schema], ...] = ()
+    """(Field, schema) of all that the grammar of the answer is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Form:
 
     schema: Schema | None
     """None for free text."""
+    param: str
+    """The field that the schema is from."""
     toolbox: Toolbox | None
 
     def apply(self, question: Question, model: ServedModel) -> Question:
@@ -49,12 +53,22 @@ class Form:
         if toolbox is None:
             assert self.schema is not None
             grammar = json_grammar(self.schema)
-            return replace(question, sampling=kept_to(question.sampling, grammar, model, texts_too=False))
+            sampling = kept_to(question.sampling, grammar, model, texts_too=False)
+            return replace(question, sampling=sampling, schemas=((self.param, self.schema),))
+        if self.schema is not None and not told_from_calls(self.schema):
+            raise InvalidRequest(
+                "Beside tools, the answer's schema is an object's with properties, not name and arguments among them: "
+                "it could be taken for a call.",
+                param=self.param,
+            )
         conversation = question.conversation.with_system(model.family.default_system, toolbox.description())
         free_text = toolbox.mode == "auto" and self.schema is None
         sampling = kept_to(question.sampling, tools_grammar(toolbox, self.schema), model, texts_too=free_text)
         names = tuple(tool.name for tool in toolbox.tools)
-        return replace(question, conversation=conversation, sampling=sampling, call_names=names, grammar_param="tools")
+        schemas = tuple((tool.param, tool.schema) for tool in toolbox.tools)
+        if self.schema is not None:
+            schemas = ((self.param, self.schema), *schemas)
+        return replace(question, conversation=conversation, sampling=sampling, call_names=names, schemas=schemas)
 
 
 def schema_of(form: ResponseFormat | None) -> Schema | None:
@@ -66,7 +80,7 @@ def schema_of(form: ResponseFormat | None) -> Schema | None:
     schema = form.json_schema.schema_
     if schema is None:
         return ANY_OBJECT
-    check_schema(schema, "response_format.json_schema.schema")
+    check_schema(schema, SCHEMA_PARAM)
     return schema
 
 
@@ -82,7 +96,8 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
         )
     functions = [(tool.function, f"tools[{index}].function") for index, tool in enumerate(request.tools or ())]
     parallel = request.parallel_tool_calls is not False
-    form = Form(schema_of(request.response_format), read_tools(functions, request.tool_choice, parallel))
+    toolbox = read_tools(functions, request.tool_choice, parallel)
+    form = Form(schema_of(request.response_format), SCHEMA_PARAM, toolbox)
     by_new_name = request.max_completion_tokens is not None
     question = Question(
         model=request.model,
@@ -92,7 +107,6 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
         length=Length(request.max_completion_tokens, "max_completion_tokens")
         if by_new_name
         else Length(request.max_tokens),
-        grammar_param="response_format.json_schema.schema",
     )
     return form.apply(question, model)
 

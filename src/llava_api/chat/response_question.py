@@ -49,9 +49,8 @@ def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.Inpu
         conversation=transcript.finish("input", continues=False),
         sampling=replace(sampling, logprobs=request.top_logprobs or 0 if with_logprobs else None),
         length=Length(request.max_output_tokens, "max_output_tokens", "input"),
-        grammar_param="text.format.schema",
     )
-    return Form(schema_of(request.text), toolbox_of(request)).apply(question, model)
+    return Form(schema_of(request.text), "text.format.schema", toolbox_of(request)).apply(question, model)
 
 
 def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:

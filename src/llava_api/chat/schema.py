@@ -7,6 +7,7 @@ below what hurts: compiling takes milliseconds within them.
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from llava_api.errors import InvalidRequest
 
@@ -65,7 +66,8 @@ def parts_of(schema: Schema) -> Iterator[tuple[Schema, int]]:
         if isinstance(value, dict):
             if not names:
                 yield value, depth
-            if depth <= MAX_DEPTH:
+            # One more than may be, so that it is seen.
+            if depth <= MAX_DEPTH + 1:
                 waiting += [
                     (inner, depth + (not names), not names and key in NAMED)
                     for key, inner in value.items()
@@ -93,30 +95,43 @@ def check_part(part: Schema, param: str) -> None:
 
 
 def check_references(schema: Schema, param: str) -> None:
-    """A ``$ref`` may lead back to itself through an object or a list (a tree is such a thing), never directly."""
-    # Each reference is followed once.
-    ended: set[str] = set()
-    for part, _ in parts_of(schema):
-        seen: set[str] = set()
-        here: Any = part
-        while isinstance(here, dict) and "$ref" in here:
-            reference = here["$ref"]
-            if not isinstance(reference, str) or not reference.startswith("#"):
-                raise too_much(param, "a $ref leads out of the schema; only those that start with # are followed")
-            if reference in ended:
-                break
-            if reference in seen:
+    """A schema may come back to itself through a property or an item (a tree is such a thing), never directly."""
+    entered: set[int] = set()
+    left: set[int] = set()
+    for start, _ in parts_of(schema):
+        # Depth first, without recursion: a chain may be long.
+        waiting: list[tuple[Schema, bool]] = [(start, False)]
+        while waiting:
+            part, leaving = waiting.pop()
+            if leaving:
+                left.add(id(part))
+            elif id(part) not in entered:
+                entered.add(id(part))
+                waiting.append((part, True))
+                waiting += [(other, False) for other in same_value(schema, part, param)]
+            elif id(part) not in left:
                 raise too_much(param, "a $ref leads to itself")
-            seen.add(reference)
-            here = look_up(schema, reference, param)
-        ended |= seen
+
+
+def same_value(schema: Schema, part: Schema, param: str) -> Iterator[Schema]:
+    """The other schemas that a value must fit where it has to fit ``part``."""
+    reference = part.get("$ref")
+    if reference is not None:
+        if not isinstance(reference, str) or not reference.startswith("#"):
+            raise too_much(param, "a $ref leads out of the schema; only those that start with # are followed")
+        other = look_up(schema, reference, param)
+        if isinstance(other, dict):
+            yield other
+    for name in ("allOf", "anyOf", "oneOf"):
+        members = part.get(name)
+        yield from (member for member in members if isinstance(member, dict)) if isinstance(members, list) else ()
 
 
 def look_up(schema: Schema, reference: str, param: str) -> Any:
     """What a JSON pointer such as ``#/$defs/shape`` names."""
     here: Any = schema
     for step in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
-        name = step.replace("~1", "/").replace("~0", "~")
+        name = unquote(step).replace("~1", "/").replace("~0", "~")
         if isinstance(here, dict) and name in here:
             here = here[name]
         elif isinstance(here, list) and name.isdigit() and int(name) < len(here):

@@ -27,6 +27,8 @@ class Tool:
     description: str | None
     schema: Schema
     """Of its arguments, an object."""
+    param: str = "tools"
+    """The field that the schema is from."""
 
     def line(self) -> str:
         """What the model is told."""
@@ -64,7 +66,9 @@ def read_tools(
     for function, param in given:
         if function.name in tools:
             raise InvalidRequest("Two tools have the same name.", param=f"{param}.name")
-        tools[function.name] = tool = Tool(function.name, function.description, arguments_of(function, param))
+        tools[function.name] = tool = Tool(
+            function.name, function.description, arguments_of(function, param), f"{param}.parameters"
+        )
         size += len(tool.line())
         # They all go into the prompt.
         if size > MAX_BYTES:

@@ -97,7 +97,8 @@ async def explain_once(model: ServedModel, settings: Settings, request: ChatComp
     context = settings.max_model_len or model.checkpoint.context_length
     images = ImageLoader(model.image_mode, settings)
     try:
-        return await explain(Preparer(model, settings, context, images, GrammarChecker()), request, "")
+        grammars = GrammarChecker(model.checkpoint.tokenizer_json, model.stop_token_ids)
+        return await explain(Preparer(model, settings, context, images, grammars), request, "")
     finally:
         await images.close()
 

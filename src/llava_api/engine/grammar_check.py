@@ -1,8 +1,9 @@
 """Would the engine take this grammar? Asked in a process of its own, before the engine sees it.
 
 llguidance, which the engine compiles grammars with, is quick (a schema of 3,000 fields takes 66 ms) and bounds its own
-work, but not everywhere: ``minItems: 1000000000`` takes all memory there is. So the grammar of a stranger is tried
-where that hurts nobody: in a small process with little memory, which is ended when it takes too long.
+work, but not everywhere: ``minItems: 1000000000`` takes all memory there is, and some grammars compile at once and take
+seconds, or fail, when the first token is to be chosen. So the grammar of a stranger is compiled and tried where that
+hurts nobody: in a small process with bounded memory, which is ended when it takes too long.
 """
 
 import asyncio
@@ -10,18 +11,27 @@ import hashlib
 import json
 import sys
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from llava_api.errors import InvalidGrammar
 
+START_SECONDS = 60.0
 DEADLINE_SECONDS = 5.0
 MOST_REMEMBERED = 1000
 TOO_MUCH = "it takes too long to compile, or too much memory"
 
 
 class GrammarChecker:
-    """One process, started with the first grammar, which answers one question at a time and remembers its answers."""
+    """One process, started with the first grammar, which answers one question at a time and remembers its answers.
 
-    def __init__(self, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+    ``tokenizer``: the content of the checkpoint's tokenizer.json, or byte for one without words; ``ends``: its end
+    tokens.
+    """
+
+    def __init__(
+        self, tokenizer: str = "byte", ends: Sequence[int] = (), deadline_seconds: float = DEADLINE_SECONDS
+    ) -> None:
+        self.introduction = json.dumps({"tokenizer": tokenizer, "ends": list(ends)}).encode() + b"\n"
         self.deadline_seconds = deadline_seconds
         self.process: asyncio.subprocess.Process | None = None
         self.one_at_a_time = asyncio.Lock()
@@ -49,8 +59,12 @@ class GrammarChecker:
     async def ask(self, grammar: str) -> str:
         done = False
         try:
+            if self.process is None or self.process.returncode is not None:
+                async with asyncio.timeout(START_SECONDS):
+                    self.process = await start_process()
+                    await self.exchange(self.introduction)
             async with asyncio.timeout(self.deadline_seconds):
-                answer = await self.exchange(grammar)
+                answer = await self.exchange(json.dumps(grammar).encode() + b"\n")
             done = True
         except TimeoutError:
             return TOO_MUCH
@@ -64,20 +78,19 @@ class GrammarChecker:
             return TOO_MUCH
         return answer
 
-    async def exchange(self, grammar: str) -> str | None:
+    async def exchange(self, line: bytes) -> str | None:
         """The process's answer; None where it died."""
         process = self.process
-        if process is None or process.returncode is not None:
-            process = self.process = await start_process()
+        assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps(grammar).encode() + b"\n")
+            process.stdin.write(line)
             await process.stdin.drain()
-            line = await process.stdout.readline()
+            answer = await process.stdout.readline()
         except (BrokenPipeError, ConnectionResetError):
             return None
-        return str(json.loads(line)) if line.endswith(b"\n") else None
+        return str(json.loads(answer)) if answer.endswith(b"\n") else None
 
     async def close(self) -> None:
         process, self.process = self.process, None

@@ -12,6 +12,10 @@ from llava_api.errors import InvalidRequest, RequestTooLarge
 MAX_OBJECTS = 20_000
 """Objects and lists of one body, or their brackets in its texts: a context of 100,000 tokens has no room for more."""
 MAX_VALUES = 500_000
+MAX_FIELDS = 2_500
+"""Of one object: twice what any that is meant well has, and each unknown one costs a complaint."""
+MAX_SHOWN = 64
+"""Letters of one field's name in a message."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -42,16 +46,31 @@ def parse(body: bytes, model: type[Model]) -> Model:
         raise InvalidRequest("The request's body is not valid JSON.", code="invalid_json") from error
     if not isinstance(data, dict):
         raise InvalidRequest("The request's body must be a JSON object.", code="invalid_json")
+    if body.count(b",") > MAX_FIELDS:
+        check_fields(data)
     try:
         return model.model_validate(data)
     except ValidationError as error:
         raise refusal_of(error, data) from error
 
 
+def check_fields(data: object) -> None:
+    """Raises InvalidRequest where an object has more fields than any is meant to have."""
+    waiting = [data]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if len(value) > MAX_FIELDS:
+                raise InvalidRequest(f"An object in the request's body has more than {MAX_FIELDS} fields.")
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += [inner for inner in value if isinstance(inner, dict | list)]
+
+
 def refusal_of(error: ValidationError, data: dict[str, Any]) -> InvalidRequest:
     """One sentence about the most precise of pydantic's complaints."""
     details, path = max(
-        ((entry, path_in(entry["loc"], data)) for entry in error.errors(include_url=False)),
+        ((entry, path_in(entry["loc"], data, entry["type"] == "missing")) for entry in error.errors(include_url=False)),
         key=lambda pair: len(pair[1]),
     )
     if details["type"].startswith("union_tag"):
@@ -79,26 +98,36 @@ def reason(details: ErrorDetails) -> str:
     return message[0].lower() + message[1:]
 
 
-def path_in(location: tuple[int | str, ...], data: object) -> list[int | str]:
-    """A pydantic location without the names of union members: only steps that exist in the data, or are missing."""
+def path_in(location: tuple[int | str, ...], data: object, missing: bool = False) -> list[int | str]:
+    """A pydantic location without the names of union members: only steps that exist in the data, or are ``missing``."""
     path: list[int | str] = []
     here: object = data
     told_apart: object = None
     for index, step in enumerate(location):
-        if isinstance(here, dict) and here is not told_apart and step in (here.get("type"), here.get("role")):
-            # The union's name for this kind of object; a field may be called the same, and comes after it.
+        rest = location[index + 1 :]
+        if isinstance(here, dict) and here is not told_apart and is_tag(step, here, rest, missing):
             told_apart = here
             continue
         if isinstance(here, dict) and step in here:  # noqa: SIM114
             here = here[step]
         elif isinstance(here, list) and isinstance(step, int) and step < len(here):
             here = here[step]
-        elif index == len(location) - 1 and isinstance(here, dict) and not names_a_type(step):
+        elif not rest and isinstance(here, dict) and not names_a_type(step):
             pass
         else:
             continue
         path.append(step)
     return path
+
+
+def is_tag(step: int | str, here: dict[str, Any], rest: tuple[int | str, ...], missing: bool) -> bool:
+    """Whether a step is the union's name for this kind of object; a field may be called the same, as in a tool's
+    ``{"type": "function", "function": {...}}``."""
+    if step not in (here.get("type"), here.get("role")):
+        return False
+    if not rest:
+        return not missing
+    return step not in here or rest[0] == step or rest[0] in here
 
 
 def names_a_type(step: int | str) -> bool:
@@ -112,5 +141,7 @@ def written(path: list[int | str]) -> str:
     """``["messages", 0, "content"]`` -> ``messages[0].content``."""
     text = ""
     for step in path:
+        if isinstance(step, str) and len(step) > MAX_SHOWN:
+            step = f"{step[:MAX_SHOWN]}..."
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
     return text

@@ -38,7 +38,8 @@ class Services:
 def open_services(settings: Settings, model: ServedModel, engine: Engine, resolver: Resolve | None = None) -> Services:
     """``resolver`` looks up the names of picture hosts; None for the system's."""
     images = ImageLoader(model.image_mode, settings, resolver)
-    preparer = Preparer(model, settings, engine.max_model_len, images, GrammarChecker())
+    grammars = GrammarChecker(model.checkpoint.tokenizer_json, model.stop_token_ids)
+    preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
     responses = ResponseStore(settings.response_store_bytes)
     return Services(settings, model, engine, preparer, responses, fingerprint_of(settings, model))
 
