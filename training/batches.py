@@ -14,24 +14,24 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from llava_api.chat.tools import INTRODUCTION
 from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
-from llava_api.images.geometry import fit_within, select_best_resolution, tile_grid
-from llava_api.images.pixels import Normalisation, anyres_canvas, pad_to_square
-from training.conversations import (
-    NO_PICTURE_QUESTIONS,
-    SELF_ANSWER,
-    SYSTEM_PROMPTS,
-    Question,
-    conversation,
-    exam_conversation,
-)
-from training.model import Recipe
-from training.pictures import COLOURS, KINDS, Mark, Picture, draw_picture, random_size, through_jpeg
-from training.tokenizer import VICUNA_SYSTEM
+from llava_api.images.decode import Decoded
+from llava_api.images.geometry import Size, fit_within, select_best_resolution, tile_grid
+from llava_api.images.pixels import anyres_levels, pad_levels
+from llava_api.normalisation import Normalisation
+from training.conversations import Question
+from training.model import Recipe, Stage
+from training.pictures import COLOURS, KINDS, Mark
+from training.samples import Sample, exam_sample, form_exam_sample, mixed_sample, training_sample
 
 KIND_INDEX = {kind: index + 1 for index, kind in enumerate((*KINDS, *"0123456789"))}
 COLOUR_INDEX = {colour: index + 1 for index, colour in enumerate(COLOURS)}
 IGNORED = -100
+NORMALISATION = Normalisation(CLIP_MEAN, CLIP_STD)
+
+Frame = tuple[float, float, float, float]
+"""(scale x, scale y, offset x, offset y) of a tile: place in the tile = place in the picture * scale + offset."""
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class Batch:
     ids: Tensor
     labels: Tensor
     tiles: Tensor
-    """uint8 (tiles, S, S, 3)."""
+    """Levels: uint8 (tiles, 3, S, S)."""
     gather: Tensor
     """The feature row of each image token, in the order of ``ids``."""
     kinds: Tensor
@@ -51,29 +51,30 @@ class Batch:
     """For each label that is not ignored, the number of its answer."""
 
 
-def frames(recipe: Recipe, image: Image.Image) -> list[tuple[Image.Image, tuple[float, float, float, float]]]:
-    """The tiles of a picture, each with its (scale x, scale y, offset x, offset y): tile = picture * scale + offset."""
-    side = recipe.tile_pixels
-    width, height = image.size
+def levels(recipe: Recipe, image: Image.Image) -> np.ndarray:
+    """The tiles of a picture as the server makes them: uint8 (tiles, 3, S, S)."""
     if recipe.version == "1.5":
-        square = pad_to_square(image, Normalisation(CLIP_MEAN, CLIP_STD).fill_colour())
+        return pad_levels(Decoded.whole(image), recipe.tile_pixels, NORMALISATION)[None]
+    return anyres_levels(Decoded.whole(image), recipe.pinpoints, recipe.tile_pixels)
+
+
+def frames(recipe: Recipe, size: Size) -> list[Frame]:
+    """Where the tiles of a picture of ``size`` lie on it."""
+    side = recipe.tile_pixels
+    width, height = size
+    if recipe.version == "1.5":
         longer = max(width, height)
         scale = side / longer
-        offsets = ((longer - width) // 2 * scale, (longer - height) // 2 * scale)
-        return [(square.resize((side, side), Image.Resampling.BICUBIC), (scale, scale, *offsets))]
-    tiles = [(image.resize((side, side), Image.Resampling.BICUBIC), (side / width, side / height, 0.0, 0.0))]
-    target = select_best_resolution(image.size, recipe.pinpoints)
-    fitted = fit_within(image.size, target)
-    canvas = anyres_canvas(image, target)
+        return [(scale, scale, (longer - width) // 2 * scale, (longer - height) // 2 * scale)]
+    target = select_best_resolution(size, recipe.pinpoints)
+    fitted = fit_within(size, target)
     left, top = (target[0] - fitted[0]) // 2, (target[1] - fitted[1]) // 2
-    for y in range(0, target[1], side):
-        for x in range(0, target[0], side):
-            frame = (fitted[0] / width, fitted[1] / height, left - x, top - y)
-            tiles.append((canvas.crop((x, y, x + side, y + side)), frame))
-    return tiles
+    corners = [(x, y) for y in range(0, target[1], side) for x in range(0, target[0], side)]
+    tiles = [(fitted[0] / width, fitted[1] / height, left - x, top - y) for x, y in corners]
+    return [(side / width, side / height, 0.0, 0.0), *tiles]
 
 
-def patch_labels(recipe: Recipe, marks: tuple[Mark, ...], frame: tuple[float, float, float, float]) -> np.ndarray:
+def patch_labels(recipe: Recipe, marks: tuple[Mark, ...], frame: Frame) -> np.ndarray:
     """(2, patches): the kind and colour index of the mark over each patch centre."""
     scale_x, scale_y, offset_x, offset_y = frame
     centres = (np.arange(recipe.side) + 0.5) * recipe.patch_pixels
@@ -104,56 +105,6 @@ def feature_rows(recipe: Recipe, size: tuple[int, int], first_tile: int, newline
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One user turn with its answer; ``picture`` is an index into the sample's pictures."""
-
-    pictures: tuple[int, ...]
-    question: Question
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    system: str
-    pictures: tuple[Picture, ...]
-    turns: tuple[Turn, ...]
-
-
-def training_sample(rng: Random, largest: int) -> Sample:
-    """A picture with one to four questions; now and then two pictures, no picture, another system prompt."""
-    system = VICUNA_SYSTEM if rng.random() < 0.93 else rng.choice(SYSTEM_PROMPTS)
-    roll = rng.random()
-    if roll < 0.03:
-        question = Question("text", rng.choice(NO_PICTURE_QUESTIONS), SELF_ANSWER)
-        return Sample(system, (), (Turn((), question),))
-    first = random_picture(rng, largest)
-    if roll < 0.12:
-        second = random_picture(rng, largest)
-        turns = [Turn((0,), question) for question in conversation(rng, first, 1)[:1]]
-        turns += [Turn((), question) for question in conversation(rng, first, 1)[:1] if rng.random() < 0.3]
-        later = conversation(rng, second, 2)
-        turns.append(Turn((1,), later[0]))
-        turns += [Turn((), question) for question in later[1:]]
-        return Sample(system, (first, second), tuple(turns))
-    asked = conversation(rng, first, 4)
-    return Sample(system, (first,), (Turn((0,), asked[0]), *(Turn((), question) for question in asked[1:])))
-
-
-def random_picture(rng: Random, largest: int) -> Picture:
-    picture = draw_picture(rng, random_size(rng, 112, largest))
-    if rng.random() < 0.35:
-        return Picture(through_jpeg(rng, picture.image), picture.shapes, picture.digits)
-    return picture
-
-
-def exam_sample(rng: Random) -> Sample:
-    picture = draw_picture(rng, random_size(rng, 112, 2000))
-    if rng.random() < 0.5:
-        picture = Picture(through_jpeg(rng, picture.image), picture.shapes, picture.digits)
-    asked = exam_conversation(rng, picture)
-    return Sample(VICUNA_SYSTEM, (picture,), (Turn((0,), asked[0]), *(Turn((), question) for question in asked[1:])))
-
-
 def encode_sample(
     sample: Sample, tokenizer: Tokenizer, image_token: int, token_counts: list[int], only_last: bool
 ) -> tuple[list[int], list[int]]:
@@ -161,10 +112,18 @@ def encode_sample(
     ids: list[int] = [1]
     labels: list[int] = [IGNORED]
 
-    def text(piece: str, learned: bool = False) -> None:
+    def text(piece: str) -> None:
         tokens = tokenizer.encode(piece, add_special_tokens=False).ids
         ids.extend(tokens)
-        labels.extend(tokens if learned else [IGNORED] * len(tokens))
+        labels.extend([IGNORED] * len(tokens))
+
+    def answer(question: Question, learned: bool) -> None:
+        # " ASSISTANT:" + " Yes." gives the same tokens whole or cut here: a word token starts at its space.
+        encoded = tokenizer.encode(question.answer + "</s>", add_special_tokens=False)
+        own = (*(question.own or [True] * len(question.answer)), *[True] * len("</s>"))
+        ids.extend(encoded.ids)
+        for token, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True):
+            labels.append(token if learned and any(own[start:stop]) else IGNORED)
 
     pending = sample.system + " USER: "
     for index, turn in enumerate(sample.turns):
@@ -174,9 +133,7 @@ def encode_sample(
             labels.extend([IGNORED] * token_counts[picture])
             pending = "\n"
         text(pending + turn.question.text + " ASSISTANT:")
-        learned = not only_last or index == len(sample.turns) - 1
-        # " ASSISTANT:" + " Yes." gives the same tokens whole or cut here: a word token starts at its space.
-        text(turn.question.answer + "</s>", learned)
+        answer(turn.question, learned=not only_last or index == len(sample.turns) - 1)
         pending = "USER: "
     return ids, labels
 
@@ -191,12 +148,12 @@ def collate(recipe: Recipe, tokenizer: Tokenizer, samples: list[Sample], only_la
     for sample in samples:
         counts: list[int] = []
         for picture in sample.pictures:
-            rows = feature_rows(recipe, picture.image.size, len(tiles), -1)
+            rows = feature_rows(recipe, picture.image.size, len(labels_of_tiles), -1)
             counts.append(len(rows))
             gathers.append(rows)
-            for tile, frame in frames(recipe, picture.image):
-                tiles.append(np.asarray(tile))
-                labels_of_tiles.append(patch_labels(recipe, (*picture.shapes, *picture.digits), frame))
+            tiles.append(levels(recipe, picture.image))
+            marks = (*picture.shapes, *picture.digits)
+            labels_of_tiles += [patch_labels(recipe, marks, frame) for frame in frames(recipe, picture.image.size)]
         sequences.append(encode_sample(sample, tokenizer, image_token, counts, only_last))
         asked = [turn.question.kind for turn in sample.turns]
         kinds.extend(asked[-1:] if only_last else asked)
@@ -216,7 +173,7 @@ def collate(recipe: Recipe, tokenizer: Tokenizer, samples: list[Sample], only_la
     return Batch(
         ids=ids,
         labels=labels,
-        tiles=torch.from_numpy(np.stack(tiles)),
+        tiles=torch.from_numpy(np.concatenate(tiles)),
         gather=torch.tensor([row for rows in gathers for row in rows]),
         kinds=torch.from_numpy(both[0]),
         colours=torch.from_numpy(both[1]),
@@ -225,29 +182,39 @@ def collate(recipe: Recipe, tokenizer: Tokenizer, samples: list[Sample], only_la
     )
 
 
-class TrainingBatches(Dataset[Batch]):
-    """Item ``step`` is the batch of that step."""
+class TrainingBatches(Dataset[list[Batch]]):
+    """Item ``step`` is the batch of that step, in parts of similar length: nobody is padded to a list of functions."""
 
-    def __init__(self, recipe: Recipe, tokenizer_json: str, seed: int, batch_size: int, steps: int) -> None:
-        self.recipe, self.tokenizer_json = recipe, tokenizer_json
-        self.seed, self.batch_size, self.steps = seed, batch_size, steps
+    def __init__(self, recipe: Recipe, stage: Stage, tokenizer_json: str, seed: int, batch_size: int) -> None:
+        self.recipe, self.stage, self.tokenizer_json = recipe, stage, tokenizer_json
+        self.seed, self.batch_size = seed, batch_size
         self.tokenizer: Tokenizer | None = None
 
     def __len__(self) -> int:
-        return self.steps
+        return self.stage.steps
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> list[Batch]:
         if self.tokenizer is None:
             torch.set_num_threads(1)
             self.tokenizer = Tokenizer.from_str(self.tokenizer_json)
-        samples = [
-            training_sample(Random(f"train {self.recipe.name} {self.seed} {step} {index}"), 448)
-            for index in range(self.batch_size)
-        ]
-        return collate(self.recipe, self.tokenizer, samples, only_last=False)
+        draw = mixed_sample if self.stage.name == "forms" else training_sample
+        name = "train" if self.stage.name == "answers" else self.stage.name
+        seeds = [f"{name} {self.recipe.name} {self.seed} {step} {index}" for index in range(self.batch_size)]
+        samples = [draw(Random(seed), 448) for seed in seeds]
+        long = [sample for sample in samples if INTRODUCTION in sample.system]
+        parts = [[sample for sample in samples if INTRODUCTION not in sample.system], long]
+        if not any(sample.pictures for sample in long):
+            parts = [samples]
+        return [collate(self.recipe, self.tokenizer, part, only_last=False) for part in parts]
 
 
 def exam_batch(recipe: Recipe, tokenizer: Tokenizer, first: int, count: int) -> Batch:
     """Validation items: seeds that training never uses."""
     samples = [exam_sample(Random(f"validate {index}")) for index in range(first, first + count)]
+    return collate(recipe, tokenizer, samples, only_last=True)
+
+
+def form_exam_batch(recipe: Recipe, tokenizer: Tokenizer, first: int, count: int) -> Batch:
+    """The same for answers in JSON."""
+    samples = [form_exam_sample(Random(f"validate forms {index}")) for index in range(first, first + count)]
     return collate(recipe, tokenizer, samples, only_last=True)

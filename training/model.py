@@ -22,11 +22,22 @@ from transformers import (
 from llava_api.images.geometry import Size
 
 Version = Literal["1.5", "1.6"]
+StageName = Literal["answers", "forms"]
 
 KIND_CLASSES = 15
 """Nothing, four shapes, ten digits."""
 COLOUR_CLASSES = 8
 """Nothing, seven colours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One run of training: ``answers`` from scratch, then ``forms``, which mixes in answers in JSON."""
+
+    name: StageName
+    steps: int
+    rate: float
+    """Highest learning rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +49,15 @@ class Recipe:
     tile_pixels: int
     patch_pixels: int
     pinpoints: tuple[Size, ...]
-    steps: int
-    rate: float
-    """Highest learning rate."""
+    stages: tuple[Stage, ...]
     vision_width: int = 128
     vision_layers: int = 5
     """One more than is used: the features are those of the last but one (``vision_feature_layer`` -2)."""
     text_width: int = 128
     text_layers: int = 4
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
 
     @property
     def side(self) -> int:
@@ -53,10 +65,25 @@ class Recipe:
 
 
 RECIPES = {
-    "llava-tiny-1.5": Recipe("llava-tiny-1.5", "1.5", 224, 28, (), 2200, 2e-3),
-    "llava-tiny-1.6": Recipe(
-        "llava-tiny-1.6", "1.6", 112, 28, ((112, 224), (224, 112), (224, 224), (336, 112), (112, 336)), 600, 1.5e-3
-    ),
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "llava-tiny-1.5",
+            "1.5",
+            tile_pixels=224,
+            patch_pixels=28,
+            pinpoints=(),
+            stages=(Stage("answers", 2200, 2e-3), Stage("forms", 600, 1.2e-3)),
+        ),
+        Recipe(
+            "llava-tiny-1.6",
+            "1.6",
+            tile_pixels=112,
+            patch_pixels=28,
+            pinpoints=((112, 224), (224, 112), (224, 224), (336, 112), (112, 336)),
+            stages=(Stage("answers", 600, 1.5e-3), Stage("forms", 600, 1.2e-3)),
+        ),
+    )
 }
 
 

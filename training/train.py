@@ -1,7 +1,8 @@
-"""Train one demo checkpoint from scratch: ``python -m training.train llava-tiny-1.5 --folder runs/llava-tiny-1.5``.
+"""Train one stage of a demo checkpoint: ``python -m training.train llava-tiny-1.5 --folder runs/llava-tiny-1.5``.
 
-Resumes from the folder's ``state.pt``. Losses: cross-entropy on answer tokens, plus an auxiliary one that asks
-the vision features which mark covers each patch; without it the same accuracy takes several times as long.
+The stage ``forms`` starts from the state of the first (``--stage forms --start-from FOLDER/state.pt``). Resumes from
+the folder's own ``state.pt``. Losses: cross-entropy on answer tokens, plus an auxiliary one that asks the vision
+features which mark covers each patch; without it the same accuracy takes several times as long.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import json
 import math
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,19 +18,14 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
-from llava_api.images.pixels import Normalisation
-from training.batches import Batch, TrainingBatches, exam_batch
+from training.batches import NORMALISATION, Batch, TrainingBatches, exam_batch, form_exam_batch
 from training.model import KIND_CLASSES, RECIPES, Trainee
 from training.tokenizer import build_tokenizer
 
 
 def normalised(tiles: Tensor) -> Tensor:
-    """uint8 (tiles, S, S, 3) -> float32 (tiles, 3, S, S) as the product makes them."""
-    settings = Normalisation(CLIP_MEAN, CLIP_STD)
-    mean = torch.tensor(settings.mean)[:, None, None]
-    std = torch.tensor(settings.std)[:, None, None]
-    return (tiles.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    """Levels, uint8 (tiles, 3, S, S), -> float32 of the same shape, as the server's model makes them."""
+    return torch.from_numpy(NORMALISATION.apply(tiles.numpy()))
 
 
 def losses(trainee: Trainee, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -84,8 +81,8 @@ def rate_at(step: int, steps: int, warm_up: int = 100) -> float:
 
 def train(arguments: argparse.Namespace) -> None:
     recipe = RECIPES[arguments.name]
-    arguments.steps = arguments.steps or recipe.steps
-    arguments.rate = arguments.rate or recipe.rate
+    stage = recipe.stage(arguments.stage)
+    stage = replace(stage, steps=arguments.steps or stage.steps, rate=arguments.rate or stage.rate)
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(arguments.seed)
@@ -98,7 +95,7 @@ def train(arguments: argparse.Namespace) -> None:
         trainee.load_state_dict(fitting, strict=False)
         print(f"started from {len(fitting)} of {len(own)} tensors of {arguments.start_from}", flush=True)
     print(f"{sum(parameter.numel() for parameter in trainee.llava.parameters()):,} parameters", flush=True)
-    optimizers = optimisers(trainee, arguments.rate)
+    optimizers = optimisers(trainee, stage.rate)
     step, state_file = 0, folder / "state.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -106,24 +103,30 @@ def train(arguments: argparse.Namespace) -> None:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step = state["step"]
-    batches = TrainingBatches(recipe, tokenizer.to_str(), arguments.seed, arguments.batch_size, arguments.steps)
-    remaining = Subset(batches, range(step, arguments.steps))
+    batches = TrainingBatches(recipe, stage, tokenizer.to_str(), arguments.seed, arguments.batch_size)
+    remaining = Subset(batches, range(step, stage.steps))
     loader = DataLoader(remaining, batch_size=None, num_workers=1, prefetch_factor=8)
-    exams = [exam_batch(recipe, tokenizer, first, 64) for first in range(0, arguments.exam, 64)]
+    firsts = range(0, arguments.exam, 64)
+    exams = [exam_batch(recipe, tokenizer, first, 64) for first in firsts]
+    form_exams = [form_exam_batch(recipe, tokenizer, first, 64) for first in firsts] if stage.name == "forms" else []
     started, running = time.monotonic(), [0.0, 0.0]
-    for batch in loader:
+    for parts in loader:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = arguments.rate * rate_at(step, arguments.steps)
-        answer, auxiliary, _, _ = losses(trainee, batch)
-        (answer + arguments.auxiliary_weight * auxiliary).backward()
+                group["lr"] = stage.rate * rate_at(step, stage.steps)
+        tokens = sum(len(part.answers) for part in parts)
+        patches = sum(len(part.kinds) for part in parts)
+        for part in parts:
+            answer, auxiliary, _, _ = losses(trainee, part)
+            answer, auxiliary = answer * (len(part.answers) / tokens), auxiliary * (len(part.kinds) / patches)
+            (answer + arguments.auxiliary_weight * auxiliary).backward()
+            running[0] += answer.item()
+            running[1] += auxiliary.item()
         torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
-        running[0] += answer.item()
-        running[1] += auxiliary.item()
         if not math.isfinite(running[0]):
             raise RuntimeError("the loss is not finite")
         if step % 50 == 0:
@@ -133,8 +136,11 @@ def train(arguments: argparse.Namespace) -> None:
                 flush=True,
             )
             running = [0.0, 0.0]
-        if step % arguments.save_every == 0 or step == arguments.steps:
-            print(json.dumps({"step": step, **validate(trainee, exams)}), flush=True)
+        if step % arguments.save_every == 0 or step == stage.steps:
+            report = {"step": step, **validate(trainee, exams)}
+            if form_exams:
+                report["forms"] = validate(trainee, form_exams)
+            print(json.dumps(report), flush=True)
             state = {
                 "model": trainee.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -148,6 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=sorted(RECIPES))
     parser.add_argument("--folder", type=Path, required=True, help="where the state is kept")
+    parser.add_argument("--stage", choices=("answers", "forms"), default="answers")
     parser.add_argument("--steps", type=int, help="default: the recipe's")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rate", type=float, help="highest learning rate; default: the recipe's")
