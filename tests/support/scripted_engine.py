@@ -18,9 +18,16 @@ class ScriptedEngine:
         self.logprobs: list[tuple[TokenLogprob, ...]] = [()] * len(texts)
         """Of each text's tokens."""
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+        self.other_choices: dict[int, tuple[str, ...]] = {}
+        """What choices say that do not say ``texts``; as many texts."""
         self.dead = False
         self.requests: list[GenerationRequest] = []
         self.unfinished = 0
+
+    def say(self, *texts: str) -> None:
+        """Each text is one delta of one token, without log-probabilities."""
+        self.texts = texts
+        self.logprobs = [()] * len(texts)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)
@@ -33,7 +40,8 @@ class ScriptedEngine:
                 reason = self.finish_reason if index == len(self.texts) - 1 else None
                 logprobs = self.logprobs[index] if request.sampling.logprobs is not None else ()
                 for choice in range(request.choices):
-                    yield Delta(text, 1, 3, reason, choice, logprobs, self.prompt_logprobs if not index else ())
+                    said = self.other_choices[choice][index] if choice in self.other_choices else text
+                    yield Delta(said, 1, 3, reason, choice, logprobs, self.prompt_logprobs if not index else ())
         finally:
             self.unfinished -= 1
 

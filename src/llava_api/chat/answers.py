@@ -50,11 +50,11 @@ class AnswerReader:
         self.calls = CallReader(asked.call_names) if asked.call_names else None
         self.aligner: LogprobAligner | None = None
         if sampling.logprobs is not None:
-            self.aligner = LogprobAligner(TokenWriter(tokenizer, sampling.logprobs), sampling.skip_special_tokens)
+            writer = TokenWriter(tokenizer, sampling.logprobs)
+            self.aligner = LogprobAligner(writer, sampling.skip_special_tokens, asked.spaces_cut)
 
     def read(self, delta: Delta) -> list[Piece]:
         """One piece at least."""
-        spaces_cut = not self.started
         text = delta.text if self.started else delta.text.lstrip(" ")
         self.started = self.started or bool(text)
         found: list[str | CallPiece] = [text] if self.calls is None else self.calls.read(text)
@@ -66,7 +66,7 @@ class AnswerReader:
         calls = [part for part in found if isinstance(part, CallPiece)]
         logprobs: list[WrittenToken] = []
         if self.aligner is not None and (self.calls is None or not self.calls.calls):
-            logprobs = self.aligner.read(delta.logprobs, said, spaces_cut, last=reason == "length")
+            logprobs = self.aligner.read(delta.logprobs, said, last=reason == "length")
         pieces = [Piece(delta.index, call=call) for call in calls]
         if said or logprobs or not pieces:
             pieces.insert(0, Piece(delta.index, said, logprobs=tuple(logprobs)))

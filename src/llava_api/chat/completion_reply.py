@@ -3,12 +3,13 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from llava_api.chat.answers import Answers
 from llava_api.chat.chat_reply import Head
-from llava_api.chat.logprobs import WrittenToken, as_text
+from llava_api.chat.logprobs import LetterCounter, WrittenToken, as_text
 from llava_api.chat.merge import merge
-from llava_api.chat.plain import Plain
+from llava_api.chat.plain import Plain, PlainPrompt
 from llava_api.engine.base import Engine
 from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.protocol import completions as wire
@@ -21,12 +22,13 @@ class Columns:
 
     offset: int = 0
 
-    def fill(self, tokens: Sequence[WrittenToken | None], texts: Sequence[str]) -> wire.CompletionLogprobs:
-        """``texts`` as the tokens are written; of a token that is None nothing is known."""
-        made = wire.CompletionLogprobs(tokens=list(texts), token_logprobs=[], top_logprobs=[], text_offset=[])
-        for token, text in zip(tokens, texts, strict=True):
+    def fill(self, tokens: Sequence[tuple[str, int, WrittenToken | None]]) -> wire.CompletionLogprobs:
+        """(how it is written, letters of the text that end with it, what is known of it) for each token."""
+        made = wire.CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        for text, letters, token in tokens:
+            made.tokens.append(text)
             made.text_offset.append(self.offset)
-            self.offset += len(text)
+            self.offset += letters
             made.token_logprobs.append(None if token is None else token.logprob)
             made.top_logprobs.append(None if token is None else likeliest(token))
         return made
@@ -86,14 +88,16 @@ class CompletionReply:
                     if self.plain.echo:
                         yield self.echoed(place, index, columns[piece.index])
                 text, tokens = ("", ()) if self.plain.silent else (piece.text, piece.logprobs)
-                reason: wire.EndReason | None = "length" if piece.finish_reason == "length" else "stop"
+                # Where the prompt alone is wanted, nothing ended the answer but its length.
+                cut = self.plain.silent or piece.finish_reason == "length"
+                reason: wire.EndReason | None = "length" if cut else "stop"
                 if piece.finish_reason is None:
                     reason = None
                 if not (text or tokens or reason):
                     continue
                 logprobs = None
                 if self.with_logprobs:
-                    logprobs = columns[piece.index].fill(tokens, [token.text for token in tokens])
+                    logprobs = columns[piece.index].fill([(token.text, token.letters, token) for token in tokens])
                 yield wire.CompletionChunkChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
 
     def echoed(self, place: int, index: int, columns: Columns) -> wire.CompletionChunkChoice:
@@ -101,9 +105,20 @@ class CompletionReply:
         prompt = self.plain.prompts[place]
         logprobs = None
         if self.with_logprobs:
-            texts = [as_text(self.tokenizer.token_bytes(token)) for token in prompt.token_ids]
-            logprobs = columns.fill(self.answers[place].prompt or [None] * len(texts), texts)
+            logprobs = columns.fill(self.tokens_of(prompt, self.answers[place].prompt))
         return wire.CompletionChunkChoice(index=index, text=prompt.text, logprobs=logprobs)
+
+    def tokens_of(
+        self, prompt: PlainPrompt, known: Sequence[WrittenToken | None]
+    ) -> list[tuple[str, int, WrittenToken | None]]:
+        """A prompt's tokens; its text has no special tokens, and not the space that the tokenizer puts first."""
+        counter = LetterCounter(spaces_cut=not prompt.text.startswith(" "))
+        found: list[tuple[str, int, WrittenToken | None]] = []
+        for token, entry in zip_longest(prompt.token_ids, known):
+            written = self.tokenizer.token_bytes(token)
+            letters = 0 if self.tokenizer.is_special(token) else counter.shown(written)[1]
+            found.append((as_text(written), letters, entry))
+        return found
 
     async def choices(self) -> AsyncGenerator[wire.CompletionChunkChoice, None]:
         """What comes of all prompts and answers, as it comes. Raises EngineFailed."""

@@ -1,8 +1,9 @@
 """Log-probabilities of tokens, sent together with the text that they make."""
 
+import codecs
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llava_api.engine.base import TokenLogprob
 from llava_api.prompts.tokenizer import TextTokenizer
@@ -16,6 +17,8 @@ class WrittenToken:
     """UTF-8; a part of a letter where the letter has several tokens."""
     logprob: float
     top: tuple[tuple[bytes, float], ...]
+    letters: int = 0
+    """Of the text: those that end with this token."""
 
     @property
     def text(self) -> str:
@@ -39,6 +42,22 @@ class TokenWriter:
         return WrittenToken(self.tokenizer.token_bytes(entry.token_id), entry.logprob, top)
 
 
+class LetterCounter:
+    """How many letters of a text end with each of its tokens; bytes that make none count as U+FFFD, as in the text."""
+
+    def __init__(self, spaces_cut: bool) -> None:
+        self.spaces_cut = spaces_cut
+        """The text begins with its first letter, whatever spaces its tokens begin with."""
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def shown(self, written: bytes) -> tuple[bytes, int]:
+        """What of the token is in the text, and how many letters end with it."""
+        if self.spaces_cut:
+            written = written.lstrip(b" ")
+            self.spaces_cut = not written
+        return written, len(self.decoder.decode(written))
+
+
 class LogprobAligner:
     """Holds each token back until its text goes out, so that the tokens of all chunks, joined, are their text.
 
@@ -46,32 +65,25 @@ class LogprobAligner:
     a stop text waits too. Tokens whose text never comes (the end token, the stop text) are left out.
     """
 
-    def __init__(self, writer: TokenWriter, skip_special_tokens: bool) -> None:
+    def __init__(self, writer: TokenWriter, skip_special_tokens: bool, spaces_cut: bool) -> None:
         self.writer = writer
         self.skip_special_tokens = skip_special_tokens
-        self.waiting: deque[tuple[int, WrittenToken]] = deque()
+        self.counter = LetterCounter(spaces_cut)
+        self.waiting: deque[WrittenToken] = deque()
         self.ahead = 0
-        """Bytes of text that has gone out, less those of tokens that have."""
+        """Letters of text that have gone out, less those of tokens that have."""
 
-    def read(self, tokens: Sequence[TokenLogprob], text: str, spaces_cut: bool, last: bool) -> list[WrittenToken]:
-        """The tokens to send with ``text``.
-
-        ``spaces_cut``: up to the first letter the answer's spaces are left out. ``last``: nothing follows that a token
-        could wait for.
-        """
+    def read(self, tokens: Sequence[TokenLogprob], text: str, last: bool) -> list[WrittenToken]:
+        """The tokens to send with ``text``. ``last``: nothing follows that a token could wait for."""
         for entry in tokens:
+            if self.skip_special_tokens and self.writer.tokenizer.is_special(entry.token_id):
+                continue
             token = self.writer.write(entry)
-            skipped = self.skip_special_tokens and self.writer.tokenizer.is_special(entry.token_id)
-            shown = b"" if skipped else token.written
-            if spaces_cut and not skipped:
-                shown = shown.lstrip(b" ")
-                token = WrittenToken(shown, token.logprob, token.top)
-                spaces_cut = not shown
-            self.waiting.append((len(shown), token))
-        self.ahead += len(text.encode("utf-8", "replace"))
+            written, letters = self.counter.shown(token.written)
+            self.waiting.append(replace(token, written=written, letters=letters))
+        self.ahead += len(text)
         going: list[WrittenToken] = []
         while self.waiting and (self.ahead > 0 or last):
-            size, token = self.waiting.popleft()
-            self.ahead -= size
-            going.append(token)
+            self.ahead -= self.waiting[0].letters
+            going.append(self.waiting.popleft())
         return going

@@ -7,7 +7,7 @@ from typing import cast
 from llava_api.chat.answers import Asked
 from llava_api.chat.prepare import Preparer, engine_choices
 from llava_api.chat.sampling import Length, answer_room, check_ids, choices_of, read_sampling
-from llava_api.engine.base import GenerationRequest
+from llava_api.engine.base import GenerationRequest, Sampling
 from llava_api.errors import InvalidRequest
 from llava_api.prompts.render import tokenize
 from llava_api.protocol.completions import CompletionRequest, Prompt
@@ -89,6 +89,8 @@ async def read_prompt(preparer: Preparer, prompt: str | list[int]) -> PlainPromp
         if not rendered.token_ids:
             raise InvalidRequest("This model has no BOS token: prompt must not be empty.", param="prompt")
         return PlainPrompt(prompt, rendered.token_ids)
+    # Before each is looked at.
+    answer_room(Length(None, "max_tokens", "prompt"), len(prompt), 0, preparer.max_model_len, Sampling(0))
     check_ids(prompt, model, "prompt")
     if model.checkpoint.image_token_id in prompt:
         raise InvalidRequest("prompt has the token that stands for a picture, and no picture.", param="prompt")

@@ -20,6 +20,8 @@ MAX_ENUM = 1_000
 MAX_PATTERN = 512
 MAX_COUNT = 10_000
 MAX_LENGTH = 100_000
+MAX_PATTERNS = 50
+MAX_DIVISOR = 10_000
 COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
 LENGTHS = ("minLength", "maxLength")
 VALUES = ("enum", "const", "default", "examples", "example")
@@ -38,6 +40,8 @@ def check_schema(schema: Schema, param: str) -> None:
         if depth > MAX_DEPTH:
             raise too_much(param, f"it is deeper than {MAX_DEPTH} levels")
         check_part(part, param)
+    if sum(len(patterns_of(part)) for part, _ in parts_of(schema)) > MAX_PATTERNS:
+        raise too_much(param, f"it has more than {MAX_PATTERNS} patterns")
     check_references(schema, param)
 
 
@@ -88,14 +92,25 @@ def check_part(part: Schema, param: str) -> None:
     enum = part.get("enum")
     if isinstance(enum, list) and len(enum) > MAX_ENUM:
         raise too_much(param, f"an enum has more than {MAX_ENUM} values")
-    by_pattern = part.get("patternProperties")
-    patterns = [part.get("pattern"), *(by_pattern if isinstance(by_pattern, dict) else ())]
-    if any(isinstance(pattern, str) and len(pattern) > MAX_PATTERN for pattern in patterns):
+    divisor = part.get("multipleOf")
+    if isinstance(divisor, int | float) and divisor > MAX_DIVISOR:
+        raise too_much(param, f"multipleOf is above {MAX_DIVISOR}")
+    if any(len(pattern) > MAX_PATTERN for pattern in patterns_of(part)):
         raise too_much(param, f"a pattern is longer than {MAX_PATTERN} characters")
 
 
+def patterns_of(part: Schema) -> list[str]:
+    by_pattern = part.get("patternProperties")
+    found = [part.get("pattern"), *(by_pattern if isinstance(by_pattern, dict) else ())]
+    return [pattern for pattern in found if isinstance(pattern, str)]
+
+
 def check_references(schema: Schema, param: str) -> None:
-    """A schema may come back to itself through a property or an item (a tree is such a thing), never directly."""
+    """A schema may come back to itself through a property or an item (a tree is such a thing), never directly.
+
+    A reference leads to a schema, not into data, which is not bounded.
+    """
+    looked_at = {id(part) for part, _ in parts_of(schema)}
     entered: set[int] = set()
     left: set[int] = set()
     for start, _ in parts_of(schema):
@@ -105,6 +120,8 @@ def check_references(schema: Schema, param: str) -> None:
             part, leaving = waiting.pop()
             if leaving:
                 left.add(id(part))
+            elif id(part) not in looked_at:
+                raise too_much(param, "a $ref leads to what is no schema")
             elif id(part) not in entered:
                 entered.add(id(part))
                 waiting.append((part, True))

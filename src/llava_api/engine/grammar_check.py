@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from llava_api.errors import InvalidGrammar
 
 START_SECONDS = 60.0
-DEADLINE_SECONDS = 5.0
+DEADLINE_SECONDS = 2.0
 MOST_REMEMBERED = 1000
 TOO_MUCH = "it takes too long to compile, or too much memory"
 

@@ -4,6 +4,7 @@ The first line is the tokenizer ({"tokenizer": the content of tokenizer.json, "e
 """
 
 import json
+import re
 import resource
 import sys
 import time
@@ -13,21 +14,25 @@ from llguidance import LLMatcher, LLTokenizer
 
 MAX_BYTES = 4_000_000_000
 """Address space, most of which llguidance and a large vocabulary never touch."""
+SOURCE_LINE = re.compile(r"\n\s*\d+ \|")
 WALKS = 4
-STEPS = 48
+STEPS = 100
 STEP_SECONDS = 0.1
 """CPU time for one token's choices: the engine, which makes all its answers' tokens in turn, waits as long."""
 TOO_MUCH = "it takes too much time to keep to: make it smaller, or simpler"
 
 
 def complaint_about(grammar: str, tokenizer: LLTokenizer) -> str:
+    before = time.process_time()
     found: str = LLMatcher.validate_grammar(grammar, tokenizer)
-    return in_words(found) if found else trial(grammar, tokenizer)
+    # vLLM does this once more, where all requests and streams wait for it.
+    slow = time.process_time() - before > STEP_SECONDS
+    return in_words(found) if found else TOO_MUCH if slow else trial(grammar, tokenizer)
 
 
 def in_words(found: str) -> str:
     """llguidance's words without its position and source lines, which speak of the grammar that was made here."""
-    first = found.split("\n   1 |")[0].partition("failed to compile JSON schema: ")
+    first = SOURCE_LINE.split(found)[0].partition("failed to compile JSON schema: ")
     return " ".join((first[2] or first[0]).split())[:300]
 
 

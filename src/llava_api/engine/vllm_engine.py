@@ -25,7 +25,7 @@ from vllm.multimodal.inputs import (
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from llava_api.engine.base import (
     Adapter,
@@ -103,7 +103,7 @@ class VllmEngine:
                     yield delta_of(completion, output.num_cached_tokens or 0, prompt)
         except EngineDeadError as error:
             raise EngineFailed(DEAD) from error
-        except (EngineGenerateError, ValueError) as error:
+        except Exception as error:  # vLLM's refusals are of many kinds, and differ between its versions.
             log.exception("the engine refused request %s", request.request_id)
             raise EngineFailed("The engine could not answer this request.") from error
         finally:

@@ -64,3 +64,5 @@ class ToolCall(Wire):
     id: str
     type: Literal["function"]
     function: FunctionCall
+    index: int | None = None
+    """Of a streamed call; accepted and not used."""

@@ -1,0 +1,209 @@
+"""Log-probabilities: every token of the answer's text, with its bytes, beside the text that it is part of."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from llava_api.engine.base import TokenLogprob
+from tests.api.test_chat import CHAT, TOKENIZER, text_body
+from tests.api.test_sampling_fields import COMPLETIONS
+from tests.support.scripted_engine import ScriptedEngine
+from tests.support.sse import chunks
+
+
+def ids(text: str) -> list[int]:
+    """Tokens of the text itself: one for each letter of ASCII, one for each byte of any other."""
+    found: list[int] = []
+    for letter in text:
+        whole = TOKENIZER.token_to_id("▁" if letter == " " else letter)
+        bytes_of_it = [TOKENIZER.token_to_id(f"<0x{byte:02X}>") for byte in letter.encode()]
+        found += bytes_of_it if whole is None else [whole]
+    return found
+
+
+def known(token: int, logprob: float = -0.5) -> TokenLogprob:
+    return TokenLogprob(token, logprob, ((token, logprob), (40 + 259, logprob - 1), (41 + 259, logprob - 2)))
+
+
+def speak(engine: ScriptedEngine, *pieces: tuple[str, list[int]]) -> None:
+    """What the engine says: texts, each with the tokens that were made meanwhile."""
+    engine.texts = tuple(text for text, _ in pieces)
+    engine.logprobs = [tuple(known(token) for token in made) for _, made in pieces]
+
+
+def written(logprobs: dict[str, Any]) -> bytes:
+    return b"".join(bytes(token["bytes"]) for token in logprobs["content"])
+
+
+END = 2
+
+
+async def test_the_reply_has_each_token_once(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    speak(engine, (" A ", ids(" A ")), ("red", ids("red")), ("", [END]))
+    (choice,) = (await client.post(CHAT, json=text_body(logprobs=True, top_logprobs=2))).json()["choices"]
+    tokens = choice["logprobs"]["content"]
+    # The space before the answer is no part of it; its token stays, with nothing in it.
+    assert "".join(token["token"] for token in tokens) == choice["message"]["content"] == "A red"
+    assert [token["token"] for token in tokens][-3:] == ["r", "e", "d"]
+    for token in tokens:
+        assert bytes(token["bytes"]).decode() == token["token"]
+        assert token["logprob"] == -0.5
+        assert [top["logprob"] for top in token["top_logprobs"]] == [-0.5, -1.5]
+    assert choice["logprobs"]["refusal"] is None
+    assert engine.requests[-1].sampling.logprobs == 2
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": False}, {"logprobs": None}, {"top_logprobs": 0}])
+async def test_none_where_none_were_asked_for(
+    client: httpx.AsyncClient, engine: ScriptedEngine, fields: dict[str, Any]
+) -> None:
+    reply = await client.post(CHAT, json=text_body(**fields))
+    assert reply.json()["choices"][0]["logprobs"] is None
+    assert engine.requests[-1].sampling.logprobs is None
+
+
+async def test_without_top_logprobs_only_the_token_itself_is_told(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    speak(engine, ("a", ids("a")))
+    (choice,) = (await client.post(CHAT, json=text_body(logprobs=True))).json()["choices"]
+    assert [token["top_logprobs"] for token in choice["logprobs"]["content"]] == [[]]
+
+
+async def test_an_empty_answer_has_an_empty_list(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    speak(engine, ("", [END]))
+    (choice,) = (await client.post(CHAT, json=text_body(logprobs=True))).json()["choices"]
+    assert choice["message"]["content"] == ""
+    assert choice["logprobs"]["content"] == []
+
+
+LETTER = ids("\U0001f388")
+LAGGING: dict[str, list[tuple[str, list[int]]]] = {
+    "as they come": [("a", ids("a")), ("b", ids("b")), ("", [END])],
+    "half a letter": [("", LETTER[:2]), ("\U0001f388", LETTER[2:]), ("", [END])],
+    "a letter in four": [*(("", [token]) for token in LETTER[:3]), ("\U0001f388", LETTER[3:]), ("!", ids("!"))],
+    "behind a letter": [("x", [*ids("x"), *LETTER[:3]]), ("\U0001f388y", [LETTER[3], *ids("y")])],
+    "a stop text is watched for": [
+        ("", ids("r")),
+        ("", ids("e")),
+        ("r", ids("d")),
+        ("e", ids(" ")),
+        ("d dog", ids("dog")),
+    ],
+    "a space and a stop text": [
+        ("", ids(" r")),
+        (" r", ids("ed")),
+        ("ed", ids(" d")),
+        (" do", ids("og")),
+        ("g", [END]),
+    ],
+    "words that wait with their spaces": [("", ids(" red")), (" red", ids(" dog")), (" dog", [END])],
+    "spaces alone first": [("", ids(" ")), (" ", ids(" ")), (" a", ids("a"))],
+}
+
+
+@pytest.mark.parametrize("name", LAGGING)
+async def test_streamed_tokens_joined_are_the_text(
+    client: httpx.AsyncClient, engine: ScriptedEngine, name: str
+) -> None:
+    speak(engine, *LAGGING[name])
+    whole = (await client.post(CHAT, json=text_body(logprobs=True))).json()["choices"][0]
+    received = chunks((await client.post(CHAT, json=text_body(logprobs=True, stream=True))).content)
+    pieces = [chunk["choices"][0] for chunk in received]
+    text = "".join(piece["delta"].get("content", "") for piece in pieces)
+    assert text == whole["message"]["content"]
+    assert b"".join(written(piece["logprobs"]) for piece in pieces if piece["logprobs"]).decode() == text
+    assert written(whole["logprobs"]).decode() == text
+    for piece in pieces:
+        if piece["logprobs"]:
+            # A chunk's tokens are its text, up to a token that reaches into the next one's.
+            assert written(piece["logprobs"]).decode().startswith(piece["delta"]["content"])
+
+
+async def test_a_stop_text_is_in_neither(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    speak(engine, ("red", ids("red")), ("", ids("#")), ("", ids("#")))
+    (choice,) = (await client.post(CHAT, json=text_body(logprobs=True, stop="##"))).json()["choices"]
+    assert written(choice["logprobs"]) == b"red"
+
+
+async def test_an_answer_cut_at_its_length_has_all_of_its_tokens(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    """Half a letter is no text, but its tokens were made, paid for and asked for."""
+    speak(engine, ("a", ids("a")), ("", LETTER[:2]))
+    engine.finish_reason = "length"
+    (choice,) = (await client.post(CHAT, json=text_body(logprobs=True))).json()["choices"]
+    assert choice["message"]["content"] == "a"
+    assert [token["bytes"] for token in choice["logprobs"]["content"]] == [[0x61], [0xF0], [0x9F]]
+
+
+async def test_a_call_has_no_logprobs_and_text_beside_tools_has(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    tools = [{"type": "function", "function": {"name": "wait"}}]
+    call = '{"name": "wait", "arguments": {}}'
+    for text, expected in ((call, None), ("A red", "A red"), ("Let it", "Let it")):
+        speak(engine, *((text[at : at + 3], ids(text[at : at + 3])) for at in range(0, len(text), 3)))
+        (choice,) = (await client.post(CHAT, json=text_body(logprobs=True, tools=tools))).json()["choices"]
+        found = choice["logprobs"]
+        assert (None if found is None else written(found).decode()) == expected
+        streamed = chunks((await client.post(CHAT, json=text_body(logprobs=True, tools=tools, stream=True))).content)
+        pieces = [piece["logprobs"] for chunk in streamed for piece in chunk["choices"] if piece["logprobs"]]
+        assert b"".join(map(written, pieces)).decode() == (expected or "")
+
+
+async def test_copies_of_an_answer_have_its_logprobs(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    speak(engine, ("a", ids("a")))
+    found = (await client.post(CHAT, json=text_body(logprobs=True, n=3, temperature=0))).json()["choices"]
+    assert [written(choice["logprobs"]) for choice in found] == [b"a"] * 3
+
+
+# The lists of text completions
+
+
+async def completion(client: httpx.AsyncClient, **more: Any) -> dict[str, Any]:
+    reply = await client.post(COMPLETIONS, json={"model": "tiny", "prompt": "Hi \U0001f388", "logprobs": 1, **more})
+    assert reply.status_code == 200, reply.text
+    (choice,) = reply.json()["choices"]
+    found: dict[str, Any] = choice
+    return found
+
+
+def check_offsets(choice: dict[str, Any]) -> None:
+    """Each token stands in the text where its offset says."""
+    found = choice["logprobs"]
+    assert len({len(column) for column in found.values()}) == 1
+    for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
+        if "\ufffd" not in token:
+            assert choice["text"][offset : offset + len(token)] == token
+
+
+async def test_offsets_are_places_in_the_text(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    speak(engine, (" a", ids(" a")), ("", LETTER[:2]), ("\U0001f388", LETTER[2:]), (" b", ids(" b")))
+    choice = await completion(client)
+    assert choice["text"] == " a\U0001f388 b"
+    check_offsets(choice)
+    assert choice["logprobs"]["top_logprobs"][0] == {" ": -0.5}
+
+
+async def test_offsets_of_an_echo_are_places_in_prompt_and_answer(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    prompt = [1, *ids(" Hi "), *LETTER]
+    engine.prompt_logprobs = (None, *(known(token) for token in prompt[1:]))
+    speak(engine, (" a", ids(" a")))
+    choice = await completion(client, echo=True)
+    assert engine.requests[-1].token_ids == prompt
+    assert choice["text"] == "Hi \U0001f388 a"
+    assert choice["logprobs"]["token_logprobs"][:2] == [None, -0.5]
+    # The text has neither BOS nor the space that the tokenizer puts first; what follows stands where it stands.
+    check_offsets({**choice, "logprobs": {name: column[2:] for name, column in choice["logprobs"].items()}})
+
+
+async def test_max_tokens_0_scores_the_prompt_alone(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.prompt_logprobs = (None, *(known(token) for token in [*ids(" Hi "), *LETTER]))
+    speak(engine, ("x", ids("x")))
+    choice = await completion(client, echo=True, max_tokens=0)
+    assert choice["text"] == "Hi \U0001f388"
+    assert len(choice["logprobs"]["tokens"]) == 9

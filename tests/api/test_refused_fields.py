@@ -1,0 +1,192 @@
+"""Nothing that a caller sends is dropped in silence: a field is taken, refused by name, or said to be unknown."""
+
+from typing import Any
+
+import httpx
+import pytest
+from openai.types.chat import ChatCompletion
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
+from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
+
+from llava_api.protocol.chat import ChatCompletionRequest
+from llava_api.protocol.completions import CompletionRequest
+from tests.api.test_chat import CHAT, prompt_of, text_body
+from tests.api.test_sampling_fields import COMPLETIONS, asked
+from tests.support.scripted_engine import ScriptedEngine
+
+REFUSED = [(CHAT, name, sentence) for name, sentence in ChatCompletionRequest.refused.items()] + [
+    (COMPLETIONS, name, sentence) for name, sentence in CompletionRequest.refused.items()
+]
+HUGE = "x" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("params", "model"), [(ChatParams, ChatCompletionRequest), (CompletionParams, CompletionRequest)]
+)
+def test_every_field_of_the_openai_client_is_known_here(params: type[Any], model: type[Any]) -> None:
+    """Fails where a new client has a field that this server has no opinion about."""
+    known = set(model.model_fields) | set(model.refused)
+    assert set(params.__annotations__) - known == set()
+
+
+def test_no_field_is_both_taken_and_refused() -> None:
+    for model in (ChatCompletionRequest, CompletionRequest):
+        assert set(model.model_fields) & set(model.refused) == set()
+
+
+@pytest.mark.parametrize(("address", "name", "sentence"), REFUSED, ids=[f"{row[0]} {row[1]}" for row in REFUSED])
+async def test_a_refused_field_is_named_with_the_reason(
+    client: httpx.AsyncClient, engine: ScriptedEngine, address: str, name: str, sentence: str
+) -> None:
+    for value in (True, 1, "x", ["x"], {"x": "y"}):
+        reply = await client.post(address, json=asked(address, **{name: value}))
+        error = reply.json()["error"]
+        assert (reply.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+        assert error["message"] == sentence
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize("address", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("value", [None, False, [], {}, ""], ids=repr)
+async def test_refused_fields_pass_where_they_say_nothing(
+    client: httpx.AsyncClient, engine: ScriptedEngine, address: str, value: Any
+) -> None:
+    names = [name for place, name, _ in REFUSED if place == address]
+    reply = await client.post(address, json=asked(address, **dict.fromkeys(names, value)))
+    assert reply.status_code == 200
+
+
+def at_message(**more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": "Hello.", **more}]}
+
+
+FUNCTION = {"name": "look", "parameters": {"type": "object"}}
+CALL = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+UNKNOWN: list[tuple[str, dict[str, Any]]] = [
+    ("temprature", text_body(temprature=None)),
+    ("messages[0].colour", at_message(colour=1)),
+    ("stream_options.usage", text_body(stream=True, stream_options={"usage": True})),
+    ("tools[0].names", text_body(tools=[{"type": "function", "function": FUNCTION, "names": "x"}])),
+    ("tools[0].function.names", text_body(tools=[{"type": "function", "function": {**FUNCTION, "names": "x"}}])),
+    (
+        "tool_choice.function.names",
+        text_body(
+            tools=[{"type": "function", "function": FUNCTION}],
+            tool_choice={"type": "function", "function": {"name": "look", "names": 1}},
+        ),
+    ),
+    ("response_format.schema", text_body(response_format={"type": "json_object", "schema": {}})),
+    (
+        "response_format.json_schema.schemas",
+        text_body(response_format={"type": "json_schema", "json_schema": {"name": "x", "schemas": {}}}),
+    ),
+    (
+        "messages[1].tool_calls[0].function.args",
+        {
+            "model": "tiny",
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "tool_calls": [{**CALL, "function": {**CALL["function"], "args": 1}}]},
+                {"role": "user", "content": "b"},
+            ],
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("param", "body"), UNKNOWN, ids=[row[0] for row in UNKNOWN])
+async def test_an_unknown_field_is_named_where_it_stands(
+    client: httpx.AsyncClient, param: str, body: dict[str, Any]
+) -> None:
+    reply = await client.post(CHAT, json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["code"]) == (400, param, "unknown_parameter")
+    assert error["message"] == f"Unrecognized request argument supplied: {param}"
+
+
+MISSING: list[tuple[str, dict[str, Any]]] = [
+    ("messages", {"model": "tiny"}),
+    ("messages[0].content", {"model": "tiny", "messages": [{"role": "user"}]}),
+    ("tools[0].function", text_body(tools=[{"type": "function"}])),
+    ("tools[0].function.name", text_body(tools=[{"type": "function", "function": {}}])),
+    ("tools[0].type", text_body(tools=[{"function": FUNCTION}])),
+    ("tool_choice.function", text_body(tool_choice={"type": "function", "name": "look"})),
+    ("response_format.json_schema", text_body(response_format={"type": "json_schema"})),
+]
+
+
+@pytest.mark.parametrize(("param", "body"), MISSING, ids=[row[0] for row in MISSING])
+async def test_a_missing_field_is_named_where_it_is_missed(
+    client: httpx.AsyncClient, param: str, body: dict[str, Any]
+) -> None:
+    reply = await client.post(CHAT, json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["code"]) == (400, param, "missing_required_parameter")
+
+
+LONG_NAMES: list[tuple[str, dict[str, Any]]] = [
+    ("unknown field", text_body(**{HUGE: 1})),
+    ("logit_bias", text_body(logit_bias={HUGE: "a"})),
+    ("metadata", text_body(metadata={HUGE: "a"})),
+    ("tools", text_body(tools=[{"type": "function", "function": {"name": HUGE}}])),
+    ("model", {**text_body(), "model": HUGE}),
+    ("role", {"model": "tiny", "messages": [{"role": HUGE, "content": ""}]}),
+    ("stop", text_body(stop=[HUGE])),
+    ("tool_choice", text_body(tool_choice=HUGE)),
+    (
+        "schema",
+        text_body(
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": HUGE[:50_000]}}}
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("body", [row[1] for row in LONG_NAMES], ids=[row[0] for row in LONG_NAMES])
+async def test_a_refusal_does_not_send_the_request_back(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    reply = await client.post(CHAT, json=body)
+    assert reply.status_code in (400, 404)
+    assert len(reply.content) < 2000
+
+
+# A reply goes back as the openai client dumps it.
+
+
+@pytest.mark.parametrize("with_call", [False, True])
+async def test_a_reply_can_be_sent_back_as_the_client_dumps_it(
+    client: httpx.AsyncClient, engine: ScriptedEngine, with_call: bool
+) -> None:
+    body = text_body()
+    if with_call:
+        engine.say('{"name": "look", "arguments": {}}')
+        body["tools"] = [{"type": "function", "function": FUNCTION}]
+    reply = ChatCompletion.model_validate((await client.post(CHAT, json=body)).json())
+    dumped = reply.choices[0].message.model_dump()
+    # The dump has what this server did not send: nulls for every other field of the client's class.
+    assert {"audio", "function_call", "annotations"} <= {name for name, value in dumped.items() if value is None}
+    body["messages"] = [*body["messages"], dumped, {"role": "user", "content": "And now?"}]
+    if with_call:
+        body["messages"][-1:] = [{"role": "tool", "tool_call_id": dumped["tool_calls"][0]["id"], "content": "a door"}]
+    again = await client.post(CHAT, json=body)
+    assert again.status_code == 200
+    shown = (
+        'ASSISTANT: {"name": "look", "arguments": {}}</s> USER: look returned: a door'
+        if with_call
+        else ("ASSISTANT: A red circle.</s> USER: And now?")
+    )
+    assert shown in prompt_of(engine)
+
+
+async def test_openais_own_reply_can_be_sent_back(client: httpx.AsyncClient) -> None:
+    message = {"role": "assistant", "content": "Hi.", "refusal": None, "annotations": [], "audio": None}
+    body = text_body()
+    body["messages"] += [message, {"role": "user", "content": "And now?"}]
+    assert (await client.post(CHAT, json=body)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["annotations", "audio", "function_call"])
+async def test_what_a_model_cannot_be_shown_of_an_answer_is_refused(client: httpx.AsyncClient, name: str) -> None:
+    body = text_body()
+    body["messages"] += [{"role": "assistant", "content": "Hi.", name: {"id": "x"}}, {"role": "user", "content": "b"}]
+    error = (await client.post(CHAT, json=body)).json()["error"]
+    assert (error["param"], error["code"]) == (f"messages[1].{name}", "unsupported_parameter")

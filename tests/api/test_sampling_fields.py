@@ -1,0 +1,244 @@
+"""Every knob of a request reaches the engine as it was sent, or is refused with its name."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from llava_api.protocol.chat import ChatCompletionRequest
+from llava_api.protocol.completions import CompletionRequest
+from tests.api.test_chat import CHAT, TOKENIZER, text_body
+from tests.support.scripted_engine import ScriptedEngine
+from tests.support.sse import chunks
+
+COMPLETIONS = "/v1/completions"
+VOCABULARY = TOKENIZER.get_vocab_size()
+NEEDED = {CHAT: {"model", "messages"}, COMPLETIONS: {"model", "prompt"}}
+
+REACHING: list[tuple[str, Any, Any]] = [
+    # field, as it is sent, as the engine gets it
+    ("temperature", 0, 0.0),
+    ("temperature", 2, 2.0),
+    ("top_p", 0.25, 0.25),
+    ("presence_penalty", -2, -2.0),
+    ("frequency_penalty", 1.5, 1.5),
+    ("repetition_penalty", 1.1, 1.1),
+    ("top_k", 40, 40),
+    ("top_k", -1, 0),
+    ("min_p", 0.05, 0.05),
+    ("min_tokens", 5, 5),
+    ("ignore_eos", True, True),
+    ("skip_special_tokens", False, False),
+    ("seed", -(2**63), -(2**63)),
+    ("seed", 2**63 - 1, 2**63 - 1),
+    ("stop", "end", ("end",)),
+    ("stop", ["a", "b", "c", "d"], ("a", "b", "c", "d")),
+    ("stop", [], ()),
+    # 2 is the tokenizer's own end token, which ends an answer whatever the caller adds.
+    ("stop_token_ids", [7, 9], (2, 7, 9)),
+    ("logit_bias", {"7": -100, "9": 1.5}, ((7, -100.0), (9, 1.5))),
+]
+
+OUT_OF_BOUNDS: list[tuple[str, Any, str]] = [
+    # field, value, what the refusal names
+    ("temperature", -0.1, "temperature"),
+    ("temperature", 2.1, "temperature"),
+    ("temperature", "1", "temperature"),
+    ("top_p", 0, "top_p"),
+    ("top_p", 1.1, "top_p"),
+    ("presence_penalty", 2.1, "presence_penalty"),
+    ("presence_penalty", -2.1, "presence_penalty"),
+    ("frequency_penalty", 2.1, "frequency_penalty"),
+    ("frequency_penalty", -2.1, "frequency_penalty"),
+    ("repetition_penalty", 0, "repetition_penalty"),
+    ("repetition_penalty", 10.1, "repetition_penalty"),
+    ("top_k", -2, "top_k"),
+    ("top_k", 2**31, "top_k"),
+    ("min_p", -0.1, "min_p"),
+    ("min_p", 1.1, "min_p"),
+    ("min_tokens", -1, "min_tokens"),
+    ("min_tokens", 5000, "min_tokens"),
+    ("ignore_eos", "yes", "ignore_eos"),
+    ("seed", 2**63, "seed"),
+    ("seed", -(2**63) - 1, "seed"),
+    ("seed", 10**30, "seed"),
+    ("stop", ["a", "b", "c", "d", "e"], "stop"),
+    ("stop", "", "stop"),
+    ("stop", ["a", ""], "stop[1]"),
+    ("stop", ["a" * 257], "stop[0]"),
+    ("stop", ["a", None], "stop[1]"),
+    ("stop_token_ids", [VOCABULARY], "stop_token_ids"),
+    ("stop_token_ids", [-1], "stop_token_ids[0]"),
+    ("stop_token_ids", [5] * 65, "stop_token_ids"),
+    ("logit_bias", {str(VOCABULARY): 1}, "logit_bias"),
+    ("logit_bias", {"-1": 1}, "logit_bias"),
+    ("logit_bias", {"circle": 1}, "logit_bias"),
+    ("logit_bias", {"7": 100.5}, "logit_bias.7"),
+    ("logit_bias", {"7": None}, "logit_bias.7"),
+    ("logit_bias", {str(token): 1 for token in range(1025)}, "logit_bias"),
+    ("logit_bias", [7], "logit_bias"),
+    ("n", 0, "n"),
+    ("n", 17, "n"),
+    ("n", True, "n"),
+    ("max_tokens", -1, "max_tokens"),
+]
+
+CHAT_ONLY: list[tuple[str, Any, str]] = [
+    ("max_tokens", 0, "max_tokens"),
+    ("max_completion_tokens", 0, "max_completion_tokens"),
+    ("top_logprobs", 3, "top_logprobs"),
+    ("logprobs", 3, "logprobs"),
+    ("metadata", {"a": 1}, "metadata.a"),
+    ("metadata", {"a": "b" * 513}, "metadata.a"),
+    ("metadata", {str(place): "" for place in range(17)}, "metadata"),
+    ("service_tier", "best", "service_tier"),
+    ("modalities", ["audio"], "modalities[0]"),
+    ("stream_options", {"include_usage": True}, "stream_options"),
+    ("add_generation_prompt", False, "add_generation_prompt"),
+    ("continue_final_message", True, "messages"),
+]
+
+
+def asked(address: str, **more: Any) -> dict[str, Any]:
+    return text_body(**more) if address == CHAT else {"model": "tiny", "prompt": "Hello.", **more}
+
+
+@pytest.mark.parametrize("address", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(("field", "sent", "got"), REACHING)
+async def test_a_knob_reaches_the_engine(
+    client: httpx.AsyncClient, engine: ScriptedEngine, address: str, field: str, sent: Any, got: Any
+) -> None:
+    reply = await client.post(address, json=asked(address, **{field: sent}))
+    assert reply.status_code == 200
+    assert getattr(engine.requests[-1].sampling, field) == got
+
+
+@pytest.mark.parametrize("address", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(("field", "sent", "param"), OUT_OF_BOUNDS)
+async def test_a_bound_refuses_and_names_the_field(
+    client: httpx.AsyncClient, engine: ScriptedEngine, address: str, field: str, sent: Any, param: str
+) -> None:
+    reply = await client.post(address, json=asked(address, **{field: sent}))
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize(("field", "sent", "param"), CHAT_ONLY)
+async def test_a_bound_of_chat_alone(
+    client: httpx.AsyncClient, engine: ScriptedEngine, field: str, sent: Any, param: str
+) -> None:
+    reply = await client.post(CHAT, json=text_body(**{field: sent}))
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize(("address", "model"), [(CHAT, ChatCompletionRequest), (COMPLETIONS, CompletionRequest)])
+async def test_null_everywhere_is_as_if_nothing_was_sent(
+    client: httpx.AsyncClient, engine: ScriptedEngine, address: str, model: type[Any]
+) -> None:
+    nulls = dict.fromkeys({*model.model_fields, *model.refused} - NEEDED[address])
+    for body in (asked(address), asked(address, **nulls)):
+        assert (await client.post(address, json=body)).status_code == 200
+    plain, with_nulls = engine.requests
+    assert with_nulls.sampling == plain.sampling
+    assert (with_nulls.max_tokens, with_nulls.choices) == (plain.max_tokens, plain.choices)
+    assert with_nulls.token_ids == plain.token_ids
+
+
+async def test_ignore_eos_takes_away_every_end_but_the_callers(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    await client.post(CHAT, json=text_body(ignore_eos=True, stop="x", stop_token_ids=[7]))
+    sampling = engine.requests[-1].sampling
+    assert (sampling.stop, sampling.stop_token_ids) == (("x",), (7,))
+
+
+async def test_of_the_two_lengths_the_new_name_counts(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    await client.post(CHAT, json=text_body(max_tokens=5, max_completion_tokens=9))
+    assert engine.requests[-1].max_tokens == 9
+    reply = await client.post(CHAT, json=text_body(max_completion_tokens=100_000))
+    assert reply.json()["error"]["param"] == "max_completion_tokens"
+
+
+async def test_min_tokens_may_be_all_of_the_answer_and_no_more(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    assert (await client.post(CHAT, json=text_body(min_tokens=9, max_tokens=9))).status_code == 200
+    reply = await client.post(CHAT, json=text_body(min_tokens=10, max_tokens=9))
+    assert reply.json()["error"]["param"] == "min_tokens"
+    assert len(engine.requests) == 1
+
+
+async def test_fields_that_are_taken_and_change_nothing(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    idle = {
+        "user": "me",
+        "safety_identifier": "me",
+        "prompt_cache_key": "k",
+        "metadata": {"a": "b"},
+        "service_tier": "priority",
+        "store": False,
+        "parallel_tool_calls": False,
+        "modalities": ["text"],
+        "response_format": {"type": "text"},
+        "tool_choice": "none",
+        "tools": [],
+    }
+    await client.post(CHAT, json=text_body())
+    reply = await client.post(CHAT, json=text_body(**idle))
+    assert reply.json()["service_tier"] == "default"
+    plain, with_idle = engine.requests
+    assert (with_idle.sampling, with_idle.token_ids) == (plain.sampling, plain.token_ids)
+
+
+# n
+
+SPOKEN = {0: (" A red", " circle", "."), 1: (" A blue", " square", "!"), 2: (" No", " idea", "?")}
+SAID = ["A red circle.", "A blue square!", "No idea?"]
+
+
+async def test_several_answers_whole(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.other_choices = SPOKEN
+    reply = (await client.post(CHAT, json=text_body(n=3, temperature=1))).json()
+    assert [choice["message"]["content"] for choice in reply["choices"]] == SAID
+    assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2]
+    assert reply["usage"]["completion_tokens"] == 9
+    assert engine.requests[-1].choices == 3
+
+
+async def test_several_answers_streamed(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.other_choices = SPOKEN
+    body = text_body(n=3, temperature=1, stream=True, stream_options={"include_usage": True})
+    received = chunks((await client.post(CHAT, json=body)).content)
+    texts, roles, reasons = ["", "", ""], [0, 0, 0], [0, 0, 0]
+    for chunk in received[:-1]:
+        (choice,) = chunk["choices"]
+        texts[choice["index"]] += choice["delta"].get("content", "")
+        roles[choice["index"]] += "role" in choice["delta"]
+        reasons[choice["index"]] += choice["finish_reason"] == "stop"
+    assert (texts, roles, reasons) == (SAID, [1, 1, 1], [1, 1, 1])
+    assert received[-1]["usage"]["completion_tokens"] == 9
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_without_chance_one_answer_is_made_and_copied(
+    client: httpx.AsyncClient, engine: ScriptedEngine, stream: bool
+) -> None:
+    body = text_body(n=3, temperature=0, stream=stream)
+    reply = await client.post(CHAT, json=body)
+    assert engine.requests[-1].choices == 1
+    if not stream:
+        assert [choice["message"]["content"] for choice in reply.json()["choices"]] == ["A red circle."] * 3
+        assert reply.json()["usage"]["completion_tokens"] == 9
+        return
+    texts = ["", "", ""]
+    for chunk in chunks(reply.content):
+        (choice,) = chunk["choices"]
+        texts[choice["index"]] += choice["delta"].get("content", "")
+    assert texts == ["A red circle."] * 3
+
+
+async def test_an_answer_of_several_that_fails_ends_them_all(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.fail_at = 1
+    reply = await client.post(CHAT, json=text_body(n=3, temperature=1))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (500, "engine_failed")
+    assert engine.unfinished == 0
