@@ -8,6 +8,7 @@ from random import Random
 import httpx
 import pytest
 
+from llava_api.chat.question import chat_question
 from llava_api.engine.base import GenerationRequest
 from llava_api.protocol.chat import ChatCompletionRequest
 from tests.engine.conftest import Running
@@ -33,7 +34,8 @@ async def picture_request(running: Running, index: int, name: str) -> Generation
             "temperature": 0.0,
         }
     )
-    return (await running.preparer.prepare(wanted, name, "test")).request
+    question = chat_question(wanted, running.model, 1)
+    return (await running.preparer.prepare(question, name, "test")).asked.request
 
 
 async def text_of(running: Running, request: GenerationRequest, progress: list[str] | None = None) -> str:

@@ -1,5 +1,6 @@
 // What every client asks: pictures with one right answer, an object that describes a picture, and a function to call.
 
+import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { z } from "zod";
 
@@ -29,5 +30,6 @@ export const Paint = z.object({ colour, coats: z.int().min(1).max(3) });
 
 // What a client made of an answer about `star` in the form of `Shape`.
 export function checkStar(answer) {
-  Shape.parse(answer);
+  const shape = Shape.parse(answer);
+  assert.deepEqual([shape.kind, shape.colour], ["star", "blue"]);
 }

@@ -65,3 +65,4 @@ class Paint(BaseModel):
 def check_star(answer: object) -> None:
     """What a client made of an answer about ``STAR`` in the form of ``Shape``."""
     assert isinstance(answer, Shape)
+    assert (answer.kind, answer.colour) == ("star", "blue")

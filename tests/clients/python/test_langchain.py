@@ -75,7 +75,8 @@ def test_tool_call_and_its_result(chat: ChatOpenAI) -> None:
         Paint.model_validate(call["args"])
     results = [ToolMessage("painted", tool_call_id=call["id"]) for call in reply.tool_calls]
     after = chat.invoke([openai_message(STAR), reply, *results, HumanMessage("What color is the star?")])
-    assert after.content == "Blue."
+    # The tiny model goes on in JSON where there was JSON before; it begins with what it sees.
+    assert str(after.content).startswith("Blue.")
 
 
 def test_responses_api(base_url: str, model: str) -> None:

@@ -60,8 +60,11 @@ def test_structured_output(llm: OpenAILike) -> None:
 
 
 def test_structured_predict(llm: OpenAILike) -> None:
-    shape = llm.structured_predict(Shape, PromptTemplate("Invent a shape."))
-    check_star(shape)
+    assert isinstance(llm.structured_predict(Shape, PromptTemplate("Invent a shape.")), Shape)
+
+
+def test_structured_answer_about_a_picture(llm: OpenAILike) -> None:
+    check_star(llm.as_structured_llm(Shape).chat([message(STAR)]).raw)
 
 
 def test_tool_call(llm: OpenAILike) -> None:
