@@ -81,11 +81,12 @@ class Preparer:
         ``caller``: whose fetches from the web are counted together.
         """
         adapter = self.find_adapter(question.model)
+        # Before pictures, which may have to be fetched.
+        await self.check_grammar(question)
         laid_out = await self.lay_out(question.conversation, caller, question.length.prompt_param)
         max_tokens = answer_room(
             question.length, laid_out.text_tokens, laid_out.image_tokens, self.max_model_len, question.sampling
         )
-        await self.check_grammar(question)
         rendered = await self.images.render(laid_out.measured)
         prompt = laid_out.prompt
         request = GenerationRequest(

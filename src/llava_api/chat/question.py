@@ -59,7 +59,7 @@ class Form:
             raise InvalidRequest(
                 "Beside tools, the answer's schema is an object's with properties, not name and arguments among them: "
                 "it could be taken for a call.",
-                param=self.param,
+                param=self.param.partition(".")[0],
             )
         conversation = question.conversation.with_system(model.family.default_system, toolbox.description())
         free_text = toolbox.mode == "auto" and self.schema is None

@@ -13,12 +13,13 @@ import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from llava_api.errors import InvalidGrammar
+from llava_api.errors import EngineFailed, InvalidGrammar
 
 START_SECONDS = 60.0
 DEADLINE_SECONDS = 2.0
 MOST_REMEMBERED = 1000
 TOO_MUCH = "it takes too long to compile, or too much memory"
+NO_PROCESS = "The server could not try the schema: it has no room for the process that does so."
 
 
 class GrammarChecker:
@@ -39,7 +40,7 @@ class GrammarChecker:
         """Hash of a grammar -> what is wrong with it, "" for nothing."""
 
     async def check(self, grammar: str) -> None:
-        """Raises InvalidGrammar with llguidance's words."""
+        """Raises InvalidGrammar with llguidance's words, and EngineFailed."""
         key = hashlib.sha256(grammar.encode("utf-8", "replace")).digest()
         complaint = self.known.get(key)
         if complaint is None:
@@ -60,9 +61,7 @@ class GrammarChecker:
         done = False
         try:
             if self.process is None or self.process.returncode is not None:
-                async with asyncio.timeout(START_SECONDS):
-                    self.process = await start_process()
-                    await self.exchange(self.introduction)
+                await self.start()
             async with asyncio.timeout(self.deadline_seconds):
                 answer = await self.exchange(json.dumps(grammar).encode() + b"\n")
             done = True
@@ -77,6 +76,17 @@ class GrammarChecker:
             await self.close()
             return TOO_MUCH
         return answer
+
+    async def start(self) -> None:
+        """Raises EngineFailed where no process can be had, which is no grammar's fault."""
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                self.process = await start_process()
+                if await self.exchange(self.introduction) is not None:
+                    return
+        except (OSError, TimeoutError) as error:
+            raise EngineFailed(NO_PROCESS) from error
+        raise EngineFailed(NO_PROCESS)
 
     async def exchange(self, line: bytes) -> str | None:
         """The process's answer; None where it died."""
