@@ -46,7 +46,7 @@ async def prepared(bodies: Sequence[bytes], model: ServedModel, settings: Settin
     async def load() -> Engine:
         return scripted
 
-    app = create_app()
+    app = create_app(settings)
     async with (
         make_lifespan(model, settings, load, lambda: None)(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bench", timeout=None) as client,

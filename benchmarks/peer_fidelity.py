@@ -40,6 +40,8 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from llava_api.chat.model import open_model
 from llava_api.chat.prepare import Preparer
+from llava_api.chat.question import chat_question
+from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.decode import Decoded
 from llava_api.images.geometry import select_best_resolution
 from llava_api.images.load import ImageLoader
@@ -117,14 +119,17 @@ class Ours:
     def __init__(self, folder: Path) -> None:
         settings = Settings.model_validate({"prompt_family": VICUNA_V1.name})
         model = open_model(str(folder), ("demo",), settings)
-        self.preparer = Preparer(model, settings, 2048, ImageLoader(model.image_mode, settings))
+        self.model = model
+        images = ImageLoader(model.image_mode, settings)
+        self.preparer = Preparer(model, settings, 2048, images, GrammarChecker())
         self.normalisation = model.image_mode.normalisation
         self.words = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.specials = {id: token.content for id, token in self.words.get_added_tokens_decoder().items()}
 
     def prepare(self, messages: list[Json]) -> Any:
         request = ChatCompletionRequest.model_validate({"model": "demo", "max_tokens": 1, "messages": messages})
-        return asyncio.run(self.preparer.prepare(request, "measured", "")).request
+        question = chat_question(request, self.model, 1)
+        return asyncio.run(self.preparer.prepare(question, "measured", "")).asked.request
 
     def readable(self, ids: list[int]) -> str:
         """A prompt as text, special tokens in square brackets, so that a typed one cannot be taken for one."""
