@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_api.protocol.refused import VLLM
-from llava_api.protocol.wire import Refusing
+from llava_api.protocol.wire import Given
 from llava_api.server.openapi import ENDPOINTS, openapi_document
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
@@ -28,7 +28,7 @@ BOUNDS = {
 def refusals() -> dict[str, dict[str, str]]:
     """Model's name -> field -> why it is refused."""
     found: dict[str, dict[str, str]] = {}
-    waiting = [Refusing]
+    waiting = [Given]
     while waiting:
         model = waiting.pop()
         waiting += model.__subclasses__()

@@ -4,6 +4,7 @@ The only place that reads the environment. A flag wins over the environment, whi
 settings table in the documentation is generated from these fields.
 """
 
+import re
 from ipaddress import ip_network
 from typing import Annotated, Literal
 
@@ -52,6 +53,15 @@ Networks = Annotated[list[Annotated[str, AfterValidator(network)]], NoDecode, Be
 Ports = Annotated[list[Annotated[int, Field(ge=1, le=65535)]], NoDecode, BeforeValidator(split_at_commas)]
 
 
+def origin(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"https?://[^/\s]+", text):
+        raise ValueError(f"{text} is not an origin such as https://chat.example.com, nor *")
+    return text
+
+
+Origins = Annotated[list[Annotated[str, AfterValidator(origin)]], NoDecode, BeforeValidator(split_at_commas)]
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="LLAVA_", env_ignore_empty=True, extra="forbid", use_attribute_docstrings=True
@@ -71,7 +81,7 @@ class Settings(BaseSettings):
     """Answers that one request may ask for (n, and for text completions prompts times n)."""
     response_store_bytes: int = Field(0, ge=0)
     """Memory for responses of /v1/responses, which previous_response_id can go on from; 0 keeps none."""
-    cors_allow_origins: Texts = []
+    cors_allow_origins: Origins = []
     """Web origin whose pages may call this server, as https://chat.example.com; *: any. May be repeated."""
     docs: bool = True
     """Serve the OpenAPI document at /openapi.json and a page to try it at /docs."""

@@ -185,3 +185,55 @@ async def test_a_text_that_cannot_fit_is_refused_by_its_length(
     assert "5000000 characters" in reply.json()["error"]["message"]
     body["messages"] = [{"role": "user", "content": "word"}]
     assert (await client.post(address, json=body)).status_code == 200
+
+
+WORDS: list[tuple[dict[str, Any], str, str]] = [
+    ({"messages": [{"rol": "user", "content": "x"}]}, "messages[0].role", "Missing required parameter"),
+    ({"response_format": {}}, "response_format.type", "Missing required parameter"),
+    ({"model": None}, "model", "Missing required parameter"),
+    ({"stop": list("abcde")}, "stop", "up to 4"),
+    ({"stop": {}}, "stop", "a string or a list"),
+    ({"messages": "hello"}, "messages", "a list"),
+    ({"messages": [{"role": "user", "content": {"type": "text"}}]}, "messages[0].content", "a string or a list"),
+    ({"modalities": ["audio"]}, "modalities[0]", "'text'"),
+    ({"stream_options": {"include_obfuscation": True}, "stream": True}, "stream_options.include_obfuscation", "false"),
+    ({"seed": 2**70}, "seed", "an integer of up to 64 bits"),
+    ({"max_output_tokens": 5}, "max_output_tokens", "max_completion_tokens"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), WORDS, ids=[f"{param} {words}" for _, param, words in WORDS])
+async def test_a_refusal_says_what_is_wanted(
+    client: httpx.AsyncClient, fields: dict[str, Any], param: str, words: str
+) -> None:
+    error = error_of(await client.post(CHAT, json={**text_body(), **fields}))
+    assert error["param"] == param
+    assert words in error["message"]
+    assert "pydantic" not in error["message"]
+    assert "validation" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": {"type": "function", "function": {"name": "n"}}}, "tool_choice.name"),
+        ({"text": {"format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}}, "text.format.name"),
+        ({"input": [], "messages": [{"role": "user"}]}, "messages"),
+        ({"input": [{"role": "assistant", "content": "x"}]}, "input"),
+        ({"max_tokens": 5}, "max_tokens"),
+    ],
+)
+async def test_chats_form_in_the_responses_api_is_told_apart(
+    client: httpx.AsyncClient, fields: dict[str, Any], param: str
+) -> None:
+    reply = await client.post("/v1/responses", json={"model": "tiny", "input": "x", **fields})
+    error = error_of(reply)
+    assert (reply.status_code, error["param"]) == (400, param)
+    assert "continue_final_message" not in error["message"]
+
+
+async def test_a_greeting_may_come_first(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    messages = [{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "x"}]
+    assert (await client.post(CHAT, json={"model": "tiny", "messages": messages})).status_code == 200
+    error = error_of(await client.post(CHAT, json={"model": "tiny", "messages": [{"role": "system", "content": "x"}]}))
+    assert "nothing to answer" in error["message"]

@@ -63,7 +63,7 @@ def at_message(**more: Any) -> dict[str, Any]:
 FUNCTION = {"name": "look", "parameters": {"type": "object"}}
 CALL = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 UNKNOWN: list[tuple[str, dict[str, Any]]] = [
-    ("temprature", text_body(temprature=None)),
+    ("temprature", text_body(temprature=1)),
     ("messages[0].colour", at_message(colour=1)),
     ("stream_options.usage", text_body(stream=True, stream_options={"usage": True})),
     ("tools[0].names", text_body(tools=[{"type": "function", "function": FUNCTION, "names": "x"}])),

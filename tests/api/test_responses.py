@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from PIL import Image
 
@@ -238,3 +239,39 @@ async def test_refusals_name_the_field(
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
     assert engine.requests == []
     assert (await client.post(URL, json=body())).status_code == 200
+
+
+async def test_what_the_client_dumps_can_be_sent_back(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    """As openai's ``model_dump()`` writes items and tools, with nulls for all that it knows."""
+    engine.texts = (call_head("count") + '{"n": 3}}',)
+    made = openai.types.responses.Response.model_validate(
+        (await client.post(URL, json=body(tools=[TOOL], tool_choice="required"))).json()
+    )
+    output = {"type": "function_call_output", "call_id": made.output[0].call_id, "output": "3"}  # type: ignore[union-attr]
+    for aliases in (False, True):
+        items = [item.model_dump(by_alias=aliases) for item in made.output]
+        tools = [tool.model_dump(by_alias=aliases) for tool in made.tools]
+        request = body(input=[{"role": "user", "content": "Count."}, *items, output], tools=tools)
+        reply = await client.post(URL, json=request)
+        assert reply.status_code == 200, reply.text
+
+
+async def test_a_function_may_return_a_picture(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    shown = [{"type": "input_text", "text": "a screenshot"}, {"type": "input_image", "image_url": RED}]
+    items = [
+        {"role": "user", "content": "Look."},
+        {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "call_1", "output": shown},
+    ]
+    assert (await client.post(URL, json=body(input=items))).status_code == 200
+    assert len(engine.requests[0].images) == 1
+    bad = {**items[2], "output": [{"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]}
+    error = (await client.post(URL, json=body(input=[*items[:2], bad]))).json()["error"]
+    assert error["param"] == "input[2].output[0].image_url"
+
+
+async def test_a_kept_response_is_not_streamed_again(client: httpx.AsyncClient) -> None:
+    made = (await client.post(URL, json=body())).json()
+    reply = await client.get(f"{URL}/{made['id']}?stream=true")
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "stream")
+    assert sorted((await client.post(f"{URL}/{made['id']}")).headers["allow"].split(", ")) == ["DELETE", "GET"]

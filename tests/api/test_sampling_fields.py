@@ -153,9 +153,11 @@ async def test_ignore_eos_takes_away_every_end_but_the_callers(
     assert (sampling.stop, sampling.stop_token_ids) == (("x",), (7,))
 
 
-async def test_of_the_two_lengths_the_new_name_counts(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
-    await client.post(CHAT, json=text_body(max_tokens=5, max_completion_tokens=9))
+async def test_the_two_names_of_the_length_must_agree(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    await client.post(CHAT, json=text_body(max_tokens=9, max_completion_tokens=9))
     assert engine.requests[-1].max_tokens == 9
+    reply = await client.post(CHAT, json=text_body(max_tokens=5, max_completion_tokens=9))
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "max_tokens")
     reply = await client.post(CHAT, json=text_body(max_completion_tokens=100_000))
     assert reply.json()["error"]["param"] == "max_completion_tokens"
 

@@ -146,13 +146,13 @@ async def test_an_answer_that_ends_early_says_length(
     assert len(choice["message"]["tool_calls"]) == 1
 
 
-async def test_the_beginning_of_a_call_that_never_came_is_text(
+async def test_the_beginning_of_a_call_that_never_came_is_no_text(
     client: httpx.AsyncClient, engine: ScriptedEngine
 ) -> None:
     engine.say('{"na', "me")
     engine.finish_reason = "length"
     (choice,) = (await client.post(CHAT, json=text_body(tools=TOOLS))).json()["choices"]
-    assert (choice["message"]["content"], choice["finish_reason"]) == ('{"name', "length")
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
 
 
 async def test_json_and_tools_together(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:

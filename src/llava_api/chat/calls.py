@@ -86,5 +86,5 @@ class CallReader:
         return len(text)
 
     def finish(self) -> str:
-        """What was held back because it might have become a call."""
-        return self.waiting if self.state == "undecided" else ""
+        """What was held back because it might have become a call; the beginning of one that was cut is no text."""
+        return self.waiting if self.state == "undecided" and not self.waiting.startswith("{") else ""

@@ -102,8 +102,12 @@ class ChatReply:
         async with aclosing(self.answers.pieces()) as pieces:
             async for piece in pieces:
                 if piece.index not in opened:
+                    if self.prepared.asked.call_names and piece == Piece(piece.index):
+                        # Not known yet whether it is text or a call.
+                        continue
                     opened.add(piece.index)
-                    yield self.chunk(kind, wire.ChunkChoice(index=piece.index, delta=self.opening()))
+                    opening = wire.DeltaMessage(role="assistant", content="" if piece.call is None else None)
+                    yield self.chunk(kind, wire.ChunkChoice(index=piece.index, delta=opening))
                 for choice in self.deltas(piece):
                     yield self.chunk(kind, choice)
         if include_usage:
@@ -115,9 +119,6 @@ class ChatReply:
                 system_fingerprint=self.head.system_fingerprint,
                 usage=self.usage(),
             )
-
-    def opening(self) -> wire.DeltaMessage:
-        return wire.DeltaMessage(role="assistant", content="")
 
     def deltas(self, piece: Piece) -> list[wire.ChunkChoice]:
         found: list[wire.ChunkChoice] = []

@@ -19,7 +19,8 @@ class Conversation:
     system: str | None
     """The caller's system text; None where none was given."""
     turns: tuple[Turn, ...]
-    """User and assistant in turn, a user's first. Where an assistant's is last, the model continues it."""
+    """User and assistant in turn; the first is a user's, which may be empty. Where an assistant's is last, the model
+    continues it."""
     images: tuple[ImagePart, ...]
     """In the order of the request."""
 
@@ -63,27 +64,23 @@ class Transcript:
         self.calls[call_id] = name
         return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
 
-    def result(self, call_id: str, content: str, param: str) -> None:
+    def result(self, call_id: str, parts: Parts, param: str) -> None:
         """What a function returned is told to the model as a user's words. Raises InvalidRequest."""
         name = self.calls.get(call_id)
         if name is None:
             raise InvalidRequest("This answers a call that no message before it made.", param=param)
-        self.say("user", [f"{name} returned: {content}"])
+        texts = [part for part in parts if isinstance(part, str)]
+        pictures: Parts = [part for part in parts if isinstance(part, int)]
+        self.say("user", [f"{name} returned: " + "\n".join(texts), *pictures])
 
-    def finish(self, param: str, continues: bool) -> Conversation:
-        """Raises InvalidRequest where no answer can follow."""
+    def finish(self, param: str) -> Conversation:
+        """Raises InvalidRequest where nobody has said anything."""
         turns = [one_turn(role, messages) for role, messages in self.spoken]
-        if not turns or turns[0].role != "user":
-            raise InvalidRequest("The first message after the system's must be a user's.", param=param)
-        last = turns[-1].role
-        if continues and last != "assistant":
-            raise InvalidRequest("continue_final_message: the last message must be an assistant's.", param=param)
-        if not continues and last != "user":
-            raise InvalidRequest(
-                "The last message must be a user's: it is what the model answers. To have the model continue an "
-                "assistant's message, send continue_final_message: true.",
-                param=param,
-            )
+        if not turns:
+            raise InvalidRequest(f"There is nothing to answer: {param} has no user's message.", param=param)
+        if turns[0].role == "assistant":
+            # A greeting: LLaVA's forms begin with a user's turn, so there is one in which nothing was said.
+            turns.insert(0, turn_of("user", [""]))
         return Conversation("\n".join(self.systems) if self.systems else None, tuple(turns), tuple(self.images))
 
 
@@ -106,15 +103,16 @@ def plain_text(content: str | Sequence[wire_parts.TextPart | wire_parts.RefusalP
     return "\n".join(part.text if isinstance(part, wire_parts.TextPart) else part.refusal for part in content)
 
 
-def read_user(message: wire.UserMessage, position: int, transcript: Transcript) -> Parts:
-    if isinstance(message.content, str):
-        return [message.content]
+def read_parts(content: str | Sequence[wire_parts.UserPart], param: str, transcript: Transcript) -> Parts:
+    """Texts and pictures; ``param``: their place, for what is wrong with a picture."""
+    if isinstance(content, str):
+        return [content]
     parts: Parts = []
-    for index, part in enumerate(message.content):
+    for index, part in enumerate(content):
         if isinstance(part, wire_parts.TextPart | wire_parts.InputTextPart):
             parts.append(part.text)
         else:
-            parts.append(transcript.show(read_image(part, f"messages[{position}].content[{index}].image_url")))
+            parts.append(transcript.show(read_image(part, f"{param}[{index}].image_url")))
     return parts
 
 
@@ -135,14 +133,24 @@ def read_conversation(messages: Sequence[wire.Message], continues: bool = False)
     """``continues``: the last message is an assistant's, to be continued. Raises InvalidRequest."""
     transcript = Transcript()
     for position, message in enumerate(messages):
+        param = f"messages[{position}]"
         match message:
             case wire.SystemMessage():
                 transcript.systems.append(plain_text(message.content))
             case wire.UserMessage():
-                transcript.say("user", read_user(message, position, transcript))
+                transcript.say("user", read_parts(message.content, f"{param}.content", transcript))
             case wire.AssistantMessage():
                 transcript.say("assistant", read_assistant(message, transcript))
             case wire.ToolMessage():
-                param = f"messages[{position}].tool_call_id"
-                transcript.result(message.tool_call_id, plain_text(message.content), param)
-    return transcript.finish("messages", continues)
+                parts = read_parts(message.content, f"{param}.content", transcript)
+                transcript.result(message.tool_call_id, parts, f"{param}.tool_call_id")
+    conversation = transcript.finish("messages")
+    if continues and not conversation.continues:
+        raise InvalidRequest("continue_final_message: the last message must be an assistant's.", param="messages")
+    if conversation.continues and not continues:
+        raise InvalidRequest(
+            "The last message must be a user's: it is what the model answers. To have the model continue an "
+            "assistant's message, send continue_final_message: true.",
+            param="messages",
+        )
+    return conversation

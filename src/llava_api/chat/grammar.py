@@ -9,15 +9,29 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llava_api.chat.schema import Schema, parts_of
+from llava_api.chat.schema import Schema, look_up, parts_of
 from llava_api.chat.tools import Tool, Toolbox
 
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 ANY_OBJECT: Schema = {"type": "object"}
 
 
+FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+"""Those that llguidance keeps to; to JSON Schema any other is a remark, which forbids nothing."""
+
+
 def json_value(schema: Schema) -> str:
-    return "%json " + json.dumps({**closed(schema), "x-guidance": SPACING})
+    return "%json " + json.dumps({**without_remarks(closed(schema)), "x-guidance": SPACING})
+
+
+def without_remarks(schema: Schema) -> Schema:
+    if all(part.get("format", FORMATS[0]) in FORMATS for part, _ in parts_of(schema)):
+        return schema
+    made: dict[str, Any] = json.loads(json.dumps(schema))
+    for part, _ in parts_of(made):
+        if isinstance(part, dict) and part.get("format") not in FORMATS:
+            part.pop("format", None)
+    return made
 
 
 COMBINING = ("$ref", "allOf", "anyOf", "oneOf")
@@ -53,6 +67,9 @@ def combines(part: Schema) -> bool:
 def told_from_calls(schema: Schema) -> bool:
     """Whether an answer of this schema cannot be taken for a call."""
     whole = closed(schema)
+    reference = whole.get("$ref")
+    if isinstance(reference, str) and "properties" not in whole:
+        whole = look_up(whole, reference, "")
     properties = whole.get("properties")
     named = isinstance(properties, dict) and not {"name", "arguments"} <= properties.keys()
     return named and whole.get("additionalProperties") is False and not any(name in whole for name in COMBINING)

@@ -80,7 +80,10 @@ class LogprobAligner:
                 continue
             token = self.writer.write(entry)
             written, letters = self.counter.shown(token.written)
-            self.waiting.append(replace(token, written=written, letters=letters))
+            # What else was likely is written alike, so that the token is found among it.
+            cut = written != token.written
+            top = tuple((other.lstrip(b" ") if cut else other, logprob) for other, logprob in token.top)
+            self.waiting.append(replace(token, written=written, letters=letters, top=top))
         self.ahead += len(text)
         going: list[WrittenToken] = []
         while self.waiting and (self.ahead > 0 or last):

@@ -55,10 +55,11 @@ class Form:
             grammar = json_grammar(self.schema)
             sampling = kept_to(question.sampling, grammar, model, texts_too=False)
             return replace(question, sampling=sampling, schemas=((self.param, self.schema),))
-        if self.schema is not None and not told_from_calls(self.schema):
+        if self.schema is not None and toolbox.mode == "auto" and not told_from_calls(self.schema):
             raise InvalidRequest(
-                "Beside tools, the answer's schema is an object's with properties, not name and arguments among them: "
-                "it could be taken for a call.",
+                "Where the model may call a function or answer in JSON, the JSON must not look like a call: give a "
+                "json_schema of an object with named properties (not name and arguments among them), or send "
+                "tool_choice required or none.",
                 param=self.param.partition(".")[0],
             )
         conversation = question.conversation.with_system(model.family.default_system, toolbox.description())
@@ -99,6 +100,10 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
     toolbox = read_tools(functions, request.tool_choice, parallel)
     form = Form(schema_of(request.response_format), SCHEMA_PARAM, toolbox)
     by_new_name = request.max_completion_tokens is not None
+    if by_new_name and request.max_tokens not in (None, request.max_completion_tokens):
+        raise InvalidRequest(
+            "max_tokens is the older name of max_completion_tokens: send one of them.", param="max_tokens"
+        )
     question = Question(
         model=request.model,
         conversation=read_conversation(request.messages, continues),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llava_api.chat.conversation import Parts, Transcript, read_image
+from llava_api.chat.conversation import Transcript, read_parts
 from llava_api.chat.grammar import ANY_OBJECT
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Form, Question
@@ -14,7 +14,7 @@ from llava_api.errors import InvalidRequest
 from llava_api.protocol import responses as wire
 from llava_api.protocol import tools as chat_tools
 from llava_api.protocol.formats import JsonObjectFormat
-from llava_api.protocol.parts import ImagePart, InputImagePart, RefusalPart
+from llava_api.protocol.parts import RefusalPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,18 @@ def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.Inpu
         for place, item in enumerate(said.items):
             param = f"input[{place}]" if said.param == "input" else said.param
             read_item(item, param, transcript)
+    conversation = transcript.finish("input")
+    if conversation.continues:
+        raise InvalidRequest(
+            "The last item must be a user's message, or what a function returned (function_call_output): it is what "
+            "the model answers.",
+            param="input",
+        )
     sampling = read_extensions(request, model, request.temperature, request.top_p)
     with_logprobs = bool(request.include) or request.top_logprobs is not None
     question = Question(
         model=request.model,
-        conversation=transcript.finish("input", continues=False),
+        conversation=conversation,
         sampling=replace(sampling, logprobs=request.top_logprobs or 0 if with_logprobs else None),
         length=Length(request.max_output_tokens, "max_output_tokens", "input"),
     )
@@ -58,31 +65,19 @@ def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:
         case wire.SystemItem():
             transcript.systems.append(joined(item.content))
         case wire.UserItem():
-            transcript.say("user", read_user(item, param, transcript))
+            transcript.say("user", read_parts(item.content, f"{param}.content", transcript))
         case wire.AssistantItem():
             transcript.say("assistant", [joined(item.content)])
         case wire.CallItem():
             transcript.say("assistant", [transcript.call(item.call_id, item.name, item.arguments)])
         case wire.CallOutputItem():
-            transcript.result(item.call_id, joined(item.output), f"{param}.call_id")
+            transcript.result(item.call_id, read_parts(item.output, f"{param}.output", transcript), f"{param}.call_id")
 
 
 def joined(content: str | Sequence[wire.SystemPart | wire.AssistantPart]) -> str:
     if isinstance(content, str):
         return content
     return "\n".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
-
-
-def read_user(item: wire.UserItem, param: str, transcript: Transcript) -> Parts:
-    if isinstance(item.content, str):
-        return [item.content]
-    parts: Parts = []
-    for index, part in enumerate(item.content):
-        if isinstance(part, ImagePart | InputImagePart):
-            parts.append(transcript.show(read_image(part, f"{param}.content[{index}].image_url")))
-        else:
-            parts.append(part.text)
-    return parts
 
 
 def schema_of(text: wire.TextOptions | None) -> Schema | None:

@@ -51,10 +51,8 @@ class ResponseStore:
             _, oldest = self.kept.popitem(last=False)
             self.size -= oldest.size
 
-    def delete(self, response_id: str) -> bool:
-        found = self.kept.pop(response_id, None)
-        self.size -= 0 if found is None else found.size
-        return found is not None
+    def delete(self, response_id: str) -> None:
+        self.size -= self.kept.pop(response_id).size
 
 
 def as_input(response: Response) -> Iterator[InputItem]:

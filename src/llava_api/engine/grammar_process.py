@@ -33,7 +33,8 @@ def complaint_about(grammar: str, tokenizer: LLTokenizer) -> str:
 def in_words(found: str) -> str:
     """llguidance's words without its position and source lines, which speak of the grammar that was made here."""
     first = SOURCE_LINE.split(found)[0].partition("failed to compile JSON schema: ")
-    return " ".join((first[2] or first[0]).split())[:300]
+    words = " ".join((first[2] or first[0]).split())[:300]
+    return words.replace("Unimplemented keys:", "this server cannot keep to these keywords, leave them out:")
 
 
 def trial(grammar: str, tokenizer: LLTokenizer) -> str:

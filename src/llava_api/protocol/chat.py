@@ -9,7 +9,7 @@ from llava_api.protocol.messages import Message
 from llava_api.protocol.refused import NOT_LLAVA, OLD_TOOLS, VLLM
 from llava_api.protocol.sampling import Sampling
 from llava_api.protocol.tools import MAX_TOOLS, FunctionTool, ToolChoice
-from llava_api.protocol.wire import Wire
+from llava_api.protocol.wire import Given
 
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -17,7 +17,7 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 
 
-class StreamOptions(Wire):
+class StreamOptions(Given):
     include_usage: bool | None = None
     """Send one more chunk before ``[DONE]``, with empty choices and the token counts."""
     include_obfuscation: Literal[False] | None = None
@@ -29,6 +29,10 @@ class ChatCompletionRequest(Sampling):
         **NOT_LLAVA,
         **OLD_TOOLS,
         **VLLM,
+        "max_output_tokens": "max_output_tokens is called max_completion_tokens here.",
+        "max_new_tokens": "max_new_tokens is called max_completion_tokens here.",
+        "prompt": "prompt belongs to /v1/completions; here it is messages.",
+        "input": "input belongs to /v1/responses; here it is messages.",
         "echo": "echo belongs to /v1/completions; to continue an answer, send it as the last message with "
         "continue_final_message.",
         "best_of": "best_of is not offered: send n, and choose among the answers.",

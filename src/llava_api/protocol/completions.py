@@ -19,6 +19,7 @@ class CompletionRequest(Sampling):
     refused: ClassVar = {
         **NOT_LLAVA,
         **VLLM,
+        "max_completion_tokens": "max_completion_tokens is called max_tokens here.",
         "suffix": "LLaVA writes on, it does not fill in: leave suffix out.",
         "messages": "messages belong to /v1/chat/completions; here it is prompt.",
         "response_format": "response_format belongs to /v1/chat/completions: ask there.",

@@ -5,18 +5,18 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from llava_api.protocol.tools import Name
-from llava_api.protocol.wire import Wire
+from llava_api.protocol.wire import Given
 
 
-class TextFormat(Wire):
+class TextFormat(Given):
     type: Literal["text"]
 
 
-class JsonObjectFormat(Wire):
+class JsonObjectFormat(Given):
     type: Literal["json_object"]
 
 
-class JsonSchema(Wire):
+class JsonSchema(Given):
     # "schema" is the wire's name; a pydantic model has a method of that name already.
     model_config = ConfigDict(validate_by_alias=True)
 
@@ -30,7 +30,7 @@ class JsonSchema(Wire):
     """The answer fits the schema either way."""
 
 
-class JsonSchemaFormat(Wire):
+class JsonSchemaFormat(Given):
     type: Literal["json_schema"]
     json_schema: JsonSchema
 

@@ -7,12 +7,12 @@ from pydantic import Field, field_validator
 from llava_api.protocol.parts import AssistantPart, TextPart, UserPart
 from llava_api.protocol.refused import OLD_TOOLS
 from llava_api.protocol.tools import ToolCall
-from llava_api.protocol.wire import Refusing
+from llava_api.protocol.wire import Given
 
 MAX_PARTS = 2_000
 
 
-class BaseMessage(Refusing):
+class BaseMessage(Given):
     """What is said in each role."""
 
     @field_validator("content", mode="before", check_fields=False)
@@ -59,8 +59,8 @@ class AssistantMessage(BaseMessage):
 
 class ToolMessage(BaseMessage):
     role: Literal["tool"]
-    content: str | list[TextPart]
-    """What the function returned."""
+    content: str | list[UserPart]
+    """What the function returned; pictures in it are an extension."""
     tool_call_id: str
     """The call that it answers: an id of the tool_calls before it."""
     name: str | None = None

@@ -7,18 +7,17 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 from llava_api.protocol.chat import Metadata, ServiceTier
 from llava_api.protocol.formats import JsonObjectFormat, TextFormat
 from llava_api.protocol.messages import BaseMessage
-from llava_api.protocol.parts import ImagePart, InputImagePart, InputTextPart, RefusalPart, TextPart
+from llava_api.protocol.parts import InputTextPart, RefusalPart, TextPart, UserPart
 from llava_api.protocol.refused import NOT_LLAVA, VLLM
 from llava_api.protocol.sampling import Extensions
 from llava_api.protocol.tools import MAX_TOOLS, Name, ToolMode
-from llava_api.protocol.wire import Refusing, Wire, absent
+from llava_api.protocol.wire import Given, absent
 
-UserPart = Annotated[InputTextPart | InputImagePart | TextPart | ImagePart, Field(discriminator="type")]
 SystemPart = Annotated[InputTextPart | TextPart, Field(discriminator="type")]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputTextPart(Wire):
+class OutputTextPart(Given):
     """What the model said before; of this only ``text`` is used."""
 
     type: Literal["output_text"]
@@ -74,7 +73,7 @@ class CallOutputItem(Item):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[InputTextPart]
+    output: str | list[UserPart]
 
 
 def kind_of(item: Any) -> str | None:
@@ -100,7 +99,7 @@ InputItem = Annotated[
 ]
 
 
-class SchemaFormat(Wire):
+class SchemaFormat(Given):
     # "schema" is the wire's name; a pydantic model has a method of that name already.
     model_config = ConfigDict(validate_by_alias=True)
 
@@ -115,12 +114,12 @@ class SchemaFormat(Wire):
     """The answer fits the schema either way."""
 
 
-class TextOptions(Refusing):
+class TextOptions(Given):
     refused: ClassVar = {"verbosity": NOT_LLAVA["verbosity"]}
     format: Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type")] | None = None
 
 
-class FlatTool(Wire):
+class FlatTool(Given):
     type: Literal["function"]
     name: Name
     description: str | None = None
@@ -131,14 +130,14 @@ class FlatTool(Wire):
     """Arguments fit the schema either way."""
 
 
-class FlatNamedTool(Wire):
+class FlatNamedTool(Given):
     """Make the model call this function."""
 
     type: Literal["function"]
     name: str
 
 
-class FlatAllowedTools(Wire):
+class FlatAllowedTools(Given):
     """Let the model call these functions only, of all that ``tools`` describes."""
 
     type: Literal["allowed_tools"]
@@ -146,9 +145,18 @@ class FlatAllowedTools(Wire):
     tools: list[FlatNamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
 
 
-class ResponseStreamOptions(Wire):
+class ResponseStreamOptions(Given):
     include_obfuscation: Literal[False] | None = None
     """Padding against eavesdroppers is not offered."""
+
+
+CALLED = {
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "logprobs": "top_logprobs",
+}
+"""Chat's names -> this endpoint's."""
 
 
 class ResponseRequest(Extensions):
@@ -163,6 +171,7 @@ class ResponseRequest(Extensions):
         "max_tool_calls": "max_tool_calls counts calls of built-in tools, which this server has none of: leave it out.",
         "prompt": "No prompt templates are stored here: send instructions and input.",
         "reasoning": "LLaVA does not reason before it answers: leave reasoning out.",
+        **{name: f"{name} is called {theirs} here." for name, theirs in CALLED.items()},
         "messages": "messages belong to /v1/chat/completions; here it is input.",
     }
 

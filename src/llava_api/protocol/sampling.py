@@ -4,14 +4,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llava_api.protocol.wire import Refusing
+from llava_api.protocol.wire import Given
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 LOGIT_BIASES = 1024
 
 
-class Extensions(Refusing):
+class Extensions(Given):
     """Fields of vLLM's server beyond OpenAI's, under vLLM's names; the openai client sends them as ``extra_body``."""
 
     top_k: int | None = Field(None, ge=-1, lt=2**31)

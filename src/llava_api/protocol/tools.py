@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llava_api.protocol.wire import Wire
+from llava_api.protocol.wire import Given
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 MAX_TOOLS = 128
 
 
-class Function(Wire):
+class Function(Given):
     name: Name
     description: str | None = None
     """Shown to the model."""
@@ -20,28 +20,28 @@ class Function(Wire):
     """Arguments fit the schema either way."""
 
 
-class FunctionTool(Wire):
+class FunctionTool(Given):
     type: Literal["function"]
     function: Function
 
 
-class FunctionName(Wire):
+class FunctionName(Given):
     name: str
 
 
-class NamedTool(Wire):
+class NamedTool(Given):
     """Make the model call this function."""
 
     type: Literal["function"]
     function: FunctionName
 
 
-class AllowedNames(Wire):
+class AllowedNames(Given):
     mode: Literal["auto", "required"]
     tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
 
 
-class AllowedTools(Wire):
+class AllowedTools(Given):
     """Let the model call these functions only, of all that ``tools`` describes."""
 
     type: Literal["allowed_tools"]
@@ -52,7 +52,7 @@ ToolMode = Literal["none", "auto", "required"]
 ToolChoice = ToolMode | Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
 
 
-class FunctionCall(Wire):
+class FunctionCall(Given):
     name: str
     arguments: str
     """JSON."""
@@ -60,7 +60,7 @@ class FunctionCall(Wire):
     """What the openai client made of them; accepted and not used."""
 
 
-class ToolCall(Wire):
+class ToolCall(Given):
     id: str
     type: Literal["function"]
     function: FunctionCall

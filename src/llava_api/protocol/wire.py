@@ -18,21 +18,20 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, serialize_by_alias=True)
 
 
-class Refusing(Wire):
-    """An object of a request, some of whose fields are known and refused by name."""
+class Given(Wire):
+    """An object of a request: null means that a field is not given, and some fields are known and refused by name."""
 
     refused: ClassVar[Mapping[str, str]] = {}
     """Field -> why it is refused and what to do, as one sentence."""
 
     @model_validator(mode="before")
     @classmethod
-    def refuse_by_name(cls, data: Any) -> Any:
-        """Null, false and empty values of a refused field mean that it is not wanted: many clients send them."""
+    def only_what_is_given(cls, data: Any) -> Any:
+        """False and empty values of a refused field mean that it is not wanted, like null: many clients send them."""
         if not isinstance(data, dict):
             return data
-        named = cls.refused.keys() & data.keys()
-        for name in sorted(named, key=list(data).index) if named else ():
+        for name in data.keys() & cls.refused.keys():
             value = data[name]
             if value is not None and value is not False and value not in ([], {}, ""):
                 raise PydanticCustomError("refused", "{reason}", {"field": name, "reason": cls.refused[name]})
-        return {name: value for name, value in data.items() if name not in named} if named else data
+        return {name: value for name, value in data.items() if value is not None and name not in cls.refused}

@@ -1,5 +1,6 @@
 """Request body -> wire model: read up to a limit, parsed by orjson, checked by pydantic, refused in plain words."""
 
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
@@ -67,33 +68,82 @@ def check_fields(data: object) -> None:
             waiting += [inner for inner in value if isinstance(inner, dict | list)]
 
 
+KINDS = {
+    "string_type": "a string",
+    "int_type": "an integer of up to 64 bits",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "dataclass_type": "an object",
+}
+"""pydantic's complaints about a wrong type -> what was wanted."""
+BOUNDS = {
+    "too_short": "it must have {min_length} or more",
+    "too_long": "it may have up to {max_length}",
+    "string_too_short": "it must have {min_length} characters or more",
+    "string_too_long": "it may have up to {max_length} characters",
+    "literal_error": "it must be {expected}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    details: ErrorDetails
+    path: list[int | str]
+
+    def rank(self) -> tuple[int, bool, list[int]]:
+        """The deeper, the more precise; a wrong type is the least that can be said of a member of a union."""
+        return len(self.path), self.details["type"] not in KINDS, [step for step in self.path if isinstance(step, int)]
+
+
 def refusal_of(error: ValidationError, data: dict[str, Any]) -> InvalidRequest:
     """One sentence about the most precise of pydantic's complaints."""
-    details, path = max(
-        ((entry, path_in(entry["loc"], data, entry["type"] == "missing")) for entry in error.errors(include_url=False)),
-        key=lambda pair: len(pair[1]),
-    )
+    found = [
+        Complaint(entry, path_in(entry["loc"], data, entry["type"] == "missing"))
+        for entry in error.errors(include_url=False)
+    ]
+    best = max(found, key=Complaint.rank)
+    details, path = best.details, best.path
+    param = written(path)
     if details["type"].startswith("union_tag"):
         # Pydantic names the object; what is wrong in it is the field that tells its kind.
-        field = details["ctx"]["discriminator"].strip("'")
-        wanted = details["ctx"].get("expected_tags", "")
-        param = written([*path, field])
-        return InvalidRequest(
-            f"Invalid value for '{param}'{f': it must be one of {wanted}' if wanted else ''}.", param=param
-        )
+        param = written([*path, details["ctx"]["discriminator"].strip("'")])
+        if details["type"] == "union_tag_not_found":
+            return missing(param)
+        return InvalidRequest(f"Invalid value for '{param}': it must be {one_of(details)}.", param=param)
     if details["type"] == "refused":
         param = written([*path, details["ctx"]["field"]])
         return InvalidRequest(details["ctx"]["reason"], param=param, code="unsupported_parameter")
-    param = written(path)
     if details["type"] == "extra_forbidden":
         return InvalidRequest(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
     if details["type"] == "missing":
-        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+        return missing(param)
+    if details["type"] in KINDS:
+        here = [other.details["type"] for other in found if other.path == path]
+        kinds = " or ".join(dict.fromkeys(KINDS[kind] for kind in here if kind in KINDS))
+        return InvalidRequest(f"Invalid value for '{param}': it must be {kinds}.", param=param)
     return InvalidRequest(f"Invalid value for '{param}': {reason(details)}.", param=param)
 
 
+def missing(param: str) -> InvalidRequest:
+    return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+
+
+def one_of(details: ErrorDetails) -> str:
+    """``'a', 'b'`` -> ``'a' or 'b'``."""
+    return " or ".join(details["ctx"]["expected_tags"].rsplit(", ", 1))
+
+
 def reason(details: ErrorDetails) -> str:
-    """Pydantic's sentence without its full stop; it describes what was wanted and echoes no value."""
+    """What was wanted, without echoing a value: our words, else pydantic's without their full stop."""
+    words = BOUNDS.get(details["type"])
+    if words is not None:
+        # JSON's names.
+        return words.format(**details["ctx"]).replace("False", "false").replace("True", "true")
     message = details["msg"].removeprefix("Value error, ").removesuffix(".")
     return message[0].lower() + message[1:]
 
@@ -127,6 +177,10 @@ def is_tag(step: int | str, here: dict[str, Any], rest: tuple[int | str, ...], m
         return False
     if not rest:
         return not missing
+    inside = here.get(str(step))
+    if missing and isinstance(inside, dict):
+        # What is missing is not what stands there.
+        return rest[0] in inside or rest[0] == step
     return step not in here or rest[0] == step or rest[0] in here
 
 

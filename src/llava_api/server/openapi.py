@@ -4,6 +4,8 @@ Written here rather than by FastAPI, whose generator reads handlers' parameters:
 body is read under a limit, parsed by orjson and refused in OpenAI's words.
 """
 
+import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
@@ -113,6 +115,13 @@ ENDPOINTS = (
     Endpoint("get", "/health", "health", "The same as /health/ready", Health, statuses=(405, 503)),
 )
 
+EXAMPLES: dict[Model, Schema] = {
+    ChatCompletionRequest: {"messages": [{"role": "user", "content": "What can you do?"}]},
+    ResponseRequest: {"input": "What can you do?"},
+    CompletionRequest: {"prompt": "USER: What can you do? ASSISTANT:", "max_tokens": 32},
+}
+REFERENCE = "#/components/schemas/"
+
 DESCRIPTION = (
     "OpenAI's API for LLaVA-1.5 and LLaVA-1.6 (NeXT) checkpoints. Pictures go in as image_url parts: data: URLs, or "
     "http and https URLs. Every error has the one shape of ErrorReply; every answer carries x-request-id."
@@ -120,24 +129,40 @@ DESCRIPTION = (
 
 
 @cache
-def openapi_document() -> Schema:
-    requests = {(each.request, "validation") for each in ENDPOINTS if each.request is not None}
-    replies = {(model, "serialization") for each in ENDPOINTS for model in (each.reply, *each.chunks)}
+def openapi_document(model: str = "llava-tiny-1.5") -> Schema:
+    """``model``: the served name, for examples."""
+    requests: set[Any] = {(each.request, "validation") for each in ENDPOINTS if each.request is not None}
+    replies: set[Any] = {(model, "serialization") for each in ENDPOINTS for model in (each.reply, *each.chunks)}
     replies.add((ErrorReply, "serialization"))
     wanted: list[Any] = sorted(requests | replies, key=lambda pair: pair[0].__name__)
-    references, definitions = models_json_schema(wanted, ref_template="#/components/schemas/{model}")
+    references, definitions = models_json_schema(wanted, ref_template=REFERENCE + "{model}")
     paths: dict[str, Schema] = {}
     for each in ENDPOINTS:
-        paths.setdefault(each.path, {})[each.method] = operation(each, references)
+        paths.setdefault(each.path, {})[each.method] = operation(each, references, model)
+    schemas = definitions["$defs"]
+    # A reply may gain a field: only what callers send is closed.
+    for name in schemas.keys() - reached([references[pair]["$ref"] for pair in requests], schemas):
+        schemas[name].pop("additionalProperties", None)
     return {
         "openapi": "3.1.0",
         "info": {"title": "llava-api", "version": __version__, "description": DESCRIPTION},
         "paths": paths,
-        "components": {"schemas": dict(sorted(definitions["$defs"].items()))},
+        "components": {"schemas": dict(sorted(schemas.items()))},
     }
 
 
-def operation(endpoint: Endpoint, references: Any) -> Schema:
+def reached(references: list[str], schemas: dict[str, Schema]) -> set[str]:
+    """Names of all schemas that ``references`` lead to."""
+    found: set[str] = set()
+    while references:
+        name = references.pop().removeprefix(REFERENCE)
+        if name not in found:
+            found.add(name)
+            references += re.findall(rf'"\$ref": "({REFERENCE}\w+)"', json.dumps(schemas[name]))
+    return found
+
+
+def operation(endpoint: Endpoint, references: Any, model: str) -> Schema:
     """``references``: (model, mode) -> its place in the document."""
     reply: Schema = {"application/json": {"schema": references[endpoint.reply, "serialization"]}}
     if endpoint.chunks:
@@ -151,7 +176,8 @@ def operation(endpoint: Endpoint, references: Any) -> Schema:
         text = {"type": "string", "minLength": 1}
         made["parameters"] = [{"name": endpoint.path_parameter, "in": "path", "required": True, "schema": text}]
     if endpoint.request is not None:
-        content = {"application/json": {"schema": references[endpoint.request, "validation"]}}
+        example = {"model": model, **EXAMPLES[endpoint.request]}
+        content = {"application/json": {"schema": references[endpoint.request, "validation"], "example": example}}
         made["requestBody"] = {"required": True, "content": content}
     return made
 

@@ -1,13 +1,14 @@
 """``/openapi.json`` and ``/docs``: Swagger UI from this server's own disk, so that it works without the internet."""
 
 import orjson
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from llava_api.server.openapi import openapi_document
+from llava_api.server.services import Services
 
 router = APIRouter()
 
@@ -16,8 +17,9 @@ ASSETS = "docs/assets"
 
 
 @router.get("/openapi.json")
-async def openapi() -> Response:
-    return Response(orjson.dumps(openapi_document()), media_type="application/json")
+async def openapi(request: Request) -> Response:
+    services: Services = request.app.state.services
+    return Response(orjson.dumps(openapi_document(services.model.names[0])), media_type="application/json")
 
 
 @router.get("/docs")

@@ -11,13 +11,13 @@ from llava_api.server.services import Services
 router = APIRouter(prefix="/health")
 
 
-@router.get("/live")
+@router.api_route("/live", methods=["GET", "HEAD"])
 async def live() -> Response:
     return json_response(Health(status="live"))
 
 
-@router.get("/ready")
-@router.get("")
+@router.api_route("/ready", methods=["GET", "HEAD"])
+@router.api_route("", methods=["GET", "HEAD"])
 async def ready(request: Request) -> Response:
     services: Services | None = request.app.state.services
     if services is None:

@@ -64,18 +64,18 @@ def kept(services: Services, response_id: str) -> Kept:
     return found
 
 
-@router.get("/responses/{response_id}")
-async def get_response(request: Request, response_id: str) -> Response:
+@router.api_route("/responses/{response_id}", methods=["GET", "DELETE"])
+async def kept_response(request: Request, response_id: str) -> Response:
     services: Services = request.app.state.services
+    if request.query_params:
+        name = next(iter(request.query_params))
+        raise InvalidRequest("A kept response is sent whole: leave the query out.", param=name[:64])
+    if not services.responses.keeps:
+        raise NotFound(f"{NO_STORE}there is nothing to look up.")
     found = services.responses.get(response_id)
     if found is None:
         raise NotFound("There is no response of that id, or it has made room for newer ones.")
-    return json_response(found.response)
-
-
-@router.delete("/responses/{response_id}")
-async def delete_response(request: Request, response_id: str) -> Response:
-    services: Services = request.app.state.services
-    if not services.responses.delete(response_id):
-        raise NotFound("There is no response of that id, or it has made room for newer ones.")
+    if request.method == "GET":
+        return json_response(found.response)
+    services.responses.delete(response_id)
     return json_response(DeletedResponse(id=response_id))
