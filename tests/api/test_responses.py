@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
 from llava_api.chat.grammar import call_head
@@ -14,6 +15,7 @@ from tests.support.questions import data_url
 from tests.support.scripted_engine import ScriptedEngine
 
 URL = "/v1/responses"
+FORM = {"type": "json_schema", "name": "it", "strict": True}
 RED = data_url(Image.new("RGB", (60, 40), "red"))
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, "required": ["n"]}
 TOOL = {"type": "function", "name": "count", "description": "Counts.", "parameters": SCHEMA, "strict": True}
@@ -275,3 +277,24 @@ async def test_a_kept_response_is_not_streamed_again(client: httpx.AsyncClient) 
     reply = await client.get(f"{URL}/{made['id']}?stream=true")
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "stream")
     assert sorted((await client.post(f"{URL}/{made['id']}")).headers["allow"].split(", ")) == ["DELETE", "GET"]
+
+
+async def test_what_is_kept_is_bounded_by_its_bytes(client: httpx.AsyncClient, app: FastAPI) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "description": "x" * 20_000}}, "required": ["a"]}
+    deep: Any = "a"
+    for _ in range(500):
+        deep = [deep]
+    said = {"type": "output_text", "text": "a", "annotations": [deep], "parsed": {"a": ["b"] * 1000}}
+    items = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": [said]},
+        {"role": "user", "content": "y"},
+    ]
+    for _ in range(12):
+        reply = await client.post(URL, json=body(input=items, text={"format": {**FORM, "schema": schema}}))
+        assert reply.status_code == 200
+    store = app.state.services.responses
+    assert 0 < store.size <= 100_000
+    assert store.size == sum(len(kept.reply) + len(kept.conversation) for kept in store.kept.values())
+    assert all(b"annotations" not in kept.conversation for kept in store.kept.values())
+    assert (await client.post(URL, json=body(user="u" * 513))).status_code == 400

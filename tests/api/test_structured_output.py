@@ -104,6 +104,16 @@ BAD: dict[str, Any] = {
     },
 }
 NEEDS_A = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+BAD |= {
+    "a divisor that is too large": {"type": "integer", "multipleOf": 1001},
+    "many divisors": {
+        "type": "object",
+        "properties": {f"a{n}": {"type": "integer", "multipleOf": 7} for n in range(51)},
+    },
+    "many alternatives": {"anyOf": [{"type": "integer"}] * 65},
+    "a special token": {"const": "a</s>b"},
+    "a special token as a name": {"type": "object", "properties": {"<image>": {"type": "integer"}}},
+}
 GOOD: dict[str, Any] = {
     "a format that is only a remark": {"type": "string", "format": "phone-number"},
     "nothing": {},
@@ -323,5 +333,37 @@ async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
         for number in range(6):
             await checker.check(f'start: "{number}"')
         assert len(checker.known) == 3
+    finally:
+        await checker.close()
+
+
+# What is no answer in the form
+
+
+@pytest.mark.parametrize("text", ['{"a": "b', "", '{"a": 1}}'])
+async def test_an_answer_that_breaks_off_is_not_said_to_be_complete(
+    client: httpx.AsyncClient, engine: ScriptedEngine, text: str
+) -> None:
+    """A stop text of the caller's may lie within it, and llguidance may give up while it is made."""
+    engine.say(text)
+    body = text_body(response_format={"type": "json_object"})
+    assert (await client.post(CHAT, json=body)).json()["choices"][0]["finish_reason"] == "length"
+    engine.say('{"a": 1}')
+    assert (await client.post(CHAT, json=body)).json()["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_one_callers_schemas_do_not_hold_anothers_up() -> None:
+    checker = GrammarChecker()
+    slow = [f"start: %json {json.dumps({**BAD['slow patterns of names'], 'title': str(n)})}" for n in range(4)]
+    try:
+        await checker.check('start: "a"')
+        crowd = [asyncio.create_task(checker.check(grammar, "crowd")) for grammar in slow]
+        await asyncio.sleep(0.1)
+        await checker.check('start: "b"', "single")
+        assert sum(task.done() for task in crowd) <= 1
+        for task in crowd:
+            task.cancel()
+        await asyncio.gather(*crowd, return_exceptions=True)
+        assert checker.turns == {}
     finally:
         await checker.close()

@@ -1,5 +1,6 @@
 """What the engine yields -> pieces of answers, whatever wire they go out on."""
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ class Asked:
     """Leave out an answer's leading spaces, which follow "ASSISTANT:"."""
     call_names: tuple[str, ...] = ()
     """Functions that the answer may call."""
+    json: bool = False
+    """Whether an answer that calls nothing is JSON."""
 
 
 class AnswerReader:
@@ -48,6 +51,8 @@ class AnswerReader:
         sampling = asked.request.sampling
         self.started = not asked.spaces_cut
         self.calls = CallReader(asked.call_names) if asked.call_names else None
+        self.json: list[str] | None = [] if asked.json else None
+        """The text so far of an answer that is JSON."""
         self.aligner: LogprobAligner | None = None
         if sampling.logprobs is not None:
             writer = TokenWriter(tokenizer, sampling.logprobs)
@@ -61,8 +66,11 @@ class AnswerReader:
         reason: EndReason | None = delta.finish_reason
         if self.calls is not None and reason is not None:
             found.append(self.calls.finish())
-            reason = "tool_calls" if self.calls.complete and reason == "stop" else reason
         said = "".join(part for part in found if isinstance(part, str))
+        if self.json is not None:
+            self.json.append(said)
+        if reason == "stop":
+            reason = self.end_reason()
         calls = [part for part in found if isinstance(part, CallPiece)]
         logprobs: list[WrittenToken] = []
         if self.aligner is not None and (self.calls is None or not self.calls.calls):
@@ -72,6 +80,24 @@ class AnswerReader:
             pieces.insert(0, Piece(delta.index, said, logprobs=tuple(logprobs)))
         pieces[-1] = replace(pieces[-1], finish_reason=reason)
         return pieces
+
+    def end_reason(self) -> EndReason:
+        """Of an answer that ended by itself. One in a form that is not complete was cut, whatever cut it.
+
+        A stop text or token of the caller's may lie within it; and where a grammar grows beyond llguidance's bounds,
+        vLLM ends the answer as if it were complete.
+        """
+        if self.calls is not None and self.calls.calls:
+            return "tool_calls" if self.calls.complete else "length"
+        return "stop" if self.json is None or is_json("".join(self.json)) else "length"
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 class Answers:

@@ -9,6 +9,7 @@ from llava_api.chat.grammar import json_grammar
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question
 from llava_api.chat.sampling import answer_room
+from llava_api.chat.schema import Schema
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ContextLengthExceeded, InvalidGrammar, InvalidRequest, ModelNotFound
@@ -82,7 +83,7 @@ class Preparer:
         """
         adapter = self.find_adapter(question.model)
         # Before pictures, which may have to be fetched.
-        await self.check_grammar(question)
+        await self.check_grammar(question, caller)
         laid_out = await self.lay_out(question.conversation, caller, question.length.prompt_param)
         max_tokens = answer_room(
             question.length, laid_out.text_tokens, laid_out.image_tokens, self.max_model_len, question.sampling
@@ -100,26 +101,33 @@ class Preparer:
             adapter=adapter,
             choices=engine_choices(question.sampling, question.choices),
         )
-        asked = Asked(request, question.choices, not question.conversation.continues, question.call_names)
+        asked = Asked(
+            request,
+            question.choices,
+            spaces_cut=not question.conversation.continues,
+            call_names=question.call_names,
+            json=question.json,
+        )
         return Prepared(question, asked, laid_out.text_tokens, laid_out.image_tokens)
 
-    async def check_grammar(self, question: Question) -> None:
+    async def check_grammar(self, question: Question, caller: str) -> None:
         """Raises InvalidRequest for a schema that the engine could not keep to."""
         grammar = question.sampling.grammar
         if grammar is None:
             return
-        # Each by itself first: it can be named. All together is another thing where there are several.
-        alone = [(param, json_grammar(schema)) for param, schema in question.schemas]
-        for param, made in (*alone, (question.schemas[0][0], grammar)):
-            await self.try_grammar(param, made)
-
-    async def try_grammar(self, param: str, grammar: str) -> None:
         try:
-            await self.grammars.check(grammar)
+            await self.grammars.check(grammar, caller)
         except InvalidGrammar as error:
-            raise InvalidRequest(
-                f"Invalid schema for '{param}': {error}", param=param, code="invalid_schema"
-            ) from error
+            # One by one, to name the one that is to be mended.
+            for param, schema in question.schemas if len(question.schemas) > 1 else ():
+                await self.try_alone(param, schema, caller)
+            raise bad_schema(question.schemas[0][0], error) from error
+
+    async def try_alone(self, param: str, schema: Schema, caller: str) -> None:
+        try:
+            await self.grammars.check(json_grammar(schema), caller)
+        except InvalidGrammar as error:
+            raise bad_schema(param, error) from error
 
     async def lay_out(self, conversation: Conversation, caller: str, param: str = "messages") -> LaidOut:
         """Prompt and token counts, from the headers of the pictures alone. Raises InvalidRequest and its kinds."""
@@ -152,6 +160,10 @@ class Preparer:
         lengths = [image.tokens for image in measured]
         prompt = tokenize(segments, self.model.tokenizer, self.model.checkpoint.image_token_id, lengths)
         return segments, prompt
+
+
+def bad_schema(param: str, error: InvalidGrammar) -> InvalidRequest:
+    return InvalidRequest(f"Invalid schema for '{param}': {error}", param=param, code="invalid_schema")
 
 
 def engine_choices(sampling: Sampling, choices: int) -> int:

@@ -6,7 +6,7 @@ from llava_api.chat.conversation import Conversation, read_conversation
 from llava_api.chat.grammar import ANY_OBJECT, json_grammar, told_from_calls, tools_grammar
 from llava_api.chat.model import ServedModel
 from llava_api.chat.sampling import Length, choices_of, kept_to, read_sampling
-from llava_api.chat.schema import Schema, check_schema
+from llava_api.chat.schema import Schema, check_schema, check_special_texts
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.engine.base import Sampling
 from llava_api.errors import InvalidRequest
@@ -25,6 +25,8 @@ class Question:
     length: Length
     call_names: tuple[str, ...] = ()
     """Functions that the answer may call; empty for none."""
+    json: bool = False
+    """Whether an answer that calls nothing is JSON."""
     choices: int = 1
     schemas: tuple[tuple[str, Schema], ...] = ()
     """(Field, schema) of all that the grammar of the answer is made of."""
@@ -45,6 +47,11 @@ class Form:
         toolbox = self.toolbox
         if toolbox is None and self.schema is None:
             return question
+        schemas = () if toolbox is None else tuple((tool.param, tool.schema) for tool in toolbox.tools)
+        if self.schema is not None:
+            schemas = ((self.param, self.schema), *schemas)
+        for param, schema in schemas:
+            check_special_texts(schema, model.tokenizer.special_ids, param)
         if question.conversation.continues:
             raise InvalidRequest(
                 "continue_final_message cannot be combined with response_format or tools.",
@@ -54,7 +61,7 @@ class Form:
             assert self.schema is not None
             grammar = json_grammar(self.schema)
             sampling = kept_to(question.sampling, grammar, model, texts_too=False)
-            return replace(question, sampling=sampling, schemas=((self.param, self.schema),))
+            return replace(question, sampling=sampling, schemas=schemas, json=True)
         if self.schema is not None and toolbox.mode == "auto" and not told_from_calls(self.schema):
             raise InvalidRequest(
                 "Where the model may call a function or answer in JSON, the JSON must not look like a call: give a "
@@ -66,10 +73,14 @@ class Form:
         free_text = toolbox.mode == "auto" and self.schema is None
         sampling = kept_to(question.sampling, tools_grammar(toolbox, self.schema), model, texts_too=free_text)
         names = tuple(tool.name for tool in toolbox.tools)
-        schemas = tuple((tool.param, tool.schema) for tool in toolbox.tools)
-        if self.schema is not None:
-            schemas = ((self.param, self.schema), *schemas)
-        return replace(question, conversation=conversation, sampling=sampling, call_names=names, schemas=schemas)
+        return replace(
+            question,
+            conversation=conversation,
+            sampling=sampling,
+            call_names=names,
+            schemas=schemas,
+            json=self.schema is not None,
+        )
 
 
 def schema_of(form: ResponseFormat | None) -> Schema | None:

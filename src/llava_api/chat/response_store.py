@@ -1,28 +1,33 @@
-"""Responses kept for ``previous_response_id``: in memory, the oldest make room for new ones."""
+"""Responses kept for ``previous_response_id``: as JSON, in memory; the oldest make room for new ones."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
 from llava_api.protocol.response_reply import OutputCall, Response
 from llava_api.protocol.responses import AssistantItem, CallItem, InputItem
 
-PER_ITEM_BYTES = 1_000
-"""What an item's objects take besides its texts."""
+ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    response: Response
-    items: list[InputItem]
-    """The whole conversation up to and with the response."""
-    size: int
+    reply: bytes
+    """The response."""
+    conversation: bytes
+    """All items up to and with the response."""
+
+    def items(self) -> list[InputItem]:
+        return ITEMS.validate_json(self.conversation)
+
+    def __len__(self) -> int:
+        return len(self.reply) + len(self.conversation)
 
 
 class ResponseStore:
-    """Bounded by ``max_bytes`` of texts and encoded pictures; 0 keeps nothing."""
+    """Bounded by ``max_bytes``; 0 keeps nothing."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -41,18 +46,18 @@ class ResponseStore:
 
     def put(self, response: Response, items: Sequence[InputItem]) -> None:
         """``items``: the conversation before the response."""
-        said = [*items, *as_input(response)]
-        size = sum(PER_ITEM_BYTES + sum(map(len, texts_in(item))) for item in said)
-        if size > self.max_bytes:
+        conversation = ITEMS.dump_json([*items, *as_input(response)], exclude_none=True)
+        kept = Kept(response.model_dump_json().encode(), conversation)
+        if len(kept) > self.max_bytes:
             return
-        self.kept[response.id] = Kept(response, said, size)
-        self.size += size
+        self.kept[response.id] = kept
+        self.size += len(kept)
         while self.size > self.max_bytes:
             _, oldest = self.kept.popitem(last=False)
-            self.size -= oldest.size
+            self.size -= len(oldest)
 
     def delete(self, response_id: str) -> None:
-        self.size -= self.kept.pop(response_id).size
+        self.size -= len(self.kept.pop(response_id))
 
 
 def as_input(response: Response) -> Iterator[InputItem]:
@@ -62,15 +67,3 @@ def as_input(response: Response) -> Iterator[InputItem]:
             yield CallItem(type="function_call", call_id=item.call_id, name=item.name, arguments=item.arguments)
         else:
             yield AssistantItem(role="assistant", content="".join(part.text for part in item.content))
-
-
-def texts_in(value: object) -> Iterator[str]:
-    """Every text in a wire object."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, BaseModel):
-        for inner in vars(value).values():
-            yield from texts_in(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from texts_in(inner)

@@ -5,7 +5,7 @@ below what hurts: compiling takes milliseconds within them.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,7 +21,8 @@ MAX_PATTERN = 512
 MAX_COUNT = 10_000
 MAX_LENGTH = 100_000
 MAX_PATTERNS = 50
-MAX_DIVISOR = 10_000
+MAX_ALTERNATIVES = 64
+MAX_DIVISOR = 1_000
 COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
 LENGTHS = ("minLength", "maxLength")
 VALUES = ("enum", "const", "default", "examples", "example")
@@ -32,26 +33,30 @@ NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSc
 
 def check_schema(schema: Schema, param: str) -> None:
     """Raises InvalidRequest that says what is too much; whether it compiles is another question."""
-    if nesting(schema) > MAX_NESTING:
-        raise too_much(param, f"it is deeper than {MAX_NESTING} brackets")
-    if len(json.dumps(schema)) > MAX_BYTES:
-        raise too_much(param, f"it is larger than {MAX_BYTES} bytes")
+    check_extent(schema, param)
     for part, depth in parts_of(schema):
         if depth > MAX_DEPTH:
             raise too_much(param, f"it is deeper than {MAX_DEPTH} levels")
         check_part(part, param)
-    if sum(len(patterns_of(part)) for part, _ in parts_of(schema)) > MAX_PATTERNS:
-        raise too_much(param, f"it has more than {MAX_PATTERNS} patterns")
+    if sum(len(patterns_of(part)) + ("multipleOf" in part) for part, _ in parts_of(schema)) > MAX_PATTERNS:
+        raise too_much(param, f"pattern and multipleOf stand in it more than {MAX_PATTERNS} times")
     check_references(schema, param)
 
 
-def nesting(value: object) -> int:
-    """Brackets within brackets, data included: Python's json follows some hundreds."""
-    level, depth = [value], 0
+def check_extent(schema: Schema, param: str) -> None:
+    """Brackets within brackets, and letters, data included: Python's json follows some hundreds of the first."""
+    level: list[object] = [schema]
+    depth = size = 0
     while level:
         depth += 1
+        for value in level:
+            size += len(value) if isinstance(value, str) else 8
+            size += sum(map(len, value)) if isinstance(value, dict) else 0
+        if depth > MAX_NESTING:
+            raise too_much(param, f"it is deeper than {MAX_NESTING} brackets")
+        if size > MAX_BYTES:
+            raise too_much(param, f"it is larger than {MAX_BYTES} bytes")
         level = [inner for outer in level for inner in contents(outer)]
-    return depth
 
 
 def contents(value: object) -> Iterable[object]:
@@ -89,6 +94,9 @@ def check_part(part: Schema, param: str) -> None:
             value = part.get(name)
             if isinstance(value, int | float) and value > most:
                 raise too_much(param, f"{name} is above {most}")
+    for name in ("anyOf", "oneOf", "allOf"):
+        if isinstance(part.get(name), list) and len(part[name]) > MAX_ALTERNATIVES:
+            raise too_much(param, f"{name} has more than {MAX_ALTERNATIVES} members")
     enum = part.get("enum")
     if isinstance(enum, list) and len(enum) > MAX_ENUM:
         raise too_much(param, f"an enum has more than {MAX_ENUM} values")
@@ -156,3 +164,14 @@ def look_up(schema: Schema, reference: str, param: str) -> Any:
         else:
             raise too_much(param, "a $ref leads nowhere")
     return here
+
+
+def check_special_texts(schema: Schema, specials: Collection[str], param: str) -> None:
+    """Raises InvalidRequest for a schema that would have the model write the text of one of its special tokens.
+
+    llguidance takes such a text for the token, which no answer may have.
+    """
+    written = json.dumps(schema, ensure_ascii=False)
+    for special in specials:
+        if len(special) > 2 and json.dumps(special, ensure_ascii=False)[1:-1] in written:
+            raise too_much(param, f"it has the text of this model's special token {special}, which no answer may have")

@@ -36,21 +36,59 @@ class GrammarChecker:
         self.deadline_seconds = deadline_seconds
         self.process: asyncio.subprocess.Process | None = None
         self.one_at_a_time = asyncio.Lock()
+        self.turns: dict[str, tuple[asyncio.Lock, int]] = {}
+        """For each caller with a grammar to try: whose turn it is, and how many wait."""
         self.known: OrderedDict[bytes, str] = OrderedDict()
         """Hash of a grammar -> what is wrong with it, "" for nothing."""
 
-    async def check(self, grammar: str) -> None:
-        """Raises InvalidGrammar with llguidance's words, and EngineFailed."""
+    async def check(self, grammar: str, caller: str = "") -> None:
+        """Each ``caller`` has one grammar tried at a time, so that nobody waits behind another's crowd.
+
+        Raises InvalidGrammar with llguidance's words, and EngineFailed.
+        """
         key = hashlib.sha256(grammar.encode("utf-8", "replace")).digest()
-        complaint = self.known.get(key)
+        complaint = self.recall(key)
         if complaint is None:
-            async with self.one_at_a_time:
-                complaint = self.known.get(key)
-                if complaint is None:
-                    complaint = await self.ask(grammar)
-                    self.remember(key, complaint)
+            lock, waiting = self.turns.get(caller, (asyncio.Lock(), 0))
+            self.turns[caller] = (lock, waiting + 1)
+            try:
+                async with lock:
+                    complaint = self.recall(key)
+                    if complaint is None:
+                        complaint = await self.try_to_the_end(key, grammar)
+            finally:
+                _, waiting = self.turns[caller]
+                if waiting > 1:
+                    self.turns[caller] = (lock, waiting - 1)
+                else:
+                    del self.turns[caller]
         if complaint:
             raise InvalidGrammar(complaint)
+
+    async def try_to_the_end(self, key: bytes, grammar: str) -> str:
+        """A trial that has begun goes on where its caller leaves: the process need not be started anew."""
+        begun = asyncio.Event()
+
+        async def trial() -> str:
+            async with self.one_at_a_time:
+                begun.set()
+                complaint = await self.ask(grammar)
+                self.remember(key, complaint)
+                return complaint
+
+        trying = asyncio.create_task(trial())
+        try:
+            return await asyncio.shield(trying)
+        except asyncio.CancelledError:
+            if not begun.is_set():
+                trying.cancel()
+            raise
+
+    def recall(self, key: bytes) -> str | None:
+        found = self.known.get(key)
+        if found is not None:
+            self.known.move_to_end(key)
+        return found
 
     def remember(self, key: bytes, complaint: str) -> None:
         self.known[key] = complaint

@@ -15,19 +15,26 @@ from llguidance import LLMatcher, LLTokenizer
 MAX_BYTES = 4_000_000_000
 """Address space, most of which llguidance and a large vocabulary never touch."""
 SOURCE_LINE = re.compile(r"\n\s*\d+ \|")
-WALKS = 4
+OPENERS = ("[", "{", '"', "[[", '{"')
+"""What leads deeper into a grammar: where a costly one is costliest."""
 STEPS = 100
-STEP_SECONDS = 0.1
-"""CPU time for one token's choices: the engine, which makes all its answers' tokens in turn, waits as long."""
+MOST_FORCED = 200
+"""Times that a walk goes past text which the grammar dictates: a long one must not hide what comes behind it."""
+TRIAL_SECONDS = 0.6
+COMPILE_SECONDS = 0.1
+FIRST_SECONDS = 0.3
+STEP_SECONDS = 0.01
+"""CPU time. vLLM compiles where all requests and streams wait for it, and its engine makes the choices for one token of
+all answers in turn: each of them waits as long."""
 TOO_MUCH = "it takes too much time to keep to: make it smaller, or simpler"
 
 
 def complaint_about(grammar: str, tokenizer: LLTokenizer) -> str:
     before = time.process_time()
     found: str = LLMatcher.validate_grammar(grammar, tokenizer)
-    # vLLM does this once more, where all requests and streams wait for it.
-    slow = time.process_time() - before > STEP_SECONDS
-    return in_words(found) if found else TOO_MUCH if slow else trial(grammar, tokenizer)
+    if found:
+        return in_words(found)
+    return TOO_MUCH if time.process_time() - before > COMPILE_SECONDS else Trial(grammar, tokenizer).complaint()
 
 
 def in_words(found: str) -> str:
@@ -37,28 +44,70 @@ def in_words(found: str) -> str:
     return words.replace("Unimplemented keys:", "this server cannot keep to these keywords, leave them out:")
 
 
-def trial(grammar: str, tokenizer: LLTokenizer) -> str:
-    """Make the beginnings of some answers: much of a grammar's cost comes then, and some of its errors."""
-    chance = Random(0)
-    matcher = LLMatcher(tokenizer, grammar, log_level=0)
-    for _ in range(WALKS):
-        for _ in range(STEPS):
-            before = time.process_time()
-            allowed = tokens_in(matcher.compute_bitmask())
-            if matcher.is_error() or time.process_time() - before > STEP_SECONDS:
+class Trial:
+    """Makes the beginnings of some answers: much of a grammar's cost comes then, and some of its errors."""
+
+    def __init__(self, grammar: str, tokenizer: LLTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.ends = frozenset(tokenizer.eos_tokens)
+        self.chance = Random(0)
+        self.matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        opening = (tokenizer.tokenize_str(text) for text in OPENERS)
+        self.openers = [ids[0] for ids in opening if len(ids) == 1]
+
+    def complaint(self) -> str:
+        began = time.process_time()
+        for deep in (False, True, False, True):
+            if not self.walk(deep) or self.matcher.is_error():
                 return TOO_MUCH
-            more = [token for token in allowed if token not in tokenizer.eos_tokens]
-            if not more or not matcher.consume_token(chance.choice(more)):
+            if time.process_time() - began > TRIAL_SECONDS:
                 break
-        if matcher.is_error():
-            return TOO_MUCH
-        matcher.reset()
-    return ""
+            self.matcher.reset()
+        return ""
 
+    def walk(self, deep: bool) -> bool:
+        """One answer's beginning, of what leads ``deep`` wherever it may; False where it takes too long."""
+        spent, steps = 0.0, 0
+        for _ in range(STEPS):
+            self.go_past_forced()
+            before = time.process_time()
+            mask = self.matcher.compute_bitmask()
+            took = time.process_time() - before
+            if took > FIRST_SECONDS:
+                return False
+            # The first is dear: what it finds out is known to those that follow.
+            spent, steps = spent + (took if steps else 0.0), steps + 1
+            if steps > 10 and spent / steps > STEP_SECONDS:
+                return False
+            token = self.choose(mask, deep)
+            if self.matcher.is_error() or token is None or not self.matcher.consume_token(token):
+                break
+        return steps < 2 or spent / steps <= 2 * STEP_SECONDS
 
-def tokens_in(mask: bytes) -> list[int]:
-    """The bits that are set."""
-    return [8 * place + bit for place, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1]
+    def go_past_forced(self) -> None:
+        for _ in range(MOST_FORCED):
+            forced = self.matcher.compute_ff_bytes()
+            ids = self.tokenizer.tokenize_bytes(forced) if forced else []
+            if not ids or not self.matcher.consume_tokens(ids):
+                return
+
+    def choose(self, mask: bytes, deep: bool) -> int | None:
+        """A token that may come, other than the end; None where there is none."""
+        if deep:
+            leading = [token for token in self.openers if mask[token >> 3] >> (token & 7) & 1]
+            if leading:
+                return self.chance.choice(leading)
+        start = self.chance.randrange(len(mask))
+        for part, offset in ((mask[start:], start), (mask[:start], 0)):
+            rest = part
+            while rest := rest.lstrip(b"\0"):
+                place = offset + len(part) - len(rest)
+                bits = [8 * place + bit for bit in range(8) if rest[0] >> bit & 1]
+                allowed = [token for token in bits if token not in self.ends]
+                if allowed:
+                    return self.chance.choice(allowed)
+                rest = rest[1:]
+        return None
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ class ChatCompletionRequest(Sampling):
     """So many of the likeliest tokens at each place; needs ``logprobs``."""
     response_format: ResponseFormat | None = None
     """json_schema: the answer fits the schema, whatever the model would rather say."""
-    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     """Functions that the model may call; they are described to it in the system text."""
     tool_choice: ToolChoice | None = None
     """none, auto (the default), required, one function, or a choice of them (allowed_tools)."""

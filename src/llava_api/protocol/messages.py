@@ -1,13 +1,13 @@
 """Messages of ``/v1/chat/completions``."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from llava_api.protocol.parts import AssistantPart, TextPart, UserPart
 from llava_api.protocol.refused import OLD_TOOLS
 from llava_api.protocol.tools import ToolCall
-from llava_api.protocol.wire import Given
+from llava_api.protocol.wire import Given, Unused
 
 MAX_PARTS = 2_000
 
@@ -15,7 +15,7 @@ MAX_PARTS = 2_000
 class BaseMessage(Given):
     """What is said in each role."""
 
-    @field_validator("content", mode="before", check_fields=False)
+    @field_validator("content", "output", mode="before", check_fields=False)
     @classmethod
     def few_parts(cls, content: object) -> object:
         """Before each part is looked at: a body has room for a million wrong ones."""
@@ -26,14 +26,14 @@ class BaseMessage(Given):
 
 class SystemMessage(BaseMessage):
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
     """Accepted and not shown to the model."""
 
 
 class UserMessage(BaseMessage):
     role: Literal["user"]
-    content: str | list[UserPart]
+    content: str | Annotated[list[UserPart], Field(fail_fast=True)]
     name: str | None = None
     """Accepted and not shown to the model."""
 
@@ -46,20 +46,20 @@ class AssistantMessage(BaseMessage):
         "function_call": OLD_TOOLS["function_call"],
     }
     role: Literal["assistant"]
-    content: str | list[AssistantPart] | None = None
+    content: str | Annotated[list[AssistantPart], Field(fail_fast=True)] | None = None
     name: str | None = None
     """Accepted and not shown to the model."""
     refusal: str | None = None
     """What the model said where it refused; shown to it like any other answer."""
-    tool_calls: list[ToolCall] | None = Field(None, max_length=128)
+    tool_calls: list[ToolCall] | None = Field(None, max_length=128, fail_fast=True)
     """Calls that the model made."""
-    parsed: Any = None
+    parsed: Unused = None
     """What the openai client made of the content; accepted and not used."""
 
 
 class ToolMessage(BaseMessage):
     role: Literal["tool"]
-    content: str | list[UserPart]
+    content: str | Annotated[list[UserPart], Field(fail_fast=True)]
     """What the function returned; pictures in it are an extension."""
     tool_call_id: str
     """The call that it answers: an id of the tool_calls before it."""

@@ -11,7 +11,7 @@ from llava_api.protocol.parts import InputTextPart, RefusalPart, TextPart, UserP
 from llava_api.protocol.refused import NOT_LLAVA, VLLM
 from llava_api.protocol.sampling import Extensions
 from llava_api.protocol.tools import MAX_TOOLS, Name, ToolMode
-from llava_api.protocol.wire import Given, absent
+from llava_api.protocol.wire import Given, Unused, absent
 
 SystemPart = Annotated[InputTextPart | TextPart, Field(discriminator="type")]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -22,9 +22,9 @@ class OutputTextPart(Given):
 
     type: Literal["output_text"]
     text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
-    parsed: Any = None
+    annotations: Unused = None
+    logprobs: Unused = None
+    parsed: Unused = None
 
 
 AssistantPart = Annotated[OutputTextPart | RefusalPart | InputTextPart, Field(discriminator="type")]
@@ -40,19 +40,19 @@ class Item(BaseMessage):
 class UserItem(Item):
     type: Literal["message"] | None = None
     role: Literal["user"]
-    content: str | list[UserPart]
+    content: str | Annotated[list[UserPart], Field(fail_fast=True)]
 
 
 class SystemItem(Item):
     type: Literal["message"] | None = None
     role: Literal["system", "developer"]
-    content: str | list[SystemPart]
+    content: str | Annotated[list[SystemPart], Field(fail_fast=True)]
 
 
 class AssistantItem(Item):
     type: Literal["message"] | None = None
     role: Literal["assistant"]
-    content: str | list[AssistantPart]
+    content: str | Annotated[list[AssistantPart], Field(fail_fast=True)]
     phase: Literal["commentary", "final_answer"] | None = None
     """Accepted and not used."""
 
@@ -64,7 +64,7 @@ class CallItem(Item):
     call_id: str
     name: str
     arguments: str
-    parsed_arguments: Any = None
+    parsed_arguments: Unused = None
     """What the openai client made of them; accepted and not used."""
 
 
@@ -73,7 +73,7 @@ class CallOutputItem(Item):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[UserPart]
+    output: str | Annotated[list[UserPart], Field(fail_fast=True)]
 
 
 def kind_of(item: Any) -> str | None:
@@ -197,7 +197,7 @@ class ResponseRequest(Extensions):
     """message.output_text.logprobs: send each token's log-probability."""
     text: TextOptions | None = None
     """The form of the answer."""
-    tools: list[FlatTool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: list[FlatTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     """Functions that the model may call; they are described to it in the system text."""
     tool_choice: ToolMode | Annotated[FlatNamedTool | FlatAllowedTools, Field(discriminator="type")] | None = None
     """none, auto (the default), required, one function, or a choice of them (allowed_tools)."""
@@ -211,11 +211,11 @@ class ResponseRequest(Extensions):
     """What does not fit into the context is refused."""
     service_tier: ServiceTier | None = None
     """Accepted; every request is served as ``default``, which the reply says."""
-    user: str | None = None
+    user: str | None = Field(None, max_length=512)
     """Accepted and sent back."""
     safety_identifier: str | None = Field(None, max_length=64)
     """Accepted and sent back."""
-    prompt_cache_key: str | None = None
+    prompt_cache_key: str | None = Field(None, max_length=512)
     """Accepted and sent back: equal beginnings are found without it."""
     metadata: Metadata | None = None
     """Accepted and sent back."""

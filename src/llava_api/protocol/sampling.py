@@ -18,7 +18,7 @@ class Extensions(Given):
     """Sample from so many of the likeliest tokens; 0 and -1: from all. An extension, as vLLM has it."""
     min_p: float | None = Field(None, ge=0, le=1)
     """Leave out tokens less likely than this share of the likeliest one's probability. An extension."""
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     """Above 1: tokens of the prompt and of the answer become less likely. An extension."""
     min_tokens: int | None = Field(None, ge=0)
     """Tokens before the answer may end. An extension."""

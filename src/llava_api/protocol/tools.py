@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llava_api.protocol.wire import Given
+from llava_api.protocol.wire import Given, Unused
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 MAX_TOOLS = 128
@@ -56,7 +56,7 @@ class FunctionCall(Given):
     name: str
     arguments: str
     """JSON."""
-    parsed_arguments: Any = None
+    parsed_arguments: Unused = None
     """What the openai client made of them; accepted and not used."""
 
 

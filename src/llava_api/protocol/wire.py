@@ -1,9 +1,9 @@
 """What every wire object is: strict about types and names, so that nothing a caller says is dropped in silence."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -16,6 +16,10 @@ class Wire(BaseModel):
     """Unknown names and wrong types are errors; the docstring under a field describes it in the OpenAPI document."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, serialize_by_alias=True)
+
+
+Unused = Annotated[None, BeforeValidator(lambda _: None), WithJsonSchema({})]
+"""A field that may be anything, of which nothing is kept."""
 
 
 class Given(Wire):

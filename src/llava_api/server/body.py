@@ -15,6 +15,8 @@ MAX_OBJECTS = 20_000
 MAX_VALUES = 500_000
 MAX_FIELDS = 2_500
 """Of one object: twice what any that is meant well has, and each unknown one costs a complaint."""
+MOST_COMPLAINTS = 2_000
+"""Each takes ten microseconds to be read."""
 MAX_SHOWN = 64
 """Letters of one field's name in a message."""
 Model = TypeVar("Model", bound=BaseModel)
@@ -102,6 +104,8 @@ class Complaint:
 
 def refusal_of(error: ValidationError, data: dict[str, Any]) -> InvalidRequest:
     """One sentence about the most precise of pydantic's complaints."""
+    if error.error_count() > MOST_COMPLAINTS:
+        return InvalidRequest("The request's body has so many faults that they are not looked at: send it well-formed.")
     found = [
         Complaint(entry, path_in(entry["loc"], data, entry["type"] == "missing"))
         for entry in error.errors(include_url=False)

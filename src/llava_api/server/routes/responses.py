@@ -29,7 +29,7 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
     store = services.responses
     if wanted.store and not store.keeps:
         raise InvalidRequest(f"{NO_STORE}leave store out, or send false.", param="store", code="unsupported_parameter")
-    earlier = kept(services, wanted.previous_response_id).items if wanted.previous_response_id else []
+    earlier = kept(services, wanted.previous_response_id).items() if wanted.previous_response_id else []
     question = response_question(wanted, earlier, services.model)
     prepared = await services.preparer.prepare(question, reply_id(request, "resp_"), caller_of(request))
     keeping = store.keeps and wanted.store is not False
@@ -76,6 +76,6 @@ async def kept_response(request: Request, response_id: str) -> Response:
     if found is None:
         raise NotFound("There is no response of that id, or it has made room for newer ones.")
     if request.method == "GET":
-        return json_response(found.response)
+        return Response(found.reply, media_type="application/json")
     services.responses.delete(response_id)
     return json_response(DeletedResponse(id=response_id))
