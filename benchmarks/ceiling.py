@@ -31,6 +31,7 @@ from llava_api.cli.main import build_parser
 from llava_api.cli.models import find_model
 from llava_api.engine.base import Engine, GenerationRequest
 from llava_api.engine.vllm_start import start_engine
+from llava_api.limits.keys import KeyRing, KeySources
 from llava_api.server.app import create_app
 from llava_api.server.lifespan import make_lifespan
 from llava_api.settings import Settings
@@ -46,9 +47,10 @@ async def prepared(bodies: Sequence[bytes], model: ServedModel, settings: Settin
     async def load() -> Engine:
         return scripted
 
-    app = create_app(settings)
+    keys = KeyRing(KeySources(settings))
+    app = create_app(settings, keys)
     async with (
-        make_lifespan(model, settings, load, lambda: None)(app),
+        make_lifespan(model, settings, keys, load, lambda: None)(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bench", timeout=None) as client,
     ):
         for body in bodies:

@@ -4,6 +4,7 @@
 
     ApiError                     status, type, code, param, message
     +-- InvalidRequest           400 invalid_request_error
+    |   +-- Unauthorized         401 code invalid_api_key
     |   +-- BadImage             400 code invalid_image
     |   +-- ContextLengthExceeded 400 code context_length_exceeded
     |   +-- NotFound             404 code not_found
@@ -55,6 +56,11 @@ class BadImage(InvalidRequest):
     def at(self, param: str) -> "BadImage":
         """The same complaint about another place: work on one picture may be shared by several requests."""
         return BadImage(self.message, param=param, code=self.code)
+
+
+class Unauthorized(InvalidRequest):
+    status = 401
+    code = "invalid_api_key"
 
 
 class ContextLengthExceeded(InvalidRequest):

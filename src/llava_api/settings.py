@@ -77,14 +77,24 @@ class Settings(BaseSettings):
     served_model_name: Texts = []
     """Names under which the model is served, the first one first in replies; default: the model as given."""
 
+    api_key: Texts = []
+    """API key that a request must show, as name=key; better in a file. May be repeated."""
+    api_key_file: Texts = []
+    """File of API keys, name=key or name=sha256:... a line; read again when it changes. May be repeated."""
+    api_key_dir: Texts = []
+    """Folder of API keys, as Kubernetes mounts a secret: each file a key, its name the key's. May be repeated."""
+    allow_anonymous: bool = False
+    """Answer the network without API keys; otherwise a server without keys listens on this machine only."""
     max_choices: int = Field(16, ge=1)
     """Answers that one request may ask for (n, and for text completions prompts times n)."""
     response_store_bytes: int = Field(0, ge=0)
     """Memory for responses of /v1/responses, which previous_response_id can go on from; 0 keeps none."""
     cors_allow_origins: Origins = []
     """Web origin whose pages may call this server, as https://chat.example.com; *: any. May be repeated."""
-    docs: bool = True
-    """Serve the OpenAPI document at /openapi.json and a page to try it at /docs."""
+    docs: Literal["key", "open", "off"] = "key"
+    """The OpenAPI document at /openapi.json and a page to try it at /docs.
+
+    key: with an API key, where keys are set; open: without; off: not at all."""
     short_paths: bool = False
     """Answer /chat/completions, /completions and /responses without /v1 before them too."""
 

@@ -59,7 +59,7 @@ async def test_other_origins_are_let_in_by_setting_only(client: httpx.AsyncClien
 class TestSwitchedOff:
     @pytest.fixture
     def settings_made(self) -> dict[str, Any]:
-        return {"docs": False}
+        return {"docs": "off"}
 
     @pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/docs/assets/swagger-ui.css", "/chat/completions"])
     async def test_what_is_off_is_not_there(self, client: httpx.AsyncClient, path: str) -> None:

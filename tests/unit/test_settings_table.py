@@ -19,6 +19,7 @@ VALUES = {
     "--distributed-executor-backend": "ray",
     "--image-mode": "pad",
     "--jpeg-decode": "exact",
+    "--docs": "open",
 }
 """A value that fits, for flags that do not take every number."""
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from llava_api import __version__
-from llava_api.cli import convert, explain, inspect, serve
+from llava_api.cli import convert, explain, inspect, keys, serve
 from llava_api.cli.terminal import output_that_may_end, printable
 from llava_api.errors import StartupError
 
@@ -13,7 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llava-api", description="An OpenAI-compatible API for LLaVA checkpoints.")
     parser.add_argument("--version", action="version", version=f"llava-api {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (serve, explain, inspect, convert):
+    for command in (serve, explain, inspect, convert, keys):
         command.add_parser(commands)
     return parser
 

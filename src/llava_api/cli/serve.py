@@ -1,6 +1,7 @@
 """``llava-api serve [MODEL]``: load a checkpoint and serve it until told to stop."""
 
 import argparse
+import ipaddress
 import logging
 import signal
 import socket
@@ -15,6 +16,7 @@ from llava_api.cli.models import DEMO, MODEL_HELP, demo_folder, find_model
 from llava_api.engine.base import Engine
 from llava_api.engine.vllm_start import start_engine
 from llava_api.errors import StartupError
+from llava_api.limits.keys import KeyRing, KeySources
 from llava_api.settings import Settings
 
 DEMO_PICTURE = "red-circle.png"
@@ -38,6 +40,8 @@ def run(chosen: argparse.Namespace) -> None:
     keep_freed_memory()
     settings = read_settings(chosen)
     set_up_logging(settings.log_level)
+    keys = KeyRing(KeySources(settings))
+    check_exposure(settings, keys)
     listener = listen(settings)
     names = tuple(settings.served_model_name) or (chosen.model,)
     model = open_model(find_model(chosen.model), names, settings)
@@ -49,7 +53,24 @@ def run(chosen: argparse.Namespace) -> None:
     if model.checkpoint.format != "hub":
         converted = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir)
         model = describe_model(converted, names, settings)
-    serve_forever(model, settings, listener)
+    serve_forever(model, settings, keys, listener)
+
+
+def check_exposure(settings: Settings, keys: KeyRing) -> None:
+    """Raises StartupError where anybody on the network could use the server, and nobody said that they may."""
+    if keys.needed or settings.allow_anonymous or is_loopback(settings.host):
+        return
+    raise StartupError(
+        f"--host {settings.host} opens the server to the network, and there are no API keys: name them with "
+        "--api-key-file (llava-api keys new makes one), or say --allow-anonymous to answer everybody"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -68,7 +89,7 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def serve_forever(model: ServedModel, settings: Settings, listener: socket.socket) -> None:
+def serve_forever(model: ServedModel, settings: Settings, keys: KeyRing, listener: socket.socket) -> None:
     import uvicorn
 
     from llava_api.server.app import create_app
@@ -92,7 +113,8 @@ def serve_forever(model: ServedModel, settings: Settings, listener: socket.socke
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base_url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else host}:{port}/v1"
-    app = create_app(settings, lifespan=make_lifespan(model, settings, load, lambda: announce(model, base_url)))
+    lifespan = make_lifespan(model, settings, keys, load, lambda: announce(model, keys, base_url))
+    app = create_app(settings, keys, lifespan=lifespan)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -119,21 +141,24 @@ def serve_forever(model: ServedModel, settings: Settings, listener: socket.socke
         sys.exit(1)
 
 
-def announce(model: ServedModel, base_url: str) -> None:
+def announce(model: ServedModel, keys: KeyRing, base_url: str) -> None:
     """The base URL and a curl line that works as it is, with a small picture in it."""
     name = model.names[0]
     log.info("ready. Base URL: %s", base_url)
-    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, base_url))
+    if keys.needed:
+        log.info("API keys: %s", ", ".join(key.name for key in keys.keys) or "none yet, so nobody is answered")
+    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, base_url, keys.needed))
 
 
-def curl_line(name: str, base_url: str) -> str:
+def curl_line(name: str, base_url: str, with_key: bool) -> str:
     picture = demo_picture()
     body = (
         f'{{"model": "{name}", "messages": [{{"role": "user", "content": ['
         f'{{"type": "text", "text": "What is in this image?"}}, '
         f'{{"type": "image_url", "image_url": {{"url": "data:image/png;base64,{picture}"}}}}]}}]}}'
     )
-    return f"curl -s {base_url}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if with_key else ""
+    return f"curl -s {base_url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
 
 
 def demo_picture() -> str:

@@ -7,7 +7,9 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from llava_api import __version__
+from llava_api.limits.keys import KeyRing
 from llava_api.server import error_handlers
+from llava_api.server.middleware.authentication import OPEN, Authentication
 from llava_api.server.middleware.request_id import RequestId
 from llava_api.server.routes import chat, completions, docs, explain, health, models, responses
 from llava_api.server.services import Services
@@ -16,7 +18,9 @@ from llava_api.settings import Settings
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def create_app(settings: Settings, services: Services | None = None, lifespan: Lifespan | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, keys: KeyRing, services: Services | None = None, lifespan: Lifespan | None = None
+) -> FastAPI:
     """The API over ``services``; where they are made at start-up, ``lifespan`` puts them on ``app.state``."""
     app = FastAPI(
         title="llava-api",
@@ -29,6 +33,8 @@ def create_app(settings: Settings, services: Services | None = None, lifespan: L
         redirect_slashes=False,
     )
     app.state.services = services
+    # What is added last is met first.
+    app.add_middleware(Authentication, keys=keys, open_paths=open_paths(settings))
     if settings.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -46,7 +52,13 @@ def create_app(settings: Settings, services: Services | None = None, lifespan: L
     app.include_router(explain.router)
     app.include_router(models.router)
     app.include_router(health.router)
-    if settings.docs:
+    if settings.docs != "off":
         app.include_router(docs.router)
         app.router.routes.append(docs.assets())
     return app
+
+
+def open_paths(settings: Settings) -> list[str]:
+    """Addresses that need no API key."""
+    assets = [f"/{docs.ASSETS}/{name}" for name in docs.ASSET_NAMES]
+    return [*OPEN, *(("/docs", "/openapi.json", *assets) if settings.docs == "open" else ())]

@@ -39,8 +39,8 @@ Schema = dict[str, Any]
 Model = type[BaseModel]
 
 ENDS = ' At the end `data: [DONE]`; a failure after the first chunk is one event `data: {"error": {...}}` instead.'
-REFUSALS = (400, 404, 405, 413, 500, 503)
-"""Statuses of a request with a body: wrong, another model's, another method, too large, broken, not ready or busy."""
+REFUSALS = (400, 401, 404, 405, 413, 500, 503)
+"""Of a request with a body: wrong, no key, another model, another method, too large, broken, not ready or busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,13 @@ ENDPOINTS = (
     Endpoint(
         *("get", "/v1/responses/{response_id}", "getResponse", "A response that was kept"),
         Response,
-        statuses=(404, 405),
+        statuses=(401, 404, 405),
         path_parameter="response_id",
     ),
     Endpoint(
         *("delete", "/v1/responses/{response_id}", "deleteResponse", "Forget a response that was kept"),
         DeletedResponse,
-        statuses=(404, 405),
+        statuses=(401, 404, 405),
         path_parameter="response_id",
     ),
     Endpoint(
@@ -103,11 +103,11 @@ ENDPOINTS = (
         Explanation,
         ChatCompletionRequest,
     ),
-    Endpoint("get", "/v1/models", "listModels", "The models that are served", ModelList, statuses=(405,)),
+    Endpoint("get", "/v1/models", "listModels", "The models that are served", ModelList, statuses=(401, 405)),
     Endpoint(
         *("get", "/v1/models/{model}", "retrieveModel", "One of them"),
         ModelCard,
-        statuses=(404, 405),
+        statuses=(401, 404, 405),
         path_parameter="model",
     ),
     Endpoint("get", "/health/live", "live", "Whether the process runs", Health, statuses=(405,)),
@@ -147,7 +147,11 @@ def openapi_document(model: str = "llava-tiny-1.5") -> Schema:
         "openapi": "3.1.0",
         "info": {"title": "llava-api", "version": __version__, "description": DESCRIPTION},
         "paths": paths,
-        "components": {"schemas": dict(sorted(schemas.items()))},
+        "components": {
+            "schemas": dict(sorted(schemas.items())),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "Where keys are set."}},
+        },
+        "security": [{"key": []}, {}],
     }
 
 

@@ -59,5 +59,8 @@ def installed(package: str) -> str:
 
 
 def caller_of(request: Request) -> str:
-    """Whose work is counted together: for now all that comes from one address."""
+    """Whose work is counted together: that of one API key, or without keys all that comes from one address."""
+    name = getattr(request.state, "key_name", None)
+    if name is not None:
+        return f"key {name}"
     return request.client.host if request.client is not None else ""

@@ -14,6 +14,7 @@ router = APIRouter()
 
 # All addresses are relative: behind a proxy the page may stand under a path that this server does not know.
 ASSETS = "docs/assets"
+ASSET_NAMES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 
 
 @router.get("/openapi.json")

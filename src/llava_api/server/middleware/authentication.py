@@ -1,0 +1,49 @@
+"""Every request needs an API key, but for what is named here.
+
+Decided on the path that the routes are chosen by (ASGI's ``path``, which no Host header and no absolute-form target can
+bend), and by listing what is open: an address that nobody thought of needs a key.
+"""
+
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llava_api.errors import Unauthorized
+from llava_api.limits.keys import KeyRing
+from llava_api.server.error_handlers import error_response
+
+OPEN = ("/health", "/health/live", "/health/ready")
+MISSING = (
+    "You did not provide an API key: send it as the header Authorization: Bearer YOUR_KEY "
+    "(the openai client's api_key)."
+)
+WRONG = "Incorrect API key provided: this server has no such key."
+
+
+class Authentication:
+    """Puts the key's name into the request's state as ``key_name``."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: Collection[str]) -> None:
+        self.app = app
+        self.keys = keys
+        self.open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self.keys.needed or scope["path"] in self.open_paths:
+            await self.app(scope, receive, send)
+            return
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        token = token_of(given[0]) if len(given) == 1 else None
+        name = None if token is None else self.keys.find(token)
+        if name is None:
+            refusal = Unauthorized(WRONG if given else MISSING)
+            await error_response(refusal, {"www-authenticate": "Bearer"})(scope, receive, send)
+            return
+        scope.setdefault("state", {})["key_name"] = name
+        await self.app(scope, receive, send)
+
+
+def token_of(header: bytes) -> str | None:
+    """``Bearer KEY`` -> KEY; None where it is written otherwise."""
+    scheme, _, token = header.decode("latin-1").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None

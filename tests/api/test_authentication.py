@@ -1,0 +1,122 @@
+"""Who is answered: every address but health needs a key, however the request line and the Host header are bent."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+import uvicorn
+from fastapi import FastAPI
+
+from tests.api.test_chat import CHAT, text_body
+from tests.support.scripted_engine import ScriptedEngine
+
+KEY = "sk-llava-for-anne-0123456789"
+OTHER = "sk-llava-for-ben-0123456789"
+WITH = {"authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture
+def settings_made(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "keys").write_text(f"anne={KEY}\nben={OTHER}\n")
+    return {"api_key_file": [str(tmp_path / "keys")], "cors_allow_origins": ["https://chat.example.com"]}
+
+
+async def test_a_key_is_needed_everywhere_but_for_health(client: httpx.AsyncClient, app: FastAPI) -> None:
+    addresses = [("POST", CHAT), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("POST", "/v1/explain")]
+    addresses += [
+        ("GET", path) for path in ("/v1/models", "/v1/models/tiny", "/docs", "/openapi.json", "/nowhere", "/")
+    ]
+    addresses += [("GET", "/docs/assets/swagger-ui.css"), ("GET", CHAT), ("DELETE", "/v1/responses/resp_1")]
+    for method, path in addresses:
+        for headers in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": KEY},
+            {"authorization": f"Basic {KEY}"},
+        ):
+            reply = await client.request(method, path, json={} if method == "POST" else None, headers=headers)
+            assert reply.status_code == 401, (method, path)
+            error = reply.json()["error"]
+            assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
+            assert reply.headers["www-authenticate"] == "Bearer"
+            assert reply.headers["x-request-id"].startswith("req_")
+    for path in ("/health", "/health/live", "/health/ready"):
+        assert (await client.get(path)).status_code == 200
+
+
+async def test_the_right_key_is_answered(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    for header in (f"Bearer {KEY}", f"bearer {KEY}", f"Bearer  {OTHER}"):
+        assert (await client.post(CHAT, json=text_body(), headers={"authorization": header})).status_code == 200
+    assert len(engine.requests) == 3
+    two = [("authorization", f"Bearer {KEY}"), ("authorization", "Bearer other")]
+    assert (await client.get("/v1/models", headers=two)).status_code == 401
+
+
+async def test_a_browser_may_ask_beforehand_without_a_key(client: httpx.AsyncClient) -> None:
+    asked = {"origin": "https://chat.example.com", "access-control-request-method": "POST"}
+    assert (await client.options(CHAT, headers=asked)).status_code == 200
+    # And a page can read why it was refused.
+    refused = await client.post(CHAT, json=text_body(), headers={"origin": "https://chat.example.com"})
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://chat.example.com")
+
+
+class TestOpenDocs:
+    @pytest.fixture
+    def settings_made(self) -> dict[str, Any]:
+        return {"api_key": [f"anne={KEY}"], "docs": "open"}
+
+    async def test_the_page_needs_no_key_and_nothing_else_is_open(self, client: httpx.AsyncClient) -> None:
+        for path in ("/docs", "/openapi.json", "/docs/assets/swagger-ui.css"):
+            assert (await client.get(path)).status_code == 200
+        for path in ("/docs/", "/docs/assets/", "/docs/assets/../../v1/models", "/v1/models"):
+            assert (await client.get(path)).status_code == 401
+
+
+# Over a socket, where a request line can be anything
+
+
+@pytest_asyncio.fixture
+async def port(app: FastAPI) -> AsyncIterator[int]:
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    await serving
+
+
+async def status_of(port: int, request: bytes) -> int:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    line = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    return int(line.split()[1])
+
+
+BENT = {
+    "a host with a path": b"GET /v1/models HTTP/1.1\r\nHost: evil/health?\r\n\r\n",
+    "an absolute target": b"GET http://evil/v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
+    "an absolute target like health": b"GET http://a/health/../v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
+    "two slashes": b"GET //v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
+    "health as a host": b"GET //health/v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
+    "an encoded slash": b"GET /v1%2fmodels HTTP/1.1\r\nHost: a\r\n\r\n",
+    "encoded dots": b"GET /health/%2e%2e/v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
+    "dots": b"GET /health/../v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
+    "two hosts": b"GET /v1/models HTTP/1.1\r\nHost: a\r\nHost: b/health\r\n\r\n",
+    "a query like health": b"GET /v1/models?/health HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a fragment": b"GET /v1/models#/health HTTP/1.1\r\nHost: a\r\n\r\n",
+    "another case": b"GET /HEALTH/live/../../v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
+    "forwarded": b"GET /v1/models HTTP/1.1\r\nHost: a\r\nX-Original-URL: /health\r\nX-Rewrite-URL: /health\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+async def test_no_bent_request_line_gets_past_the_key(port: int, name: str) -> None:
+    assert await status_of(port, BENT[name]) in (400, 401)
+    assert await status_of(port, b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n") == 200
