@@ -14,6 +14,7 @@ class ScriptedEngine:
     def __init__(self, tokens: int = ANSWER_TOKENS) -> None:
         self.tokens = tokens
         self.max_model_len = CONTEXT
+        self.max_num_seqs = 256
         self.requests: list[GenerationRequest] | None = None
         """What it was asked, where it is set to a list."""
 

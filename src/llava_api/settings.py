@@ -85,6 +85,12 @@ class Settings(BaseSettings):
     """Folder of API keys, as Kubernetes mounts a secret: each file a key, its name the key's. May be repeated."""
     allow_anonymous: bool = False
     """Answer the network without API keys; otherwise a server without keys listens on this machine only."""
+    max_running_answers: int | None = Field(None, ge=1)
+    """Answers that are made at once; default: as many as the engine computes together (--max-num-seqs)."""
+    max_waiting_requests: int = Field(512, ge=0)
+    """Requests that wait for their turn, of all callers together; then 503. Callers take turns."""
+    queue_timeout_seconds: float = Field(120, gt=0)
+    """Longest wait for a turn; then 503."""
     max_choices: int = Field(16, ge=1)
     """Answers that one request may ask for (n, and for text completions prompts times n)."""
     response_store_bytes: int = Field(0, ge=0)

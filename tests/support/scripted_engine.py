@@ -11,6 +11,7 @@ class ScriptedEngine:
     def __init__(self, texts: tuple[str, ...] = (" A red", " circle", "."), max_model_len: int = 2048) -> None:
         self.texts = texts
         self.max_model_len = max_model_len
+        self.max_num_seqs = 8
         self.pause_seconds = 0.0
         self.fail_at: int | None = None
         """The delta before which generation fails."""

@@ -10,6 +10,7 @@ from llava_api.chat.calls import CallPiece, CallReader
 from llava_api.chat.logprobs import LogprobAligner, TokenWriter, WrittenToken
 from llava_api.engine.base import Delta, Engine, GenerationRequest
 from llava_api.errors import EngineFailed
+from llava_api.limits.admission import Line
 from llava_api.prompts.tokenizer import TextTokenizer
 
 UNFINISHED = "The engine ended this answer without saying why."
@@ -101,10 +102,11 @@ def is_json(text: str) -> bool:
 
 
 class Answers:
-    """The answers to one prompt in the making, with their counts."""
+    """The answers to one prompt in the making, with their counts. ``line``: where it waits for its turn."""
 
-    def __init__(self, engine: Engine, asked: Asked, tokenizer: TextTokenizer) -> None:
+    def __init__(self, engine: Engine, line: Line, asked: Asked, tokenizer: TextTokenizer) -> None:
         self.engine = engine
+        self.line = line
         self.asked = asked
         self.tokenizer = tokenizer
         self.completion_tokens = 0
@@ -115,10 +117,19 @@ class Answers:
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Pieces of all choices as they come; of one choice in order.
 
-        Closing this closes the engine's stream, which aborts the request. Raises EngineFailed, also where the engine
-        ends without a finish reason.
+        Closing this closes the engine's stream, which aborts the request. Raises Busy before the first, and
+        EngineFailed, also where the engine ends without a finish reason.
         """
         request = self.asked.request
+        slot = await self.line.enter(request.choices)
+        try:
+            async with aclosing(self.made_by(request)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            slot.release()
+
+    async def made_by(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         copies = self.asked.choices // request.choices
         readers = [AnswerReader(self.asked, self.tokenizer) for _ in range(request.choices)]
         unfinished = request.choices

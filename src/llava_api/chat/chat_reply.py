@@ -9,8 +9,6 @@ from llava_api.chat.answers import Answers, Piece
 from llava_api.chat.calls import CallPiece
 from llava_api.chat.logprobs import WrittenToken, as_text
 from llava_api.chat.prepare import Prepared
-from llava_api.engine.base import Engine
-from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.protocol import chat_reply as wire
 from llava_api.protocol.usage import Usage, usage_of
 
@@ -58,9 +56,9 @@ class WholeChoice:
 
 
 class ChatReply:
-    def __init__(self, engine: Engine, prepared: Prepared, tokenizer: TextTokenizer, head: Head) -> None:
+    def __init__(self, answers: Answers, prepared: Prepared, head: Head) -> None:
         self.prepared = prepared
-        self.answers = Answers(engine, prepared.asked, tokenizer)
+        self.answers = answers
         self.head = head
         self.with_logprobs = prepared.question.sampling.logprobs is not None
 

@@ -10,7 +10,6 @@ from llava_api.chat.chat_reply import Head
 from llava_api.chat.logprobs import LetterCounter, WrittenToken, as_text
 from llava_api.chat.merge import merge
 from llava_api.chat.plain import Plain, PlainPrompt
-from llava_api.engine.base import Engine
 from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.protocol import completions as wire
 from llava_api.protocol.usage import Usage, usage_of
@@ -65,11 +64,12 @@ class WholeText:
 
 
 class CompletionReply:
-    def __init__(self, engine: Engine, plain: Plain, tokenizer: TextTokenizer, head: Head) -> None:
+    def __init__(self, answers: list[Answers], plain: Plain, tokenizer: TextTokenizer, head: Head) -> None:
         self.plain = plain
         self.tokenizer = tokenizer
         self.head = head
-        self.answers = [Answers(engine, asked, tokenizer) for asked in plain.asked]
+        self.answers = answers
+        """Of each prompt."""
         self.with_logprobs = plain.asked[0].request.sampling.logprobs is not None
 
     def usage(self) -> Usage:

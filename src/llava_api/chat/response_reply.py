@@ -9,9 +9,7 @@ from contextlib import aclosing
 from llava_api.chat.answers import Answers, Piece
 from llava_api.chat.chat_reply import logprob_of, new_call_id
 from llava_api.chat.prepare import Prepared
-from llava_api.engine.base import Engine
 from llava_api.errors import INTERNAL, ApiError
-from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.protocol import response_reply as wire
 from llava_api.protocol.chat_reply import TokenLogprob
 from llava_api.protocol.formats import TextFormat
@@ -78,14 +76,13 @@ class ResponseReply:
 
     def __init__(
         self,
-        engine: Engine,
+        answers: Answers,
         prepared: Prepared,
-        tokenizer: TextTokenizer,
         response: wire.Response,
         keep: Callable[[wire.Response], None],
     ) -> None:
         self.prepared = prepared
-        self.answers = Answers(engine, prepared.asked, tokenizer)
+        self.answers = answers
         self.response = response
         self.keep = keep
         self.sequence = -1

@@ -128,6 +128,8 @@ class Engine(Protocol):
     """A model that generates. Closing a stream early aborts its request."""
 
     max_model_len: int
+    max_num_seqs: int
+    """Answers that it makes at once; more wait inside it, first come first served."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Raises EngineFailed where the engine is dead or refuses the request."""

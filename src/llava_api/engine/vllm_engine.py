@@ -68,6 +68,7 @@ class VllmEngine:
     def __init__(self, llm: AsyncLLM) -> None:
         self.llm = llm
         self.max_model_len: int = llm.model_config.max_model_len
+        self.max_num_seqs: int = llm.vllm_config.scheduler_config.max_num_seqs
 
     @classmethod
     def start(cls, settings: Settings, model: ModelToLoad, *, on_cpu: bool) -> "VllmEngine":

@@ -90,6 +90,18 @@ class Admission:
                 entry.turn.set_result(None)
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One caller's place in the queue."""
+
+    admission: Admission
+    caller: str
+
+    async def enter(self, cost: int) -> "Slot":
+        """Raises Busy."""
+        return await self.admission.enter(self.caller, cost)
+
+
 class Slot:
     """Taken until ``release``, which may be called more than once."""
 

@@ -7,6 +7,7 @@ from importlib import metadata
 
 from fastapi import Request
 
+from llava_api.chat.answers import Answers, Asked
 from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
 from llava_api.chat.response_store import ResponseStore
@@ -14,6 +15,7 @@ from llava_api.engine.base import Engine
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.fetch import Resolve
 from llava_api.images.load import ImageLoader
+from llava_api.limits.admission import Admission, Line
 from llava_api.settings import Settings
 
 
@@ -23,11 +25,15 @@ class Services:
     model: ServedModel
     engine: Engine
     preparer: Preparer
+    admission: Admission
     responses: ResponseStore
     fingerprint: str
     """Changes when what is served does; ``system_fingerprint`` of replies."""
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds; the creation time of the served model in ``/v1/models``."""
+
+    def answers(self, asked: Asked, caller: str) -> Answers:
+        return Answers(self.engine, Line(self.admission, caller), asked, self.model.tokenizer)
 
     async def close(self) -> None:
         """Give back all but the engine, which was made elsewhere."""
@@ -40,8 +46,10 @@ def open_services(settings: Settings, model: ServedModel, engine: Engine, resolv
     images = ImageLoader(model.image_mode, settings, resolver)
     grammars = GrammarChecker(model.checkpoint.tokenizer_json, model.stop_token_ids)
     preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
+    slots = settings.max_running_answers or engine.max_num_seqs
+    admission = Admission(slots, settings.max_waiting_requests, settings.queue_timeout_seconds)
     responses = ResponseStore(settings.response_store_bytes)
-    return Services(settings, model, engine, preparer, responses, fingerprint_of(settings, model))
+    return Services(settings, model, engine, preparer, admission, responses, fingerprint_of(settings, model))
 
 
 def fingerprint_of(settings: Settings, model: ServedModel) -> str:

@@ -24,8 +24,9 @@ async def answer(services: Services, request: Request, wanted: ChatCompletionReq
     services.preparer.find_adapter(wanted.model)
     question = chat_question(wanted, services.model, services.settings.max_choices)
     head = Head(reply_id(request, "chatcmpl-"), int(time.time()), wanted.model, services.fingerprint)
-    prepared = await services.preparer.prepare(question, head.id, caller_of(request))
-    reply = ChatReply(services.engine, prepared, services.model.tokenizer, head)
+    caller = caller_of(request)
+    prepared = await services.preparer.prepare(question, head.id, caller)
+    reply = ChatReply(services.answers(prepared.asked, caller), prepared, head)
     if not wanted.stream:
         return json_response(await reply.whole())
     include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)

@@ -31,13 +31,13 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
         raise InvalidRequest(f"{NO_STORE}leave store out, or send false.", param="store", code="unsupported_parameter")
     earlier = kept(services, wanted.previous_response_id).items() if wanted.previous_response_id else []
     question = response_question(wanted, earlier, services.model)
-    prepared = await services.preparer.prepare(question, reply_id(request, "resp_"), caller_of(request))
+    caller = caller_of(request)
+    prepared = await services.preparer.prepare(question, reply_id(request, "resp_"), caller)
     keeping = store.keeps and wanted.store is not False
     response = described(wanted, prepared, int(time.time()), keeping)
     reply = ResponseReply(
-        services.engine,
+        services.answers(prepared.asked, caller),
         prepared,
-        services.model.tokenizer,
         response,
         keep=lambda made: store.put(made, [*earlier, *given_items(wanted)]),
     )
