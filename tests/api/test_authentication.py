@@ -11,6 +11,7 @@ import pytest_asyncio
 import uvicorn
 from fastapi import FastAPI
 
+from llava_api.server.services import fingerprint_of
 from tests.api.test_chat import CHAT, text_body
 from tests.support.scripted_engine import ScriptedEngine
 
@@ -62,6 +63,12 @@ async def test_a_browser_may_ask_beforehand_without_a_key(client: httpx.AsyncCli
     # And a page can read why it was refused.
     refused = await client.post(CHAT, json=text_body(), headers={"origin": "https://chat.example.com"})
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://chat.example.com")
+
+
+async def test_no_trace_of_a_key_is_in_the_fingerprint(client: httpx.AsyncClient, app: FastAPI) -> None:
+    services = app.state.services
+    other = services.settings.model_copy(update={"api_key": [f"cleo={KEY}"], "api_key_file": []})
+    assert fingerprint_of(other, services.model) == services.fingerprint
 
 
 class TestOpenDocs:

