@@ -105,18 +105,11 @@ class ChatReply:
                         continue
                     opened.add(piece.index)
                     opening = wire.DeltaMessage(role="assistant", content="" if piece.call is None else None)
-                    yield self.chunk(kind, wire.ChunkChoice(index=piece.index, delta=opening))
+                    yield self.chunk(kind, [wire.ChunkChoice(index=piece.index, delta=opening)])
                 for choice in self.deltas(piece):
-                    yield self.chunk(kind, choice)
+                    yield self.chunk(kind, [choice])
         if include_usage:
-            yield wire.ChunkWithUsage(
-                id=self.head.id,
-                created=self.head.created,
-                model=self.head.model,
-                choices=[],
-                system_fingerprint=self.head.system_fingerprint,
-                usage=self.usage(),
-            )
+            yield self.chunk(wire.ChunkWithUsage, []).model_copy(update={"usage": self.usage()})
 
     def deltas(self, piece: Piece) -> list[wire.ChunkChoice]:
         found: list[wire.ChunkChoice] = []
@@ -136,12 +129,12 @@ class ChatReply:
             found.append(end)
         return found
 
-    def chunk(self, kind: type[wire.ChatCompletionChunk], choice: wire.ChunkChoice) -> wire.ChatCompletionChunk:
+    def chunk(self, kind: type[wire.ChatCompletionChunk], choices: list[wire.ChunkChoice]) -> wire.ChatCompletionChunk:
         return kind(
             id=self.head.id,
             created=self.head.created,
             model=self.head.model,
-            choices=[choice],
+            choices=choices,
             system_fingerprint=self.head.system_fingerprint,
         )
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from llava_api.errors import InvalidRequest
 from llava_api.images.load import ImagePart
@@ -95,12 +96,18 @@ def one_turn(role: str, messages: Sequence[Sequence[str | int]]) -> Turn:
     return turn_of(role, [part for parts in messages for part in parts if part != ""])
 
 
-def plain_text(content: str | Sequence[wire_parts.TextPart | wire_parts.RefusalPart] | None) -> str:
+class HasText(Protocol):
+    """A part that is text, in whichever API's words."""
+
+    text: str
+
+
+def plain_text(content: str | Sequence[HasText | wire_parts.RefusalPart] | None) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
         return content
-    return "\n".join(part.text if isinstance(part, wire_parts.TextPart) else part.refusal for part in content)
+    return "\n".join(part.refusal if isinstance(part, wire_parts.RefusalPart) else part.text for part in content)
 
 
 def read_parts(content: str | Sequence[wire_parts.UserPart], param: str, transcript: Transcript) -> Parts:

@@ -6,7 +6,7 @@ from typing import cast
 
 from llava_api.chat.answers import Asked
 from llava_api.chat.prepare import Preparer, engine_choices
-from llava_api.chat.sampling import Length, answer_room, check_ids, choices_of, read_sampling
+from llava_api.chat.sampling import Length, answer_room, check_ids, check_stream_options, choices_of, read_sampling
 from llava_api.engine.base import GenerationRequest, Sampling
 from llava_api.errors import InvalidRequest
 from llava_api.prompts.render import tokenize
@@ -61,8 +61,7 @@ async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_
         raise InvalidRequest(f"prompts times n may be up to {most} on this server.", param="prompt")
     if request.best_of is not None and request.best_of != choices:
         raise InvalidRequest("best_of must equal n: answers are not ranked here.", param="best_of")
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
+    check_stream_options(request.stream, request.stream_options)
     if request.max_tokens == 0 and not echo:
         raise InvalidRequest("max_tokens: 0 leaves nothing to answer; it is for echo: true.", param="max_tokens")
     sampling = read_sampling(request, model)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from llava_api.chat.conversation import Conversation, read_conversation
 from llava_api.chat.grammar import ANY_OBJECT, json_grammar, told_from_calls, tools_grammar
 from llava_api.chat.model import ServedModel
-from llava_api.chat.sampling import Length, choices_of, kept_to, read_sampling
+from llava_api.chat.sampling import Length, check_stream_options, choices_of, kept_to, read_sampling
 from llava_api.chat.schema import Schema, check_schema, check_special_texts
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.engine.base import Sampling
@@ -98,8 +98,7 @@ def schema_of(form: ResponseFormat | None) -> Schema | None:
 
 def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choices: int) -> Question:
     """Raises InvalidRequest for what is wrong with the request as a whole, pictures and length apart."""
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
+    check_stream_options(request.stream, request.stream_options)
     continues = bool(request.continue_final_message)
     if request.add_generation_prompt is not None and request.add_generation_prompt == continues:
         raise InvalidRequest(

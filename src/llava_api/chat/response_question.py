@@ -1,28 +1,19 @@
 """A request of the Responses API -> a question: its items are the messages of chat under other names."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from llava_api.chat.conversation import Transcript, read_parts
+from llava_api.chat.conversation import Transcript, plain_text, read_parts
 from llava_api.chat.grammar import ANY_OBJECT
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Form, Question
-from llava_api.chat.sampling import Length, read_extensions
+from llava_api.chat.sampling import Length, check_stream_options, read_extensions
 from llava_api.chat.schema import Schema, check_schema
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.errors import InvalidRequest
 from llava_api.protocol import responses as wire
 from llava_api.protocol import tools as chat_tools
 from llava_api.protocol.formats import JsonObjectFormat
-from llava_api.protocol.parts import RefusalPart
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """Items with their place, for messages about them; those of earlier responses have none in this request."""
-
-    items: Sequence[wire.InputItem]
-    param: str
 
 
 def given_items(request: wire.ResponseRequest) -> list[wire.InputItem]:
@@ -33,15 +24,15 @@ def given_items(request: wire.ResponseRequest) -> list[wire.InputItem]:
 
 def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.InputItem], model: ServedModel) -> Question:
     """``earlier``: the items that previous_response_id stands for. Raises InvalidRequest."""
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
+    check_stream_options(request.stream, request.stream_options)
     transcript = Transcript()
     if request.instructions is not None:
         transcript.systems.append(request.instructions)
-    for said in (Said(earlier, "previous_response_id"), Said(given_items(request), "input")):
-        for place, item in enumerate(said.items):
-            param = f"input[{place}]" if said.param == "input" else said.param
-            read_item(item, param, transcript)
+    for item in earlier:
+        # These have no place of their own in this request.
+        read_item(item, "previous_response_id", transcript)
+    for place, item in enumerate(given_items(request)):
+        read_item(item, f"input[{place}]", transcript)
     conversation = transcript.finish("input")
     if conversation.continues:
         raise InvalidRequest(
@@ -63,21 +54,15 @@ def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.Inpu
 def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:
     match item:
         case wire.SystemItem():
-            transcript.systems.append(joined(item.content))
+            transcript.systems.append(plain_text(item.content))
         case wire.UserItem():
             transcript.say("user", read_parts(item.content, f"{param}.content", transcript))
         case wire.AssistantItem():
-            transcript.say("assistant", [joined(item.content)])
+            transcript.say("assistant", [plain_text(item.content)])
         case wire.CallItem():
             transcript.say("assistant", [transcript.call(item.call_id, item.name, item.arguments)])
         case wire.CallOutputItem():
             transcript.result(item.call_id, read_parts(item.output, f"{param}.output", transcript), f"{param}.call_id")
-
-
-def joined(content: str | Sequence[wire.SystemPart | wire.AssistantPart]) -> str:
-    if isinstance(content, str):
-        return content
-    return "\n".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
 
 
 def schema_of(text: wire.TextOptions | None) -> Schema | None:

@@ -103,6 +103,12 @@ def kept_to(sampling: Sampling, grammar: str, model: ServedModel, texts_too: boo
     return replace(sampling, grammar=grammar, stop=stops)
 
 
+def check_stream_options(stream: bool | None, options: object) -> None:
+    """Raises InvalidRequest for options of a stream that was not asked for."""
+    if options is not None and not stream:
+        raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
+
+
 def choices_of(n: int | None, most: int) -> int:
     """Raises InvalidRequest for more than the server allows."""
     if n is not None and n > most:

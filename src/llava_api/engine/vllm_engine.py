@@ -96,14 +96,14 @@ class VllmEngine:
             lora_request=lora_request(request.adapter),
         )
         try:
-            prompt: tuple[TokenLogprob | None, ...] = ()
             async for output in outputs:
-                # vLLM says it once or each time; it is sent once.
-                prompt = () if prompt else token_logprobs(request.token_ids, output.prompt_logprobs)
+                prompt = token_logprobs(request.token_ids, output.prompt_logprobs)
                 for completion in output.outputs:
                     yield delta_of(completion, output.num_cached_tokens or 0, prompt)
         except EngineDeadError as error:
             raise EngineFailed(DEAD) from error
+        except EngineFailed:
+            raise
         except Exception as error:  # vLLM's refusals are of many kinds, and differ between its versions.
             log.exception("the engine refused request %s", request.request_id)
             raise EngineFailed("The engine could not answer this request.") from error
