@@ -11,8 +11,9 @@
     |   |   +-- ModelNotFound    404 code model_not_found
     |   +-- MethodNotAllowed     405 code method_not_allowed
     |   +-- RequestTooLarge      413 code request_too_large
-    +-- NotReady                 503 server_error, code model_not_ready
-    +-- Busy                     503 server_error, code server_busy
+    +-- Unavailable              503 server_error
+    |   +-- NotReady             503 code model_not_ready
+    |   +-- Busy                 503 code server_busy
     +-- EngineFailed             500 server_error, code engine_failed
 
     InvalidGrammar               the engine could not keep to a grammar; ``chat`` makes an InvalidRequest of it
@@ -32,6 +33,8 @@ class ApiError(Exception):
     status = 500
     type = "server_error"
     code: str | None = None
+    retry_after_seconds: float | None = None
+    """When to come again, where coming again may help."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -86,13 +89,18 @@ class RequestTooLarge(InvalidRequest):
     code = "request_too_large"
 
 
-class NotReady(ApiError):
+class Unavailable(ApiError):
+    """Not now; the same request may be answered later."""
+
     status = 503
+    retry_after_seconds = 5.0
+
+
+class NotReady(Unavailable):
     code = "model_not_ready"
 
 
-class Busy(ApiError):
-    status = 503
+class Busy(Unavailable):
     code = "server_busy"
 
 

@@ -1,6 +1,7 @@
 """The one renderer of errors: every route, 404, 405 and unforeseen failures included, in OpenAI's shape."""
 
 import logging
+import math
 
 import orjson
 from fastapi import FastAPI, Request
@@ -14,8 +15,10 @@ log = logging.getLogger(__name__)
 
 def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Response:
     sent = dict(headers or {})
-    if error.status == 503:
-        sent["retry-after"] = "5"
+    if error.retry_after_seconds is not None:
+        # The openai client reads the second one first.
+        sent["retry-after"] = str(math.ceil(error.retry_after_seconds))
+        sent["retry-after-ms"] = str(math.ceil(error.retry_after_seconds * 1000))
     return Response(orjson.dumps(error.body()), status_code=error.status, media_type="application/json", headers=sent)
 
 
