@@ -14,6 +14,8 @@
     +-- Unavailable              503 server_error
     |   +-- NotReady             503 code model_not_ready
     |   +-- Busy                 503 code server_busy
+    |   +-- Draining             503 code server_stopping
+    |   +-- EngineStopped        503 code engine_stopped
     +-- EngineFailed             500 server_error, code engine_failed
 
     InvalidGrammar               the engine could not keep to a grammar; ``chat`` makes an InvalidRequest of it
@@ -104,7 +106,19 @@ class Busy(Unavailable):
     code = "server_busy"
 
 
+class Draining(Unavailable):
+    code = "server_stopping"
+
+
+class EngineStopped(Unavailable):
+    """The whole engine is gone, with all that it was working on."""
+
+    code = "engine_stopped"
+
+
 class EngineFailed(ApiError):
+    """The engine could not make one answer; others are not touched."""
+
     status = 500
     code = "engine_failed"
 

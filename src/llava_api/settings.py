@@ -91,6 +91,8 @@ class Settings(BaseSettings):
     """Requests that wait for their turn, of all callers together; then 503. Callers take turns."""
     queue_timeout_seconds: float = Field(120, gt=0)
     """Longest wait for a turn; then 503."""
+    drain_timeout_seconds: float = Field(30, ge=0)
+    """How long open requests may go on after SIGTERM; then, or at a second SIGTERM, they end with an error."""
     max_choices: int = Field(16, ge=1)
     """Answers that one request may ask for (n, and for text completions prompts times n)."""
     response_store_bytes: int = Field(0, ge=0)
@@ -209,5 +211,11 @@ class Settings(BaseSettings):
     """Run code that a checkpoint brings along. Off, and best left off."""
     cpu_kvcache_space: int = Field(1, ge=1)
     """GiB of KV cache on a machine without a GPU (vLLM's VLLM_CPU_KVCACHE_SPACE)."""
+    restart_engine: bool = False
+    """Start the engine again where it was lost; otherwise the server ends, and whoever runs it starts it again."""
+    max_engine_restarts: int = Field(3, ge=1)
+    """Restarts in a row before the server gives up and ends; ten calm minutes begin a new count."""
+    engine_stall_seconds: float = Field(300, gt=0)
+    """Longest time without a token while there is work; then the engine counts as lost."""
     engine_arg: Texts = []
     """Any other vLLM engine argument, as name=value; checked against the installed vLLM. May be repeated."""

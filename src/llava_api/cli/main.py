@@ -5,7 +5,7 @@ import sys
 
 from llava_api import __version__
 from llava_api.cli import convert, explain, inspect, keys, serve
-from llava_api.cli.terminal import output_that_may_end, printable
+from llava_api.cli.terminal import complain, output_that_may_end
 from llava_api.errors import StartupError
 
 
@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             chosen.run(chosen)
         except StartupError as error:
-            sys.exit(f"llava-api: {printable(str(error))}")
+            complain(error)
+            sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)

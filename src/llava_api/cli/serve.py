@@ -3,9 +3,12 @@
 import argparse
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
+import types
+from typing import NoReturn
 
 from llava_api.chat.model import ServedModel, describe_model, open_model, sources_of
 from llava_api.checkpoints.cache import ready_checkpoint
@@ -13,7 +16,9 @@ from llava_api.cli.allocator import keep_freed_memory
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.logging import set_up_logging
 from llava_api.cli.models import DEMO, MODEL_HELP, demo_folder, find_model
-from llava_api.engine.base import Engine
+from llava_api.cli.terminal import complain
+from llava_api.engine.base import EngineProcesses
+from llava_api.engine.processes import kill_children
 from llava_api.engine.vllm_start import start_engine
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing, KeySources
@@ -37,6 +42,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(chosen: argparse.Namespace) -> None:
+    # Until the server has its own way to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     keep_freed_memory()
     settings = read_settings(chosen)
     set_up_logging(settings.log_level)
@@ -93,52 +100,61 @@ def serve_forever(model: ServedModel, settings: Settings, keys: KeyRing, listene
     import uvicorn
 
     from llava_api.server.app import create_app
+    from llava_api.server.lifecycle import Lifecycle
     from llava_api.server.lifespan import make_lifespan
 
-    failure: list[StartupError] = []
-
-    async def load() -> Engine:
+    async def start() -> EngineProcesses:
+        engine = await start_engine(settings, model.to_load())
         try:
-            engine = start_engine(settings, model.to_load())
-            try:
-                await engine.load_adapters(model.adapters)
-            except StartupError:
-                await engine.shutdown()
-                raise
-            return engine
-        except StartupError as error:
-            failure.append(error)
+            await engine.load_adapters(model.adapters)
+        except StartupError:
+            await engine.shutdown()
             raise
+        return engine
+
+    def close_port() -> None:
+        server.should_exit = True
 
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base_url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else host}:{port}/v1"
-    lifespan = make_lifespan(model, settings, keys, load, lambda: announce(model, keys, base_url))
-    app = create_app(settings, keys, lifespan=lifespan)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        lifespan="on",
-        access_log=False,
-        timeout_graceful_shutdown=10,
-        server_header=False,
+    life = Lifecycle(settings.drain_timeout_seconds)
+    lifespan = make_lifespan(
+        model, settings, keys, life, start, lambda: announce(model, keys, base_url), end_at_once, close_port
     )
-    server = uvicorn.Server(config)
-    # A StartupError is told in one sentence, below; uvicorn would print its traceback first.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not failure)
-    # Uvicorn raises a signal once more when it has shut down; by then the work is done, and the exit code is 0.
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda *_: None)
-    try:
-        server.run(sockets=[listener])
-    except SystemExit:
-        # Uvicorn's exit code for a lifespan that failed.
-        if not failure:
-            raise
-    if failure:
-        raise failure[0]
-    if not server.started:
-        sys.exit(1)
+    app = create_app(settings, keys, lifespan=lifespan, life=life)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
+            """Uvicorn would close the port at once; ours drains first (server/lifecycle.py)."""
+            life.stop()
+
+    server = Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            lifespan="on",
+            access_log=False,
+            # By then the drain is over.
+            timeout_graceful_shutdown=1,
+            server_header=False,
+        )
+    )
+    server.run(sockets=[listener])
+    if life.failure is not None:
+        complain(life.failure)
+    end_at_once(0 if life.failure is None and server.started else 1)
+
+
+def end_at_once(exit_code: int = 0) -> NoReturn:
+    """Out of the midst of a load too, which is a thread inside vLLM that nothing can stop.
+
+    Python's own way out has nothing to give: torch and vLLM take a second for it and complain for a page.
+    """
+    kill_children()
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(exit_code)
 
 
 def announce(model: ServedModel, keys: KeyRing, base_url: str) -> None:

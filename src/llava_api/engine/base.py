@@ -132,7 +132,7 @@ class Engine(Protocol):
     """Answers that it makes at once; more wait inside it, first come first served."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        """Raises EngineFailed where the engine is dead or refuses the request."""
+        """Raises EngineStopped where the engine is gone, and EngineFailed where it refuses the request."""
         ...
 
     async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
@@ -140,7 +140,7 @@ class Engine(Protocol):
         ...
 
     async def check_health(self) -> None:
-        """Raises EngineFailed where the engine is dead."""
+        """Raises EngineStopped where the engine is gone."""
         ...
 
     def unfinished_requests(self) -> int:
@@ -148,3 +148,15 @@ class Engine(Protocol):
         ...
 
     async def shutdown(self) -> None: ...
+
+
+class EngineProcesses(Engine, Protocol):
+    """An engine that lives in processes of its own, as its supervisor sees it."""
+
+    def paused(self) -> bool:
+        """Whether one of its processes has been stopped (SIGSTOP): it is there, and does nothing."""
+        ...
+
+    def kill(self) -> None:
+        """End its processes at once, whatever state they are in; all its streams raise EngineStopped then."""
+        ...

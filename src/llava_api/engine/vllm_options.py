@@ -56,8 +56,11 @@ def prepare_environment(settings: Settings, on_cpu: bool) -> None:
     """Variables that vLLM reads when it is imported. Must run before the first import of vllm."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "DEBUG" if settings.log_level == "debug" else "ERROR")
-    # Deprecations inside vLLM's own processes are nothing that a user can act on.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    # Deprecations inside vLLM's own processes are nothing that a user can act on; nor is shared memory that Python's
+    # tracker cleans up after an engine that was ended at once.
+    os.environ.setdefault(
+        "PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker"
+    )
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kvcache_space))
 

@@ -9,7 +9,9 @@ from starlette.middleware.cors import CORSMiddleware
 from llava_api import __version__
 from llava_api.limits.keys import KeyRing
 from llava_api.server import error_handlers
+from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.middleware.authentication import OPEN, Authentication
+from llava_api.server.middleware.gate import Gate
 from llava_api.server.middleware.request_id import RequestId
 from llava_api.server.routes import chat, completions, docs, explain, health, models, responses
 from llava_api.server.services import Services
@@ -19,7 +21,11 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(
-    settings: Settings, keys: KeyRing, services: Services | None = None, lifespan: Lifespan | None = None
+    settings: Settings,
+    keys: KeyRing,
+    services: Services | None = None,
+    lifespan: Lifespan | None = None,
+    life: Lifecycle | None = None,
 ) -> FastAPI:
     """The API over ``services``; where they are made at start-up, ``lifespan`` puts them on ``app.state``."""
     app = FastAPI(
@@ -33,7 +39,9 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.services = services
+    app.state.life = life = life or Lifecycle()
     # What is added last is met first.
+    app.add_middleware(Gate, root=app, life=life, open_paths=OPEN)
     app.add_middleware(Authentication, keys=keys, open_paths=open_paths(settings))
     if settings.cors_allow_origins:
         app.add_middleware(
