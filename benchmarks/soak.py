@@ -2,28 +2,29 @@
 
     python -m benchmarks.soak --minutes 20
 
-A server with the demo checkpoint and the real engine takes 8 answers at once and lets 16 wait; 48 clients of one key ask
-without a pause, a ninth part of them about pictures whose answers are known. One client of another key asks now and
-then. Others send what is refused, and leave in the midst of it. At the end the run is judged:
+A server with a demo checkpoint and the real engine makes 8 answers at once and lets 16 requests wait. 48 clients of one
+key ask without a pause about pictures whose answers are known; one client of another key asks now and then. Others send
+what must be refused, or leave in the midst of it. Then the run is judged:
 
-- every good request was answered, and rightly: a 503 with Retry-After is no answer, and is asked again as it says;
+- every good request was answered, and rightly: a 503 with Retry-After is no answer, so it is asked again as told;
 - no status of 500 or more but that 503;
-- the other key's requests waited no longer than a turn or two, however many the first one has;
-- memory, file descriptors, threads, tasks and metric series of the server, at rest, are what they were after warming up.
+- the other key's requests took less than half the time of the first one's, however many that has;
+- memory, file descriptors, threads, tasks and metric series of the server, at rest, are as they were after warming up.
 """
 
 import argparse
 import asyncio
 import base64
 import json
-import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ import httpx
 import psutil
 
 from benchmarks.machine import describe
-from llava_api.cli.models import demo_folder
 
 MODEL = "llava-tiny-1.5"
 SLOTS, ROOM = 8, 16
@@ -255,9 +255,7 @@ async def rest(process: psutil.Process, base_url: str) -> Rest:
 def faults(first: Rest, last: Rest, tally: Tally) -> list[str]:
     """What is not as it must be."""
     found = [*tally.wrong[:10]]
-    found += [
-        f"{name}: {count} times" for name, count in tally.statuses.items() if name[-3:].isdigit() and is_ours(name)
-    ]
+    found += [f"{name}: {count} times" for name, count in tally.statuses.items() if is_fault(name)]
     for name in ("server_megabytes", "engine_megabytes"):
         before, after = getattr(first, name), getattr(last, name)
         if after > before * (1 + ALLOWED_MEMORY):
@@ -275,55 +273,46 @@ def faults(first: Rest, last: Rest, tally: Tally) -> list[str]:
     return found
 
 
-def is_ours(status: str) -> bool:
-    """Whether a status is a fault of the server's; 503 is what it says when it is full."""
-    return int(status[-3:]) >= 500 and not status.endswith("503")
+def is_fault(name: str) -> bool:
+    """Whether what ends in a status is the server's fault; 503 is what it says when it is full."""
+    status = name[-3:]
+    return status.isdigit() and int(status) >= 500 and status != "503"
 
 
-async def start(log: Path, keys: Path) -> tuple[asyncio.subprocess.Process, str]:
-    keys.write_text("".join(f"{name}={secret}\n" for name, secret in KEYS.items()))
-    flags = ["--port", "0", "--max-num-seqs", str(SLOTS), "--max-waiting-requests", str(ROOM), "--metrics", "open"]
-    flags += ["--api-key-file", str(keys), "--max-body-bytes", "2000000"]
-    command = [
-        sys.executable,
-        "-m",
-        "llava_api",
-        "serve",
-        str(demo_folder() / MODEL),
-        "--served-model-name",
-        MODEL,
-        *flags,
-    ]
-    with log.open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(*command, stdout=sink, stderr=sink, env=os.environ.copy())
-    while "\ncurl " not in (text := log.read_text(errors="replace")):
-        if process.returncode is not None:
-            sys.exit(f"the server did not start:\n{text[-3000:]}")
-        await asyncio.sleep(0.5)
-    return process, text.split("Base URL: ")[1].split("/v1")[0]
-
-
-async def soak(minutes: float, seed: int) -> dict[str, Any]:
+@contextmanager
+def serving() -> Iterator[tuple[psutil.Process, str, list[str]]]:
+    """The server's process, its base URL, and where what is wrong with its end is put."""
+    found: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        log = Path(scratch) / "terminal.txt"
-        process, base_url = await start(log, Path(scratch) / "keys")
+        log, keys = Path(scratch) / "terminal.txt", Path(scratch) / "keys"
+        keys.write_text("".join(f"{name}={secret}\n" for name, secret in KEYS.items()))
+        command = [sys.executable, "-m", "llava_api", "serve", MODEL, "--port", "0", "--api-key-file", str(keys)]
+        command += ["--max-num-seqs", str(SLOTS), "--max-waiting-requests", str(ROOM), "--metrics", "open"]
+        command += ["--max-body-bytes", "2000000"]
+        with log.open("wb") as sink:
+            process = subprocess.Popen(command, stdout=sink, stderr=sink)
         try:
-            seen = psutil.Process(process.pid)
-            warm_up = Soak(base_url, time.monotonic() + 60 * minutes / 4, seed)
-            await warm_up.run()
-            first = await rest(seen, base_url)
-            measured = Soak(base_url, time.monotonic() + 60 * minutes * 3 / 4, seed + 1)
-            await measured.run()
-            last = await rest(seen, base_url)
+            while "\ncurl " not in (text := log.read_text(errors="replace")):
+                if process.poll() is not None:
+                    sys.exit(f"the server did not start:\n{text[-3000:]}")
+                time.sleep(0.5)
+            yield psutil.Process(process.pid), text.split("Base URL: ")[1].split("/v1")[0], found
         finally:
-            if process.returncode is None:
-                process.terminate()
-            exit_code = await process.wait()
-        found = faults(first, last, measured.tally) + warm_up.tally.wrong[:10]
+            process.terminate()
+            exit_code = process.wait(60)
         if exit_code:
             found.append(f"the server ended with exit code {exit_code}")
-        if "Traceback" in log.read_text(errors="replace"):
-            found.append(f"the server wrote a traceback:\n{log.read_text(errors='replace')[-3000:]}")
+        if "Traceback" in (text := log.read_text(errors="replace")):
+            found.append(f"the server wrote a traceback:\n{text[-3000:]}")
+
+
+async def work(process: psutil.Process, base_url: str, minutes: float, seed: int) -> dict[str, Any]:
+    warm_up = Soak(base_url, time.monotonic() + 60 * minutes / 4, seed)
+    await warm_up.run()
+    first = await rest(process, base_url)
+    measured = Soak(base_url, time.monotonic() + 60 * minutes * 3 / 4, seed + 1)
+    await measured.run()
+    last = await rest(process, base_url)
     tally = measured.tally
     return {
         "machine": describe(),
@@ -335,8 +324,16 @@ async def soak(minutes: float, seed: int) -> dict[str, Any]:
         "seconds of the many, p50 and p99": percentiles(tally.many_seconds),
         "seconds of the other key, p50 and p99": percentiles(tally.few_seconds),
         "requests": dict(sorted(tally.statuses.items())),
-        "faults": found,
+        "faults": faults(first, last, tally) + warm_up.tally.wrong[:10],
     }
+
+
+def soak(minutes: float, seed: int = 0) -> dict[str, Any]:
+    """What was found; ``faults`` is empty where all is well."""
+    with serving() as (process, base_url, wrong):
+        found = asyncio.run(work(process, base_url, minutes, seed))
+    found["faults"] += wrong
+    return found
 
 
 def percentiles(seconds: list[float]) -> list[float]:
@@ -350,7 +347,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write what was found there too")
     chosen = parser.parse_args()
-    found = asyncio.run(soak(chosen.minutes, chosen.seed))
+    found = soak(chosen.minutes, chosen.seed)
     text = json.dumps(found, indent=1)
     print(text)
     if chosen.json:
