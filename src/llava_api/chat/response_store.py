@@ -1,4 +1,7 @@
-"""Responses kept for ``previous_response_id``: as JSON, in memory; the oldest make room for new ones."""
+"""Responses kept for ``previous_response_id``: as JSON, in memory; the oldest make room for new ones.
+
+Each belongs to its owner, an API key's name; to anybody else it does not exist.
+"""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -14,6 +17,7 @@ ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 @dataclass(frozen=True, slots=True)
 class Kept:
+    owner: str
     reply: bytes
     """The response."""
     conversation: bytes
@@ -38,16 +42,17 @@ class ResponseStore:
     def keeps(self) -> bool:
         return self.max_bytes > 0
 
-    def get(self, response_id: str) -> Kept | None:
+    def get(self, response_id: str, owner: str) -> Kept | None:
         found = self.kept.get(response_id)
-        if found is not None:
-            self.kept.move_to_end(response_id)
+        if found is None or found.owner != owner:
+            return None
+        self.kept.move_to_end(response_id)
         return found
 
-    def put(self, response: Response, items: Sequence[InputItem]) -> None:
+    def put(self, response: Response, items: Sequence[InputItem], owner: str) -> None:
         """``items``: the conversation before the response."""
         conversation = ITEMS.dump_json([*items, *as_input(response)], exclude_none=True)
-        kept = Kept(response.model_dump_json().encode(), conversation)
+        kept = Kept(owner, response.model_dump_json().encode(), conversation)
         if len(kept) > self.max_bytes:
             return
         self.kept[response.id] = kept

@@ -29,7 +29,8 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
     store = services.responses
     if wanted.store and not store.keeps:
         raise InvalidRequest(f"{NO_STORE}leave store out, or send false.", param="store", code="unsupported_parameter")
-    earlier = kept(services, wanted.previous_response_id).items() if wanted.previous_response_id else []
+    owner = owner_of(request)
+    earlier = kept(services, wanted.previous_response_id, owner).items() if wanted.previous_response_id else []
     question = response_question(wanted, earlier, services.model)
     caller = caller_of(request)
     prepared = await services.preparer.prepare(question, reply_id(request, "resp_"), caller)
@@ -39,14 +40,19 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
         services.answers(prepared.asked, caller),
         prepared,
         response,
-        keep=lambda made: store.put(made, [*earlier, *given_items(wanted)]),
+        keep=lambda made: store.put(made, [*earlier, *given_items(wanted)], owner),
     )
     if not wanted.stream:
         return json_response(await reply.whole())
     return await named_stream(reply.events())
 
 
-def kept(services: Services, response_id: str) -> Kept:
+def owner_of(request: Request) -> str:
+    """The name of the API key; without keys whoever knows a response's id may go on from it."""
+    return str(getattr(request.state, "key_name", ""))
+
+
+def kept(services: Services, response_id: str, owner: str) -> Kept:
     """What ``previous_response_id`` stands for. Raises InvalidRequest."""
     if not services.responses.keeps:
         raise InvalidRequest(
@@ -54,7 +60,7 @@ def kept(services: Services, response_id: str) -> Kept:
             param="previous_response_id",
             code="unsupported_parameter",
         )
-    found = services.responses.get(response_id)
+    found = services.responses.get(response_id, owner)
     if found is None:
         raise InvalidRequest(
             "There is no response of that id, or it has made room for newer ones.",
@@ -72,7 +78,7 @@ async def kept_response(request: Request, response_id: str) -> Response:
         raise InvalidRequest("A kept response is sent whole: leave the query out.", param=name[:64])
     if not services.responses.keeps:
         raise NotFound(f"{NO_STORE}there is nothing to look up.")
-    found = services.responses.get(response_id)
+    found = services.responses.get(response_id, owner_of(request))
     if found is None:
         raise NotFound("There is no response of that id, or it has made room for newer ones.")
     if request.method == "GET":
