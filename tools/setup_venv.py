@@ -1,7 +1,8 @@
 """Make ``.venv`` ready to serve (or, with ``--test``, to test): ``python3 tools/setup_venv.py``.
 
 Standard library only, since it runs before anything is installed. A second run with nothing changed returns
-at once; a run after an interrupted one starts the environment afresh.
+at once; a run after an interrupted one starts the environment afresh. The container image is made with it too:
+``--venv``, ``--extra`` and ``--dependencies-only`` are for its Dockerfile.
 """
 
 # Annotations stay text, so that a Python that is too old reaches the line that says so.
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,8 +68,8 @@ def has_nvidia_gpu() -> bool:
     return listing.returncode == 0 and "GPU" in listing.stdout
 
 
-def chosen_extras(device: str, test: bool) -> list[str]:
-    return [device, "test"] if test else [device]
+def chosen_extras(device: str, test: bool, more: Sequence[str] = ()) -> list[str]:
+    return [device, *(["test"] if test else []), *more]
 
 
 def pinned_torch(constraints: str) -> str:
@@ -78,9 +80,21 @@ def pinned_torch(constraints: str) -> str:
     raise SetupError(f"{CONSTRAINTS} has no line torch==...; take the file from version control again.")
 
 
-def pip_arguments(extras: list[str], torch_index: bool) -> list[str]:
-    """What follows ``pip install``."""
-    arguments = ["-e", f".[{','.join(extras)}]"]
+def requirements(root: Path, extras: list[str]) -> list[str]:
+    """What the project and its extras ask for, as pyproject.toml says it: to install all but the project."""
+    import tomllib
+
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = project["optional-dependencies"]
+    unknown = [extra for extra in extras if extra not in optional]
+    if unknown:
+        raise SetupError(f"pyproject.toml has no extra {unknown[0]}; it has {', '.join(sorted(optional))}.")
+    return [*project["dependencies"], *(line for extra in extras for line in optional[extra])]
+
+
+def pip_arguments(extras: list[str], torch_index: bool, instead: Sequence[str] = ()) -> list[str]:
+    """What follows ``pip install``: the project, in place; or what is named ``instead`` of it."""
+    arguments = list(instead) or ["-e", f".[{','.join(extras)}]"]
     if "cpu" in extras:
         arguments += ["-c", CONSTRAINTS]
     if torch_index:
@@ -256,17 +270,28 @@ def torch_index_needed(pip: Pip) -> bool:
     return not found
 
 
-def set_up(root: Path, device: str, test: bool) -> None:
+def set_up(
+    root: Path,
+    device: str,
+    test: bool = False,
+    venv: Path | None = None,
+    more: Sequence[str] = (),
+    dependencies_only: bool = False,
+) -> None:
+    """``more``: further extras. Raises SetupError."""
     started = time.monotonic()
     check_machine()
     if device == "auto":
         device = "cuda" if has_nvidia_gpu() else "cpu"
-    venv = root / ".venv"
-    if is_ready(root, venv, device, test):
+    venv = venv or root / ".venv"
+    extras = chosen_extras(device, test, more)
+    instead = requirements(root, extras) if dependencies_only else []
+    # The stamp knows of nothing that a Dockerfile alone asks for.
+    if not (more or dependencies_only) and is_ready(root, venv, device, test):
         return
-    extras = chosen_extras(device, test)
     target = "an NVIDIA GPU" if device == "cuda" else "the CPU"
-    say(f"for {target}: installing llava-api[{','.join(extras)}] into {venv.name}")
+    what = "what llava-api needs" if dependencies_only else "llava-api"
+    say(f"for {target}: installing {what}[{','.join(extras)}] into {venv.name}")
     make_venv(venv)
     write_stamp(venv, UNDER_WAY)
     pip = Pip(root, venv)
@@ -274,11 +299,11 @@ def set_up(root: Path, device: str, test: bool) -> None:
     torch_index = device == "cpu" and torch_index_needed(pip)
     say(f"downloading and installing vLLM, torch and the rest: about {size} on disk, {minutes} minutes")
     installing = time.monotonic()
-    arguments = pip_arguments(extras, torch_index)
+    arguments = pip_arguments(extras, torch_index, instead)
     pip.require("install", "-q", "--progress-bar", "off", *arguments, doing="installing")
     say(f"installed in {time.monotonic() - installing:.0f} s")
     repair(pip)
-    write_stamp(venv, inputs_hash(root, extras))
+    write_stamp(venv, UNDER_WAY if dependencies_only else inputs_hash(root, extras))
     say(f"ready in {time.monotonic() - started:.0f} s")
 
 
@@ -291,9 +316,15 @@ def main() -> int:
         default="auto",
         help="which build of vLLM to install (auto: cuda where nvidia-smi lists a GPU)",
     )
+    parser.add_argument("--venv", type=Path, help="folder of the environment (default: .venv)")
+    parser.add_argument("--extra", action="append", default=[], help="one more extra to install; may be repeated")
+    parser.add_argument(
+        "--dependencies-only", action="store_true", help="install what the project needs, and not the project"
+    )
     arguments = parser.parse_args()
+    venv = arguments.venv.absolute() if arguments.venv else None
     try:
-        set_up(ROOT, arguments.device, arguments.test)
+        set_up(ROOT, arguments.device, arguments.test, venv, arguments.extra, arguments.dependencies_only)
     except SetupError as error:
         print(f"[setup] error: {error}", file=sys.stderr)
         return 1

@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     """File of API keys, name=key or name=sha256:... a line; read again when it changes. May be repeated."""
     api_key_dir: Texts = []
     """Folder of API keys, as Kubernetes mounts a secret: each file a key, its name the key's. May be repeated."""
+    make_key: bool = False
+    """Make an API key for this run where none is configured, and show it in the log; --allow-anonymous makes none."""
     allow_anonymous: bool = False
     """Answer the network without API keys; otherwise a server without keys listens on this machine only."""
     max_running_answers: int | None = Field(None, ge=1)

