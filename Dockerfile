@@ -41,12 +41,12 @@ COPY pyproject.toml ./
 COPY constraints constraints
 COPY packaging/torchvision-schema-repair packaging/torchvision-schema-repair
 COPY tools/setup_venv.py tools/
-# The log may hold an index's address and credentials; pip is not needed again.
+# The log may hold an index's address and credentials. pip is not needed again, and ninja not without a compiler.
 RUN --mount=type=cache,id=pip,target=/root/.cache/pip \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca.crt,target=/etc/ssl/certs/ca-certificates.crt \
     python3 tools/setup_venv.py --device cpu --dependencies-only --venv /opt/llava-api ${EXTRAS} \
-    && /opt/llava-api/bin/python -m pip uninstall --quiet --yes pip \
+    && /opt/llava-api/bin/python -m pip uninstall --quiet --yes ninja pip \
     && rm /opt/llava-api/install.log /opt/llava-api/setup-stamp.json \
     && /opt/llava-api/bin/python -c "import site; \
 open(site.getsitepackages()[0] + '/llava_api_app.pth', 'w').write('/opt/llava-api/app\n')"

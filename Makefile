@@ -4,7 +4,7 @@ PYTHON ?= python3
 MODEL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test serve test test-clients lint soak bench demo-checkpoints clean
+.PHONY: help setup setup-test serve test test-clients lint soak bench image-test demo-checkpoints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -24,6 +24,9 @@ lint: setup-test ## Style, types and the rules on who imports whom
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/hadolint Dockerfile
+	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml compose.gpu.yaml
+	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yaml
 
 test: lint ## Everything continuous integration runs
 	.venv/bin/python -m pytest
@@ -36,6 +39,9 @@ soak: setup-test ## Twice the load that the server can take, mixed with bad and 
 
 bench: setup-test ## Measure this server beside vLLM's own; FLAGS=--quick for one short round
 	.venv/bin/python -m benchmarks.bench $(FLAGS)
+
+image-test: ## Build the CPU image with buildah and try it (as root; 15 GB of disk; not part of test); FLAGS='--base IMAGE'
+	@$(PYTHON) -m tools.image_test $(FLAGS)
 
 demo-checkpoints: setup ## Train the bundled demo checkpoints again (hours on a CPU)
 	.venv/bin/python -m training.train llava-tiny-1.5 --folder runs/llava-tiny-1.5

