@@ -101,7 +101,8 @@ VOLUME ["/data"]
 EXPOSE 8000
 USER 10001:10001
 # Half an hour to fetch and load a large checkpoint; Kubernetes has probes of its own and ignores this.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=30m --retries=3 CMD ["python3", "-I", "/opt/llava-api/health.py"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30m --retries=3 \
+    CMD ["/usr/bin/python3", "-IS", "/opt/llava-api/health.py"]
 ENTRYPOINT ["tini", "--", "llava-api"]
 CMD ["serve"]
 
@@ -183,6 +184,7 @@ LABEL org.opencontainers.image.title="llava-api" \
 VOLUME ["/data"]
 EXPOSE 8000
 USER 10001:10001
-HEALTHCHECK --interval=30s --timeout=5s --start-period=30m --retries=3 CMD ["python3", "-I", "/opt/llava-api/health.py"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30m --retries=3 \
+    CMD ["/usr/bin/python3", "-IS", "/opt/llava-api/health.py"]
 ENTRYPOINT ["tini", "--", "llava-api"]
 CMD ["serve"]

@@ -51,7 +51,7 @@ def answering(status: int, path: Path | None = None) -> Iterator[str]:
 def health(**settings: str) -> int:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAVA_")}
     environment |= {f"LLAVA_{name}": value for name, value in settings.items()}
-    return subprocess.run([sys.executable, "-I", HEALTH], env=environment, capture_output=True, timeout=30).returncode
+    return subprocess.run([sys.executable, "-IS", HEALTH], env=environment, capture_output=True, timeout=30).returncode
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (404, 1)])
