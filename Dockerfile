@@ -18,9 +18,10 @@ ARG CUDA_BASE=nvidia/cuda:13.0.2-base-ubuntu24.04
 
 
 FROM ${CPU_BASE} AS cpu-system
+# No sharing=locked on the caches: buildah keeps the lock from one stage to the next, and waits for itself for ever.
 # libnuma1: vLLM's CPU kernels. /data belongs to the server's user; a new volume on it starts with this owner.
-RUN --mount=type=cache,id=cpu-apt,target=/var/cache/apt,sharing=locked \
-    --mount=type=cache,id=cpu-apt-lists,target=/var/lib/apt,sharing=locked \
+RUN --mount=type=cache,id=cpu-apt,target=/var/cache/apt \
+    --mount=type=cache,id=cpu-apt-lists,target=/var/lib/apt \
     apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates libnuma1 python3 tini \
     && groupadd --gid 10001 llava \
@@ -32,8 +33,8 @@ RUN --mount=type=cache,id=cpu-apt,target=/var/cache/apt,sharing=locked \
 FROM cpu-system AS cpu-dependencies
 # Further extras of pyproject.toml, one --extra NAME each.
 ARG EXTRAS=""
-RUN --mount=type=cache,id=cpu-apt,target=/var/cache/apt,sharing=locked \
-    --mount=type=cache,id=cpu-apt-lists,target=/var/lib/apt,sharing=locked \
+RUN --mount=type=cache,id=cpu-apt,target=/var/cache/apt \
+    --mount=type=cache,id=cpu-apt-lists,target=/var/lib/apt \
     apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv
 WORKDIR /src
@@ -111,8 +112,8 @@ FROM ${CUDA_BASE} AS cuda-system
 # gcc, libc6-dev and python3-dev are no build tools left over: Triton compiles a small C stub for its kernels when they
 # are first used, and vLLM ends with "Failed to find C compiler" without them. There is no nvcc: what would want it is
 # FlashInfer, see VLLM_USE_FLASHINFER_SAMPLER below.
-RUN --mount=type=cache,id=cuda-apt,target=/var/cache/apt,sharing=locked \
-    --mount=type=cache,id=cuda-apt-lists,target=/var/lib/apt,sharing=locked \
+RUN --mount=type=cache,id=cuda-apt,target=/var/cache/apt \
+    --mount=type=cache,id=cuda-apt-lists,target=/var/lib/apt \
     apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev libnuma1 python3 python3-dev tini \
     && groupadd --gid 10001 llava \
@@ -123,8 +124,8 @@ RUN --mount=type=cache,id=cuda-apt,target=/var/cache/apt,sharing=locked \
 
 FROM cuda-system AS cuda-dependencies
 ARG EXTRAS=""
-RUN --mount=type=cache,id=cuda-apt,target=/var/cache/apt,sharing=locked \
-    --mount=type=cache,id=cuda-apt-lists,target=/var/lib/apt,sharing=locked \
+RUN --mount=type=cache,id=cuda-apt,target=/var/cache/apt \
+    --mount=type=cache,id=cuda-apt-lists,target=/var/lib/apt \
     apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv
 WORKDIR /src

@@ -47,6 +47,7 @@ root=$1; shift
 mount --bind "$root" "$root"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs -o size=64m,mode=1777,noexec,nosuid,nodev shm "$root/dev/shm"
+mount --rbind /sys "$root/sys"
 mount -t proc proc "$root/proc"
 mount -t tmpfs -o mode=1777,noexec,nosuid,nodev tmp "$root/tmp"
 mount -t tmpfs -o uid=10001,gid=10001,mode=755 data "$root/data"
@@ -119,8 +120,15 @@ def build(store: Store, folder: Path, base: str) -> float:
         revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         arguments = ["--build-arg", f"CPU_BASE={base}", "--build-arg", f"REVISION={revision}", "--target", "cpu"]
         # OCI's own format has no HEALTHCHECK.
-        store.buildah("bud", "--isolation=chroot", "--format=docker", *secrets, *arguments, "-t", IMAGE, str(ROOT))
-        secret.unlink()
+        command = store.command("buildah", "bud", "--isolation=chroot", "--format=docker", *secrets, *arguments)
+        log = folder / "build.log"
+        try:
+            with log.open("w") as sink:
+                built = [*command, "-t", IMAGE, str(ROOT)]
+                done = subprocess.run(built, stdout=sink, stderr=subprocess.STDOUT, env=store.environment)
+        finally:
+            secret.unlink()
+        check(done.returncode == 0, f"the build failed: {log} ends with\n{log.read_text()[-2000:]}")
     return time.monotonic() - started
 
 
@@ -202,6 +210,7 @@ def try_with_buildah(store: Store, config: dict[str, Any], folder: Path) -> None
         command = ["run", "--isolation=chroot", f"--env=LLAVA_PORT={port}", name, "--"]
         serving = store.command("buildah", *command, *config["Entrypoint"], *config["Cmd"])
         with running_image(serving, port, folder / "buildah-run.log", store.environment) as server:
+            server.wait_until_ready()
             server.try_it(store.command("buildah", *command, *config["Healthcheck"]["Test"][1:]))
         changed = sorted(path for path, was in tree(root).items() ^ before.items())
         check(not changed, f"it wrote outside the named folders: {changed[:10]}")
@@ -216,15 +225,15 @@ def try_read_only(store: Store, config: dict[str, Any], folder: Path) -> None:
         outside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", READ_ONLY, "sh", str(root)]
         command = [*outside, *config["Entrypoint"], *config["Cmd"]]
         with running_image(command, port, folder / "read-only.log", variables) as server:
+            server.wait_until_ready()
             entering = ["nsenter", f"--target={server.tini}", "--mount", "--pid", "--root", "--wd=/"]
             as_user = ["setpriv", "--reuid=10001", "--regid=10001", "--clear-groups"]
             server.try_it([*entering, *as_user, *config["Healthcheck"]["Test"][1:]])
             touched = subprocess.run([*entering, "touch", "/opt/llava-api/x"], capture_output=True, env=variables)
             check(b"Read-only file system" in touched.stderr, "the root file system was not read-only at all")
-            written = [
-                path.relative_to(server.root) for place in ("data", "tmp") for path in (server.root / place).glob("*")
-            ]
-            say(f"  it wrote below {', '.join(sorted(f'/{path}' for path in written))}")
+            written = sorted(str(path.relative_to(server.root)) for path in server.root.glob("data/*/*"))
+            sockets = len(list(server.root.glob("tmp/*")))
+            say(f"  it wrote below /{', /'.join(written)}, and {sockets} sockets and files in /tmp")
 
 
 def main() -> int:
@@ -248,7 +257,7 @@ def main() -> int:
             if Path(base).is_dir():
                 store.import_base(Path(base))
                 base = BASE
-            say("building (the dependencies are 3.5 GB)")
+            say(f"building (the dependencies are 3.5 GB); what it says: {folder / 'build.log'}")
             say(f"built in {build(store, folder, base):.0f} s")
         settings = pip_settings()
         config = configuration(store, settings)

@@ -7,6 +7,7 @@ It must stay cheap: vLLM runs it before anything is known about the model. The c
 
 from llava_api.engine.processes import die_with_parent
 from llava_api.engine.vllm_options import OWN_ARCHITECTURES
+from llava_api.engine.vllm_queues import fit_queues_into_shared_memory
 from llava_api.engine.vllm_waits import nap_between_messages
 
 CLASSES = {
@@ -20,6 +21,7 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 
+    fit_queues_into_shared_memory()
     if current_platform.is_cpu():
         nap_between_messages()
 
