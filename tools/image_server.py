@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 DEMO_PICTURE = Path(__file__).resolve().parent.parent / "src" / "llava_api" / "demo" / "red-circle.png"
-START_SECONDS = 300
+START_SECONDS = 600
 STOP_SECONDS = 60
 LEFT_SECONDS = 10
 """Where there is no PID namespace, helpers end a moment after the server, when they see that it is gone."""
