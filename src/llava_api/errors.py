@@ -14,6 +14,7 @@
     +-- Unavailable              503 server_error
     |   +-- NotReady             503 code model_not_ready
     |   +-- Busy                 503 code server_busy
+    |   +-- RequestTimedOut      503 code request_timeout
     +-- EngineFailed             500 server_error, code engine_failed
 
     InvalidGrammar               the engine could not keep to a grammar; ``chat`` makes an InvalidRequest of it
@@ -102,6 +103,10 @@ class NotReady(Unavailable):
 
 class Busy(Unavailable):
     code = "server_busy"
+
+
+class RequestTimedOut(Unavailable):
+    code = "request_timeout"
 
 
 class EngineFailed(ApiError):

@@ -104,6 +104,18 @@ class Settings(BaseSettings):
     short_paths: bool = False
     """Answer /chat/completions, /completions and /responses without /v1 before them too."""
 
+    # Requests: how long, and how much of them at once
+    request_timeout_seconds: float = Field(600, gt=0)
+    """Longest time for one request, to the last byte of its answer; then 503, or an error event in a stream."""
+    stream_head_seconds: float = Field(10, ge=0)
+    """Longest wait for a stream's first chunk before its status 200 is sent; a failure later is an event in it."""
+    stream_keep_alive_seconds: float = Field(15, gt=0)
+    """A stream in which nothing comes for so long gets a comment, so that no proxy takes it for dead."""
+    max_inflight_bytes: int = Field(2_000_000_000, ge=1)
+    """Memory for requests: bodies, fetched pictures, pixels; then 503. One caller gets up to half.
+
+    At least one request of the largest kind is always taken."""
+
     # Pictures: limits, each checked before its cost is paid
     max_images_per_request: int = Field(16, ge=0)
     """Pictures in one request."""
@@ -121,6 +133,8 @@ class Settings(BaseSettings):
     """Bytes of one request body."""
     image_threads: int | None = Field(None, ge=1)
     """Threads that decode and resize pictures; default: one for each CPU, up to 16."""
+    max_waiting_images: int = Field(1024, ge=0)
+    """Pictures that wait for a thread, of all callers together; then 503. Callers take turns."""
     image_cache_bytes: int = Field(256_000_000, ge=0)
     """Memory for pictures that are ready for the model, so that one sent again is not decoded again."""
 

@@ -15,6 +15,7 @@ from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ContextLengthExceeded, InvalidGrammar, InvalidRequest, ModelNotFound
 from llava_api.images.cache import RenderedImage
 from llava_api.images.load import ImageLoader, MeasuredImage
+from llava_api.images.source import Take, take_all
 from llava_api.prompts.render import RenderedPrompt, tokenize
 from llava_api.prompts.segments import Segment
 from llava_api.settings import Settings
@@ -43,10 +44,15 @@ class LaidOut:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    question: Question
+    """Nothing of the pictures but their pixels is in it."""
+
     asked: Asked
     text_tokens: int
     image_tokens: int
+
+    @property
+    def pixel_bytes(self) -> int:
+        return sum(image.pixels.nbytes for image in self.asked.request.images)
 
 
 class Preparer:
@@ -76,19 +82,19 @@ class Preparer:
             )
         return adapter
 
-    async def prepare(self, question: Question, request_id: str, caller: str) -> Prepared:
+    async def prepare(self, question: Question, request_id: str, caller: str, take: Take = take_all) -> Prepared:
         """Raises InvalidRequest and its kinds, and Busy; after this nothing can be refused any more.
 
-        ``caller``: whose fetches from the web are counted together.
+        ``caller``: whose fetches and turns are counted together. ``take`` is asked before memory is filled.
         """
         adapter = self.find_adapter(question.model)
         # Before pictures, which may have to be fetched.
         await self.check_grammar(question, caller)
-        laid_out = await self.lay_out(question.conversation, caller, question.length.prompt_param)
+        laid_out = await self.lay_out(question.conversation, caller, take, question.length.prompt_param)
         max_tokens = answer_room(
             question.length, laid_out.text_tokens, laid_out.image_tokens, self.max_model_len, question.sampling
         )
-        rendered = await self.images.render(laid_out.measured)
+        rendered = await self.images.render(laid_out.measured, caller)
         prompt = laid_out.prompt
         request = GenerationRequest(
             request_id=request_id,
@@ -108,7 +114,7 @@ class Preparer:
             call_names=question.call_names,
             json=question.json,
         )
-        return Prepared(question, asked, laid_out.text_tokens, laid_out.image_tokens)
+        return Prepared(asked, laid_out.text_tokens, laid_out.image_tokens)
 
     async def check_grammar(self, question: Question, caller: str) -> None:
         """Raises InvalidRequest for a schema that the engine could not keep to."""
@@ -129,14 +135,17 @@ class Preparer:
         except InvalidGrammar as error:
             raise bad_schema(param, error) from error
 
-    async def lay_out(self, conversation: Conversation, caller: str, param: str = "messages") -> LaidOut:
-        """Prompt and token counts, from the headers of the pictures alone. Raises InvalidRequest and its kinds."""
+    async def lay_out(self, conversation: Conversation, caller: str, take: Take, param: str = "messages") -> LaidOut:
+        """Prompt and token counts, from the headers of the pictures alone.
+
+        Raises InvalidRequest and its kinds, and Busy.
+        """
         most = self.settings.max_images_per_request
         if len(conversation.images) > most:
             raise InvalidRequest(f"A request may have up to {most} pictures.", param=param)
         characters = conversation.characters()
         self.check_length(characters, param)
-        measured = await self.images.measure(conversation.images, caller)
+        measured = await self.images.measure(conversation.images, caller, take)
         if characters > INLINE_CHARACTERS:
             segments, prompt = await asyncio.to_thread(self.write, conversation, measured)
         else:

@@ -7,7 +7,6 @@ headers, ``render`` decodes, and looks first whether somebody has decoded the sa
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from llava_api.images.cache import ImageCache, RenderedImage
 from llava_api.images.fetch import Fetcher, Resolve
 from llava_api.images.geometry import Size
 from llava_api.images.mode import Detail, ImageMode
-from llava_api.images.single_flight import SingleFlight
+from llava_api.images.pool import Pool
 from llava_api.normalisation import Pixels
 from llava_api.settings import Settings
 
@@ -66,29 +65,31 @@ class ImageLoader:
         self.limits = decode.Limits(settings.max_image_pixels, settings.max_image_side, settings.max_image_aspect_ratio)
         self.fetcher = Fetcher(settings, resolve)
         self.cache = ImageCache(settings.image_cache_bytes)
-        self.flights: SingleFlight[RenderedImage] = SingleFlight()
         threads = settings.image_threads or min(os.cpu_count() or 1, MOST_THREADS)
-        self.threads = ThreadPoolExecutor(threads, thread_name_prefix="images")
+        self.pool: Pool[RenderedImage] = Pool(threads, settings.max_waiting_images, "images")
         # Of their own, so that a refusal or a picture that is known already never waits behind others' decoding.
-        self.measuring_threads = ThreadPoolExecutor(MEASURING_THREADS, thread_name_prefix="measure")
+        self.measuring_pool: Pool[MeasuredImage] = Pool(MEASURING_THREADS, settings.max_waiting_images, "measure")
 
     async def close(self) -> None:
         await self.fetcher.close()
-        for threads in (self.threads, self.measuring_threads):
-            threads.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self.measuring_pool):
+            pool.close()
 
-    async def measure(self, parts: Sequence[ImagePart], caller: str) -> list[MeasuredImage]:
-        """Bytes, headers and token counts. ``caller``: whose fetches are counted together.
+    async def measure(
+        self, parts: Sequence[ImagePart], caller: str, take: source.Take = source.take_all
+    ) -> list[MeasuredImage]:
+        """Bytes, headers and token counts. ``caller``: whose fetches and turns are counted together.
 
-        Raises BadImage, naming the part, and Busy; what the request's other parts had begun is then stopped.
+        ``take`` is asked for the bytes of files that the request did not bring along itself. Raises BadImage, naming
+        the part, and Busy; what the request's other parts had begun is then stopped.
         """
-        budget = source.ByteBudget(self.settings.max_image_bytes, self.settings.max_request_image_bytes)
+        budget = source.ByteBudget(self.settings.max_image_bytes, self.settings.max_request_image_bytes, take)
         return await all_of([self.measure_one(part, caller, budget) for part in parts])
 
     async def measure_one(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> MeasuredImage:
         try:
             read = await self.reader(part, caller, budget)
-            return await in_thread(self.measuring_threads, lambda: self.measure_data(read(), part))
+            return await self.measuring_pool.run(object(), caller, lambda: self.measure_data(read(), part))
         except BadImage as error:
             raise error.at(part.param) from error
 
@@ -103,14 +104,15 @@ class ImageLoader:
                     # The fetcher knows what was left to it; which limit that was, only the budget knows.
                     budget.take(budget.left() + 1)
                 raise
-            budget.take(len(data))
+            budget.fetch(len(data))
             return lambda: data
         if scheme == "file":
             folders = self.settings.allowed_media_path
             return lambda: local_file.read_local_file(part.url, folders, budget)
-        encoded = source.encoded_part(part.url)
-        budget.take(source.decoded_size(encoded))
-        return lambda: source.decode_base64(encoded)
+        start = source.start_of_data(part.url)
+        budget.take(source.decoded_size(part.url, start))
+        # The text without its head is a copy: made when it is its turn.
+        return lambda: source.decode_base64(part.url[start:])
 
     def measure_data(self, data: bytes, part: ImagePart) -> MeasuredImage:
         header = decode.read_header(data, self.limits)
@@ -118,22 +120,19 @@ class ImageLoader:
         size = header.upright_size() if mode.upright else header.stored_size
         return MeasuredImage(data, blake3(data).hexdigest(), part.param, header, mode, size, mode.tokens(size))
 
-    async def render(self, images: Sequence[MeasuredImage]) -> list[RenderedImage]:
-        """The pixels of each picture. Raises BadImage, naming the part."""
-        return await all_of([self.render_one(image) for image in images])
+    async def render(self, images: Sequence[MeasuredImage], caller: str) -> list[RenderedImage]:
+        """The pixels of each picture; callers take turns. Raises BadImage, naming the part, and Busy."""
+        return await all_of([self.render_one(image, caller) for image in images])
 
-    async def render_one(self, image: MeasuredImage) -> RenderedImage:
+    async def render_one(self, image: MeasuredImage, caller: str) -> RenderedImage:
         key = image.cache_key()
         known = self.cache.get(key)
         if known is not None:
             return known
         try:
-            return await self.flights.do(key, lambda: self.render_new(image))
+            rendered = await self.pool.run(key, caller, lambda: self.render_data(image))
         except BadImage as error:
             raise error.at(image.param) from error
-
-    async def render_new(self, image: MeasuredImage) -> RenderedImage:
-        rendered = await in_thread(self.threads, self.render_data, image)
         self.cache.put(rendered)
         return rendered
 
@@ -159,10 +158,6 @@ def render_pixels(picture: decode.Decoded, mode: ImageMode) -> Pixels:
     if mode.name == "square":
         return pixels.square_levels(picture, mode.tile_pixels)
     return pixels.pad_levels(picture, mode.tile_pixels, mode.normalisation)
-
-
-async def in_thread(threads: Executor, work: Callable[..., Result], *arguments: object) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
 
 
 async def all_of(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llava_api.errors import InvalidRequest, RequestTooLarge
+from llava_api.limits.memory import Holding
 
 MAX_OBJECTS = 20_000
 """Objects and lists of one body, or their brackets in its texts: a context of 100,000 tokens has no room for more."""
@@ -19,21 +20,31 @@ MOST_COMPLAINTS = 2_000
 """Each takes ten microseconds to be read."""
 MAX_SHOWN = 64
 """Letters of one field's name in a message."""
+COPIES = 2
+"""Of a body that are in memory: its text, and the files of the pictures in it."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_body(request: Request, max_body_bytes: int) -> bytes:
-    """Raises RequestTooLarge as soon as the limit is passed, whatever Content-Length said."""
+async def read_body(request: Request, max_body_bytes: int, held: Holding) -> bytes:
+    """Raises RequestTooLarge as soon as the limit is passed, whatever Content-Length said; and Busy.
+
+    ``held`` is charged with it before it comes, where its length is announced.
+    """
     refusal = RequestTooLarge(f"The request is larger than the {max_body_bytes} bytes this server takes.")
     announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > max_body_bytes:
+    expected = int(announced) if announced.isdigit() else 0
+    if expected > max_body_bytes:
         raise refusal
+    held.take(COPIES * expected)
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
         size += len(part)
         if size > max_body_bytes:
             raise refusal
+        if size > expected:
+            held.take(COPIES * (size - expected))
+            expected = size
         parts.append(part)
     return b"".join(parts)
 

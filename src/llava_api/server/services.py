@@ -16,6 +16,8 @@ from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.fetch import Resolve
 from llava_api.images.load import ImageLoader
 from llava_api.limits.admission import Admission, Line
+from llava_api.limits.memory import MemoryBudget
+from llava_api.server.body import COPIES
 from llava_api.settings import Settings
 
 
@@ -26,6 +28,7 @@ class Services:
     engine: Engine
     preparer: Preparer
     admission: Admission
+    memory: MemoryBudget
     responses: ResponseStore
     fingerprint: str
     """Changes when what is served does; ``system_fingerprint`` of replies."""
@@ -48,8 +51,10 @@ def open_services(settings: Settings, model: ServedModel, engine: Engine, resolv
     preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
     slots = settings.max_running_answers or engine.max_num_seqs
     admission = Admission(slots, settings.max_waiting_requests, settings.queue_timeout_seconds)
+    largest = COPIES * settings.max_body_bytes + settings.max_request_image_bytes
+    memory = MemoryBudget(max(settings.max_inflight_bytes, largest))
     responses = ResponseStore(settings.response_store_bytes)
-    return Services(settings, model, engine, preparer, admission, responses, fingerprint_of(settings, model))
+    return Services(settings, model, engine, preparer, admission, memory, responses, fingerprint_of(settings, model))
 
 
 def fingerprint_of(settings: Settings, model: ServedModel) -> str:

@@ -29,4 +29,4 @@ async def answer(services: Services, request: Request, wanted: CompletionRequest
     if not wanted.stream:
         return json_response(await reply.whole())
     include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
-    return await chunk_stream(reply.chunks(include_usage))
+    return await chunk_stream(request, reply.chunks(include_usage))

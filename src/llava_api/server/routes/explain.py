@@ -6,6 +6,7 @@ from fastapi.responses import Response
 from llava_api.chat.explain import explain
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.server.exchange import exchange, json_response
+from llava_api.server.life import life_of
 from llava_api.server.services import Services, caller_of
 
 router = APIRouter()
@@ -17,4 +18,5 @@ async def explain_request(request: Request) -> Response:
 
 
 async def answer(services: Services, request: Request, wanted: ChatCompletionRequest) -> Response:
-    return json_response((await explain(services.preparer, wanted, caller_of(request))).explanation)
+    take = life_of(request).held.take
+    return json_response((await explain(services.preparer, wanted, caller_of(request), take)).explanation)

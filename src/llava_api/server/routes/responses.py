@@ -12,6 +12,7 @@ from llava_api.errors import InvalidRequest, NotFound
 from llava_api.protocol.response_reply import DeletedResponse
 from llava_api.protocol.responses import ResponseRequest
 from llava_api.server.exchange import exchange, json_response, reply_id
+from llava_api.server.life import life_of
 from llava_api.server.services import Services, caller_of
 from llava_api.server.sse import named_stream
 
@@ -32,18 +33,21 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
     earlier = kept(services, wanted.previous_response_id).items() if wanted.previous_response_id else []
     question = response_question(wanted, earlier, services.model)
     caller = caller_of(request)
-    prepared = await services.preparer.prepare(question, reply_id(request, "resp_"), caller)
+    held = life_of(request).held
+    prepared = await services.preparer.prepare(question, reply_id(request, "resp_"), caller, held.take)
     keeping = store.keeps and wanted.store is not False
     response = described(wanted, prepared, int(time.time()), keeping)
+    streamed, items = wanted.stream, [*earlier, *given_items(wanted)] if keeping else []
+    # The pictures' files and their base64, unless they are to be kept.
+    del wanted, question, earlier
+    if not keeping:
+        held.keep(prepared.pixel_bytes)
     reply = ResponseReply(
-        services.answers(prepared.asked, caller),
-        prepared,
-        response,
-        keep=lambda made: store.put(made, [*earlier, *given_items(wanted)]),
+        services.answers(prepared.asked, caller), prepared, response, keep=lambda made: store.put(made, items)
     )
-    if not wanted.stream:
+    if not streamed:
         return json_response(await reply.whole())
-    return await named_stream(reply.events())
+    return await named_stream(request, reply.events(), reply.failure)
 
 
 def kept(services: Services, response_id: str) -> Kept:
