@@ -24,6 +24,8 @@ class ScriptedEngine:
         self.dead = False
         self.requests: list[GenerationRequest] = []
         self.unfinished = 0
+        self.deltas = 0
+        """Made so far, of all requests."""
 
     def say(self, *texts: str) -> None:
         """Each text is one delta of one token, without log-probabilities."""
@@ -42,6 +44,7 @@ class ScriptedEngine:
                 logprobs = self.logprobs[index] if request.sampling.logprobs is not None else ()
                 for choice in range(request.choices):
                     said = self.other_choices[choice][index] if choice in self.other_choices else text
+                    self.deltas += 1
                     yield Delta(said, 1, 3, reason, choice, logprobs, self.prompt_logprobs if not index else ())
         finally:
             self.unfinished -= 1
