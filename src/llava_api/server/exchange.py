@@ -45,11 +45,14 @@ async def exchange(request: Request, kind: type[Body], answer: Answer[Body]) -> 
 async def answer_to(
     request: Request, services: Services, life: Life, kind: type[Body], answer: Answer[Body]
 ) -> Response:
-    # In one go: whatever keeps the body's parts here would keep its pictures as long as the answer takes.
+    # In one go: whatever held the body's parts here would hold its pictures as long as the answer takes.
     return await unless_disconnected(
-        request.receive,
-        answer(services, request, parse(await read_body(request, services.settings.max_body_bytes, life.held), kind)),
+        request.receive, answer(services, request, await asked_for(request, services, life, kind))
     )
+
+
+async def asked_for(request: Request, services: Services, life: Life, kind: type[Body]) -> Body:
+    return parse(await read_body(request, services.settings.max_body_bytes, life.held), kind)
 
 
 def json_response(body: BaseModel) -> Response:
