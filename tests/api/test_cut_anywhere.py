@@ -8,7 +8,8 @@ import asyncio
 import json
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import Any, Literal
+from itertools import product
+from typing import Any, Literal, get_args
 
 import pytest
 from fastapi import FastAPI
@@ -22,7 +23,11 @@ from tests.support.at_rest import settle
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.web import Web
 
-Cut = Literal["caller leaves", "task cancelled", "task cancelled twice"]
+Cut = Literal["caller leaves", "task cancelled", "task cancelled twice", "leaves, then cancelled", "time is up"]
+TWICE: dict[Cut, tuple[Cut, Cut]] = {
+    "task cancelled twice": ("task cancelled", "task cancelled"),
+    "leaves, then cancelled": ("caller leaves", "task cancelled"),
+}
 MOST_TURNS = 3000
 
 
@@ -36,6 +41,13 @@ class InPlace(Executor):
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+def advance_the_clock() -> None:
+    """Of the running loop, beyond every deadline."""
+    loop = asyncio.get_running_loop()
+    before = loop.time
+    loop.time = lambda: before() + 1000  # type: ignore[method-assign]
 
 
 class Asked:
@@ -76,8 +88,10 @@ class Asked:
     def cut(self, how: Cut) -> None:
         if how == "caller leaves":
             self.gone.set()
-        else:
+        elif how == "task cancelled":
             self.task.cancel()
+        else:
+            advance_the_clock()
 
     @property
     def status(self) -> int:
@@ -133,7 +147,7 @@ def completion_body(url: str, stream: bool) -> dict[str, Any]:
     return {"model": "tiny", "prompt": ["one", "two"], "stream": stream}
 
 
-@pytest.mark.parametrize("how", ["caller leaves", "task cancelled", "task cancelled twice"])
+@pytest.mark.parametrize("how", get_args(Cut))
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize(
     ("path", "make", "where"),
@@ -156,26 +170,31 @@ async def test_nothing_is_left_behind(
     how: Cut,
 ) -> None:
     app = prepared_app
+    engine.abort_turns = 4
     services: Services = app.state.services
     body = make(RED if where == "data" else web.host.url("/good.png"), stream)
     tasks = asyncio.all_tasks()
-    for turns in range(MOST_TURNS):
+    first, second = TWICE.get(how, (how, None))
+    between = range(1, 7) if second else range(1)
+    for turns, more_turns in product(range(MOST_TURNS), between):
         services.preparer.grammars.known.clear()
         asked = Asked(app, path, body)
-        # Of another, who wants the same at the same time.
-        other = Asked(app, path, {**body, "stream": not stream})
+        # Of another, who wants the same at the same time; his time would be up too.
+        other = Asked(app, path, {**body, "stream": not stream}) if how != "time is up" else None
         for _ in range(turns):
             await asyncio.sleep(0)
         ended_before = asked.task.done()
-        asked.cut(how)
-        if how == "task cancelled twice":
-            await asyncio.sleep(0)
-            asked.cut(how)
+        asked.cut(first)
+        if second:
+            for _ in range(more_turns):
+                await asyncio.sleep(0)
+            asked.cut(second)
         async with asyncio.timeout(5):
             await asyncio.gather(asked.task, return_exceptions=True)
-            await other.task
-        assert other.status == 200, turns
-        assert b"circle" in other.body, turns
+            if other is not None:
+                await other.task
+                assert other.status == 200, turns
+                assert b"circle" in other.body, turns
         await web.settle()
         await settle(app, tasks | set(web.host.conversations))
         if ended_before:

@@ -52,4 +52,4 @@ async def settle(app: FastAPI, tasks: set["asyncio.Task[Any]"], seconds: float =
     try:
         await until(lambda: not left(), seconds)
     except TimeoutError:
-        assert left() == {}
+        raise AssertionError(f"left behind: {left()}") from None

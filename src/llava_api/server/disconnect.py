@@ -38,4 +38,7 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result
     finally:
         for task in (working, leaving):
             task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        # Not gather, which would pass a second cancellation on, into the midst of what is being given back.
+        await asyncio.wait({working, leaving})
+        for task in (working, leaving):
+            task.cancelled() or task.exception()

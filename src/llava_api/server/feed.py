@@ -1,6 +1,7 @@
 """A stream's items, made in a task of its own, so that a wait for the next can be given up without harm to it."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,40 +19,54 @@ class Ended:
 class Feed(Generic[Item]):
     """Runs ``made`` to its end, or to ``deadline`` (the loop's time), one item ahead of its reader.
 
-    What ``made`` holds is given back at its end, whether or not a reader is still there to hear of it.
+    At its end, which waits for no reader, all that ``made`` holds is given back.
     """
 
     def __init__(self, made: AsyncGenerator[Item, None], deadline: float, timed_out: Callable[[], Exception]) -> None:
-        self.items: asyncio.Queue[Item | Ended] = asyncio.Queue(maxsize=1)
+        self.items: deque[Item] = deque()
+        self.ended: Ended | None = None
+        self.came = asyncio.Event()
+        self.room = asyncio.Event()
         self.task = asyncio.create_task(self.run(made, deadline, timed_out))
 
     async def run(self, made: AsyncGenerator[Item, None], deadline: float, timed_out: Callable[[], Exception]) -> None:
-        error: Exception | None = None
         clock = asyncio.timeout_at(deadline)
+        error: Exception | None = RuntimeError("the stream was stopped")
         try:
             async with clock, aclosing(made):
                 async for item in made:
-                    await self.items.put(item)
+                    self.items.append(item)
+                    self.came.set()
+                    while self.items:
+                        self.room.clear()
+                        await self.room.wait()
+            error = None
         except Exception as raised:
             error = timed_out() if clock.expired() else raised
-        await self.items.put(Ended(error))
+        finally:
+            self.ended = Ended(error)
+            self.came.set()
 
     async def next(self, timeout_seconds: float) -> Item | Ended | None:
         """None where nothing came in time."""
-        try:
-            return self.items.get_nowait()
-        except asyncio.QueueEmpty:
-            pass
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return await self.items.get()
-        except TimeoutError:
-            return None
+        if not self.items and self.ended is None:
+            self.came.clear()
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self.came.wait()
+            except TimeoutError:
+                return None
+        if self.items:
+            self.room.set()
+            return self.items.popleft()
+        return self.ended
 
     def cancel(self) -> None:
-        self.task.cancel()
+        """Once: the engine's end of it must not be broken off."""
+        if not self.task.cancelling():
+            self.task.cancel()
 
     async def close(self) -> None:
         """Returns when everything is given back."""
         self.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        await asyncio.wait({self.task})
