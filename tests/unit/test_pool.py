@@ -94,6 +94,21 @@ async def test_a_thread_whose_caller_has_left_keeps_its_place_until_it_has_ended
     assert (pool.running, pool.jobs) == (0, {})
 
 
+async def test_ahead_of_the_threads_too_what_nobody_wants_is_not_done(work: Work) -> None:
+    pool: Pool[str] = Pool(1, 4, "test", ahead=2)
+    first, second, third, fourth = await begin(pool, work, "1", "2", "3", "4")
+    await until(lambda: work.begun)
+    assert (pool.running, pool.waiting) == (3, 1)
+    second.cancel()
+    await until(lambda: "2" not in pool.jobs)
+    again = ask(pool, work, "2", "ben")
+    work.end(5)
+    assert await asyncio.gather(first, third, fourth, again) == ["1", "3", "4", "2"]
+    assert sorted(work.begun) == ["1", "2", "3", "4"]
+    assert (pool.running, pool.waiting, pool.jobs, pool.queues) == (0, 0, {}, {})
+    pool.close()
+
+
 async def test_what_several_want_is_done_once_at_the_first_of_their_turns(pool: Pool[str], work: Work) -> None:
     hers = await begin(pool, work, "a1", "a2", "a3", "same")
     (his,) = await begin(pool, work, "same", caller="ben")

@@ -24,6 +24,8 @@ from llava_api.settings import Settings
 
 Result = TypeVar("Result")
 MEASURING_THREADS = 2
+MEASURED_AHEAD = 4
+"""A header is read in a fraction of a millisecond."""
 MOST_THREADS = 16
 """Unless the settings say otherwise."""
 
@@ -66,9 +68,10 @@ class ImageLoader:
         self.fetcher = Fetcher(settings, resolve)
         self.cache = ImageCache(settings.image_cache_bytes)
         threads = settings.image_threads or min(os.cpu_count() or 1, MOST_THREADS)
-        self.pool: Pool[RenderedImage] = Pool(threads, settings.max_waiting_images, "images")
+        most = settings.max_waiting_images
+        self.pool: Pool[RenderedImage] = Pool(threads, most, "images", ahead=int(threads > 1))
         # Of their own, so that a refusal or a picture that is known already never waits behind others' decoding.
-        self.measuring_pool: Pool[MeasuredImage] = Pool(MEASURING_THREADS, settings.max_waiting_images, "measure")
+        self.measuring_pool: Pool[MeasuredImage] = Pool(MEASURING_THREADS, most, "measure", ahead=MEASURED_AHEAD)
 
     async def close(self) -> None:
         await self.fetcher.close()

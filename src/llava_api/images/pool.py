@@ -8,7 +8,7 @@ is given its place until then.
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -32,26 +32,28 @@ class Job(Generic[Result]):
     key: Hashable
     work: Callable[[], Result]
     wanted_by: list[Waiting[Result]] = field(default_factory=list)
-    started: bool = False
+    begun: "Future[Result] | None" = None
+    """In the executor; None while it waits for its turn."""
 
 
 class Pool(Generic[Result]):
-    """``most_waiting``: jobs without a thread, of all callers together. Used on the event loop alone."""
+    """``most_waiting``: jobs whose turn has not come, of all callers together. Used on the event loop alone.
 
-    def __init__(self, threads: int, most_waiting: int, name: str) -> None:
-        self.threads = threads
+    ``ahead``: jobs whose turn comes before a thread is free, so that no thread waits for the event loop.
+    """
+
+    def __init__(self, threads: int, most_waiting: int, name: str, ahead: int = 0) -> None:
+        self.at_once = threads + ahead
         self.most_waiting = most_waiting
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self.running = 0
-        """Threads at work."""
+        """Jobs whose turn has come."""
+        self.waiting = 0
+        """Jobs whose turn has not."""
         self.jobs: dict[Hashable, Job[Result]] = {}
         """Waiting or running."""
         self.queues: OrderedDict[str, deque[Waiting[Result]]] = OrderedDict()
         """Callers in the order of their turns; none without a job that waits."""
-
-    @property
-    def waiting(self) -> int:
-        return len(self.jobs) - self.running
 
     async def run(self, key: Hashable, caller: str, work: Callable[[], Result]) -> Result:
         """The result of ``work`` in a thread, or its error; of equal keys at once it is done once.
@@ -61,12 +63,13 @@ class Pool(Generic[Result]):
         """
         job = self.jobs.get(key)
         if job is None:
-            if self.running >= self.threads and self.waiting >= self.most_waiting:
+            if self.running >= self.at_once and self.waiting >= self.most_waiting:
                 self.make_room(caller)
             job = self.jobs[key] = Job(key, work)
+            self.waiting += 1
         mine: Waiting[Result] = Waiting(caller, job, asyncio.get_running_loop().create_future())
         job.wanted_by.append(mine)
-        if not job.started:
+        if job.begun is None:
             self.queues.setdefault(caller, deque()).append(mine)
             self.next_turns()
         try:
@@ -82,10 +85,14 @@ class Pool(Generic[Result]):
         if mine not in job.wanted_by:
             return
         job.wanted_by.remove(mine)
-        if not job.started:
+        if job.begun is None:
             self.leave_queue(mine)
             if not job.wanted_by:
+                self.waiting -= 1
                 del self.jobs[job.key]
+        elif not job.wanted_by and job.begun.cancel():
+            # No thread had come to it yet.
+            del self.jobs[job.key]
 
     def leave_queue(self, mine: Waiting[Result]) -> None:
         queue = self.queues[mine.caller]
@@ -105,7 +112,7 @@ class Pool(Generic[Result]):
                 last.result.set_exception(Busy(FULL, code="images_busy"))
 
     def next_turns(self) -> None:
-        while self.queues and self.running < self.threads:
+        while self.queues and self.running < self.at_once:
             caller, queue = next(iter(self.queues.items()))
             job = queue[0].job
             self.queues.move_to_end(caller)
@@ -114,14 +121,16 @@ class Pool(Generic[Result]):
             self.start(job)
 
     def start(self, job: Job[Result]) -> None:
-        running = asyncio.wrap_future(self.executor.submit(job.work))
-        job.started = True
+        job.begun = self.executor.submit(job.work)
+        self.waiting -= 1
         self.running += 1
-        running.add_done_callback(lambda _: self.finish(job, running))
+        ending = asyncio.wrap_future(job.begun)
+        ending.add_done_callback(lambda _: self.finish(job, ending))
 
     def finish(self, job: Job[Result], ran: "asyncio.Future[Result]") -> None:
         self.running -= 1
-        del self.jobs[job.key]
+        if self.jobs.get(job.key) is job:
+            del self.jobs[job.key]
         if not ran.cancelled():
             # Retrieved even where nobody is left to hear of it.
             ran.exception()
