@@ -136,8 +136,9 @@ async def test_who_waits_for_the_engine_holds_the_pixels_alone(
 
         before = tracemalloc.get_traced_memory()[0]
         asking = []
+        length = {"content-length": str(len(body))}
         for number in range(20):
-            asking.append(asyncio.create_task(client.post(CHAT, content=content())))
+            asking.append(asyncio.create_task(client.post(CHAT, content=content(), headers=length)))
             await until(lambda: services.admission.running + services.admission.waiting == len(asking), 20)
             assert services.memory.held_bytes == (number + 1) * engine.requests[0].images[0].pixels.nbytes
         assert tracemalloc.get_traced_memory()[0] - before < len(body)

@@ -17,7 +17,7 @@ from llava_api.images.fetch import Resolve
 from llava_api.images.load import ImageLoader
 from llava_api.limits.admission import Admission, Line
 from llava_api.limits.memory import MemoryBudget
-from llava_api.server.body import COPIES
+from llava_api.server.body import COPIES_GROWN
 from llava_api.settings import Settings
 
 
@@ -51,7 +51,7 @@ def open_services(settings: Settings, model: ServedModel, engine: Engine, resolv
     preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
     slots = settings.max_running_answers or engine.max_num_seqs
     admission = Admission(slots, settings.max_waiting_requests, settings.queue_timeout_seconds)
-    largest = COPIES * settings.max_body_bytes + settings.max_request_image_bytes
+    largest = COPIES_GROWN * settings.max_body_bytes + settings.max_request_image_bytes
     memory = MemoryBudget(max(settings.max_inflight_bytes, largest))
     responses = ResponseStore(settings.response_store_bytes)
     return Services(settings, model, engine, preparer, admission, memory, responses, fingerprint_of(settings, model))
