@@ -106,6 +106,22 @@ class Settings(BaseSettings):
     short_paths: bool = False
     """Answer /chat/completions, /completions and /responses without /v1 before them too."""
 
+    # What an operator sees
+    log_format: Literal["human", "json"] = "human"
+    """How log lines are written: for people, or as one JSON object a line."""
+    log_prompts: bool = False
+    """Write the text of prompts into the log, without pictures. A risk: whoever reads the log reads what people ask."""
+    metrics: Literal["key", "open", "off"] = "key"
+    """Prometheus metrics at /metrics.
+
+    key: with an API key, where keys are set; open: without; off: not at all."""
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    """A second port with /metrics and /health alone, without a key; 0 takes a free one."""
+    metrics_host: str = "127.0.0.1"
+    """Address that the second port listens on."""
+    otlp_endpoint: str | None = None
+    """Collector that traces are sent to by OTLP over HTTP, as http://localhost:4318; needs llava-api[otel]."""
+
     # Pictures: limits, each checked before its cost is paid
     max_images_per_request: int = Field(16, ge=0)
     """Pictures in one request."""

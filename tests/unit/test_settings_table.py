@@ -20,6 +20,8 @@ VALUES = {
     "--image-mode": "pad",
     "--jpeg-decode": "exact",
     "--docs": "open",
+    "--log-format": "json",
+    "--metrics": "open",
 }
 """A value that fits, for flags that do not take every number."""
 

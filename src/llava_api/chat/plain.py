@@ -11,6 +11,7 @@ from llava_api.engine.base import GenerationRequest, Sampling
 from llava_api.errors import InvalidRequest
 from llava_api.prompts.render import tokenize
 from llava_api.protocol.completions import CompletionRequest, Prompt
+from llava_api.telemetry.record import current
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -69,6 +70,9 @@ async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_
     asked_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else max(1, request.max_tokens)
     length = Length(asked_tokens, "max_tokens", "prompt")
     prompts = [await read_prompt(preparer, prompt) for prompt in given]
+    record = current()
+    if record.keeps_prompt:
+        record.prompt = "\n\n".join(prompt.text for prompt in prompts)
     asked = []
     for place, prompt in enumerate(prompts):
         room = answer_room(length, len(prompt.token_ids), 0, preparer.max_model_len, sampling)

@@ -16,8 +16,9 @@ from llava_api.errors import ContextLengthExceeded, InvalidGrammar, InvalidReque
 from llava_api.images.cache import RenderedImage
 from llava_api.images.load import ImageLoader, MeasuredImage
 from llava_api.prompts.render import RenderedPrompt, tokenize
-from llava_api.prompts.segments import Segment
+from llava_api.prompts.segments import Segment, as_text
 from llava_api.settings import Settings
+from llava_api.telemetry.record import current
 
 INLINE_CHARACTERS = 2000
 """Text of up to so many is tokenized at once, within two milliseconds: a thread costs more than it frees."""
@@ -85,6 +86,9 @@ class Preparer:
         # Before pictures, which may have to be fetched.
         await self.check_grammar(question, caller)
         laid_out = await self.lay_out(question.conversation, caller, question.length.prompt_param)
+        record = current()
+        if record.keeps_prompt:
+            record.prompt = as_text(laid_out.segments)
         max_tokens = answer_room(
             question.length, laid_out.text_tokens, laid_out.image_tokens, self.max_model_len, question.sampling
         )

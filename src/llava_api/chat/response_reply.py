@@ -108,11 +108,13 @@ class ResponseReply:
         except ApiError as error:
             if self.sequence < 0:
                 raise
+            self.answers.record.tell(error.code)
             yield self.failed(error.message)
         except Exception:
             if self.sequence < 0:
                 raise
             log.exception("unforeseen error in a stream")
+            self.answers.record.tell("internal_error")
             yield self.failed(INTERNAL)
 
     async def making(self) -> AsyncGenerator[wire.Event, None]:

@@ -23,6 +23,7 @@ from llava_api.engine.vllm_start import start_engine
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing, KeySources
 from llava_api.settings import Settings
+from llava_api.telemetry.tracing import Tracing, open_tracing
 
 DEMO_PICTURE = "red-circle.png"
 log = logging.getLogger("llava_api")
@@ -46,10 +47,16 @@ def run(chosen: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     keep_freed_memory()
     settings = read_settings(chosen)
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
+    tracing = open_tracing(settings.otlp_endpoint)
     keys = KeyRing(KeySources(settings))
     check_exposure(settings, keys)
-    listener = listen(settings)
+    listener = listen(settings.host, settings.port, "--port")
+    side = (
+        None
+        if settings.metrics_port is None
+        else listen(settings.metrics_host, settings.metrics_port, "--metrics-port")
+    )
     names = tuple(settings.served_model_name) or (chosen.model,)
     model = open_model(find_model(chosen.model), names, settings)
     log.info("model %s: LLaVA-%s, %s format", names[0], model.checkpoint.version, model.checkpoint.format)
@@ -60,7 +67,7 @@ def run(chosen: argparse.Namespace) -> None:
     if model.checkpoint.format != "hub":
         converted = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir)
         model = describe_model(converted, names, settings)
-    serve_forever(model, settings, keys, listener)
+    serve_forever(model, settings, keys, listener, side, tracing)
 
 
 def check_exposure(settings: Settings, keys: KeyRing) -> None:
@@ -80,23 +87,31 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def listen(settings: Settings) -> socket.socket:
+def listen(host: str, port: int, flag: str) -> socket.socket:
     """Take the port first: a port in use must not cost half a minute of loading. Raises StartupError."""
     try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
         listener.set_inheritable(False)
     except OSError as error:
         raise StartupError(
-            f"cannot listen on {settings.host} port {settings.port} ({error.strerror}): is another server running "
-            "there? Choose another with --port"
+            f"cannot listen on {host} port {port} ({error.strerror}): is another server running there? "
+            f"Choose another with {flag}"
         ) from error
     return listener
 
 
-def serve_forever(model: ServedModel, settings: Settings, keys: KeyRing, listener: socket.socket) -> None:
+def serve_forever(
+    model: ServedModel,
+    settings: Settings,
+    keys: KeyRing,
+    listener: socket.socket,
+    side: socket.socket | None,
+    tracing: Tracing | None,
+) -> None:
+    """``side``: where metrics are answered without a key."""
     import uvicorn
 
     from llava_api.server.app import create_app
@@ -120,9 +135,9 @@ def serve_forever(model: ServedModel, settings: Settings, keys: KeyRing, listene
     base_url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else host}:{port}/v1"
     life = Lifecycle(settings.drain_timeout_seconds)
     lifespan = make_lifespan(
-        model, settings, keys, life, start, lambda: announce(model, keys, base_url), end_at_once, close_port
+        model, settings, keys, life, start, lambda: announce(model, keys, base_url), end_at_once, close_port, side
     )
-    app = create_app(settings, keys, lifespan=lifespan, life=life)
+    app = create_app(settings, keys, lifespan=lifespan, life=life, tracing=tracing)
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
@@ -133,6 +148,7 @@ def serve_forever(model: ServedModel, settings: Settings, keys: KeyRing, listene
         uvicorn.Config(
             app,
             log_level="warning",
+            log_config=None,
             lifespan="on",
             access_log=False,
             # By then the drain is over.
@@ -141,6 +157,8 @@ def serve_forever(model: ServedModel, settings: Settings, keys: KeyRing, listene
         )
     )
     server.run(sockets=[listener])
+    if tracing is not None:
+        tracing.close()
     if life.failure is not None:
         complain(life.failure)
     end_at_once(0 if life.failure is None and server.started else 1)

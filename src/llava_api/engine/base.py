@@ -27,6 +27,8 @@ class ModelToLoad:
     quantization: str | None = None
     """vLLM's name of a quantization method; None for what the checkpoint says."""
     adapters: tuple["Adapter", ...] = ()
+    name: str | None = None
+    """Under which it is served; stands in the engine's metrics. None for its path."""
 
 
 @dataclass(frozen=True, slots=True)

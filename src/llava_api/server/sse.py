@@ -10,6 +10,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from llava_api.errors import INTERNAL, ApiError
 from llava_api.protocol.response_reply import Event
+from llava_api.telemetry.record import current
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +30,13 @@ async def events(first: BaseModel, rest: AsyncGenerator[BaseModel, None]) -> Asy
             async for chunk in rest:
                 yield event(chunk.model_dump_json())
         except ApiError as error:
+            current().tell(error.code)
             yield event(orjson.dumps(error.body()).decode())
             return
         except Exception:
             log.exception("unforeseen error in a stream")
             unforeseen = ApiError(INTERNAL, code="internal_error")
+            current().tell(unforeseen.code)
             yield event(orjson.dumps(unforeseen.body()).decode())
             return
         yield event("[DONE]")
