@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EXPORT_SECONDS = 5
 """Longest time for one export, and so about the longest that the last one holds up the end of the server."""
 NOT_INSTALLED = "--otlp-endpoint needs OpenTelemetry, which is not installed: pip install 'llava-api[otel]'"
-CARRIED = ("traceparent", "tracestate")
+CARRIED = (b"traceparent", b"tracestate")
 """Headers of the W3C trace context."""
 
 

@@ -75,9 +75,7 @@ class Access:
         )
         if self.tracing is not None:
             record.traced = {
-                name.decode("latin-1"): value.decode("latin-1")
-                for name, value in scope["headers"]
-                if name.decode("latin-1") in CARRIED
+                name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in CARRIED
             }
         return record
 
