@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client import REGISTRY, Counter
 
 from llava_api.images.fetch import Resolve
 from llava_api.limits.admission import Admission
@@ -187,6 +188,19 @@ async def test_both_formats(client: httpx.AsyncClient) -> None:
         assert page.value("llava_api_completion_tokens_total", **series) == 3
         # And Python's own, beside which vLLM's stand.
         assert "process_resident_memory_bytes" in page.names()
+
+
+async def test_vllms_names_are_kept_in_both_formats(client: httpx.AsyncClient) -> None:
+    """prometheus_client's own choice would make vllm_odd_requests_total of it in OpenMetrics."""
+    counter = Counter("vllm:odd_requests", "As vLLM registers its own.", ["model_name"])
+    counter.labels("tiny").inc(2)
+    try:
+        for accept in ("", OPENMETRICS, "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6"):
+            text = (await client.get("/metrics", headers={**ANNE, "accept": accept})).text
+            assert 'vllm:odd_requests_total{model_name="tiny"} 2.0' in text
+            assert "vllm_" not in text
+    finally:
+        REGISTRY.unregister(counter)
 
 
 async def test_a_key_is_needed(client: httpx.AsyncClient) -> None:
