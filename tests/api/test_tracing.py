@@ -1,8 +1,12 @@
 """The trace of a request: complete, in the caller's trace, and nothing of it for anybody else."""
 
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +22,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from llava_api.images.fetch import Resolve
 from llava_api.limits.keys import KeyRing, KeySources
 from llava_api.server.app import create_app
-from llava_api.telemetry.tracing import Tracing
+from llava_api.telemetry.record import RequestRecord
+from llava_api.telemetry.tracing import CLOSING_SECONDS, Tracing, open_tracing
 from tests.api.test_chat import CHAT, picture_message, text_body
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.web import Web
@@ -189,6 +194,56 @@ async def test_a_failure_to_export_harms_nobody(app: FastAPI, tracing: Tracing) 
         assert (await client.post(CHAT, json=text_body())).status_code == 200
         page = (await client.get("/metrics")).text
         assert 'llava_api_request_outcomes_total{outcome="ok"} 1.0' in page
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Keeps what it is sent in its server's ``received``."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.received.append((self.path, self.headers["content-type"], body))  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def ended_record() -> RequestRecord:
+    record = RequestRecord(method="GET", status=200, complete=True, traced=CALLER)
+    record.end("/v1/models", None)
+    return record
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1/traces"])
+def test_a_collector_is_sent_the_spans(path: str) -> None:
+    server = HTTPServer(("127.0.0.1", 0), Collector)
+    received = server.received = []  # type: ignore[attr-defined]
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    try:
+        tracing = open_tracing(f"http://127.0.0.1:{server.server_port}{path}")
+        assert tracing is not None
+        assert tracing.tell(ended_record()) == TRACE
+        tracing.close()
+    finally:
+        server.shutdown()
+        serving.join()
+        server.server_close()
+    [(at, kind, body)] = received
+    assert (at, kind) == ("/v1/traces", "application/x-protobuf")
+    assert bytes.fromhex(TRACE) in body
+
+
+def test_a_collector_that_hangs_does_not_hold_up_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracing = open_tracing(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert tracing is not None
+        before = time.perf_counter()
+        for _ in range(2000):
+            tracing.tell(ended_record())
+        tracing.close()
+        assert time.perf_counter() - before < CLOSING_SECONDS + 5
 
 
 BLOCKED = """

@@ -67,6 +67,8 @@ def run(chosen: argparse.Namespace) -> None:
     if model.checkpoint.format != "hub":
         converted = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir)
         model = describe_model(converted, names, settings)
+    if side is not None:
+        log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
     serve_forever(model, settings, keys, listener, side, tracing)
 
 

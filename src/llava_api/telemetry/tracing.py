@@ -9,6 +9,7 @@ Sampling and the rest of the SDK is set as everywhere, by OTEL_* variables (OTEL
 OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_HEADERS).
 """
 
+import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
 EXPORT_SECONDS = 5
-"""Longest time for one export, and so about the longest that the last one holds up the end of the server."""
+"""Longest time for one export."""
+CLOSING_SECONDS = 5
+"""Longest time that the last export holds up the end of the server."""
 NOT_INSTALLED = "--otlp-endpoint needs OpenTelemetry, which is not installed: pip install 'llava-api[otel]'"
 CARRIED = (b"traceparent", b"tracestate")
 """Headers of the W3C trace context."""
@@ -113,8 +116,11 @@ class Tracing:
         span.end(moment(record, ended))
 
     def close(self) -> None:
-        """Send what waits; blocks for some seconds where nobody answers."""
-        self.provider.shutdown()
+        """Send what waits; blocks, but for no longer than CLOSING_SECONDS, and then the rest is lost."""
+        # The SDK waits for each batch by itself, up to half a minute in all.
+        closing = threading.Thread(target=self.provider.shutdown, daemon=True, name="traces")
+        closing.start()
+        closing.join(CLOSING_SECONDS)
 
 
 def moment(record: RequestRecord, counter: float) -> int:
