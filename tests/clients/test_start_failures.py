@@ -42,6 +42,14 @@ def test_a_port_in_use() -> None:
     assert "another server running" in done.stderr
 
 
+def test_a_metrics_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = serve("llava-tiny-1.5", "--port", "0", "--metrics-port", str(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert "Choose another with --metrics-port" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_a_checkpoint_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     done = serve(str(tmp_path), "--port", "0")

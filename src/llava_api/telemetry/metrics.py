@@ -166,6 +166,8 @@ class Metrics:
             self.outcomes.labels(outcome)
         for reason in sorted(REASONS):
             self.rejections.labels(reason)
+        for fetched in ("ok", "failed"):
+            self.image_fetch.labels(fetched)
         for result in ("hit", "miss"):
             self.image_cache.labels(result)
 
