@@ -159,8 +159,6 @@ def serve_forever(
         )
     )
     server.run(sockets=[listener])
-    if tracing is not None:
-        tracing.close()
     if life.failure is not None:
         complain(life.failure)
     end_at_once(0 if life.failure is None and server.started else 1)

@@ -48,6 +48,7 @@ def create_app(
     app.state.life = life = life or Lifecycle()
     # There before the model is.
     app.state.metrics = Metrics(versions()) if services is None else services.metrics
+    app.state.tracing = tracing
     # What is added last is met first.
     app.add_middleware(Gate, root=app, life=life, open_paths=(*OPEN, metrics.PATH))
     app.add_middleware(Authentication, keys=keys, open_paths=open_paths(settings))

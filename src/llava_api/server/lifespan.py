@@ -40,6 +40,16 @@ async def watch_keys(keys: KeyRing) -> None:
         await asyncio.to_thread(keys.refresh)
 
 
+@asynccontextmanager
+async def tracing(app: FastAPI) -> AsyncIterator[None]:
+    """At the end, the traces that wait are sent."""
+    try:
+        yield
+    finally:
+        if app.state.tracing is not None:
+            await asyncio.to_thread(app.state.tracing.close)
+
+
 def make_lifespan(
     model: ServedModel,
     settings: Settings,
@@ -58,7 +68,7 @@ def make_lifespan(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with side_port(app, side_listener), serving(app):
+        async with side_port(app, side_listener), tracing(app), serving(app):
             yield
 
     @asynccontextmanager

@@ -39,9 +39,12 @@ REASONS = frozenset(
             "image_fetch_failed",
             "unsupported_image_format",
         ),
-        *("invalid_api_key", "not_found", "model_not_found", "method_not_allowed"),
-        *("rate_limit_exceeded", "too_many_requests_at_once", "request_timeout"),
-        *("server_busy", "queue_full", "queue_timeout", "model_not_ready", "draining"),
+        *("invalid_api_key", "not_found", "model_not_found", "method_not_allowed", "max_tokens_exceeded"),
+        *("invalid_http", "invalid_host", "headers_too_large", "receive_timeout", "unsupported_content_encoding"),
+        *("host_not_allowed", "origin_not_allowed"),
+        *("rate_limit_exceeded", "request_exceeds_rate_limit", "too_many_requests_at_once", "request_timeout"),
+        *("server_busy", "queue_full", "queue_timeout", "images_busy", "memory_full"),
+        *("model_not_ready", "server_stopping"),
         *("engine_failed", "engine_stopped", "internal_error"),
     }
 )
@@ -201,12 +204,16 @@ class Metrics:
         child(self.outcomes, record.outcome).inc()
         child(self.duration, record.route).observe(record.seconds)
         if record.error is not None:
-            reason = record.error or "invalid_request"
-            child(self.rejections, reason if reason in REASONS else OTHER).inc()
+            self.reject(record.error)
         if record.images or record.steps:
             self.end_images(record)
         if record.answers:
             self.end_answers(record)
+
+    def reject(self, code: str) -> None:
+        """Count an error that a caller was told; ``code`` may be empty. For those too that no record knows of."""
+        reason = code or "invalid_request"
+        self.child(self.rejections, reason if reason in REASONS else OTHER).inc()
 
     def end_images(self, record: RequestRecord) -> None:
         self.images.inc(record.images)
