@@ -4,7 +4,8 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -198,38 +199,56 @@ async def test_an_unforeseen_errors_path_is_escaped(
     assert complaints[0].isprintable()
 
 
-async def test_a_caller_that_goes_is_told_apart(app: FastAPI, engine: ScriptedEngine, lines: Lines) -> None:
-    engine.pause_seconds = 0.05
-    engine.say(*[" a"] * 100)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+@asynccontextmanager
+async def listening(app: FastAPI) -> AsyncIterator[tuple[int, uvicorn.Server]]:
+    """(port, server); ends as a server does that was told to, and gives open streams a second."""
+    config = uvicorn.Config(
+        app, port=0, log_config=None, log_level="critical", lifespan="off", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    for stream in (True, False):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        body = json.dumps(text_body(stream=stream)).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
-        if stream:
-            await reader.readuntil(b"data: ")
-        else:
-            async with asyncio.timeout(5):
-                while not engine.unfinished:
-                    await asyncio.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1], server
+    server.should_exit = True
+    await serving
+
+
+async def ask(port: int, stream: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = json.dumps(text_body(stream=stream)).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    return reader, writer
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_who_ended_it_is_told_apart(app: FastAPI, engine: ScriptedEngine, lines: Lines) -> None:
+    engine.pause_seconds = 0.05
+    engine.say(*[" a"] * 200)
+    async with listening(app) as (port, server):
+        for number, stream in enumerate((True, False)):
+            reader, writer = await ask(port, stream)
+            if stream:
+                await reader.readuntil(b"data: ")
+            await until(lambda: engine.unfinished)
+            writer.close()
+            await writer.wait_closed()
+            await until(lambda number=number: len(lines.fields()) > number)
+        reader, writer = await ask(port, True)
+        await reader.readuntil(b"data: ")
+        server.should_exit = True
+        await until(lambda: len(lines.fields()) == 3)
         writer.close()
         await writer.wait_closed()
-        async with asyncio.timeout(5):
-            while len(lines.fields()) < (1 if stream else 2):
-                await asyncio.sleep(0.01)
-    # Cut off by the server's own end.
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    server.should_exit = True
-    writer.close()
-    await writer.wait_closed()
-    await serving
-    streamed, whole = lines.fields()
+    streamed, whole, cut = lines.fields()
     assert (streamed["status"], streamed["outcome"]) == (200, "client_gone")
     assert streamed["completion_tokens"] > 0
     assert (whole["status"], whole["outcome"]) == (499, "client_gone")
+    assert (cut["status"], cut["outcome"]) == (200, "cut")
     assert engine.unfinished == 0
