@@ -10,8 +10,8 @@ from starlette.routing import Route
 from llava_api import __version__
 from llava_api.limits.keys import KeyRing
 from llava_api.server import error_handlers
-from llava_api.server.middleware.access import Access
 from llava_api.server.lifecycle import Lifecycle
+from llava_api.server.middleware.access import Access
 from llava_api.server.middleware.authentication import OPEN, Authentication
 from llava_api.server.middleware.gate import Gate
 from llava_api.server.middleware.request_id import RequestId
