@@ -50,6 +50,7 @@ class SupervisedEngine:
         self.last_progress = time.monotonic()
         self.restarts = 0
         """Since the server's start, those that failed among them."""
+        self.restarts_in_a_row = 0
 
     @classmethod
     async def open(cls, start: Start, settings: Settings) -> "SupervisedEngine":
@@ -116,7 +117,7 @@ class SupervisedEngine:
             with suppress(Exception):
                 await self.engine.shutdown()
             if time.monotonic() - began > CALM_SECONDS:
-                self.restarts = 0
+                self.restarts_in_a_row = 0
             if not await self.started_again():
                 self.give_up()
                 return reason
@@ -144,11 +145,12 @@ class SupervisedEngine:
                 return f"it has work and brought nothing for {silence:.0f} s (--engine-stall-seconds)"
 
     async def started_again(self) -> bool:
-        while self.restarts < self.restart_limit:
-            if self.restarts:
-                await asyncio.sleep(min(2.0**self.restarts, LONGEST_PAUSE_SECONDS))
+        while self.restarts_in_a_row < self.restart_limit:
+            if self.restarts_in_a_row:
+                await asyncio.sleep(min(2.0**self.restarts_in_a_row, LONGEST_PAUSE_SECONDS))
             self.restarts += 1
-            log.info("starting the engine again (%d of %d)", self.restarts, self.restart_limit)
+            self.restarts_in_a_row += 1
+            log.info("starting the engine again (%d of %d)", self.restarts_in_a_row, self.restart_limit)
             try:
                 self.engine = await self.start()
             except StartupError as error:

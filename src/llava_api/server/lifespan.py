@@ -85,7 +85,9 @@ def make_lifespan(
                 beating.cancel()
             log.info("%s: done in %.1f s", LOADING, time.monotonic() - started)
             engines.append(engine)
-            app.state.services = open_services(settings, model, engine, metrics=app.state.metrics)
+            metrics = app.state.metrics
+            metrics.before_scrape(lambda: metrics.engine_restarts.set(engine.restarts))
+            app.state.services = open_services(settings, model, engine, metrics=metrics)
             # What is there now stays: a full collection would look through all of torch and vLLM, for a tenth of a
             # second.
             gc.collect()

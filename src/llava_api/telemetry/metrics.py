@@ -7,6 +7,7 @@ To add a metric: make it in ``__init__`` with ``registry=self.registry``. What i
 length) is set in a function that ``before_scrape`` is handed.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ REASONS = frozenset(
         *("host_not_allowed", "origin_not_allowed"),
         *("rate_limit_exceeded", "request_exceeds_rate_limit", "too_many_requests_at_once", "request_timeout"),
         *("server_busy", "queue_full", "queue_timeout", "images_busy", "memory_full"),
-        *("model_not_ready", "server_stopping"),
+        *("model_not_ready", "server_stopping", "engine_restarting"),
         *("engine_failed", "engine_stopped", "internal_error"),
     }
 )
@@ -163,6 +164,8 @@ class Metrics:
         self.image_pixels = counter("image_pixels_total", "Pixels of pictures, as sent.")
         self.image_tokens = counter("image_tokens_total", "Tokens of pictures.")
         # What runs here
+        self.tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
+        self.engine_restarts = gauge("engine_restarts", "Times that the engine was started again, failures too.")
         gauge("build_info", "Versions; 1.", *versions).labels(**versions).set(1)
         self.model_info = gauge("model_info", "The model; 1.", "model", "family", "image_mode", "version", "format")
         for outcome in OUTCOMES:
@@ -247,6 +250,7 @@ class Metrics:
     def sample(self) -> None:
         """Read off what is only looked at when somebody asks. On the event loop, before ``page``."""
         self.in_progress.set(self.running)
+        self.tasks.set(len(asyncio.all_tasks()))
         for sample in self.samplers:
             sample()
 
