@@ -259,15 +259,7 @@ def test_with_a_tiny_kv_cache_all_long_streams_finish_as_if_alone(tmp_path: Path
             assert float(preempted.rpartition(" ")[2]) > 0
 
     # 40 blocks of 32 tokens: room for 1,280 where eight answers of 700 need 5,900.
-    flags = (
-        "--metrics",
-        "open",
-        "--max-model-len",
-        "1024",
-        "--engine-arg",
-        "num_gpu_blocks_override=40",
-        "--engine-arg",
-        "block_size=32",
-    )
+    flags = ["--metrics", "open", "--max-model-len", "1024"]
+    flags += ["--engine-arg", "num_gpu_blocks_override=40", "--engine-arg", "block_size=32"]
     with started(tmp_path / "terminal.txt", *flags) as server:
         asyncio.run(fill(server))
