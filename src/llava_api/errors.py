@@ -11,6 +11,7 @@
     |   |   +-- ModelNotFound    404 code model_not_found
     |   +-- MethodNotAllowed     405 code method_not_allowed
     |   +-- RequestTooLarge      413 code request_too_large
+    +-- RateLimited              429 type requests or tokens, code rate_limit_exceeded
     +-- Unavailable              503 server_error
     |   +-- NotReady             503 code model_not_ready
     |   +-- Busy                 503 code server_busy
@@ -89,6 +90,18 @@ class MethodNotAllowed(InvalidRequest):
 class RequestTooLarge(InvalidRequest):
     status = 413
     code = "request_too_large"
+
+
+class RateLimited(ApiError):
+    """The caller has used up what it may; ``kind``, requests or tokens, is OpenAI's type of the error."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, kind: str, retry_after_seconds: float, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.type = kind
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Unavailable(ApiError):

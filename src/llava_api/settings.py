@@ -37,6 +37,8 @@ def split_at_commas(value: object) -> object:
     return [part.strip() for part in parts if part.strip()]
 
 
+MOST_COUNTED = 10**15
+"""No limit is higher: more says the same as none."""
 Texts = Annotated[list[str], NoDecode, BeforeValidator(split_at_commas)]
 """Several texts: a repeated flag, or one environment variable with commas between them."""
 
@@ -105,6 +107,26 @@ class Settings(BaseSettings):
     key: with an API key, where keys are set; open: without; off: not at all."""
     short_paths: bool = False
     """Answer /chat/completions, /completions and /responses without /v1 before them too."""
+
+    # Keys: limits
+    requests_per_minute: int | None = Field(None, ge=1, le=MOST_COUNTED)
+    """Requests that a caller may send in a minute; then 429. Default: no limit.
+
+    A caller is an API key, or without keys a client address."""
+    tokens_per_minute: int | None = Field(None, ge=1, le=MOST_COUNTED)
+    """Tokens of prompts and answers that a caller may use in a minute. Default: no limit."""
+    images_per_minute: int | None = Field(None, ge=0, le=MOST_COUNTED)
+    """Pictures that a caller may send in a minute. Default: no limit."""
+    max_requests_at_once: int | None = Field(None, ge=1, le=MOST_COUNTED)
+    """Requests that a caller may have in the works at once. Default: no limit."""
+    max_tokens_per_request: int | None = Field(None, ge=1, le=MOST_COUNTED)
+    """Longest answer that a request may ask for, in tokens; one that asks for none ends there. Default: no limit."""
+    key_limits_file: str | None = None
+    """TOML file of other limits for single keys, a table for each key's name; read again when it changes."""
+    rate_limit_redis_url: str | None = None
+    """Redis that counts for several servers together, as redis://HOST:6379; default: each counts for itself."""
+    isolate_caches: bool = False
+    """Share no cached prompt or picture between callers, so that nobody learns by timing what another sent."""
 
     # What an operator sees
     log_format: Literal["human", "json"] = "human"

@@ -11,6 +11,7 @@ from llava_api.chat.logprobs import LogprobAligner, TokenWriter, WrittenToken
 from llava_api.engine.base import Delta, Engine, GenerationRequest
 from llava_api.errors import EngineFailed
 from llava_api.limits.admission import Line
+from llava_api.limits.rate import Allowance
 from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.telemetry.record import AnswerRecord, RequestRecord, current
 
@@ -114,15 +115,21 @@ def tell_of(record: RequestRecord, asked: Asked) -> AnswerRecord:
 
 
 class Answers:
-    """The answers to one prompt in the making, with their counts. ``line``: where it waits for its turn."""
+    """The answers to one prompt in the making, with their counts.
 
-    def __init__(self, engine: Engine, line: Line, asked: Asked, tokenizer: TextTokenizer) -> None:
+    ``line``: where it waits for its turn; ``allowance``: whom their tokens are put down to.
+    """
+
+    def __init__(
+        self, engine: Engine, line: Line, asked: Asked, tokenizer: TextTokenizer, allowance: Allowance
+    ) -> None:
         self.engine = engine
         self.line = line
         self.asked = asked
         self.tokenizer = tokenizer
         self.record = current()
         self.told = tell_of(self.record, asked)
+        self.allowance = allowance
         self.completion_tokens = 0
         self.cached_tokens = 0
         self.prompt: list[WrittenToken | None] = []
@@ -147,6 +154,7 @@ class Answers:
         finally:
             slot.release()
             self.told.end(self.completion_tokens, self.cached_tokens)
+            self.allowance.owe(self.completion_tokens)
 
     async def made_by(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         copies = self.asked.choices // request.choices

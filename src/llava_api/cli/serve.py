@@ -22,6 +22,7 @@ from llava_api.engine.processes import kill_children
 from llava_api.engine.vllm_start import start_engine
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.rate import RateLimiter, open_limiter
 from llava_api.settings import Settings
 from llava_api.telemetry.tracing import Tracing, open_tracing
 
@@ -51,6 +52,8 @@ def run(chosen: argparse.Namespace) -> None:
     tracing = open_tracing(settings.otlp_endpoint)
     keys = KeyRing(KeySources(settings))
     check_exposure(settings, keys)
+    limiter = open_limiter(settings)
+    limiter.table.warn_of_strangers(key.name for key in keys.keys)
     listener = listen(settings.host, settings.port, "--port")
     side = (
         None
@@ -69,7 +72,7 @@ def run(chosen: argparse.Namespace) -> None:
         model = describe_model(converted, names, settings)
     if side is not None:
         log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
-    serve_forever(model, settings, keys, listener, side, tracing)
+    serve_forever(model, settings, keys, limiter, listener, side, tracing)
 
 
 def check_exposure(settings: Settings, keys: KeyRing) -> None:
@@ -109,6 +112,7 @@ def serve_forever(
     model: ServedModel,
     settings: Settings,
     keys: KeyRing,
+    limiter: RateLimiter,
     listener: socket.socket,
     side: socket.socket | None,
     tracing: Tracing | None,
@@ -137,7 +141,16 @@ def serve_forever(
     base_url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else host}:{port}/v1"
     life = Lifecycle(settings.drain_timeout_seconds)
     lifespan = make_lifespan(
-        model, settings, keys, life, start, lambda: announce(model, keys, base_url), end_at_once, close_port, side
+        model,
+        settings,
+        keys,
+        limiter,
+        life,
+        start,
+        lambda: announce(model, keys, base_url),
+        end_at_once,
+        close_port,
+        side,
     )
     app = create_app(settings, keys, lifespan=lifespan, life=life, tracing=tracing)
 

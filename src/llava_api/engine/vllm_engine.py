@@ -179,12 +179,13 @@ def delta_of(completion: CompletionOutput, cached_tokens: int, prompt: tuple[Tok
 
 def engine_input(request: GenerationRequest) -> EngineInput:
     if not request.images:
-        return tokens_input(request.token_ids)
+        return tokens_input(request.token_ids, cache_salt=request.cache_salt)
     return mm_input(
         request.token_ids,
         MultiModalKwargsItems({"image": [image_item(image) for image in request.images]}),
         {"image": [image.cache_key for image in request.images]},
         {"image": [PlaceholderRange(offset=image.offset, length=image.length) for image in request.images]},
+        cache_salt=request.cache_salt,
     )
 
 

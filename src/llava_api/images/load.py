@@ -54,9 +54,11 @@ class MeasuredImage:
     size: Size
     """(width, height) as the model is shown it."""
     tokens: int
+    owner: str = ""
+    """Who alone may use what is made of it again; "" for everybody."""
 
     def cache_key(self) -> str:
-        return f"{self.digest}-{self.mode.key()}"
+        return f"{self.digest}-{self.mode.key()}{self.owner and f'-{self.owner}'}"
 
 
 class ImageLoader:
@@ -88,9 +90,10 @@ class ImageLoader:
         return await all_of([self.measure_one(part, caller, budget) for part in parts])
 
     async def measure_one(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> MeasuredImage:
+        owner = caller if self.settings.isolate_caches else ""
         try:
             read = await self.reader(part, caller, budget)
-            measured = await in_thread(self.measuring_threads, lambda: self.measure_data(read(), part))
+            measured = await in_thread(self.measuring_threads, lambda: self.measure_data(read(), part, owner))
             width, height = measured.header.stored_size
             current().looked_at(len(measured.data), width * height, measured.tokens)
             return measured
@@ -121,11 +124,11 @@ class ImageLoader:
         budget.take(source.decoded_size(encoded))
         return lambda: source.decode_base64(encoded)
 
-    def measure_data(self, data: bytes, part: ImagePart) -> MeasuredImage:
+    def measure_data(self, data: bytes, part: ImagePart, owner: str) -> MeasuredImage:
         header = decode.read_header(data, self.limits)
         mode = self.mode.at(part.detail)
         size = header.upright_size() if mode.upright else header.stored_size
-        return MeasuredImage(data, blake3(data).hexdigest(), part.param, header, mode, size, mode.tokens(size))
+        return MeasuredImage(data, blake3(data).hexdigest(), part.param, header, mode, size, mode.tokens(size), owner)
 
     async def render(self, images: Sequence[MeasuredImage]) -> list[RenderedImage]:
         """The pixels of each picture. Raises BadImage, naming the part."""

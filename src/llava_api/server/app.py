@@ -12,6 +12,7 @@ from llava_api.limits.keys import KeyRing
 from llava_api.server import error_handlers
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.middleware.access import Access
+from llava_api.server.middleware.allowances import Allowances
 from llava_api.server.middleware.authentication import OPEN, Authentication
 from llava_api.server.middleware.gate import Gate
 from llava_api.server.middleware.request_id import RequestId
@@ -22,6 +23,9 @@ from llava_api.telemetry.build import versions
 from llava_api.telemetry.metrics import Metrics
 from llava_api.telemetry.tracing import Tracing
 
+RATE_LIMIT_HEADERS = [
+    f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")
+]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -50,6 +54,7 @@ def create_app(
     app.state.metrics = Metrics(versions()) if services is None else services.metrics
     app.state.tracing = tracing
     # What is added last is met first.
+    app.add_middleware(Allowances)
     app.add_middleware(Gate, root=app, life=life, open_paths=(*OPEN, metrics.PATH))
     app.add_middleware(Authentication, keys=keys, open_paths=open_paths(settings))
     if settings.cors_allow_origins:
@@ -58,7 +63,7 @@ def create_app(
             allow_origins=settings.cors_allow_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", "retry-after-ms"],
+            expose_headers=["x-request-id", "retry-after", "retry-after-ms", *RATE_LIMIT_HEADERS],
         )
     routes: set[str] = set()
     app.add_middleware(

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from llava_api.chat.model import ServedModel
 from llava_api.engine.supervisor import Start, SupervisedEngine
 from llava_api.limits.keys import KeyRing
+from llava_api.limits.rate import RateLimiter
 from llava_api.server.app import Lifespan
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.services import open_services
@@ -33,11 +34,12 @@ async def beat(what: str, every_seconds: float = 10.0) -> None:
         log.info("%s ... %.0f s", what, time.monotonic() - started)
 
 
-async def watch_keys(keys: KeyRing) -> None:
-    """Read the keys again every other second; the files are small, and Kubernetes changes them by swapping links."""
+async def watch_keys(keys: KeyRing, limiter: RateLimiter) -> None:
+    """Read keys and limits again every other second; the files are small, and Kubernetes changes them by swapping."""
     while True:
         await asyncio.sleep(KEYS_SECONDS)
         await asyncio.to_thread(keys.refresh)
+        await asyncio.to_thread(limiter.table.refresh)
 
 
 @asynccontextmanager
@@ -54,6 +56,7 @@ def make_lifespan(
     model: ServedModel,
     settings: Settings,
     keys: KeyRing,
+    limiter: RateLimiter,
     life: Lifecycle,
     start: Start,
     on_ready: Callable[[], None],
@@ -87,7 +90,7 @@ def make_lifespan(
             engines.append(engine)
             metrics = app.state.metrics
             metrics.before_scrape(lambda: metrics.engine_restarts.set(engine.restarts))
-            app.state.services = open_services(settings, model, engine, metrics=metrics)
+            app.state.services = open_services(settings, model, engine, metrics=metrics, limiter=limiter)
             # What is there now stays: a full collection would look through all of torch and vLLM, for a tenth of a
             # second.
             gc.collect()
@@ -101,7 +104,7 @@ def make_lifespan(
             finally:
                 on_end()
 
-        living, watching = asyncio.create_task(live()), asyncio.create_task(watch_keys(keys))
+        living, watching = asyncio.create_task(live()), asyncio.create_task(watch_keys(keys, limiter))
         try:
             yield
         finally:

@@ -39,8 +39,8 @@ Schema = dict[str, Any]
 Model = type[BaseModel]
 
 ENDS = ' At the end `data: [DONE]`; a failure after the first chunk is one event `data: {"error": {...}}` instead.'
-REFUSALS = (400, 401, 404, 405, 413, 500, 503)
-"""Of a request with a body: wrong, no key, another model, another method, too large, broken, not ready or busy."""
+REFUSALS = (400, 401, 404, 405, 413, 429, 500, 503)
+"""Of a request with a body: wrong, no key, another model or method, too large, too many, broken, not ready or busy."""
 
 
 @dataclass(frozen=True, slots=True)

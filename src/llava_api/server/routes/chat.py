@@ -9,7 +9,7 @@ from llava_api.chat.chat_reply import ChatReply, Head
 from llava_api.chat.question import chat_question
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.server.exchange import exchange, json_response, reply_id
-from llava_api.server.services import Services, caller_of
+from llava_api.server.services import Services, allowance_of
 from llava_api.server.sse import chunk_stream
 
 router = APIRouter()
@@ -24,9 +24,9 @@ async def answer(services: Services, request: Request, wanted: ChatCompletionReq
     services.preparer.find_adapter(wanted.model)
     question = chat_question(wanted, services.model, services.settings.max_choices)
     head = Head(reply_id(request, "chatcmpl-"), int(time.time()), wanted.model, services.fingerprint)
-    caller = caller_of(request)
-    prepared = await services.preparer.prepare(question, head.id, caller)
-    reply = ChatReply(services.answers(prepared.asked, caller), prepared, head)
+    allowance = allowance_of(request)
+    prepared = await services.preparer.prepare(question, head.id, allowance.caller, allowance)
+    reply = ChatReply(services.answers(prepared.asked, allowance), prepared, head)
     if not wanted.stream:
         return json_response(await reply.whole())
     include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)

@@ -12,7 +12,7 @@ from llava_api.errors import InvalidRequest, NotFound
 from llava_api.protocol.response_reply import DeletedResponse
 from llava_api.protocol.responses import ResponseRequest
 from llava_api.server.exchange import exchange, json_response, reply_id
-from llava_api.server.services import Services, caller_of
+from llava_api.server.services import Services, allowance_of
 from llava_api.server.sse import named_stream
 
 router = APIRouter()
@@ -32,12 +32,12 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
     owner = owner_of(request)
     earlier = kept(services, wanted.previous_response_id, owner).items() if wanted.previous_response_id else []
     question = response_question(wanted, earlier, services.model)
-    caller = caller_of(request)
-    prepared = await services.preparer.prepare(question, reply_id(request, "resp_"), caller)
+    allowance = allowance_of(request)
+    prepared = await services.preparer.prepare(question, reply_id(request, "resp_"), allowance.caller, allowance)
     keeping = store.keeps and wanted.store is not False
     response = described(wanted, prepared, int(time.time()), keeping)
     reply = ResponseReply(
-        services.answers(prepared.asked, caller),
+        services.answers(prepared.asked, allowance),
         prepared,
         response,
         keep=lambda made: store.put(made, [*earlier, *given_items(wanted)], owner),
