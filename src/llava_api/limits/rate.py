@@ -123,7 +123,9 @@ class Allowance:
                 del self.limiter.at_once[self.caller]
 
     def refusal(self, stand: Stand, what: str, more: str) -> RateLimited:
-        seconds = max(stand.ends_at - self.limiter.windows.clock(), SOONEST_SECONDS)
+        # Where another limit is used up too, that one is waited for as well.
+        used_up = [other.ends_at for other in self.stands.values() if not other.remaining]
+        seconds = max(max([stand.ends_at, *used_up]) - self.limiter.windows.clock(), SOONEST_SECONDS)
         used = stand.limit - stand.remaining
         return RateLimited(
             f"Rate limit reached for {what}: your limit is {stand.limit} in a minute, {used} are used{more}. "

@@ -20,8 +20,7 @@ from limits.aio.storage import Storage
 from limits.aio.storage.redis import RedisStorage
 from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.aio.strategies import FixedWindowRateLimiter
-from limits.errors import ConfigurationError, StorageError
-from limits.storage import storage_from_string
+from limits.errors import ConfigurationError
 
 from llava_api.errors import StartupError
 
@@ -36,7 +35,9 @@ REDIS_PAUSE_SECONDS = 1.0
 LOG_SECONDS = 10.0
 REDIS_ROUNDING_SECONDS = 0.5
 """Redis tells the rest of a window in whole seconds, rounded."""
-REDIS_URL = re.compile(r"(redis|rediss|redis\+unix|redis\+cluster|redis\+sentinel)://")
+REDIS_URL = re.compile(r"rediss?://[^\s/]+:\d+(/\d*)?(\?\S*)?|redis\+unix:///\S+")
+NO_URL = "--rate-limit-redis-url: write it as redis://HOST:PORT, rediss://HOST:PORT or redis+unix:///PATH"
+NO_PACKAGE = "--rate-limit-redis-url needs the redis package: pip install 'llava-api[redis]'"
 PREFIX = "llava-api"
 
 Result = TypeVar("Result")
@@ -151,7 +152,7 @@ class Windows:
             try:
                 async with asyncio.timeout(REDIS_SECONDS):
                     return await work(self.shared)
-            except (StorageError, OSError, TimeoutError) as error:
+            except Exception as error:  # Whatever it is: the counting must not fail a request.
                 self.redis_rests_until = time.monotonic() + REDIS_PAUSE_SECONDS
                 self.complain(error)
         return await work(self.own)
@@ -164,8 +165,11 @@ class Windows:
 
     async def close(self) -> None:
         if self.redis is not None:
-            client: Any = cast(RedispyBridge, self.redis.bridge).get_connection()
-            await client.aclose()
+            await client_of(self.redis).aclose()
+
+
+def client_of(storage: RedisStorage) -> Any:
+    return cast(RedispyBridge, storage.bridge).get_connection()
 
 
 def open_windows(redis_url: str | None) -> Windows:
@@ -173,23 +177,22 @@ def open_windows(redis_url: str | None) -> Windows:
     if redis_url is None:
         return Windows()
     # The URL is not shown: it may hold a password.
-    if not REDIS_URL.match(redis_url):
-        raise StartupError("--rate-limit-redis-url: write it as redis://HOST:PORT or rediss://HOST:PORT")
+    if not REDIS_URL.fullmatch(redis_url):
+        raise StartupError(NO_URL)
     try:
-        storage = storage_from_string(
-            f"async+{redis_url}",
-            implementation="redispy",
+        storage = RedisStorage(
+            redis_url,
             wrap_exceptions=True,
+            implementation="redispy",
             key_prefix=PREFIX,
             socket_timeout=REDIS_SECONDS,
             socket_connect_timeout=REDIS_SECONDS,
         )
+        # Its options are looked at with the first connection only, which this makes and does not open.
+        client_of(storage).connection_pool.make_connection()
     except ConfigurationError as error:
-        if "prerequisite" in str(error):
-            raise StartupError(
-                "--rate-limit-redis-url needs the redis package: pip install 'llava-api[redis]'"
-            ) from None
-        raise StartupError("--rate-limit-redis-url: it must name a host and a port, as redis://HOST:PORT") from None
+        missing = "prerequisite" in str(error)
+        raise StartupError(NO_PACKAGE if missing else NO_URL) from None
     except (ValueError, TypeError, OSError):
-        raise StartupError("--rate-limit-redis-url is no address of a Redis: write redis://HOST:PORT") from None
-    return Windows(cast(RedisStorage, storage))
+        raise StartupError(NO_URL) from None
+    return Windows(storage)
