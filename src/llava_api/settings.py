@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     max_image_fetches: int = Field(32, ge=1)
     """Fetches at once."""
     max_image_fetches_per_caller: int = Field(8, ge=1)
-    """Fetches at once for one caller (for now: one client address)."""
+    """Fetches at once for one caller."""
 
     # Pictures: what the model is shown
     jpeg_decode: Literal["scaled", "exact"] = "scaled"

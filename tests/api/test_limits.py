@@ -485,3 +485,26 @@ async def test_without_isolation_everything_is_shared(client: httpx.AsyncClient,
     assert [request.cache_salt for request in engine.requests] == [None, None]
     assert len({request.images[0].cache_key for request in engine.requests}) == 1
     assert re.fullmatch(r"[0-9a-f]{64}-[^ ]*", engine.requests[0].images[0].cache_key)
+
+
+class TestKeptResponses:
+    @pytest.fixture
+    def settings_made(self) -> dict[str, Any]:
+        keys = [f"{name}=sk-llava-for-{name}-0123456789" for name in ("anne", "ben")]
+        return {"api_key": keys, "response_store_bytes": 100_000}
+
+    async def test_a_kept_response_is_there_for_its_own_key_alone(self, client: httpx.AsyncClient) -> None:
+        body = {"model": "tiny", "input": "x"}
+        made = (await client.post("/v1/responses", json=body, headers=ANNE)).json()["id"]
+        address, following = f"/v1/responses/{made}", {**body, "previous_response_id": made}
+        answers = [
+            await client.get(address, headers=BEN),
+            await client.delete(address, headers=BEN),
+            await client.post("/v1/responses", json=following, headers=BEN),
+        ]
+        assert [answer.status_code for answer in answers] == [404, 404, 400]
+        # As if it had never been.
+        nowhere = await client.get("/v1/responses/resp_0123", headers=BEN)
+        assert answers[0].json() == nowhere.json()
+        assert (await client.post("/v1/responses", json=following, headers=ANNE)).status_code == 200
+        assert (await client.delete(address, headers=ANNE)).status_code == 200

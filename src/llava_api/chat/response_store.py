@@ -17,11 +17,12 @@ ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    owner: str
     reply: bytes
     """The response."""
     conversation: bytes
     """All items up to and with the response."""
+    owner: str
+    """The API key that it was made for; "" without keys."""
 
     def items(self) -> list[InputItem]:
         return ITEMS.validate_json(self.conversation)
@@ -43,6 +44,7 @@ class ResponseStore:
         return self.max_bytes > 0
 
     def get(self, response_id: str, owner: str) -> Kept | None:
+        """None also for what is another's."""
         found = self.kept.get(response_id)
         if found is None or found.owner != owner:
             return None
@@ -52,7 +54,7 @@ class ResponseStore:
     def put(self, response: Response, items: Sequence[InputItem], owner: str) -> None:
         """``items``: the conversation before the response."""
         conversation = ITEMS.dump_json([*items, *as_input(response)], exclude_none=True)
-        kept = Kept(owner, response.model_dump_json().encode(), conversation)
+        kept = Kept(response.model_dump_json().encode(), conversation, owner)
         if len(kept) > self.max_bytes:
             return
         self.kept[response.id] = kept

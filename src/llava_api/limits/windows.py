@@ -20,7 +20,7 @@ from limits.aio.storage import Storage
 from limits.aio.storage.redis import RedisStorage
 from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.aio.strategies import FixedWindowRateLimiter
-from limits.errors import ConfigurationError
+from limits.errors import ConfigurationError, StorageError
 
 from llava_api.errors import StartupError
 
@@ -160,7 +160,7 @@ class Windows:
     def complain(self, error: Exception) -> None:
         if time.monotonic() - self.logged_at >= LOG_SECONDS:
             self.logged_at = time.monotonic()
-            reason = type(error.__cause__ or error).__name__
+            reason = type(error.__cause__ if isinstance(error, StorageError) else error).__name__
             log.error("Redis does not answer (%s): meanwhile this server counts rate limits for itself", reason)
 
     async def close(self) -> None:

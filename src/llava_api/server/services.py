@@ -104,10 +104,15 @@ def fingerprint_of(settings: Settings, model: ServedModel) -> str:
     return f"fp_{hashlib.sha256(chr(10).join(said).encode()).hexdigest()[:12]}"
 
 
+def key_of(request: Request) -> str:
+    """The name of the API key that a request has shown; "" without keys."""
+    return getattr(request.state, "key_name", "")
+
+
 def caller_of(request: Request) -> str:
     """Whose work is counted together: that of one API key, or without keys all that comes from one address."""
-    name = getattr(request.state, "key_name", None)
-    if name is not None:
+    name = key_of(request)
+    if name:
         return caller_of_key(name)
     return "" if request.client is None else caller_of_address(request.client.host)
 

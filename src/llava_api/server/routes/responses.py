@@ -12,7 +12,7 @@ from llava_api.errors import InvalidRequest, NotFound
 from llava_api.protocol.response_reply import DeletedResponse
 from llava_api.protocol.responses import ResponseRequest
 from llava_api.server.exchange import exchange, json_response, reply_id
-from llava_api.server.services import Services, allowance_of
+from llava_api.server.services import Services, allowance_of, key_of
 from llava_api.server.sse import named_stream
 
 router = APIRouter()
@@ -29,7 +29,7 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
     store = services.responses
     if wanted.store and not store.keeps:
         raise InvalidRequest(f"{NO_STORE}leave store out, or send false.", param="store", code="unsupported_parameter")
-    owner = owner_of(request)
+    owner = key_of(request)
     earlier = kept(services, wanted.previous_response_id, owner).items() if wanted.previous_response_id else []
     question = response_question(wanted, earlier, services.model)
     allowance = allowance_of(request)
@@ -45,11 +45,6 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
     if not wanted.stream:
         return json_response(await reply.whole())
     return await named_stream(reply.events())
-
-
-def owner_of(request: Request) -> str:
-    """The name of the API key; without keys whoever knows a response's id may go on from it."""
-    return str(getattr(request.state, "key_name", ""))
 
 
 def kept(services: Services, response_id: str, owner: str) -> Kept:
@@ -78,7 +73,7 @@ async def kept_response(request: Request, response_id: str) -> Response:
         raise InvalidRequest("A kept response is sent whole: leave the query out.", param=name[:64])
     if not services.responses.keeps:
         raise NotFound(f"{NO_STORE}there is nothing to look up.")
-    found = services.responses.get(response_id, owner_of(request))
+    found = services.responses.get(response_id, key_of(request))
     if found is None:
         raise NotFound("There is no response of that id, or it has made room for newer ones.")
     if request.method == "GET":
