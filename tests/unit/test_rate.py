@@ -9,7 +9,7 @@ from llava_api.limits.rate import Allowance, RateLimiter, duration
 from llava_api.limits.table import LimitTable, caller_of_key
 from llava_api.limits.windows import Windows
 from llava_api.settings import Settings
-from tests.unit.test_windows import Clock
+from tests.support.clock import Clock
 
 ANNE, BEN = caller_of_key("anne"), caller_of_key("ben")
 

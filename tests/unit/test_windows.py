@@ -12,14 +12,7 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from limits.aio.storage.redis import RedisStorage
 
 from llava_api.limits.windows import OwnCounts, Windows, client_of, open_windows
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture
@@ -74,20 +67,6 @@ async def test_what_has_ended_is_forgotten_and_never_more_is_kept_than_said(cloc
     clock.now += 61
     assert await counts.get("9999") == 0
     assert len(counts.windows) == 0
-
-
-async def test_ten_thousand_callers_cost_no_more_each_than_one(clock: Clock) -> None:
-    async def seconds_of(windows: Windows) -> float:
-        started = time.process_time()
-        for _ in range(200):
-            await windows.add("requests", "anne", 10**9, 1)
-        return time.process_time() - started
-
-    alone, crowded = Windows(clock=clock), Windows(clock=clock)
-    for caller in range(10_000):
-        await crowded.add("requests", f"192.0.2.{caller}", 5, 1)
-    # With the package's own counts it is some fifty times as much.
-    assert min([await seconds_of(crowded) for _ in range(5)]) < 10 * min([await seconds_of(alone) for _ in range(5)])
 
 
 async def test_two_servers_count_together(servers: list[Windows]) -> None:
