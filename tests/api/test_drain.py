@@ -15,6 +15,7 @@ from llava_api.chat.model import open_model
 from llava_api.engine import supervisor
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.rate import open_limiter
 from llava_api.server import lifecycle
 from llava_api.server.app import create_app
 from llava_api.server.lifecycle import Lifecycle
@@ -78,7 +79,8 @@ async def running(
     def close_port() -> None:
         server.should_exit = True
 
-    lifespan = make_lifespan(model, settings, keys, life, start, lambda: None, abandoned.set, close_port)
+    limiter = open_limiter(settings)
+    lifespan = make_lifespan(model, settings, keys, limiter, life, start, lambda: None, abandoned.set, close_port)
     app = create_app(settings, keys, lifespan=lifespan, life=life)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
     serving = asyncio.create_task(server.serve())

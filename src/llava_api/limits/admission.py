@@ -36,6 +36,11 @@ class Queue:
     requests: deque[Waiting] = field(default_factory=deque)
 
     @property
+    def share(self) -> float:
+        """Requests that wait for each unit of weight."""
+        return len(self.requests) / self.requests[-1].weight
+
+    @property
     def second_start(self) -> float:
         """Where its first request would put its second one."""
         return self.start + self.requests[0].cost / self.requests[0].weight
@@ -69,7 +74,7 @@ class Admission:
             self.running += cost
             return Slot(self, cost)
         if self.waiting >= self.most_waiting:
-            raise Busy(FULL, code="queue_full")
+            self.make_room(caller, weight)
         entry = Waiting(asyncio.get_running_loop().create_future(), cost, weight)
         if caller not in self.queues:
             self.queues[caller] = Queue(max(self.now, self.left.pop(caller, 0.0)), self.next_place())
@@ -84,10 +89,28 @@ class Admission:
             raise
         return Slot(self, cost)
 
+    def make_room(self, caller: str, weight: float) -> None:
+        """The queue is full: whoever has most in it for its weight gives up its newest request. Raises Busy.
+
+        So a caller's flood fills the queue for that caller alone.
+        """
+        refusal = Busy(FULL, code="queue_full")
+        own = self.queues.get(caller)
+        share = (1 + (len(own.requests) if own is not None else 0)) / weight
+        most = max(self.queues, key=lambda name: self.queues[name].share, default=None)
+        if most is None or self.queues[most].share <= share:
+            raise refusal
+        queue = self.queues[most]
+        newest = queue.requests.pop()
+        if not newest.turn.done():
+            newest.turn.set_exception(refusal)
+        self.forget_idle(most, queue)
+
     def leave(self, caller: str, entry: Waiting) -> None:
         """Nobody waits for this turn any more; where it had come already, it is given back."""
         if entry.turn.done() and not entry.turn.cancelled():
-            self.give_back(entry.cost)
+            if entry.turn.exception() is None:
+                self.give_back(entry.cost)
             return
         queue = self.queues.get(caller)
         if queue is not None and entry in queue.requests:
