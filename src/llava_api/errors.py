@@ -5,6 +5,7 @@
     ApiError                     status, type, code, param, message
     +-- InvalidRequest           400 invalid_request_error
     |   +-- Unauthorized         401 code invalid_api_key
+    |   +-- Forbidden            403 code host_not_allowed or origin_not_allowed
     |   +-- BadImage             400 code invalid_image
     |   +-- ContextLengthExceeded 400 code context_length_exceeded
     |   +-- NotFound             404 code not_found
@@ -67,6 +68,12 @@ class BadImage(InvalidRequest):
 class Unauthorized(InvalidRequest):
     status = 401
     code = "invalid_api_key"
+
+
+class Forbidden(InvalidRequest):
+    """Nobody's request may come this way, whatever is in it."""
+
+    status = 403
 
 
 class ContextLengthExceeded(InvalidRequest):

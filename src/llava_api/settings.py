@@ -101,6 +101,10 @@ class Settings(BaseSettings):
     """Memory for responses of /v1/responses, which previous_response_id can go on from; 0 keeps none."""
     cors_allow_origins: Origins = []
     """Web origin whose pages may call this server, as https://chat.example.com; *: any. May be repeated."""
+    allowed_hosts: Texts = []
+    """Name in the Host header to answer to without API keys, as chat.example.com, *.example.com; *: any.
+
+    IP addresses, names without a dot, and .local, .internal, .svc and the like need no mention. May be repeated."""
     docs: Literal["key", "open", "off"] = "key"
     """The OpenAPI document at /openapi.json and a page to try it at /docs.
 
@@ -219,7 +223,7 @@ class Settings(BaseSettings):
     """Type of weights and activations; auto: the checkpoint's own, float32 for float32 checkpoints."""
     max_model_len: int | None = Field(None, ge=1)
     """Longest prompt plus answer, in tokens; default: what the checkpoint allows."""
-    max_num_seqs: int | None = None
+    max_num_seqs: int | None = Field(None, ge=1)
     """Most requests that are computed together."""
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
     """Share of the GPU's memory for weights and KV cache."""

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from llava_api import __version__
@@ -14,9 +13,11 @@ from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.middleware.access import Access
 from llava_api.server.middleware.allowances import Allowances
 from llava_api.server.middleware.authentication import OPEN, Authentication
+from llava_api.server.middleware.cors import Cors
 from llava_api.server.middleware.gate import Gate
+from llava_api.server.middleware.origin import Origins
 from llava_api.server.middleware.request_id import RequestId
-from llava_api.server.routes import chat, completions, docs, explain, health, metrics, models, responses
+from llava_api.server.routes import chat, completions, docs, explain, health, metrics, models, responses, version
 from llava_api.server.services import Services
 from llava_api.settings import Settings
 from llava_api.telemetry.build import versions
@@ -57,9 +58,11 @@ def create_app(
     app.add_middleware(Allowances)
     app.add_middleware(Gate, root=app, life=life, open_paths=(*OPEN, metrics.PATH))
     app.add_middleware(Authentication, keys=keys, open_paths=open_paths(settings))
+    if not keys.needed:
+        app.add_middleware(Origins, settings=settings)
     if settings.cors_allow_origins:
         app.add_middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=settings.cors_allow_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
@@ -78,6 +81,7 @@ def create_app(
     app.include_router(explain.router)
     app.include_router(models.router)
     app.include_router(health.router)
+    app.include_router(version.router)
     if settings.metrics != "off":
         app.include_router(metrics.router)
     if settings.docs != "off":
