@@ -4,9 +4,11 @@ The only place that reads the environment. A flag wins over the environment, whi
 settings table in the documentation is generated from these fields.
 """
 
+import os
 import re
+from collections.abc import Mapping
 from ipaddress import ip_network
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -259,5 +261,44 @@ class Settings(BaseSettings):
     """Restarts in a row before the server gives up and ends; ten calm minutes begin a new count."""
     engine_stall_seconds: float = Field(300, gt=0)
     """Longest time without a token while there is work; then the engine counts as lost."""
+    check_memory: bool = True
+    """Refuse to start where weights and KV cache are larger than the memory that is free."""
     engine_arg: Texts = []
     """Any other vLLM engine argument, as name=value; checked against the installed vLLM. May be repeated."""
+
+
+SECRET = ("api_key",)
+"""Settings whose value is never shown."""
+PASSWORD = re.compile(r"(?<=//)[^/@\s]*@")
+"""Of a URL: user name and password."""
+LONGEST_SHOWN = 100
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"{Settings.model_config['env_prefix']}{name.upper()}"
+
+
+def variable_names() -> list[str]:
+    return [variable_of(name) for name in Settings.model_fields]
+
+
+def source_of(name: str, given: Mapping[str, Any]) -> str:
+    """Where a setting's value comes from: ``flag``, the name of a variable, or ``default``. ``given``: the flags."""
+    if name in given:
+        return "flag"
+    # An empty variable is one that is not there.
+    found = next(
+        (variable for variable, text in os.environ.items() if variable.upper() == variable_of(name) and text), None
+    )
+    return found or "default"
+
+
+def shown(name: str, value: object) -> str:
+    """A value for a terminal: no key, no password in a URL, no page of text."""
+    if name in SECRET:
+        count = len(value) if isinstance(value, list) else 1 if value else 0
+        return f"({count} not shown)" if value else ""
+    text = ",".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    text = PASSWORD.sub("...@", text)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

@@ -16,6 +16,7 @@ from llava_api.cli.allocator import keep_freed_memory
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.logging import set_up_logging
 from llava_api.cli.models import DEMO, MODEL_HELP, demo_folder, find_model
+from llava_api.cli.start_checks import check_start
 from llava_api.cli.terminal import complain
 from llava_api.engine.base import EngineProcesses
 from llava_api.engine.processes import kill_children
@@ -70,6 +71,7 @@ def run(chosen: argparse.Namespace) -> None:
     if model.checkpoint.format != "hub":
         converted = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir)
         model = describe_model(converted, names, settings)
+    check_start(model, settings)
     if side is not None:
         log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
     serve_forever(model, settings, keys, limiter, listener, side, tracing)
