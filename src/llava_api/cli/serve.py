@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 import types
 from typing import NoReturn
 
@@ -98,10 +99,12 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
     """Take the port first: a port in use must not cost half a minute of loading. Raises StartupError."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.set_inheritable(False)
+        with ExitStack() as unless_bound:
+            listener = unless_bound.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.set_inheritable(False)
+            unless_bound.pop_all()
     except OSError as error:
         raise StartupError(
             f"cannot listen on {host} port {port} ({error.strerror}): is another server running there? "

@@ -91,7 +91,7 @@ def check_gpu_memory(needed: int, settings: Settings) -> None:
 
 
 def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def megabytes(size: int) -> str:

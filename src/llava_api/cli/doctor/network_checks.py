@@ -1,6 +1,8 @@
 """Whether the port is free, and who is let in."""
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
@@ -34,15 +36,18 @@ def who_listens(number: int, proc: Path = PROC) -> str | None:
     """Name and number of the process that listens on a port; None where nobody can tell."""
     sockets = {inode for table in ("tcp", "tcp6") for inode in listening(proc / "net" / table, number)}
     for folder in sorted(proc.glob("[0-9]*")) if sockets else ():
-        try:
-            opened = {os.readlink(link) for link in (folder / "fd").iterdir()}
-            if any(f"socket:[{inode}]" in opened for inode in sockets):
-                name = (folder / "comm").read_text().strip()
-                return f"{name} (process {folder.name})"
-        except OSError:
-            # Another user's, or gone meanwhile.
-            continue
+        with suppress(OSError):
+            if sockets & set(open_sockets(folder / "fd")):
+                return f"{(folder / 'comm').read_text().strip()} (process {folder.name})"
     return "another user's program" if sockets else None
+
+
+def open_sockets(descriptors: Path) -> Iterator[str]:
+    """Inodes of a process's sockets; none where it is another user's, or gone."""
+    with suppress(OSError):
+        for link in descriptors.iterdir():
+            with suppress(OSError):
+                yield os.readlink(link).removeprefix("socket:[").removesuffix("]")
 
 
 def listening(table: Path, number: int) -> list[str]:
