@@ -18,6 +18,8 @@ log = logging.getLogger("llava_api")
 
 SHARED_MEMORY_BYTES = 250 * 2**20
 """The larger of the two ring buffers between vLLM's processes: 10 chunks of 24 MiB. Without it they end by a signal."""
+PROCESSES_BYTES = 1_200_000_000
+"""What three processes with torch and vLLM in them hold beside weights and KV cache: measured 1.4 GB."""
 GPU_SHARE = 0.92
 """vLLM's default of gpu_memory_utilization; older ones take 0.9."""
 
@@ -64,12 +66,12 @@ def check_memory(weights: Weights, settings: Settings, quantization: str | None,
         return
     found = machine.memory()
     cache = settings.cpu_kvcache_space * 2**30
-    total = (needed + cache) * settings.data_parallel_size
+    total = (needed + cache) * settings.data_parallel_size + PROCESSES_BYTES
     if found is not None and total > found.available:
         raise StartupError(
             f"out of memory: the weights ({gigabytes(needed)}) and the KV cache ({gigabytes(cache)}, "
-            f"--cpu-kvcache-space {settings.cpu_kvcache_space}) need {gigabytes(total)}, and "
-            f"{gigabytes(found.available)} are free{' in this container' if found.of_container else ''}: make room, "
+            f"--cpu-kvcache-space {settings.cpu_kvcache_space}) need {gigabytes(total)} with the engine's processes, "
+            f"and {gigabytes(found.available)} are free{' in this container' if found.of_container else ''}: make room, "
             "serve a smaller checkpoint, or start all the same with --no-check-memory"
         )
 

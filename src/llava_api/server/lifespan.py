@@ -18,6 +18,7 @@ from llava_api.server.app import Lifespan
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.services import open_services
 from llava_api.server.side_port import side_port
+from llava_api.server.warm_up import warm_up
 from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,9 @@ def make_lifespan(
             engines.append(engine)
             metrics = app.state.metrics
             metrics.before_scrape(lambda: metrics.engine_restarts.set(engine.restarts))
-            app.state.services = open_services(settings, model, engine, metrics=metrics, limiter=limiter)
+            services = open_services(settings, model, engine, metrics=metrics, limiter=limiter)
+            await warm_up(services)
+            app.state.services = services
             # What is there now stays: a full collection would look through all of torch and vLLM, for a tenth of a
             # second.
             gc.collect()
