@@ -71,8 +71,8 @@ def check_memory(weights: Weights, settings: Settings, quantization: str | None,
         raise StartupError(
             f"out of memory: the weights ({gigabytes(needed)}) and the KV cache ({gigabytes(cache)}, "
             f"--cpu-kvcache-space {settings.cpu_kvcache_space}) need {gigabytes(total)} with the engine's processes, "
-            f"and {gigabytes(found.available)} are free{' in this container' if found.of_container else ''}: make room, "
-            "serve a smaller checkpoint, or start all the same with --no-check-memory"
+            f"and {gigabytes(found.available)} are free{' in this container' if found.of_container else ''}: make "
+            "room, serve a smaller checkpoint, or start all the same with --no-check-memory"
         )
 
 
