@@ -240,8 +240,9 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings_checks.read(chosen())[1][0].state == "ok"
     monkeypatch.setenv("LLAVA_MAX_NUM_SEQS", "0")
     monkeypatch.setenv("LLAVA_PROT", "9")
-    settings, found = settings_checks.read(chosen("--port", "70000"))
-    assert settings.port == 8000
+    monkeypatch.setenv("LLAVA_DTYPE", "float32")
+    settings, found = settings_checks.read(chosen("--port", "70000", "--host", "::1"))
+    assert (settings.port, settings.max_num_seqs, settings.host, settings.dtype) == (8000, None, "::1", "float32")
     assert [finding.state for finding in found] == ["fail", "fail", "warn"]
     assert "--max-num-seqs 0 (from LLAVA_MAX_NUM_SEQS)" in found[1].found
 

@@ -56,7 +56,7 @@ def read_settings(chosen: argparse.Namespace) -> Settings:
     try:
         settings = Settings(**given)
     except ValidationError as error:
-        raise StartupError("; ".join(complaints(error, given))) from error
+        raise StartupError("; ".join(complaints(error, given).values())) from error
     wrong = contradictions(settings)
     if wrong:
         raise StartupError("; ".join(wrong))

@@ -23,17 +23,21 @@ KUBERNETES = (
 )
 
 
-def complaints(error: ValidationError, given: Mapping[str, Any]) -> list[str]:
-    """One sentence for each setting. ``given``: the values of the command line."""
+def complaints(error: ValidationError, given: Mapping[str, Any]) -> dict[str, str]:
+    """Setting -> one sentence about it. ``given``: the values of the command line."""
     made: dict[str, str] = {}
     for details in error.errors(include_url=False):
+        if not details["loc"]:
+            # About several settings at once.
+            made.setdefault("", plain(details))
+            continue
         name = str(details["loc"][0]).lower().removeprefix("llava_")
         source = source_of(name, given)
         value = shown(name, details["input"])
         where = "" if source == "flag" else f" (from {source})"
         hint = KUBERNETES if value.startswith("tcp://") and source != "flag" else ""
         made.setdefault(name, f"{flag_of(name)} {value}{where}: {plain(details)}{hint}")
-    return list(made.values())
+    return made
 
 
 def plain(details: Mapping[str, Any]) -> str:

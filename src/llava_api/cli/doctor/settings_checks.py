@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,20 +14,30 @@ from llava_api.settings import Settings, shown, source_of
 
 
 def read(chosen: argparse.Namespace) -> tuple[Settings, list[Finding]]:
-    """The settings, or the defaults where they are wrong, and what is to say about them."""
+    """The settings, with the default for each that is wrong, and what is to say about them."""
     given = given_flags(chosen)
     found = []
     try:
         settings = Settings(**given)
-        wrong = contradictions(settings)
     except ValidationError as error:
-        settings, wrong = Settings.model_construct(), complaints(error, given)
-    found = [fail("settings", text, "mend it; the checks below take the defaults instead") for text in wrong]
+        wrong = complaints(error, given)
+        found = [fail("settings", text, "mend it; the checks below take its default") for text in wrong.values()]
+        settings = with_defaults(given, wrong)
+    found += [fail("settings", text, "the server would not start") for text in contradictions(settings)]
     for name, meant in sorted(unknown_variables(os.environ).items()):
         found.append(warn("settings", f"the variable {name} sets nothing", f"did you mean {meant}?"))
     if not found:
         found = [ok("settings", f"{len(in_effect(settings, given))} differ from their defaults")]
     return settings, found
+
+
+def with_defaults(given: dict[str, Any], wrong: Collection[str]) -> Settings:
+    """The settings with the default for each of ``wrong``; all defaults where that is not enough."""
+    defaults = {name: field.get_default() for name, field in Settings.model_fields.items() if name in wrong}
+    try:
+        return Settings(**{**given, **defaults})
+    except ValidationError:
+        return Settings.model_construct()
 
 
 def in_effect(settings: Settings, given: dict[str, Any]) -> list[dict[str, str]]:
