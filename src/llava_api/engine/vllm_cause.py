@@ -5,7 +5,7 @@ core initialization failed. See root cause above". So each of vLLM's processes w
 the variable ``FILE`` names, by a filter on vLLM's own logger (``vllm_plugin`` puts it there), and ours reads it.
 
 What is plainly about a setting or the machine is then told in that one line alone: the tracebacks of two or three
-processes would bury it. Anything else keeps them, as it may be a mistake in vLLM or here.
+processes would bury it. Anything else keeps its traceback, as it may be a mistake in vLLM or here.
 """
 
 import json
@@ -48,18 +48,18 @@ class Recorder(logging.Filter):
             return not self.told
         second_hand = is_second_hand(str(error))
         plain = isinstance(error, PLAIN) or "OutOfMemory" in type(error).__name__
-        line = {"kind": type(error).__name__, "message": str(error), "second_hand": second_hand, "plain": plain}
+        line = {"kind": type(error).__name__, "message": str(error), "second_hand": second_hand}
         try:
-            told = any(json.loads(earlier)["plain"] for earlier in Path(self.path).read_text().splitlines())
             with open(self.path, "a") as opened:
                 opened.write(json.dumps(line) + "\n")
-        except (OSError, ValueError):
+        except OSError:
             return True
-        if logging.getLogger("vllm").isEnabledFor(logging.DEBUG) or not (plain or (second_hand and told)):
+        if logging.getLogger("vllm").isEnabledFor(logging.DEBUG) or not (plain or second_hand):
             return True
-        self.told = True
-        # Python would print the exception once more when the process ends, and it ends now.
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        if not self.told:
+            self.told = True
+            # Python would print the exception once more when the process ends, and it ends now.
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         return False
 
 
