@@ -72,9 +72,11 @@ def record_start_errors() -> None:
     path = os.environ.get(FILE)
     if path is None:
         return
+    recorder = Recorder(path)
     for handler in logging.getLogger("vllm").handlers:
-        if not any(isinstance(one, Recorder) for one in handler.filters):
-            handler.addFilter(Recorder(path))
+        # vLLM loads plugins more than once in a process.
+        if not any(isinstance(one, Recorder) and one.path == path for one in handler.filters):
+            handler.addFilter(recorder)
 
 
 class StartErrors:
