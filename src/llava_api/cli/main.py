@@ -7,7 +7,7 @@ from typing import NoReturn
 from llava_api import __version__
 from llava_api.cli import convert, explain, inspect, keys, serve
 from llava_api.cli.doctor import command as doctor
-from llava_api.cli.terminal import complain, output_that_may_end
+from llava_api.cli.terminal import complaint, output_that_may_end
 from llava_api.errors import StartupError
 
 
@@ -34,7 +34,6 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             chosen.run(chosen)
         except StartupError as error:
-            complain(error)
-            sys.exit(1)
+            sys.exit(complaint(error))
         except KeyboardInterrupt:
             sys.exit(130)

@@ -7,8 +7,8 @@ import os
 import signal
 import socket
 import sys
-from contextlib import ExitStack
 import types
+from contextlib import ExitStack
 from typing import NoReturn
 
 from llava_api.chat.model import ServedModel, describe_model, open_model, sources_of
@@ -18,7 +18,7 @@ from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.logging import set_up_logging
 from llava_api.cli.models import DEMO, MODEL_HELP, demo_folder, find_model
 from llava_api.cli.start_checks import check_start
-from llava_api.cli.terminal import complain
+from llava_api.cli.terminal import complaint
 from llava_api.engine.base import EngineProcesses
 from llava_api.engine.processes import kill_children
 from llava_api.engine.vllm_start import start_engine
@@ -178,7 +178,7 @@ def serve_forever(
     )
     server.run(sockets=[listener])
     if life.failure is not None:
-        complain(life.failure)
+        print(complaint(life.failure), file=sys.stderr, flush=True)
     end_at_once(0 if life.failure is None and server.started else 1)
 
 

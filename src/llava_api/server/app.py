@@ -20,9 +20,9 @@ from llava_api.server.middleware.request_id import RequestId
 from llava_api.server.routes import chat, completions, docs, explain, health, metrics, models, responses, version
 from llava_api.server.services import Services
 from llava_api.settings import Settings
-from llava_api.telemetry.build import versions
 from llava_api.telemetry.metrics import Metrics
 from llava_api.telemetry.tracing import Tracing
+from llava_api.versions import all_versions
 
 RATE_LIMIT_HEADERS = [
     f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")
@@ -52,7 +52,7 @@ def create_app(
     app.state.services = services
     app.state.life = life = life or Lifecycle()
     # There before the model is.
-    app.state.metrics = Metrics(versions()) if services is None else services.metrics
+    app.state.metrics = Metrics(all_versions()) if services is None else services.metrics
     app.state.tracing = tracing
     # What is added last is met first.
     app.add_middleware(Allowances)

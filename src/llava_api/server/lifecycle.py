@@ -56,6 +56,8 @@ class Lifecycle:
         if not loading.done():
             log.info("told to stop while loading")
             abandon_load()
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
             return
         try:
             engine = loading.result()

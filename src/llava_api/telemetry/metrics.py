@@ -102,7 +102,7 @@ class Together(Collector):
 class Metrics:
     """Made once for an application. Everything but ``page`` is called on the event loop."""
 
-    def __init__(self, versions: Mapping[str, str]) -> None:
+    def __init__(self, versions: Mapping[str, str | None]) -> None:
         registry = self.registry = CollectorRegistry()
         self.samplers: list[Callable[[], None]] = []
         self.models: frozenset[str] = frozenset()
@@ -166,7 +166,8 @@ class Metrics:
         # What runs here
         self.tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
         self.engine_restarts = gauge("engine_restarts", "Times that the engine was started again, failures too.")
-        gauge("build_info", "Versions; 1.", *versions).labels(**versions).set(1)
+        build = {name: found or "" for name, found in versions.items()}
+        gauge("build_info", "Versions; 1.", *build).labels(**build).set(1)
         self.model_info = gauge("model_info", "The model; 1.", "model", "family", "image_mode", "version", "format")
         for outcome in OUTCOMES:
             self.outcomes.labels(outcome)

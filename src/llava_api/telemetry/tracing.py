@@ -13,8 +13,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from llava_api import __version__
 from llava_api.errors import StartupError
-from llava_api.telemetry.build import installed
 from llava_api.telemetry.log_lines import shown
 from llava_api.telemetry.metrics import METHODS
 from llava_api.telemetry.record import AnswerRecord, RequestRecord
@@ -41,12 +41,12 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         # Variables win over what is given here, but for those it names itself.
-        resource = Resource.create({"service.version": installed("llava-api")})
+        resource = Resource.create({"service.version": __version__})
         if str(resource.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service"):
             resource = resource.merge(Resource({SERVICE_NAME: "llava-api"}))
         self.provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self.provider.add_span_processor(processor)
-        self.tracer = self.provider.get_tracer("llava_api", installed("llava-api"))
+        self.tracer = self.provider.get_tracer("llava_api", __version__)
         self.propagator = TraceContextTextMapPropagator()
 
     def tell(self, record: RequestRecord) -> str:

@@ -19,7 +19,7 @@ LISTENING = "0A"
 def port(settings: Settings) -> Finding:
     place = f"{settings.host} port {settings.port}"
     try:
-        with listen(settings) as taken:
+        with listen(settings.host, settings.port, "--port") as taken:
             # Two sockets can be bound to one address; it shows when the second one listens.
             taken.listen(1)
             return ok("port", f"{place} is free")
