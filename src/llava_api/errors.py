@@ -12,6 +12,10 @@
     |   |   +-- ModelNotFound    404 code model_not_found
     |   +-- MethodNotAllowed     405 code method_not_allowed
     |   +-- RequestTooLarge      413 code request_too_large
+    |   +-- BadHttp              400 code invalid_http
+    |   +-- HeadersTooLarge      431 code headers_too_large
+    |   +-- ReceiveTimeout       408 code receive_timeout
+    |   +-- UnsupportedEncoding  415 code unsupported_content_encoding
     +-- RateLimited              429 type requests or tokens, code rate_limit_exceeded
     +-- Unavailable              503 server_error
     |   +-- NotReady             503 code model_not_ready
@@ -109,6 +113,29 @@ class RateLimited(ApiError):
         super().__init__(message, code=code)
         self.type = kind
         self.retry_after_seconds = retry_after_seconds
+
+
+class BadHttp(InvalidRequest):
+    """No HTTP, or HTTP that two servers might read in two ways."""
+
+    code = "invalid_http"
+
+
+class HeadersTooLarge(InvalidRequest):
+    status = 431
+    code = "headers_too_large"
+
+
+class ReceiveTimeout(InvalidRequest):
+    """The request did not come in time."""
+
+    status = 408
+    code = "receive_timeout"
+
+
+class UnsupportedEncoding(InvalidRequest):
+    status = 415
+    code = "unsupported_content_encoding"
 
 
 class Unavailable(ApiError):

@@ -66,6 +66,20 @@ def origin(text: str) -> str:
 Origins = Annotated[list[Annotated[str, AfterValidator(origin)]], NoDecode, BeforeValidator(split_at_commas)]
 
 
+def proxy(text: str) -> str:
+    return text if text == "unix" else str(ip_network(network(text), strict=False))
+
+
+Proxies = Annotated[list[Annotated[str, AfterValidator(proxy)]], NoDecode, BeforeValidator(split_at_commas)]
+
+
+def path_prefix(text: str) -> str:
+    text = text.rstrip("/")
+    if text and not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+", text):
+        raise ValueError(f"{text} is not a path such as /llava")
+    return text
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="LLAVA_", env_ignore_empty=True, extra="forbid", use_attribute_docstrings=True
@@ -149,6 +163,35 @@ class Settings(BaseSettings):
     """Address that the second port listens on."""
     otlp_endpoint: str | None = None
     """Collector that traces are sent to by OTLP over HTTP, as http://localhost:4318; needs llava-api[otel]."""
+    # Connections
+    unix_socket: str | None = None
+    """Unix socket to listen on instead of host and port; a file that nobody listens on any more is replaced."""
+    unix_socket_mode: str = Field("660", pattern="^0?[0-7]{3}$")
+    """Permissions of the Unix socket, in octal."""
+    tls_certificate_file: str | None = None
+    """Certificate chain in PEM, for https; read again when it changes, without dropping connections."""
+    tls_key_file: str | None = None
+    """Key of the certificate in PEM, without a password."""
+    tls_client_ca_file: str | None = None
+    """Authorities in PEM one of which must have signed every client's certificate (mutual TLS), probes' too."""
+    root_path: Annotated[str, AfterValidator(path_prefix)] = ""
+    """Path under which a proxy shows this server, as /llava; requests with it and without it are both answered."""
+    trusted_proxies: Proxies = []
+    """Address or network of a proxy whose X-Forwarded-For and -Proto are believed; unix: whoever opens the Unix socket.
+
+    Default: nobody's. May be repeated."""
+    max_connections: int = Field(2048, ge=1)
+    """Open connections; beyond, the one that has been idle longest is closed, or where none is idle 503."""
+    max_header_bytes: int = Field(32_768, ge=1024)
+    """Bytes of a request's first line and headers together; then 431."""
+    receive_timeout_seconds: float = Field(30, gt=0)
+    """Longest time for a request's headers, from their first byte, and for a TLS handshake; then 408."""
+    body_timeout_seconds: float = Field(120, gt=0)
+    """Longest time for a request's body, from the end of its headers; then 408."""
+    reader_timeout_seconds: float = Field(30, gt=0)
+    """A caller that leaves a full buffer of its answer unread for so long is cut off, and its answer stopped."""
+    keep_alive_seconds: int = Field(75, ge=1)
+    """How long an idle connection stays open; a little longer than load balancers keep theirs."""
 
     # Pictures: limits, each checked before its cost is paid
     max_images_per_request: int = Field(16, ge=0)

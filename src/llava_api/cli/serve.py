@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import types
-from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import NoReturn
 
 from llava_api.chat.model import ServedModel, describe_model, open_model, sources_of
@@ -25,11 +25,23 @@ from llava_api.engine.vllm_start import start_engine
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing, KeySources
 from llava_api.limits.rate import RateLimiter, open_limiter
+from llava_api.server.listening import base_url, listen, listen_tcp
+from llava_api.server.tls import Certificates, certificates_of
 from llava_api.settings import Settings
 from llava_api.telemetry.tracing import Tracing, open_tracing
 
 DEMO_PICTURE = "red-circle.png"
 log = logging.getLogger("llava_api")
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where the server listens; taken before the model is loaded, so that a mistake is told at once."""
+
+    listener: socket.socket
+    certificates: Certificates | None
+    side: socket.socket | None
+    """For metrics and health alone, without a key."""
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -56,12 +68,12 @@ def run(chosen: argparse.Namespace) -> None:
     check_exposure(settings, keys)
     limiter = open_limiter(settings)
     limiter.table.warn_of_strangers(key.name for key in keys.keys)
-    listener = listen(settings.host, settings.port, "--port")
-    side = (
-        None
-        if settings.metrics_port is None
-        else listen(settings.metrics_host, settings.metrics_port, "--metrics-port")
-    )
+    certificates = certificates_of(settings)
+    listener = listen(settings)
+    side = None
+    if settings.metrics_port is not None:
+        side = listen_tcp(settings.metrics_host, settings.metrics_port, "--metrics-port")
+    door = Door(listener, certificates, side)
     names = tuple(settings.served_model_name) or (chosen.model,)
     model = open_model(find_model(chosen.model), names, settings)
     log.info("model %s: LLaVA-%s, %s format", names[0], model.checkpoint.version, model.checkpoint.format)
@@ -75,12 +87,12 @@ def run(chosen: argparse.Namespace) -> None:
     check_start(model, settings)
     if side is not None:
         log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
-    serve_forever(model, settings, keys, limiter, listener, side, tracing)
+    serve_forever(model, settings, keys, limiter, door, tracing)
 
 
 def check_exposure(settings: Settings, keys: KeyRing) -> None:
     """Raises StartupError where anybody on the network could use the server, and nobody said that they may."""
-    if keys.needed or settings.allow_anonymous or is_loopback(settings.host):
+    if keys.needed or settings.allow_anonymous or settings.unix_socket is not None or is_loopback(settings.host):
         return
     raise StartupError(
         f"--host {settings.host} opens the server to the network, and there are no API keys: name them with "
@@ -95,37 +107,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def listen(host: str, port: int, flag: str) -> socket.socket:
-    """Take the port first: a port in use must not cost half a minute of loading. Raises StartupError."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with ExitStack() as unless_bound:
-            listener = unless_bound.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
-            listener.set_inheritable(False)
-            unless_bound.pop_all()
-    except OSError as error:
-        raise StartupError(
-            f"cannot listen on {host} port {port} ({error.strerror}): is another server running there? "
-            f"Choose another with {flag}"
-        ) from error
-    return listener
-
-
 def serve_forever(
     model: ServedModel,
     settings: Settings,
     keys: KeyRing,
     limiter: RateLimiter,
-    listener: socket.socket,
-    side: socket.socket | None,
+    door: Door,
     tracing: Tracing | None,
 ) -> None:
-    """``side``: where metrics are answered without a key."""
     import uvicorn
 
     from llava_api.server.app import create_app
+    from llava_api.server.http_server import make_config
     from llava_api.server.lifecycle import Lifecycle
     from llava_api.server.lifespan import make_lifespan
 
@@ -141,9 +134,6 @@ def serve_forever(
     def close_port() -> None:
         server.should_exit = True
 
-    port = listener.getsockname()[1]
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    base_url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else host}:{port}/v1"
     life = Lifecycle(settings.drain_timeout_seconds)
     lifespan = make_lifespan(
         model,
@@ -152,10 +142,10 @@ def serve_forever(
         limiter,
         life,
         start,
-        lambda: announce(model, keys, base_url),
+        lambda: announce(model, keys, settings, door.listener),
         end_at_once,
         close_port,
-        side,
+        door.side,
     )
     app = create_app(settings, keys, lifespan=lifespan, life=life, tracing=tracing)
 
@@ -164,19 +154,8 @@ def serve_forever(
             """Uvicorn would close the port at once; ours drains first (server/lifecycle.py)."""
             life.stop()
 
-    server = Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            log_config=None,
-            lifespan="on",
-            access_log=False,
-            # By then the drain is over.
-            timeout_graceful_shutdown=1,
-            server_header=False,
-        )
-    )
-    server.run(sockets=[listener])
+    server = Server(make_config(app, settings, certificates=door.certificates))
+    server.run(sockets=[door.listener])
     if life.failure is not None:
         print(complaint(life.failure), file=sys.stderr, flush=True)
     end_at_once(0 if life.failure is None and server.started else 1)
@@ -193,13 +172,14 @@ def end_at_once(exit_code: int = 0) -> NoReturn:
     os._exit(exit_code)
 
 
-def announce(model: ServedModel, keys: KeyRing, base_url: str) -> None:
+def announce(model: ServedModel, keys: KeyRing, settings: Settings, listener: socket.socket) -> None:
     """The base URL and a curl line that works as it is, with a small picture in it."""
-    name = model.names[0]
-    log.info("ready. Base URL: %s", base_url)
+    name, url = model.names[0], base_url(settings, listener)
+    over = "" if settings.unix_socket is None else f"--unix-socket {settings.unix_socket} "
+    log.info("ready. Base URL: %s%s", url, f" (on the Unix socket {settings.unix_socket})" if over else "")
     if keys.needed:
         log.info("API keys: %s", ", ".join(key.name for key in keys.keys) or "none yet, so nobody is answered")
-    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, base_url, keys.needed))
+    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, over + url, keys.needed))
 
 
 def curl_line(name: str, base_url: str, with_key: bool) -> str:

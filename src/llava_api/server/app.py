@@ -15,8 +15,11 @@ from llava_api.server.middleware.allowances import Allowances
 from llava_api.server.middleware.authentication import OPEN, Authentication
 from llava_api.server.middleware.cors import Cors
 from llava_api.server.middleware.gate import Gate
+from llava_api.server.middleware.head import HeadAsGet
 from llava_api.server.middleware.origin import Origins
+from llava_api.server.middleware.proxy import ForwardedFor
 from llava_api.server.middleware.request_id import RequestId
+from llava_api.server.middleware.root_path import RootPath
 from llava_api.server.routes import chat, completions, docs, explain, health, metrics, models, responses, version
 from llava_api.server.services import Services
 from llava_api.settings import Settings
@@ -55,6 +58,7 @@ def create_app(
     app.state.metrics = Metrics(all_versions()) if services is None else services.metrics
     app.state.tracing = tracing
     # What is added last is met first.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Allowances)
     app.add_middleware(Gate, root=app, life=life, open_paths=(*OPEN, metrics.PATH))
     app.add_middleware(Authentication, keys=keys, open_paths=open_paths(settings))
@@ -73,6 +77,11 @@ def create_app(
         Access, metrics=app.state.metrics, routes=routes, tracing=tracing, log_prompts=settings.log_prompts
     )
     app.add_middleware(RequestId)
+    # These two say what was asked and by whom, so nothing may stand before them.
+    if settings.root_path:
+        app.add_middleware(RootPath, root_path=settings.root_path)
+    if settings.trusted_proxies:
+        app.add_middleware(ForwardedFor, trusted=settings.trusted_proxies)
     error_handlers.install(app)
     for prefix in ("/v1", "") if settings.short_paths else ("/v1",):
         app.include_router(chat.router, prefix=prefix)

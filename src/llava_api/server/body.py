@@ -8,7 +8,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from llava_api.errors import InvalidRequest, RequestTooLarge
+from llava_api.errors import InvalidRequest, RequestTooLarge, UnsupportedEncoding
 
 MAX_OBJECTS = 20_000
 """Objects and lists of one body, or their brackets in its texts: a context of 100,000 tokens has no room for more."""
@@ -23,7 +23,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_body(request: Request, max_body_bytes: int) -> bytes:
-    """Raises RequestTooLarge as soon as the limit is passed, whatever Content-Length said."""
+    """Raises RequestTooLarge as soon as the limit is passed, whatever Content-Length said, and UnsupportedEncoding."""
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedEncoding("Send the request's body as it is: this server unpacks no Content-Encoding.")
     refusal = RequestTooLarge(f"The request is larger than the {max_body_bytes} bytes this server takes.")
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > max_body_bytes:

