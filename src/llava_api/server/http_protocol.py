@@ -35,6 +35,8 @@ SHORT_BODY_BYTES = 65_536
 """What is left of a body this long when its request has been answered is read and forgotten; longer, nobody waits."""
 PIECE_BYTES = 16
 """Frame of one chunk of a body: more than a length and two line ends are no use to anybody."""
+LINE_BYTES = 64
+"""Of a head beside its target and its headers."""
 LINGER_SECONDS = 10.0
 """For the rest of a request that was refused or answered early: it is read and forgotten; its sender may read why."""
 LAST_SECONDS = 1.0
@@ -249,7 +251,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self.declined_body = framing_of(self.headers) if self.parser.should_upgrade() else None
         self.phase = BODY
-        self.loose_bytes = 0
+        self.loose_bytes = max(0, self.loose_bytes - self.field_bytes - LINE_BYTES)
         self.registry.is_busy(self)
         self.persistent = version == "1.1" and self.parser.should_keep_alive()
         # An answer that comes before a long body has come ends the connection, and says so.
