@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava_api.errors import StartupError
 from llava_api.server.connections import Connections
@@ -25,6 +25,8 @@ LOOK_SECONDS = 2.0
 """Between two looks at the files; each is made for a new connection."""
 FAREWELL_SECONDS = 5.0
 """For the end of the encryption, when a connection is closed."""
+
+LOCKED = "the key has a password, which is not supported; take it off with: openssl pkey -in KEY -out NEW"
 
 
 class Certificates:
@@ -50,13 +52,18 @@ class Certificates:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
+        asked = []
+
+        def no_password() -> str:
+            # Left to itself, OpenSSL would ask for one at the terminal.
+            asked.append(True)
+            return ""
+
         try:
-            # Without a password given here, OpenSSL would ask for one at the terminal.
-            context.load_cert_chain(self.certificate_file, self.key_file, password=lambda: "")
+            context.load_cert_chain(self.certificate_file, self.key_file, no_password)
         except (ssl.SSLError, OSError) as error:
-            raise StartupError(
-                f"TLS: {self.certificate_file} and {self.key_file} cannot be used: {reason_of(error)}"
-            ) from error
+            reason = LOCKED if asked else reason_of(error)
+            raise StartupError(f"TLS: {self.certificate_file} and {self.key_file} cannot be used: {reason}") from error
         if self.client_ca_file is not None:
             try:
                 context.load_verify_locations(self.client_ca_file)
@@ -90,8 +97,6 @@ def reason_of(error: OSError) -> str:
     reason = getattr(error, "reason", None) or ""
     if "MISMATCH" in reason:
         return "the key does not belong to the certificate"
-    if "BAD_DECRYPT" in reason or "PASSWORD" in reason or "bad password read" in str(error).lower():
-        return "the key has a password, which is not supported; decrypt it with: openssl pkey -in KEY -out NEW"
     if reason in ("NO_START_LINE", "BAD_BASE64_DECODE", "PEM_LIB") or "PEM" in str(error):
         return "they are not a certificate and its key in PEM"
     return reason.lower().replace("_", " ") or error.strerror or "OpenSSL does not take them"
@@ -107,6 +112,16 @@ def certificates_of(settings: Settings) -> Certificates | None:
     if certificate is None or key is None:
         raise StartupError("--tls-certificate-file and --tls-key-file need each other")
     return Certificates(certificate, key, settings.tls_client_ca_file)
+
+
+def hand_on(data: bytes, protocol: Any) -> None:
+    """``protocol`` is an asyncio.BufferedProtocol, whether it says so (asyncio's) or not (uvloop's)."""
+    while data:
+        buffer = protocol.get_buffer(len(data))
+        size = min(len(buffer), len(data))
+        buffer[:size] = data[:size]
+        protocol.buffer_updated(size)
+        data = data[size:]
 
 
 class Handshake(asyncio.Protocol):
@@ -126,14 +141,13 @@ class Handshake(asyncio.Protocol):
         self.state = state
         self.make_protocol = make_protocol
         self.early: list[bytes] = []
-        """What came between the handshake's end and the loop's next turn."""
+        """What came before the handshake (uvloop reads at once, told to pause or not), or right at its end."""
         self.lost = False
         self.wire: asyncio.Transport
         self.task: asyncio.Task[None]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.wire = transport
-        transport.pause_reading()
         if not self.registry.admit(self):
             # Saying 503 would need the handshake first.
             self.end()
@@ -142,20 +156,34 @@ class Handshake(asyncio.Protocol):
         self.task = asyncio.get_running_loop().create_task(self.shake_hands())
 
     async def shake_hands(self) -> None:
+        self.wire.pause_reading()
+        loop = asyncio.get_running_loop()
+        handshake = None
         try:
-            encrypted = await asyncio.get_running_loop().start_tls(
+            context = await self.certificates.current()
+            hello, self.early = b"".join(self.early), []
+            seconds = self.settings.receive_timeout_seconds
+            upgraded = loop.start_tls(
                 self.wire,
                 self,
-                await self.certificates.current(),
+                context,
                 server_side=True,
-                ssl_handshake_timeout=self.settings.receive_timeout_seconds,
+                ssl_handshake_timeout=seconds,
                 ssl_shutdown_timeout=FAREWELL_SECONDS,
             )
+            handshake = loop.create_task(upgraded)
+            # Until it has put its own protocol in our place, and that has begun; it reads nothing before we go on.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            hand_on(hello, self.wire.get_protocol())
+            encrypted = await handshake
         except (OSError, asyncio.CancelledError):
-            self.end()
-            return
-        self.forget()
+            encrypted = None
+        finally:
+            self.forget()
         if encrypted is None or self.lost:
+            if handshake is not None:
+                handshake.cancel()
             self.wire.abort()
             return
         protocol = self.make_protocol()

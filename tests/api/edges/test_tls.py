@@ -76,7 +76,7 @@ async def test_old_versions_are_refused(edge: Edge, trusting: ssl.SSLContext) ->
     assert (await (await call(edge, trusting)).ask(HEALTH)).status == 200
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await call(edge, old)
