@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from llava_api.errors import ApiError, BadHttp, Busy, HeadersTooLarge, ReceiveTimeout
 from llava_api.server.connections import Connections
+from llava_api.server.deadline import Deadline
 from llava_api.server.error_handlers import error_response
 from llava_api.server.framing import NOT_HTTP, check_head, framing_of, has_long_body
 from llava_api.server.outlet import Outlet
@@ -85,8 +86,7 @@ class HttpProtocol(HttpToolsProtocol):
         """While a parser is told what another has read already."""
         self.ending = False
         self.timed: tuple[int, int] | None = None
-        self.deadline: float | None = None
-        self.receive_timer: asyncio.TimerHandle | None = None
+        self.deadline = Deadline(self.loop, self.on_late)
         self.reader_timer: asyncio.TimerHandle | None = None
         self.close_timer: asyncio.TimerHandle | None = None
 
@@ -107,7 +107,8 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.deaf = self.outlet.closing = True
         self.registry.forget(self)
-        for timer in (self.receive_timer, self.reader_timer, self.close_timer, self.timeout_keep_alive_task):
+        self.deadline.cancel_timer()
+        for timer in (self.reader_timer, self.close_timer, self.timeout_keep_alive_task):
             if timer is not None:
                 timer.cancel()
         self.drop(self.active)
@@ -123,7 +124,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_close(self) -> None:
         """All ends that uvicorn or this class wants to make. What has been written still goes out, but not for ever."""
         self.deaf = True
-        self.deadline = None
+        self.deadline.set(None)
         wire = self.outlet.wire
         lingers = self.phase != WAITING or self.refusal is not None
         if lingers:
@@ -297,7 +298,7 @@ class HttpProtocol(HttpToolsProtocol):
         """The last word on this connection, said in its turn, or not at all where the answer has begun already."""
         self.deaf = True
         self.refusal = error
-        self.deadline = None
+        self.deadline.set(None)
         waits = self.active is not None and not self.active.response_complete
         if self.phase == BODY:
             if self.cycle is not self.active:
@@ -327,29 +328,16 @@ class HttpProtocol(HttpToolsProtocol):
     # Time
 
     def expect_more(self) -> None:
-        """The time runs from now for what comes next; the timer is left as it is unless it would come too late."""
+        """The time runs from now for what comes next."""
         if self.phase == WAITING:
-            self.deadline = None
-            return
-        patience = (
-            self.settings.receive_timeout_seconds if self.phase == HEADERS else self.settings.body_timeout_seconds
-        )
-        self.deadline = self.loop.time() + patience
-        if self.receive_timer is None or self.receive_timer.when() > self.deadline:
-            self.arm(self.deadline)
+            self.deadline.set(None)
+        elif self.phase == HEADERS:
+            self.deadline.set(self.settings.receive_timeout_seconds)
+        else:
+            self.deadline.set(self.settings.body_timeout_seconds)
 
-    def arm(self, when: float) -> None:
-        if self.receive_timer is not None:
-            self.receive_timer.cancel()
-        self.receive_timer = self.loop.call_at(when, self.on_receive_timer)
-
-    def on_receive_timer(self) -> None:
-        self.receive_timer = None
-        if self.deadline is None:
-            return
-        if self.loop.time() < self.deadline:
-            self.arm(self.deadline)
-        elif self.flow.read_paused:
+    def on_late(self) -> None:
+        if self.flow.read_paused:
             # We are the slow ones.
             self.expect_more()
         else:
