@@ -20,19 +20,20 @@ OTHER_FILES = 512
 
 def listen(settings: Settings) -> socket.socket:
     """Raises StartupError, in one sentence."""
-    listener = listen_unix(settings) if settings.unix_socket is not None else listen_tcp(settings)
+    unix = settings.unix_socket is not None
+    listener = listen_unix(settings) if unix else listen_tcp(settings.host, settings.port, "--port")
     # Connections inherit it.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-    listener.set_inheritable(False)
     return listener
 
 
-def listen_tcp(settings: Settings) -> socket.socket:
-    host, port = settings.host, settings.port
+def listen_tcp(host: str, port: int, flag: str) -> socket.socket:
+    """``flag`` is the setting that named the port. Raises StartupError."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise StartupError(f"--host {host} is neither an address nor a name that this machine knows") from error
+        name = flag.replace("port", "host")
+        raise StartupError(f"{name} {host} is neither an address nor a name that this machine knows") from error
     # Of a name with several, an IPv4 address.
     family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -45,7 +46,7 @@ def listen_tcp(settings: Settings) -> socket.socket:
         listener.close()
         raise StartupError(
             f"cannot listen on {host} port {port} ({error.strerror}): is another server running "
-            "there? Choose another with --port"
+            f"there? Choose another with {flag}"
         ) from error
     return listener
 
