@@ -154,7 +154,7 @@ def serve_forever(
             """Uvicorn would close the port at once; ours drains first (server/lifecycle.py)."""
             life.stop()
 
-    server = Server(make_config(app, settings, certificates=door.certificates))
+    server = Server(make_config(app, settings, certificates=door.certificates, count_refusal=app.state.metrics.reject))
     server.run(sockets=[door.listener])
     if life.failure is not None:
         print(complaint(life.failure), file=sys.stderr, flush=True)

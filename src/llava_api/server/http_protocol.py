@@ -9,6 +9,7 @@ import asyncio
 import http
 import logging
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -57,10 +58,12 @@ class HttpProtocol(HttpToolsProtocol):
         *,
         settings: Settings,
         registry: Connections,
+        count_refusal: Callable[[str], None],
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.settings = settings
         self.registry = registry
+        self.count_refusal = count_refusal
         self.outlet: Outlet
         self.phase = WAITING
         self.received = 0
@@ -319,6 +322,7 @@ class HttpProtocol(HttpToolsProtocol):
         request_id = f"req_{uuid.uuid4().hex}"
         caller = self.client[0] if self.client else "a Unix socket"
         log.info("%s from %s refused: %d %s", request_id, caller, error.status, error.code)
+        self.count_refusal(error.code or "")
         answer = error_response(error, {"x-request-id": request_id, "connection": "close"})
         lines = [f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}".encode()]
         lines += [name + b": " + value for name, value in [*self.server_state.default_headers, *answer.raw_headers]]

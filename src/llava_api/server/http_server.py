@@ -23,8 +23,12 @@ def make_config(
     *,
     lifespan: Literal["on", "off"] = "on",
     certificates: Certificates | None = None,
+    count_refusal: Callable[[str], None] = lambda code: None,
 ) -> uvicorn.Config:
-    """Raises StartupError for certificates that cannot be used, unless they are given."""
+    """Raises StartupError for certificates that cannot be used, unless they are given.
+
+    ``count_refusal`` is told the code of each error that a caller got from below the app.
+    """
     certificates = certificates or certificates_of(settings)
     registry = Connections(room_for_connections(settings.max_connections))
 
@@ -35,7 +39,15 @@ def make_config(
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> asyncio.Protocol:
         def make_http() -> HttpProtocol:
-            return HttpProtocol(config, server_state, app_state, _loop, settings=settings, registry=registry)
+            return HttpProtocol(
+                config,
+                server_state,
+                app_state,
+                _loop,
+                settings=settings,
+                registry=registry,
+                count_refusal=count_refusal,
+            )
 
         if certificates is None:
             return make_http()

@@ -121,8 +121,8 @@ class TestTrusted:
             ("X-Forwarded-For: 127.0.0.1, 9.9.9.9\r\n", "9.9.9.9"),
             ("X-Forwarded-For: 10.1.0.7, 10.1.0.1\r\n", "10.1.0.7"),
             ("X-Forwarded-For: 9.9.9.9:1234\r\n", "9.9.9.9"),
-            ("X-Forwarded-For: [2001:db9::1]:1234\r\n", "2001:db9::1"),
-            ("X-Forwarded-For: 2001:0DB9:0::1\r\n", "2001:db9::1"),
+            ("X-Forwarded-For: [2001:db9::1]:1234\r\n", "2001:db9::/64"),
+            ("X-Forwarded-For: 2001:0DB9:0::1\r\n", "2001:db9::/64"),
             ("X-Forwarded-For: unknown\r\n", "127.0.0.1"),
             ("X-Forwarded-For: 9.9.9.9, unknown\r\n", "127.0.0.1"),
             ("X-Forwarded-For: 9.9.9.9, unknown, 10.1.0.1\r\n", "10.1.0.1"),
@@ -178,4 +178,4 @@ class TestBothKinds:
         await status_of(edge, "/who", "X-Forwarded-For: 9.9.9.9\r\n")
         edge.address = ("::1", edge.address[1])
         await status_of(edge, "/who", "X-Forwarded-For: 9.9.9.9\r\n")
-        assert [caller for caller, _ in seen] == ["127.0.0.1", "9.9.9.9", "::1"]
+        assert [caller for caller, _ in seen] == ["127.0.0.1", "9.9.9.9", "::/64"]

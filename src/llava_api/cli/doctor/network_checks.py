@@ -7,9 +7,10 @@ from pathlib import Path
 
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
 from llava_api.cli.machine import PROC
-from llava_api.cli.serve import check_exposure, is_loopback, listen
+from llava_api.cli.serve import check_exposure, is_loopback
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.server.listening import listen
 from llava_api.settings import Settings
 
 LISTENING = "0A"
@@ -17,9 +18,9 @@ LISTENING = "0A"
 
 
 def port(settings: Settings) -> Finding:
-    place = f"{settings.host} port {settings.port}"
+    place = settings.unix_socket or f"{settings.host} port {settings.port}"
     try:
-        with listen(settings.host, settings.port, "--port") as taken:
+        with listen(settings) as taken:
             # Two sockets can be bound to one address; it shows when the second one listens.
             taken.listen(1)
             return ok("port", f"{place} is free")

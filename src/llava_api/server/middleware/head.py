@@ -18,4 +18,8 @@ class HeadAsGet:
             await send(message)
 
         # A copy: the server itself must go on to know that no body is to follow.
-        await self.app({**scope, "method": "GET"}, receive, send_without_body)
+        inner = {**scope, "method": "GET"}
+        await self.app(inner, receive, send_without_body)
+        if "route" in inner:
+            # For what is told of the request.
+            scope["route"] = inner["route"]
