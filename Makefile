@@ -4,7 +4,7 @@ PYTHON ?= python3
 MODEL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test serve test test-clients lint bench demo-checkpoints clean
+.PHONY: help setup setup-test serve test test-clients lint soak bench demo-checkpoints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -30,6 +30,9 @@ test: lint ## Everything continuous integration runs
 
 test-clients: setup-test ## Try other people's clients, Python and Node, against a running server
 	.venv/bin/python -m tools.client_tests $(FLAGS)
+
+soak: setup-test ## Twice the load that the server can take, mixed with bad and cut-off requests; FLAGS='--minutes 20'
+	.venv/bin/python -m benchmarks.soak $(FLAGS)
 
 bench: setup-test ## Measure this server beside vLLM's own; FLAGS=--quick for one short round
 	.venv/bin/python -m benchmarks.bench $(FLAGS)

@@ -77,7 +77,7 @@ async def requests_per_second(engine: Engine, requests: Sequence[GenerationReque
 
 
 async def measure(workloads: list[Workload], rounds: range, seed: int, model: ServedModel, settings: Settings) -> Rates:
-    engine = start_engine(settings, model.to_load())
+    engine = await start_engine(settings, model.to_load())
     rates: Rates = {}
     try:
         for number in rounds:

@@ -20,13 +20,13 @@ from benchmarks.workloads import Workload, make_material
 from llava_api.cli import serve
 from llava_api.cli.main import main as llava_api
 from llava_api.cli.models import find_model
-from llava_api.engine.base import Engine, ModelToLoad
+from llava_api.engine.base import ModelToLoad
 from llava_api.settings import Settings
 
 AS_SERVER = "--as-server"
 
 
-def start_scripted(settings: Settings, model: ModelToLoad) -> Engine:
+async def start_scripted(settings: Settings, model: ModelToLoad) -> ScriptedEngine:
     return ScriptedEngine()
 
 

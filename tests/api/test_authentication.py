@@ -23,7 +23,11 @@ WITH = {"authorization": f"Bearer {KEY}"}
 @pytest.fixture
 def settings_made(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "keys").write_text(f"anne={KEY}\nben={OTHER}\n")
-    return {"api_key_file": [str(tmp_path / "keys")], "cors_allow_origins": ["https://chat.example.com"]}
+    return {
+        "api_key_file": [str(tmp_path / "keys")],
+        "response_store_bytes": 100_000,
+        "cors_allow_origins": ["https://chat.example.com"],
+    }
 
 
 async def test_a_key_is_needed_everywhere_but_for_health(client: httpx.AsyncClient, app: FastAPI) -> None:
@@ -127,3 +131,16 @@ BENT = {
 async def test_no_bent_request_line_gets_past_the_key(port: int, name: str) -> None:
     assert await status_of(port, BENT[name]) in (400, 401)
     assert await status_of(port, b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n") == 200
+
+
+async def test_a_kept_response_is_there_for_its_own_key_alone(client: httpx.AsyncClient) -> None:
+    others = {"authorization": f"Bearer {OTHER}"}
+    asked = {"model": "tiny", "input": "hi"}
+    made = (await client.post("/v1/responses", json=asked, headers=WITH)).json()["id"]
+    for method in ("GET", "DELETE"):
+        assert (await client.request(method, f"/v1/responses/{made}", headers=others)).status_code == 404
+    going_on = {**asked, "previous_response_id": made}
+    refused = await client.post("/v1/responses", json=going_on, headers=others)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "previous_response_not_found")
+    assert (await client.post("/v1/responses", json=going_on, headers=WITH)).status_code == 200
+    assert (await client.delete(f"/v1/responses/{made}", headers=WITH)).status_code == 200

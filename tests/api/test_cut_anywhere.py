@@ -67,7 +67,7 @@ class Asked:
             "path": path,
             "raw_path": path.encode(),
             "query_string": b"",
-            "headers": [(b"content-length", str(len(content)).encode())],
+            "headers": [(b"host", b"localhost"), (b"content-length", str(len(content)).encode())],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 2),
         }

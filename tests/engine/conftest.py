@@ -57,7 +57,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     folder = endless_copy(demo_folder() / "llava-tiny-1.5", tmp_path_factory.mktemp("endless") / "model")
     settings = Settings()
     model = replace(open_model(str(folder), ("endless",), settings), stop_token_ids=())
-    engine = start_engine(settings, model.to_load())
+    engine = await start_engine(settings, model.to_load())
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     services = open_services(settings, model, engine)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from llava_api.engine.base import Adapter, Delta, FinishReason, GenerationRequest, TokenLogprob
-from llava_api.errors import EngineFailed
+from llava_api.errors import EngineFailed, EngineStopped
 
 
 class ScriptedEngine:
@@ -22,6 +22,7 @@ class ScriptedEngine:
         self.other_choices: dict[int, tuple[str, ...]] = {}
         """What choices say that do not say ``texts``; as many texts."""
         self.dead = False
+        self.stopped = False
         self.requests: list[GenerationRequest] = []
         self.unfinished = 0
         self.abort_turns = 0
@@ -36,12 +37,16 @@ class ScriptedEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)
+        if self.dead:
+            raise EngineStopped("The engine has stopped.")
         self.unfinished += 1
         try:
             for index, text in enumerate(self.texts):
                 if self.fail_at == index:
-                    raise EngineFailed("The engine has stopped; the server must be restarted.")
+                    raise EngineFailed("The engine could not answer this request.")
                 await asyncio.sleep(self.pause_seconds)
+                if self.dead:
+                    raise EngineStopped("The engine has stopped.")
                 reason = self.finish_reason if index == len(self.texts) - 1 else None
                 logprobs = self.logprobs[index] if request.sampling.logprobs is not None else ()
                 for choice in range(request.choices):
@@ -60,10 +65,17 @@ class ScriptedEngine:
 
     async def check_health(self) -> None:
         if self.dead:
-            raise EngineFailed("The engine has stopped; the server must be restarted.")
+            raise EngineStopped("The engine has stopped.")
 
     def unfinished_requests(self) -> int:
         return self.unfinished
+
+    def paused(self) -> bool:
+        return self.stopped
+
+    def kill(self) -> None:
+        """What is running then raises EngineStopped at its next text."""
+        self.dead = True
 
     async def shutdown(self) -> None:
         self.dead = True

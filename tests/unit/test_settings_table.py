@@ -20,6 +20,11 @@ VALUES = {
     "--image-mode": "pad",
     "--jpeg-decode": "exact",
     "--docs": "open",
+    "--log-format": "json",
+    "--metrics": "open",
+    "--unix-socket-mode": "600",
+    "--root-path": "/llava",
+    "--trusted-proxies": "10.1.0.0/16",
 }
 """A value that fits, for flags that do not take every number."""
 

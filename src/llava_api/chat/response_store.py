@@ -1,4 +1,7 @@
-"""Responses kept for ``previous_response_id``: as JSON, in memory; the oldest make room for new ones."""
+"""Responses kept for ``previous_response_id``: as JSON, in memory; the oldest make room for new ones.
+
+Each belongs to its owner, an API key's name; to anybody else it does not exist.
+"""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -18,6 +21,8 @@ class Kept:
     """The response."""
     conversation: bytes
     """All items up to and with the response."""
+    owner: str
+    """The API key that it was made for; "" without keys."""
 
     def items(self) -> list[InputItem]:
         return ITEMS.validate_json(self.conversation)
@@ -38,16 +43,18 @@ class ResponseStore:
     def keeps(self) -> bool:
         return self.max_bytes > 0
 
-    def get(self, response_id: str) -> Kept | None:
+    def get(self, response_id: str, owner: str) -> Kept | None:
+        """None also for what is another's."""
         found = self.kept.get(response_id)
-        if found is not None:
-            self.kept.move_to_end(response_id)
+        if found is None or found.owner != owner:
+            return None
+        self.kept.move_to_end(response_id)
         return found
 
-    def put(self, response: Response, items: Sequence[InputItem]) -> None:
+    def put(self, response: Response, items: Sequence[InputItem], owner: str) -> None:
         """``items``: the conversation before the response."""
         conversation = ITEMS.dump_json([*items, *as_input(response)], exclude_none=True)
-        kept = Kept(response.model_dump_json().encode(), conversation)
+        kept = Kept(response.model_dump_json().encode(), conversation, owner)
         if len(kept) > self.max_bytes:
             return
         self.kept[response.id] = kept

@@ -3,9 +3,13 @@
 import argparse
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
+import types
+from dataclasses import dataclass
+from typing import NoReturn
 
 from llava_api.chat.model import ServedModel, describe_model, open_model, sources_of
 from llava_api.checkpoints.cache import ready_checkpoint
@@ -13,14 +17,31 @@ from llava_api.cli.allocator import keep_freed_memory
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.logging import set_up_logging
 from llava_api.cli.models import DEMO, MODEL_HELP, demo_folder, find_model
-from llava_api.engine.base import Engine
+from llava_api.cli.start_checks import check_start
+from llava_api.cli.terminal import complaint
+from llava_api.engine.base import EngineProcesses
+from llava_api.engine.processes import kill_children
 from llava_api.engine.vllm_start import start_engine
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.rate import RateLimiter, open_limiter
+from llava_api.server.listening import base_url, listen, listen_tcp
+from llava_api.server.tls import Certificates, certificates_of
 from llava_api.settings import Settings
+from llava_api.telemetry.tracing import Tracing, open_tracing
 
 DEMO_PICTURE = "red-circle.png"
 log = logging.getLogger("llava_api")
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where the server listens; taken before the model is loaded, so that a mistake is told at once."""
+
+    listener: socket.socket
+    certificates: Certificates | None
+    side: socket.socket | None
+    """For metrics and health alone, without a key."""
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -37,12 +58,22 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(chosen: argparse.Namespace) -> None:
+    # Until the server has its own way to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     keep_freed_memory()
     settings = read_settings(chosen)
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
+    tracing = open_tracing(settings.otlp_endpoint)
     keys = KeyRing(KeySources(settings))
     check_exposure(settings, keys)
+    limiter = open_limiter(settings)
+    limiter.table.warn_of_strangers(key.name for key in keys.keys)
+    certificates = certificates_of(settings)
     listener = listen(settings)
+    side = None
+    if settings.metrics_port is not None:
+        side = listen_tcp(settings.metrics_host, settings.metrics_port, "--metrics-port")
+    door = Door(listener, certificates, side)
     names = tuple(settings.served_model_name) or (chosen.model,)
     model = open_model(find_model(chosen.model), names, settings)
     log.info("model %s: LLaVA-%s, %s format", names[0], model.checkpoint.version, model.checkpoint.format)
@@ -53,12 +84,15 @@ def run(chosen: argparse.Namespace) -> None:
     if model.checkpoint.format != "hub":
         converted = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir)
         model = describe_model(converted, names, settings)
-    serve_forever(model, settings, keys, listener)
+    check_start(model, settings)
+    if side is not None:
+        log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
+    serve_forever(model, settings, keys, limiter, door, tracing)
 
 
 def check_exposure(settings: Settings, keys: KeyRing) -> None:
     """Raises StartupError where anybody on the network could use the server, and nobody said that they may."""
-    if keys.needed or settings.allow_anonymous or is_loopback(settings.host):
+    if keys.needed or settings.allow_anonymous or settings.unix_socket is not None or is_loopback(settings.host):
         return
     raise StartupError(
         f"--host {settings.host} opens the server to the network, and there are no API keys: name them with "
@@ -73,81 +107,79 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def listen(settings: Settings) -> socket.socket:
-    """Take the port first: a port in use must not cost half a minute of loading. Raises StartupError."""
-    try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
-        listener.set_inheritable(False)
-    except OSError as error:
-        raise StartupError(
-            f"cannot listen on {settings.host} port {settings.port} ({error.strerror}): is another server running "
-            "there? Choose another with --port"
-        ) from error
-    return listener
-
-
-def serve_forever(model: ServedModel, settings: Settings, keys: KeyRing, listener: socket.socket) -> None:
+def serve_forever(
+    model: ServedModel,
+    settings: Settings,
+    keys: KeyRing,
+    limiter: RateLimiter,
+    door: Door,
+    tracing: Tracing | None,
+) -> None:
     import uvicorn
 
     from llava_api.server.app import create_app
+    from llava_api.server.http_server import make_config
+    from llava_api.server.lifecycle import Lifecycle
     from llava_api.server.lifespan import make_lifespan
 
-    failure: list[StartupError] = []
-
-    async def load() -> Engine:
+    async def start() -> EngineProcesses:
+        engine = await start_engine(settings, model.to_load())
         try:
-            engine = start_engine(settings, model.to_load())
-            try:
-                await engine.load_adapters(model.adapters)
-            except StartupError:
-                await engine.shutdown()
-                raise
-            return engine
-        except StartupError as error:
-            failure.append(error)
+            await engine.load_adapters(model.adapters)
+        except StartupError:
+            await engine.shutdown()
             raise
+        return engine
 
-    port = listener.getsockname()[1]
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    base_url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else host}:{port}/v1"
-    lifespan = make_lifespan(model, settings, keys, load, lambda: announce(model, keys, base_url))
-    app = create_app(settings, keys, lifespan=lifespan)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        lifespan="on",
-        access_log=False,
-        timeout_graceful_shutdown=10,
-        server_header=False,
+    def close_port() -> None:
+        server.should_exit = True
+
+    life = Lifecycle(settings.drain_timeout_seconds)
+    lifespan = make_lifespan(
+        model,
+        settings,
+        keys,
+        limiter,
+        life,
+        start,
+        lambda: announce(model, keys, settings, door.listener),
+        end_at_once,
+        close_port,
+        door.side,
     )
-    server = uvicorn.Server(config)
-    # A StartupError is told in one sentence, below; uvicorn would print its traceback first.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not failure)
-    # Uvicorn raises a signal once more when it has shut down; by then the work is done, and the exit code is 0.
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda *_: None)
-    try:
-        server.run(sockets=[listener])
-    except SystemExit:
-        # Uvicorn's exit code for a lifespan that failed.
-        if not failure:
-            raise
-    if failure:
-        raise failure[0]
-    if not server.started:
-        sys.exit(1)
+    app = create_app(settings, keys, lifespan=lifespan, life=life, tracing=tracing)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
+            """Uvicorn would close the port at once; ours drains first (server/lifecycle.py)."""
+            life.stop()
+
+    server = Server(make_config(app, settings, certificates=door.certificates, count_refusal=app.state.metrics.reject))
+    server.run(sockets=[door.listener])
+    if life.failure is not None:
+        print(complaint(life.failure), file=sys.stderr, flush=True)
+    end_at_once(0 if life.failure is None and server.started else 1)
 
 
-def announce(model: ServedModel, keys: KeyRing, base_url: str) -> None:
+def end_at_once(exit_code: int = 0) -> NoReturn:
+    """Out of the midst of a load too, which is a thread inside vLLM that nothing can stop.
+
+    Python's own way out has nothing to give: torch and vLLM take a second for it and complain for a page.
+    """
+    kill_children()
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(exit_code)
+
+
+def announce(model: ServedModel, keys: KeyRing, settings: Settings, listener: socket.socket) -> None:
     """The base URL and a curl line that works as it is, with a small picture in it."""
-    name = model.names[0]
-    log.info("ready. Base URL: %s", base_url)
+    name, url = model.names[0], base_url(settings, listener)
+    over = "" if settings.unix_socket is None else f"--unix-socket {settings.unix_socket} "
+    log.info("ready. Base URL: %s%s", url, f" (on the Unix socket {settings.unix_socket})" if over else "")
     if keys.needed:
         log.info("API keys: %s", ", ".join(key.name for key in keys.keys) or "none yet, so nobody is answered")
-    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, base_url, keys.needed))
+    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, over + url, keys.needed))
 
 
 def curl_line(name: str, base_url: str, with_key: bool) -> str:

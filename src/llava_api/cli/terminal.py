@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from llava_api.errors import StartupError
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -47,3 +49,8 @@ def throw_output_away() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+def complaint(error: StartupError) -> str:
+    """The line for standard error."""
+    return f"llava-api: {printable(str(error))}"

@@ -27,6 +27,8 @@ class ModelToLoad:
     quantization: str | None = None
     """vLLM's name of a quantization method; None for what the checkpoint says."""
     adapters: tuple["Adapter", ...] = ()
+    name: str | None = None
+    """Under which it is served; stands in the engine's metrics. None for its path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class GenerationRequest:
     adapter: Adapter | None = None
     choices: int = 1
     """Answers; more than one only with a temperature above 0."""
+    cache_salt: str | None = None
+    """What was computed for a prompt is used again for prompts of the same salt alone; None shares it with all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ class Engine(Protocol):
     """Answers that it makes at once; more wait inside it, first come first served."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        """Raises EngineFailed where the engine is dead or refuses the request."""
+        """Raises EngineStopped where the engine is gone, and EngineFailed where it refuses the request."""
         ...
 
     async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
@@ -140,7 +144,7 @@ class Engine(Protocol):
         ...
 
     async def check_health(self) -> None:
-        """Raises EngineFailed where the engine is dead."""
+        """Raises EngineStopped where the engine is gone."""
         ...
 
     def unfinished_requests(self) -> int:
@@ -148,3 +152,15 @@ class Engine(Protocol):
         ...
 
     async def shutdown(self) -> None: ...
+
+
+class EngineProcesses(Engine, Protocol):
+    """An engine that lives in processes of its own, as its supervisor sees it."""
+
+    def paused(self) -> bool:
+        """Whether one of its processes has been stopped (SIGSTOP): it is there, and does nothing."""
+        ...
+
+    def kill(self) -> None:
+        """End its processes at once, whatever state they are in; all its streams raise EngineStopped then."""
+        ...

@@ -4,7 +4,9 @@ Requests go in rendered (``EngineInput``), so neither vLLM's templates nor a HF 
 ``vllm.entrypoints``, which moves with every release.
 """
 
+import asyncio
 import logging
+import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
@@ -36,13 +38,15 @@ from llava_api.engine.base import (
     ModelToLoad,
     TokenLogprob,
 )
+from llava_api.engine.processes import any_paused, family, kill_all
+from llava_api.engine.vllm_cause import start_errors
 from llava_api.engine.vllm_options import engine_arguments, known_arguments
-from llava_api.errors import EngineFailed, StartupError
+from llava_api.errors import EngineFailed, EngineStopped, StartupError
 from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
 
-DEAD = "The engine has stopped; the server must be restarted."
+DEAD = "The engine has stopped."
 SAME_NAMES = (
     "temperature",
     "top_p",
@@ -62,23 +66,35 @@ SAME_NAMES = (
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
+def tells_news(record: logging.LogRecord) -> bool:
+    """Whether a line of vLLM's is more than the traceback of a dead engine, of which the supervisor speaks."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], EngineDeadError)
+
+
 class VllmEngine:
     """vLLM behind the ``Engine`` protocol; its EngineCore runs in a process of its own."""
 
     def __init__(self, llm: AsyncLLM) -> None:
         self.llm = llm
+        logging.getLogger(AsyncLLM.__module__).addFilter(tells_news)
         self.max_model_len: int = llm.model_config.max_model_len
         self.max_num_seqs: int = llm.vllm_config.scheduler_config.max_num_seqs
+        # None where the engine runs on other machines (Ray): its processes are Ray's care.
+        manager = getattr(llm.engine_core.resources, "engine_manager", None)
+        self.processes = family(process.pid for process in getattr(manager, "processes", []))
+        self.closed = threading.Event()
 
     @classmethod
     def start(cls, settings: Settings, model: ModelToLoad, *, on_cpu: bool) -> "VllmEngine":
         """Load the model; blocks until it is ready. Raises StartupError with vLLM's reason."""
         arguments = engine_arguments(settings, model, on_cpu=on_cpu, known=known_arguments(AsyncEngineArgs))
-        try:
-            return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
-        except (ValueError, RuntimeError, TypeError, OSError) as error:
-            log.debug("the engine did not start", exc_info=True)
-            raise StartupError(f"the engine could not load the checkpoint: {reason(error)}") from error
+        with start_errors() as told:
+            try:
+                return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
+            except (ValueError, RuntimeError, TypeError, OSError) as error:
+                log.debug("the engine did not start", exc_info=True)
+                cause = told.cause(reason(error))
+                raise StartupError(f"the engine could not load the checkpoint: {cause}") from error
 
     async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
         for adapter in adapters:
@@ -101,7 +117,7 @@ class VllmEngine:
                 for completion in output.outputs:
                     yield delta_of(completion, output.num_cached_tokens or 0, prompt)
         except EngineDeadError as error:
-            raise EngineFailed(DEAD) from error
+            raise EngineStopped(DEAD) from error
         except EngineFailed:
             raise
         except Exception as error:  # vLLM's refusals are of many kinds, and differ between its versions.
@@ -115,13 +131,24 @@ class VllmEngine:
         try:
             await self.llm.check_health()
         except EngineDeadError as error:
-            raise EngineFailed(DEAD) from error
+            raise EngineStopped(DEAD) from error
 
     def unfinished_requests(self) -> int:
         return int(self.llm.output_processor.get_num_unfinished_requests())
 
+    def paused(self) -> bool:
+        return any_paused(self.processes)
+
+    def kill(self) -> None:
+        kill_all(self.processes)
+
     async def shutdown(self) -> None:
-        self.llm.shutdown()
+        """Ends its processes at once: asked kindly, EngineCore takes its full five seconds and is killed then."""
+        self.kill()
+        try:
+            await asyncio.to_thread(self.llm.shutdown)
+        finally:
+            self.closed.set()
 
 
 def reason(error: Exception) -> str:
@@ -155,12 +182,13 @@ def delta_of(completion: CompletionOutput, cached_tokens: int, prompt: tuple[Tok
 
 def engine_input(request: GenerationRequest) -> EngineInput:
     if not request.images:
-        return tokens_input(request.token_ids)
+        return tokens_input(request.token_ids, cache_salt=request.cache_salt)
     return mm_input(
         request.token_ids,
         MultiModalKwargsItems({"image": [image_item(image) for image in request.images]}),
         {"image": [image.cache_key for image in request.images]},
         {"image": [PlaceholderRange(offset=image.offset, length=image.length) for image in request.images]},
+        cache_salt=request.cache_salt,
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from llava_api.engine.base import Adapter, ModelToLoad
@@ -56,8 +57,13 @@ def prepare_environment(settings: Settings, on_cpu: bool) -> None:
     """Variables that vLLM reads when it is imported. Must run before the first import of vllm."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "DEBUG" if settings.log_level == "debug" else "ERROR")
-    # Deprecations inside vLLM's own processes are nothing that a user can act on.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    # Deprecations inside vLLM's own processes are nothing that a user can act on; nor is shared memory that Python's
+    # tracker cleans up after an engine that was ended at once.
+    os.environ.setdefault(
+        "PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker"
+    )
+    if settings.log_format == "json" and settings.log_level != "debug":
+        os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("vllm_logging.json")))
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kvcache_space))
 
@@ -78,7 +84,10 @@ def engine_arguments(settings: Settings, model: ModelToLoad, *, on_cpu: bool, kn
     arguments["limit_mm_per_prompt"] = {"image": max(1, settings.max_images_per_request)}
     # Pictures arrive as finished tensors; a second cache of them in the front end would only hold memory.
     arguments["mm_processor_cache_gb"] = 0
-    arguments["disable_log_stats"] = True
+    # Its series in prometheus_client's registry, which /metrics shows; vLLM writes no log of them by itself.
+    arguments["disable_log_stats"] = False
+    if model.name is not None:
+        arguments["served_model_name"] = model.name
     # llguidance's grammars, for which ours are written (chat/grammar.py, grammar_check.py).
     arguments["structured_outputs_config"] = {"backend": "guidance"}
     arguments["hf_overrides"] = config_overrides(model)

@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, TypeVar
 
 from blake3 import blake3
@@ -21,6 +22,7 @@ from llava_api.images.mode import Detail, ImageMode
 from llava_api.images.pool import Pool
 from llava_api.normalisation import Pixels
 from llava_api.settings import Settings
+from llava_api.telemetry.record import current
 
 Result = TypeVar("Result")
 MEASURING_THREADS = 2
@@ -53,9 +55,11 @@ class MeasuredImage:
     size: Size
     """(width, height) as the model is shown it."""
     tokens: int
+    owner: str = ""
+    """Who alone may use what is made of it again; "" for everybody."""
 
     def cache_key(self) -> str:
-        return f"{self.digest}-{self.mode.key()}"
+        return f"{self.digest}-{self.mode.key()}{self.owner and f'-{self.owner}'}"
 
 
 class ImageLoader:
@@ -90,9 +94,13 @@ class ImageLoader:
         return await all_of([self.measure_one(part, caller, budget) for part in parts])
 
     async def measure_one(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> MeasuredImage:
+        owner = caller if self.settings.isolate_caches else ""
         try:
             read = await self.reader(part, caller, budget)
-            return await self.measuring_pool.run(object(), caller, lambda: self.measure_data(read(), part))
+            measured = await self.measuring_pool.run(object(), caller, lambda: self.measure_data(read(), part, owner))
+            width, height = measured.header.stored_size
+            current().looked_at(len(measured.data), width * height, measured.tokens)
+            return measured
         except BadImage as error:
             raise error.at(part.param) from error
 
@@ -100,13 +108,17 @@ class ImageLoader:
         """What gives the bytes of the file that a part names, where it may block. Raises BadImage and Busy."""
         scheme = source.scheme_of(part.url)
         if scheme == "web":
+            record, started, fetched = current(), perf_counter(), False
             try:
                 data = await self.fetcher.fetch(part.url, part.param, caller, budget.left())
+                fetched = True
             except BadImage as error:
                 if error.code == decode.TOO_LARGE:
                     # The fetcher knows what was left to it; which limit that was, only the budget knows.
                     budget.take(budget.left() + 1)
                 raise
+            finally:
+                record.did("fetch", started, fetched)
             budget.fetch(len(data))
             return lambda: data
         if scheme == "file":
@@ -117,11 +129,11 @@ class ImageLoader:
         # The text without its head is a copy: made when it is its turn.
         return lambda: source.decode_base64(part.url[start:])
 
-    def measure_data(self, data: bytes, part: ImagePart) -> MeasuredImage:
+    def measure_data(self, data: bytes, part: ImagePart, owner: str) -> MeasuredImage:
         header = decode.read_header(data, self.limits)
         mode = self.mode.at(part.detail)
         size = header.upright_size() if mode.upright else header.stored_size
-        return MeasuredImage(data, blake3(data).hexdigest(), part.param, header, mode, size, mode.tokens(size))
+        return MeasuredImage(data, blake3(data).hexdigest(), part.param, header, mode, size, mode.tokens(size), owner)
 
     async def render(self, images: Sequence[MeasuredImage], caller: str) -> list[RenderedImage]:
         """The pixels of each picture; callers take turns. Raises BadImage, naming the part, and Busy."""
@@ -130,12 +142,19 @@ class ImageLoader:
     async def render_one(self, image: MeasuredImage, caller: str) -> RenderedImage:
         key = image.cache_key()
         known = self.cache.get(key)
+        record = current()
         if known is not None:
+            record.cache_hits += 1
             return known
+        record.cache_misses += 1
+        started, decoded = perf_counter(), False
         try:
             rendered = await self.pool.run(key, caller, lambda: self.render_data(image))
+            decoded = True
         except BadImage as error:
             raise error.at(image.param) from error
+        finally:
+            record.did("decode", started, decoded)
         self.cache.put(rendered)
         return rendered
 

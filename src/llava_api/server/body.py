@@ -8,7 +8,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from llava_api.errors import InvalidRequest, RequestTooLarge
+from llava_api.errors import InvalidRequest, RequestTooLarge, UnsupportedEncoding
 from llava_api.limits.memory import Holding
 
 MAX_OBJECTS = 20_000
@@ -28,10 +28,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_body(request: Request, max_body_bytes: int, held: Holding) -> bytearray:
-    """Raises RequestTooLarge as soon as the limit is passed, whatever Content-Length said; and Busy.
+    """Raises UnsupportedEncoding; RequestTooLarge as soon as the limit is passed, whatever Content-Length said; Busy.
 
     ``held`` is charged with it before it comes, where its length is announced.
     """
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedEncoding("Send the request's body as it is: this server unpacks no Content-Encoding.")
     refusal = RequestTooLarge(f"The request is larger than the {max_body_bytes} bytes this server takes.")
     announced = request.headers.get("content-length", "0")
     expected = int(announced) if announced.isdigit() else 0

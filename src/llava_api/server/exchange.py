@@ -14,18 +14,22 @@ from llava_api.server.disconnect import CLIENT_CLOSED_REQUEST, ClientGone, unles
 from llava_api.server.life import Life
 from llava_api.server.services import Services, caller_of
 from llava_api.server.sse import EventStream
+from llava_api.telemetry.record import current
 
 Body = TypeVar("Body", bound=BaseModel)
 Answer = Callable[[Services, Request, Body], Coroutine[Any, Any, Response]]
 
 
-async def exchange(request: Request, kind: type[Body], answer: Answer[Body]) -> Response:
+async def exchange(request: Request, kind: type[Body], answer: Answer[Body], spends_tokens: bool = True) -> Response:
     """``answer`` is cancelled where the caller goes before it has an answer; a stream's end is the stream's own care.
 
-    Raises ApiError.
+    The request's ``allowance`` is put into its state; ``middleware/allowances.py`` ends it. Raises ApiError.
     """
     services: Services = request.app.state.services
-    life = Life(services.settings.request_timeout_seconds, services.memory.hold(caller_of(request)))
+    caller = caller_of(request)
+    request.state.allowance = services.limiter.allowance(caller)
+    await request.state.allowance.enter(spends_tokens)
+    life = Life(services.settings.request_timeout_seconds, services.memory.hold(caller))
     request.state.life = life
     response = None
     clock = asyncio.timeout_at(life.deadline)
@@ -52,7 +56,10 @@ async def answer_to(
 
 
 async def asked_for(request: Request, services: Services, life: Life, kind: type[Body]) -> Body:
-    return parse(await read_body(request, services.settings.max_body_bytes, life.held), kind)
+    wanted = parse(await read_body(request, services.settings.max_body_bytes, life.held), kind)
+    record = current()
+    record.model, record.stream = getattr(wanted, "model", None), bool(getattr(wanted, "stream", False))
+    return wanted
 
 
 def json_response(body: BaseModel) -> Response:

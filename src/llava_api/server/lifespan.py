@@ -1,79 +1,122 @@
-"""Start and stop: the engine is loaded before the first request, and at the end everything is given back."""
+"""Start and stop: the port answers at once, the engine is loaded beside it, and at the end everything is given back."""
 
 import asyncio
 import gc
 import logging
-import threading
+import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
 from llava_api.chat.model import ServedModel
-from llava_api.engine.base import Engine
+from llava_api.engine.supervisor import Start, SupervisedEngine
 from llava_api.limits.keys import KeyRing
+from llava_api.limits.rate import RateLimiter
 from llava_api.server.app import Lifespan
+from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.services import open_services
+from llava_api.server.side_port import side_port
+from llava_api.server.warm_up import warm_up
 from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
 
 KEYS_SECONDS = 2.0
+LOADING = "loading the engine and the checkpoint"
 
 
-@contextmanager
-def heartbeat(what: str, every_seconds: float = 10.0) -> Iterator[None]:
-    """Say on the terminal that ``what`` goes on; loading blocks the event loop, so a thread does it."""
+async def beat(what: str, every_seconds: float = 10.0) -> None:
+    """Say on the terminal that ``what`` goes on."""
     started = time.monotonic()
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.wait(every_seconds):
-            log.info("%s ... %.0f s", what, time.monotonic() - started)
-
-    log.info("%s ...", what)
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-        log.info("%s: done in %.1f s", what, time.monotonic() - started)
-    finally:
-        done.set()
-        thread.join()
+    while True:
+        await asyncio.sleep(every_seconds)
+        log.info("%s ... %.0f s", what, time.monotonic() - started)
 
 
-async def watch_keys(keys: KeyRing) -> None:
-    """Read the keys again every other second; the files are small, and Kubernetes changes them by swapping links."""
+async def watch_keys(keys: KeyRing, limiter: RateLimiter) -> None:
+    """Read keys and limits again every other second; the files are small, and Kubernetes changes them by swapping."""
     while True:
         await asyncio.sleep(KEYS_SECONDS)
         await asyncio.to_thread(keys.refresh)
+        await asyncio.to_thread(limiter.table.refresh)
+
+
+@asynccontextmanager
+async def tracing(app: FastAPI) -> AsyncIterator[None]:
+    """At the end, the traces that wait are sent."""
+    try:
+        yield
+    finally:
+        if app.state.tracing is not None:
+            await asyncio.to_thread(app.state.tracing.close)
 
 
 def make_lifespan(
     model: ServedModel,
     settings: Settings,
     keys: KeyRing,
-    load_engine: Callable[[], Awaitable[Engine]],
+    limiter: RateLimiter,
+    life: Lifecycle,
+    start: Start,
     on_ready: Callable[[], None],
+    abandon_load: Callable[[], None],
+    on_end: Callable[[], None],
+    side_listener: socket.socket | None = None,
 ) -> Lifespan:
-    """The lifespan of a serving process; ``load_engine`` runs inside the event loop that the engine will use."""
+    """The lifespan of a serving process; ``on_end`` is called when the port may be closed.
+
+    ``side_listener``: bound; metrics and health are answered there from the beginning to the end.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with heartbeat("loading the engine and the checkpoint"):
-            engine = await load_engine()
-        services = app.state.services = open_services(settings, model, engine)
-        # What is there now stays: a full collection would look through all of torch and vLLM, for a tenth of a second.
-        gc.collect()
-        gc.freeze()
-        watching = asyncio.create_task(watch_keys(keys))
-        on_ready()
+        async with side_port(app, side_listener), tracing(app), serving(app):
+            yield
+
+    @asynccontextmanager
+    async def serving(app: FastAPI) -> AsyncIterator[None]:
+        engines: list[SupervisedEngine] = []
+
+        async def load() -> SupervisedEngine:
+            log.info("%s ...", LOADING)
+            beating = asyncio.create_task(beat(LOADING))
+            started = time.monotonic()
+            try:
+                engine = await SupervisedEngine.open(start, settings)
+            finally:
+                beating.cancel()
+            log.info("%s: done in %.1f s", LOADING, time.monotonic() - started)
+            engines.append(engine)
+            metrics = app.state.metrics
+            metrics.before_scrape(lambda: metrics.engine_restarts.set(engine.restarts))
+            services = open_services(settings, model, engine, metrics=metrics, limiter=limiter)
+            await warm_up(services)
+            app.state.services = services
+            # What is there now stays: a full collection would look through all of torch and vLLM, for a tenth of a
+            # second.
+            gc.collect()
+            gc.freeze()
+            on_ready()
+            return engine
+
+        async def live() -> None:
+            try:
+                await life.run(load, abandon_load)
+            finally:
+                on_end()
+
+        living, watching = asyncio.create_task(live()), asyncio.create_task(watch_keys(keys, limiter))
         try:
             yield
         finally:
             watching.cancel()
-            await services.close()
-            await engine.shutdown()
+            living.cancel()
+            await asyncio.gather(living, watching, return_exceptions=True)
+            if app.state.services is not None:
+                await app.state.services.close()
+            for engine in engines:
+                await engine.shutdown()
 
     return lifespan

@@ -22,6 +22,7 @@ from llava_api.server.disconnect import ClientGone, unless_disconnected
 from llava_api.server.feed import Ended, Feed
 from llava_api.server.life import life_of
 from llava_api.server.services import Services
+from llava_api.telemetry.record import current
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,11 @@ class EventStream(StreamingResponse, Generic[Item]):
 
 
 def as_api_error(error: Exception) -> ApiError:
+    """What the caller is told, and the request's record with it."""
     if isinstance(error, ApiError):
-        return error
-    log.error("unforeseen error in a stream", exc_info=error)
-    return ApiError(INTERNAL, code="internal_error")
+        known = error
+    else:
+        log.error("unforeseen error in a stream", exc_info=error)
+        known = ApiError(INTERNAL, code="internal_error")
+    current().tell(known.code)
+    return known

@@ -1,29 +1,31 @@
-"""``/health/live``: the process answers. ``/health/ready`` and ``/health``: it can answer chat requests."""
+"""``/health/live``: the process does its work or is about to. ``/health/ready`` and ``/health``: it takes requests."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from llava_api.errors import EngineFailed, NotReady
 from llava_api.protocol.health import Health
 from llava_api.server.exchange import json_response
-from llava_api.server.services import Services
+from llava_api.server.lifecycle import Lifecycle
+from llava_api.server.middleware.gate import refusal
 
 router = APIRouter(prefix="/health")
 
 
 @router.api_route("/live", methods=["GET", "HEAD"])
-async def live() -> Response:
+async def live(request: Request) -> Response:
+    """503 only where nothing but a new process helps: not while it loads or drains or its engine is started again."""
+    life: Lifecycle = request.app.state.life
+    if life.failure is not None:
+        raise refusal(life, None) or life.failure
     return json_response(Health(status="live"))
 
 
 @router.api_route("/ready", methods=["GET", "HEAD"])
 @router.api_route("", methods=["GET", "HEAD"])
 async def ready(request: Request) -> Response:
-    services: Services | None = request.app.state.services
-    if services is None:
-        raise NotReady("The model is still loading; try again in a moment.")
-    try:
-        await services.engine.check_health()
-    except EngineFailed as error:
-        raise NotReady(error.message, code=error.code) from error
+    services = request.app.state.services
+    refused = refusal(request.app.state.life, services)
+    if refused is not None:
+        raise refused
+    await services.engine.check_health()
     return json_response(Health(status="ready"))

@@ -13,7 +13,7 @@ from llava_api.protocol.response_reply import DeletedResponse
 from llava_api.protocol.responses import ResponseRequest
 from llava_api.server.exchange import exchange, json_response, reply_id
 from llava_api.server.life import life_of
-from llava_api.server.services import Services, caller_of
+from llava_api.server.services import Services, allowance_of, key_of
 from llava_api.server.sse import named_stream
 
 router = APIRouter()
@@ -30,11 +30,12 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
     store = services.responses
     if wanted.store and not store.keeps:
         raise InvalidRequest(f"{NO_STORE}leave store out, or send false.", param="store", code="unsupported_parameter")
-    earlier = kept(services, wanted.previous_response_id).items() if wanted.previous_response_id else []
+    owner = key_of(request)
+    earlier = kept(services, wanted.previous_response_id, owner).items() if wanted.previous_response_id else []
     question = response_question(wanted, earlier, services.model)
-    caller = caller_of(request)
-    held = life_of(request).held
-    prepared = await services.preparer.prepare(question, reply_id(request, "resp_"), caller, held.take)
+    allowance, held = allowance_of(request), life_of(request).held
+    response_id = reply_id(request, "resp_")
+    prepared = await services.preparer.prepare(question, response_id, allowance.caller, held.take, allowance)
     keeping = store.keeps and wanted.store is not False
     response = described(wanted, prepared, int(time.time()), keeping)
     streamed, items = wanted.stream, [*earlier, *given_items(wanted)] if keeping else []
@@ -43,14 +44,17 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
     if not keeping:
         held.keep(prepared.pixel_bytes)
     reply = ResponseReply(
-        services.answers(prepared.asked, caller), prepared, response, keep=lambda made: store.put(made, items)
+        services.answers(prepared.asked, allowance),
+        prepared,
+        response,
+        keep=lambda made: store.put(made, items, owner),
     )
     if not streamed:
         return json_response(await reply.whole())
     return await named_stream(request, reply.events(), reply.failure)
 
 
-def kept(services: Services, response_id: str) -> Kept:
+def kept(services: Services, response_id: str, owner: str) -> Kept:
     """What ``previous_response_id`` stands for. Raises InvalidRequest."""
     if not services.responses.keeps:
         raise InvalidRequest(
@@ -58,7 +62,7 @@ def kept(services: Services, response_id: str) -> Kept:
             param="previous_response_id",
             code="unsupported_parameter",
         )
-    found = services.responses.get(response_id)
+    found = services.responses.get(response_id, owner)
     if found is None:
         raise InvalidRequest(
             "There is no response of that id, or it has made room for newer ones.",
@@ -76,7 +80,7 @@ async def kept_response(request: Request, response_id: str) -> Response:
         raise InvalidRequest("A kept response is sent whole: leave the query out.", param=name[:64])
     if not services.responses.keeps:
         raise NotFound(f"{NO_STORE}there is nothing to look up.")
-    found = services.responses.get(response_id)
+    found = services.responses.get(response_id, key_of(request))
     if found is None:
         raise NotFound("There is no response of that id, or it has made room for newer ones.")
     if request.method == "GET":

@@ -1,0 +1,170 @@
+"""An engine that is watched over: its death and its hanging are seen, and where it is wanted it is started again.
+
+To the rest of the server it is an ``Engine`` like any other. A request that had not brought a token yet when the
+engine was lost is run again with the next engine, once, and its caller sees nothing of it; one that had ends with
+EngineStopped.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+
+from llava_api.engine.base import Adapter, Delta, EngineProcesses, GenerationRequest
+from llava_api.errors import EngineStopped, StartupError
+from llava_api.settings import Settings
+
+log = logging.getLogger(__name__)
+
+GONE = "The engine has stopped while it worked on your request: send it again in a moment."
+RESTARTING = "The engine is being started again: send your request again in a moment."
+CLOSING = "The server is shutting down: send your request again in a moment."
+LOOK_SECONDS = 0.5
+"""Between two looks at the engine; each takes some microseconds."""
+PAUSED_LOOKS = 3
+"""So many looks in a row must find it paused: a terminal's Ctrl-Z and fg pause this process too, and are no fault."""
+LAST_WORDS_SECONDS = 2.0
+CALM_SECONDS = 600.0
+"""An engine that has run so long begins a new count of restarts."""
+LONGEST_PAUSE_SECONDS = 30.0
+
+Start = Callable[[], Awaitable[EngineProcesses]]
+
+
+class SupervisedEngine:
+    """``start`` loads an engine and raises StartupError. Made by ``open``; ``supervise`` must run beside it."""
+
+    def __init__(self, first: EngineProcesses, start: Start, settings: Settings) -> None:
+        self.start = start
+        self.restart_limit = settings.max_engine_restarts if settings.restart_engine else 0
+        self.stall_seconds = settings.engine_stall_seconds
+        self.max_model_len = first.max_model_len
+        self.max_num_seqs = first.max_num_seqs
+        self.engine = first
+        self.arrival: asyncio.Future[EngineProcesses] = asyncio.get_running_loop().create_future()
+        """The engine; pending while there is none, and with EngineStopped where there will be none any more."""
+        self.arrival.set_result(first)
+        self.words = GONE
+        self.streams = 0
+        self.last_progress = time.monotonic()
+        self.restarts = 0
+        """Since the server's start, those that failed among them."""
+        self.restarts_in_a_row = 0
+
+    @classmethod
+    async def open(cls, start: Start, settings: Settings) -> "SupervisedEngine":
+        """Raises StartupError."""
+        return cls(await start(), start, settings)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        # Twice at most: the request may be what broke the engine.
+        for last in (not self.restart_limit, True):
+            engine = await asyncio.shield(self.arrival)
+            if not self.streams:
+                self.last_progress = time.monotonic()
+            self.streams += 1
+            silent = True
+            try:
+                async with aclosing(engine.generate(request)) as stream:
+                    async for delta in stream:
+                        silent = False
+                        self.last_progress = time.monotonic()
+                        yield delta
+                return
+            except EngineStopped as error:
+                if last or not silent:
+                    raise EngineStopped(self.words) from error
+                self.await_another(engine)
+            finally:
+                self.streams -= 1
+
+    def await_another(self, lost: EngineProcesses) -> None:
+        """A request may know of the loss before the supervisor does."""
+        if self.engine is lost and self.arrival.done():
+            self.arrival = asyncio.get_running_loop().create_future()
+
+    async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
+        await self.engine.load_adapters(adapters)
+
+    async def check_health(self) -> None:
+        if not self.arrival.done():
+            raise EngineStopped(RESTARTING, code="engine_restarting")
+        await self.arrival
+        await self.engine.check_health()
+
+    def unfinished_requests(self) -> int:
+        return self.engine.unfinished_requests()
+
+    async def shutdown(self) -> None:
+        await self.engine.shutdown()
+
+    def abandon(self) -> None:
+        """End all that runs, for the server closes. ``supervise`` must not run any more."""
+        self.words = CLOSING
+        self.give_up()
+        self.engine.kill()
+
+    async def supervise(self) -> str:
+        """Watch until the engine is lost for good; returns why in one sentence."""
+        while True:
+            began = time.monotonic()
+            reason = await self.lost()
+            log.error("the engine is lost: %s", reason)
+            self.await_another(self.engine)
+            self.engine.kill()
+            await self.until_streams_end()
+            with suppress(Exception):
+                await self.engine.shutdown()
+            if time.monotonic() - began > CALM_SECONDS:
+                self.restarts_in_a_row = 0
+            if not await self.started_again():
+                self.give_up()
+                return reason
+
+    async def until_streams_end(self) -> None:
+        """vLLM tells its streams of the death that it sees; one that is shut down first tells them nothing."""
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        while self.engine.unfinished_requests() and time.monotonic() < deadline:  # noqa: ASYNC110 - vLLM has no event
+            await asyncio.sleep(0.02)
+
+    async def lost(self) -> str:
+        """Returns when the engine is dead, paused or hanging."""
+        paused = 0
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self.engine.check_health()
+            except EngineStopped:
+                return "its process ended"
+            paused = paused + 1 if self.engine.paused() else 0
+            if paused == PAUSED_LOOKS:
+                return "its process was stopped by a signal and does not go on"
+            silence = time.monotonic() - self.last_progress
+            if self.streams and silence > self.stall_seconds:
+                return f"it has work and brought nothing for {silence:.0f} s (--engine-stall-seconds)"
+
+    async def started_again(self) -> bool:
+        while self.restarts_in_a_row < self.restart_limit:
+            if self.restarts_in_a_row:
+                await asyncio.sleep(min(2.0**self.restarts_in_a_row, LONGEST_PAUSE_SECONDS))
+            self.restarts += 1
+            self.restarts_in_a_row += 1
+            log.info("starting the engine again (%d of %d)", self.restarts_in_a_row, self.restart_limit)
+            try:
+                self.engine = await self.start()
+            except StartupError as error:
+                log.error("the engine did not start: %s", error)
+                continue
+            self.last_progress = time.monotonic()
+            self.arrival.set_result(self.engine)
+            log.info("the engine is back")
+            return True
+        return False
+
+    def give_up(self) -> None:
+        if self.arrival.done():
+            self.arrival = asyncio.get_running_loop().create_future()
+        self.arrival.set_exception(EngineStopped(self.words))
+        # Whether or not anybody waits for it.
+        self.arrival.exception()

@@ -1,0 +1,111 @@
+"""A server's life: it loads, is ready, drains, ends. Knows of requests only how many are open."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from llava_api.engine.supervisor import SupervisedEngine
+from llava_api.errors import StartupError
+
+log = logging.getLogger(__name__)
+
+FAREWELL_SECONDS = 3.0
+"""For the last error events and 503s to go out, and for a probe to see that the server is no longer live."""
+
+
+class Lifecycle:
+    def __init__(self, drain_timeout_seconds: float = 0.0) -> None:
+        self.drain_timeout_seconds = drain_timeout_seconds
+        self.draining = False
+        """Set by the first signal: no new requests, the open ones go on."""
+        self.failure: StartupError | None = None
+        """Why the server ends without having been told to."""
+        self.open_requests = 0
+        self.quiet = asyncio.Event()
+        """Set while no request is open."""
+        self.quiet.set()
+        self.stop_asked = asyncio.Event()
+        self.stop_now = asyncio.Event()
+
+    def request_opened(self) -> None:
+        self.open_requests += 1
+        self.quiet.clear()
+
+    def request_closed(self) -> None:
+        self.open_requests -= 1
+        if not self.open_requests:
+            self.quiet.set()
+
+    def stop(self) -> None:
+        """A signal to end: the first time in good order, the second time at once."""
+        if self.stop_asked.is_set():
+            self.stop_now.set()
+        self.stop_asked.set()
+
+    async def run(
+        self, load: Callable[[], Coroutine[Any, Any, SupervisedEngine]], abandon_load: Callable[[], None]
+    ) -> None:
+        """From loading to the moment when the port may be closed.
+
+        ``abandon_load`` ends the process: a load cannot be waited for, nor stopped.
+        """
+        loading = asyncio.create_task(load())
+        await first_of(loading, asyncio.create_task(self.stop_asked.wait()), keep=loading)
+        if not loading.done():
+            log.info("told to stop while loading")
+            abandon_load()
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            return
+        try:
+            engine = loading.result()
+        except StartupError as error:
+            self.failure = error
+            return
+        supervising = asyncio.create_task(engine.supervise())
+        try:
+            await first_of(supervising, asyncio.create_task(self.stop_asked.wait()), keep=supervising)
+            if supervising.done():
+                await self.fail(supervising.result())
+            else:
+                await self.drain(engine, supervising)
+        finally:
+            supervising.cancel()
+            await asyncio.gather(supervising, return_exceptions=True)
+
+    async def fail(self, reason: str) -> None:
+        self.failure = StartupError(f"the engine was lost: {reason}")
+        await asyncio.sleep(FAREWELL_SECONDS / 2)
+        await self.until_quiet(FAREWELL_SECONDS)
+
+    async def drain(self, engine: SupervisedEngine, supervising: "asyncio.Task[str]") -> None:
+        self.draining = True
+        if self.open_requests:
+            log.info(
+                "stopping: %d open requests may go on for %g s; a second signal ends them",
+                self.open_requests,
+                self.drain_timeout_seconds,
+            )
+        else:
+            log.info("stopping")
+        quiet, now = asyncio.create_task(self.quiet.wait()), asyncio.create_task(self.stop_now.wait())
+        await first_of(quiet, now, supervising, keep=supervising, seconds=self.drain_timeout_seconds)
+        if self.open_requests:
+            log.warning("ending %d open requests", self.open_requests)
+            supervising.cancel()
+            engine.abandon()
+            await self.until_quiet(FAREWELL_SECONDS)
+
+    async def until_quiet(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.quiet.wait(), seconds)
+
+
+async def first_of(*tasks: "asyncio.Task[Any]", keep: "asyncio.Task[Any]", seconds: float | None = None) -> None:
+    """Returns when one of them is done, or after ``seconds``; cancels the others but ``keep``."""
+    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        if task is not keep:
+            task.cancel()

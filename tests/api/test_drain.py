@@ -1,0 +1,228 @@
+"""What callers see while a server loads, drains, or has lost its engine: over a real socket, scripted engine."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+import uvicorn
+
+from llava_api.chat.model import open_model
+from llava_api.engine import supervisor
+from llava_api.errors import StartupError
+from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.rate import open_limiter
+from llava_api.server import lifecycle
+from llava_api.server.app import create_app
+from llava_api.server.lifecycle import Lifecycle
+from llava_api.server.lifespan import make_lifespan
+from llava_api.settings import Settings
+from tests.support.scripted_engine import ScriptedEngine
+from tests.support.sse import events
+from tests.support.tokenizer import write_checkpoint
+
+SOON = 10.0
+BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+
+@dataclass
+class Running:
+    life: Lifecycle
+    engine: ScriptedEngine
+    client: httpx.AsyncClient
+    loaded: asyncio.Event
+    abandoned: asyncio.Event
+    serving: "asyncio.Task[None]"
+    starts: list[StartupError | ScriptedEngine]
+
+    async def state(self) -> tuple[int, int, int]:
+        """Status of live, ready and of the list of models."""
+        replies = [await self.client.get(path) for path in ("/health/live", "/health/ready", "/v1/models")]
+        return replies[0].status_code, replies[1].status_code, replies[2].status_code
+
+    async def until(self, holds: Callable[[], Awaitable[object]]) -> None:
+        async with asyncio.timeout(SOON):
+            while not await holds():
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def settings_made() -> dict[str, Any]:
+    return {}
+
+
+@pytest_asyncio.fixture
+async def running(
+    tmp_path: Path, settings_made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Running]:
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(lifecycle, "FAREWELL_SECONDS", 0.6)
+    settings = Settings(**settings_made)
+    keys = KeyRing(KeySources(settings))
+    model = open_model(str(write_checkpoint(tmp_path / "model", None)), ("tiny",), settings)
+    life = Lifecycle(settings.drain_timeout_seconds)
+    engine = ScriptedEngine()
+    starts: list[StartupError | ScriptedEngine] = [engine]
+    loaded, abandoned = asyncio.Event(), asyncio.Event()
+
+    async def start() -> ScriptedEngine:
+        await loaded.wait()
+        made = starts.pop(0)
+        if isinstance(made, StartupError):
+            raise made
+        return made
+
+    def close_port() -> None:
+        server.should_exit = True
+
+    limiter = open_limiter(settings)
+    lifespan = make_lifespan(model, settings, keys, limiter, life, start, lambda: None, abandoned.set, close_port)
+    app = create_app(settings, keys, lifespan=lifespan, life=life)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=SOON) as client:
+        yield Running(life, engine, client, loaded, abandoned, serving, starts)
+    life.stop()
+    life.stop()
+    loaded.set()
+    await asyncio.wait_for(serving, SOON)
+
+
+async def ready(running: Running) -> None:
+    running.loaded.set()
+
+    async def is_ready() -> bool:
+        return (await running.client.get("/health/ready")).status_code == 200
+
+    await running.until(is_ready)
+
+
+async def test_a_loading_server_is_live_and_says_that_it_loads(running: Running) -> None:
+    assert await running.state() == (200, 503, 503)
+    reply = await running.client.post("/v1/chat/completions", json=BODY)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_not_ready")
+    assert int(reply.headers["retry-after"]) > 0
+    assert reply.headers["x-request-id"]
+    await ready(running)
+    assert await running.state() == (200, 200, 200)
+
+
+async def test_a_stop_while_loading_ends_the_load(running: Running) -> None:
+    running.life.stop()
+    await asyncio.wait_for(running.abandoned.wait(), SOON)
+    await asyncio.wait_for(running.serving, SOON)
+    assert running.life.failure is None
+
+
+async def test_a_load_that_fails_ends_the_server_with_its_reason(running: Running) -> None:
+    running.starts[0] = StartupError("no such checkpoint")
+    running.loaded.set()
+    await asyncio.wait_for(running.serving, SOON)
+    assert str(running.life.failure) == "no such checkpoint"
+
+
+async def test_an_idle_server_ends_at_once(running: Running) -> None:
+    await ready(running)
+    running.life.stop()
+    await asyncio.wait_for(running.serving, SOON)
+    assert running.life.failure is None
+
+
+async def test_open_streams_run_to_their_end_while_nothing_new_comes_in(running: Running) -> None:
+    await ready(running)
+    running.engine.say(*["word "] * 30)
+    running.engine.pause_seconds = 0.02
+    async with running.client.stream("POST", "/v1/chat/completions", json=BODY) as stream:
+        lines = stream.aiter_lines()
+        assert (await anext(lines)).startswith("data: ")
+        running.life.stop()
+        await asyncio.sleep(0)
+        assert await running.state() == (200, 503, 503)
+        refused = await running.client.post("/v1/chat/completions", json=BODY)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_stopping")
+        assert refused.headers["connection"] == "close"
+        assert int(refused.headers["retry-after"]) > 0
+        rest = [line async for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert sum('"content":"word' in line for line in rest) >= 28
+    await asyncio.wait_for(running.serving, SOON)
+    assert running.life.failure is None
+
+
+async def cut_streams(running: Running) -> None:
+    """Every open stream gets one error event, a unary request a 503."""
+    running.engine.say(*["word "] * 10_000)
+    running.engine.pause_seconds = 0.02
+    unary = asyncio.create_task(running.client.post("/v1/chat/completions", json={**BODY, "stream": False}))
+    async with running.client.stream("POST", "/v1/chat/completions", json=BODY) as stream:
+        lines = stream.aiter_lines()
+        assert (await anext(lines)).startswith("data: ")
+        running.life.stop()
+        running.life.stop()
+        rest = [line async for line in lines if line]
+    assert "[DONE]" not in rest[-1]
+    (error,) = [line for line in rest if '"error"' in line]
+    assert error is rest[-1]
+    assert '"engine_stopped"' in error
+    assert "shutting down" in error
+    reply = await unary
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_stopped")
+
+
+async def test_a_second_signal_ends_everything_at_once(running: Running) -> None:
+    await ready(running)
+    await cut_streams(running)
+    await asyncio.wait_for(running.serving, SOON)
+    assert running.life.failure is None
+
+
+@pytest.mark.parametrize("settings_made", [{"drain_timeout_seconds": 0.2}])
+async def test_the_drain_has_an_end(running: Running) -> None:
+    await ready(running)
+    running.engine.say(*["word "] * 10_000)
+    running.engine.pause_seconds = 0.02
+    reply = asyncio.create_task(running.client.post("/v1/chat/completions", json=BODY))
+    while not running.engine.unfinished:
+        await asyncio.sleep(0.01)
+    running.life.stop()
+    said = events((await asyncio.wait_for(reply, SOON)).content)
+    assert '"engine_stopped"' in said[-1]
+    await asyncio.wait_for(running.serving, SOON)
+
+
+async def test_a_lost_engine_ends_the_server_which_is_no_longer_live(running: Running) -> None:
+    await ready(running)
+    running.engine.dead = True
+
+    async def is_dead() -> bool:
+        return await running.state() == (503, 503, 503)
+
+    await running.until(is_dead)
+    refused = await running.client.get("/v1/models")
+    assert refused.json()["error"]["code"] == "engine_stopped"
+    await asyncio.wait_for(running.serving, SOON)
+    assert "engine was lost" in str(running.life.failure)
+
+
+@pytest.mark.parametrize("settings_made", [{"restart_engine": True}])
+async def test_a_server_whose_engine_is_started_again_stays_live(running: Running) -> None:
+    await ready(running)
+    running.loaded.clear()
+    running.starts.append(ScriptedEngine())
+    running.engine.dead = True
+
+    async def is_restarting() -> bool:
+        return (await running.client.get("/health/ready")).status_code == 503
+
+    await running.until(is_restarting)
+    assert (await running.client.get("/health/live")).status_code == 200
+    await ready(running)
+    reply = await running.client.post("/v1/chat/completions", json={**BODY, "stream": False})
+    assert reply.json()["choices"][0]["message"]["content"] == "A red circle."
