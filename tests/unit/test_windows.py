@@ -101,8 +101,8 @@ async def test_while_redis_is_away_each_server_counts_for_itself(
     for windows in servers:
         assert [(await windows.add("requests", "anne", 2, 1))[0] for _ in range(3)] == [True, True, False]
     # One line of each server, however many requests there are.
-    assert len(caplog.records) == 2
-    assert "Redis does not answer" in caplog.text
+    told = [record for record in caplog.records if "Redis does not answer" in record.message]
+    assert len(told) == 2
     redis.connected = True
     first.redis_rests_until = 0.0
     assert (await first.stand("requests", "anne", 2)).remaining == 0
