@@ -283,7 +283,7 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(None, ge=1)
     """Longest prompt plus answer, in tokens; default: what the checkpoint allows."""
     max_num_seqs: int | None = Field(None, ge=1)
-    """Most requests that are computed together."""
+    """Most requests that are computed together; default: vLLM's, on the CPU 16."""
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
     """Share of the GPU's memory for weights and KV cache."""
     tensor_parallel_size: int = Field(1, ge=1)
