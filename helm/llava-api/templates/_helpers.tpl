@@ -1,22 +1,30 @@
-{{/* Names and labels. An object's name ends in what tells it from the others; what is too long is cut in front of that. */}}
+{{/*
+Names and labels. An object's name ends in what tells it from the others; what is too long is cut in front of that, and
+gets five letters of its hash, so that two never fall together. 63 letters fit a label; servers' names have 46, so that
+the names of their pods are not cut in turn (they stand in Prometheus' queries).
+*/}}
+
+{{/* (text, most letters) */}}
+{{- define "llava-api.cut" -}}
+{{- $text := index . 0 -}}
+{{- $room := index . 1 | int -}}
+{{- if gt (len $text) $room }}{{ printf "%s-%s" ($text | trunc (int (sub $room 6)) | trimSuffix "-") ($text | sha256sum | trunc 5) }}
+{{- else }}{{ $text }}
+{{- end }}
+{{- end }}
 
 {{- define "llava-api.fullname" -}}
 {{- $chart := default .Chart.Name .Values.nameOverride -}}
 {{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride }}
-{{- else if contains $chart .Release.Name }}{{ .Release.Name | trunc 53 | trimSuffix "-" }}
-{{- else }}{{ printf "%s-%s" .Release.Name $chart | trunc 53 | trimSuffix "-" }}
+{{- else if contains $chart .Release.Name }}{{ include "llava-api.cut" (list .Release.Name 46) }}
+{{- else }}{{ include "llava-api.cut" (list (printf "%s-%s" .Release.Name $chart) 46) }}
 {{- end }}
 {{- end }}
 
-{{/* (root, suffix, most letters): NAME-suffix. A cut name gets five letters of its hash, so that two never fall together. */}}
+{{/* (root, suffix, most letters): NAME-suffix. */}}
 {{- define "llava-api.object" -}}
-{{- $suffix := index . 1 -}}
-{{- $base := include "llava-api.fullname" (index . 0) -}}
-{{- $room := sub (index . 2) (add1 (len $suffix)) | int -}}
-{{- if gt (len $base) $room }}
-{{- $base = printf "%s-%s" ($base | trunc (int (sub $room 6)) | trimSuffix "-") ($base | sha256sum | trunc 5) }}
-{{- end -}}
-{{ printf "%s-%s" $base $suffix }}
+{{- $room := sub (index . 2) (add1 (len (index . 1))) -}}
+{{ printf "%s-%s" (include "llava-api.cut" (list (include "llava-api.fullname" (index . 0)) $room)) (index . 1) }}
 {{- end }}
 
 {{/* (root, component): what is selected by. */}}
@@ -71,7 +79,7 @@ name (of its objects), key (of its model's label), names (that it serves), nodes
 {{- range $server.settings.lora }}{{ $adapters = append $adapters (splitList "=" . | first) }}{{ end }}
 {{- $several := gt (int $server.multiNode.nodes) 1 }}
 {{- $_ := set $server "key" $key }}
-{{- $_ := set $server "name" (ternary (include "llava-api.object" (list $ $key 52)) (include "llava-api.fullname" $) (not (empty .name))) }}
+{{- $_ := set $server "name" (ternary (include "llava-api.object" (list $ $key 46)) (include "llava-api.fullname" $) (not (empty .name))) }}
 {{- $_ := set $server "names" (concat (default (list $server.model) $server.servedModelNames) $adapters) }}
 {{- $_ := set $server "kind" (ternary "LeaderWorkerSet" "Deployment" $several) }}
 {{- $_ := set $server "apiVersion" (ternary "leaderworkerset.x-k8s.io/v1" "apps/v1" $several) }}
