@@ -13,7 +13,6 @@ The dashboard is copied too: a chart cannot read a file outside its folder.
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,11 +1,12 @@
 """What every pod has: security, probes, time to end, settings that the server knows, and no secret in the open."""
 
+import base64
 import json
 
 import pytest
-from pydantic_settings import EnvSettingsSource
 
 from llava_api.images.guard import NOT_PUBLIC_4, NOT_PUBLIC_6
+from llava_api.limits.keys import PREFIX, read_key
 from llava_api.server.routes import health
 from llava_api.settings import Settings
 from tests.support.chart import Object, encoded, objects, of_kind, only, pods, rendered
@@ -129,7 +130,6 @@ def test_settings_are_the_servers(case: str, monkeypatch: pytest.MonkeyPatch) ->
         for container in pod.containers:
             named = {variable["name"] for variable in container.get("env", [])}
             assert {name for name in named if name.startswith("LLAVA_")} <= known
-    assert EnvSettingsSource  # the environment is read by pydantic-settings, not by us
 
 
 def test_settings_arrive_as_they_were_meant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,12 +210,13 @@ def test_secrets_stand_in_secrets_alone(more: Object) -> None:
     )
 
 
-def test_made_key_is_one_that_the_server_takes_and_another_each_time() -> None:
-    def made() -> str:
-        return only(objects(), "Secret")["data"]["default"]
+def test_made_key_is_one_that_the_server_takes_and_another_for_each_release() -> None:
+    def made(release: str) -> str:
+        return base64.b64decode(only(objects(name=release), "Secret")["data"]["default"]).decode()
 
-    assert made() != made()
-    assert len(made()) > 40
+    assert made("one") != made("two")
+    assert made("one").startswith(PREFIX)
+    assert read_key("default", made("one"), "the chart").name == "default"
 
 
 def test_only_the_download_knows_the_hubs_token() -> None:

@@ -38,8 +38,13 @@ def loaded() -> Chart:
 
 
 def rendered(values: Object | None = None, name: str = "llava", namespace: str = "ai") -> dict[str, str]:
-    """File -> text, of the files that hold anything."""
-    files = loaded().render(values or {}, name=name, namespace=namespace)
+    """File -> text, of the files that hold anything. The same each time, what the chart draws by lot too."""
+    return dict(rendered_once(json.dumps(values or {}), name, namespace))
+
+
+@functools.cache
+def rendered_once(values: str, name: str, namespace: str) -> dict[str, str]:
+    files = loaded().render(json.loads(values), name=name, namespace=namespace)
     return {path.removeprefix("llava-api/"): text for path, text in sorted(files.items()) if text.strip()}
 
 
@@ -52,7 +57,7 @@ def objects(values: Object | None = None, name: str = "llava", namespace: str = 
         found
         for path, text in rendered(values, name, namespace).items()
         if path.endswith(".yaml")
-        for found in yaml.safe_load_all(text)
+        for found in yaml.load_all(text, Loader=yaml.CSafeLoader)
         if found
     ]
 

@@ -76,7 +76,8 @@ name (of its objects), key (of its model's label), names (that it serves), nodes
 {{- $server := mergeOverwrite (deepCopy (omit $.Values "models")) (deepCopy .) }}
 {{- $key := default "main" .name }}
 {{- $adapters := list }}
-{{- range $server.settings.lora }}{{ $adapters = append $adapters (splitList "=" . | first) }}{{ end }}
+{{- $lora := default list $server.settings.lora }}
+{{- range kindIs "string" $lora | ternary (splitList "," (toString $lora)) $lora }}{{ $adapters = append $adapters (splitList "=" . | first | trim) }}{{ end }}
 {{- $several := gt (int $server.multiNode.nodes) 1 }}
 {{- $_ := set $server "key" $key }}
 {{- $_ := set $server "name" (ternary (include "llava-api.object" (list $ $key 46)) (include "llava-api.fullname" $) (not (empty .name))) }}

@@ -28,6 +28,7 @@
 {{- $_ := set $own "allow_anonymous" true }}
 {{- /* Without keys the server answers to names that it knows; the entrance's are known here. */}}
 {{- $hosts := default list $settings.allowed_hosts }}
+{{- if kindIs "string" $hosts }}{{ $hosts = splitList "," $hosts }}{{ end }}
 {{- if $server.ingress.enabled }}{{ $hosts = append $hosts $server.ingress.host }}{{ end }}
 {{- if $server.httpRoute.enabled }}{{ $hosts = concat $hosts $server.httpRoute.hostnames }}{{ end }}
 {{- with $hosts }}{{ $_ := set $own "allowed_hosts" (uniq .) }}{{ end }}
