@@ -91,18 +91,27 @@ def test_a_34b_may_take_an_hour_to_load_and_is_no_failed_rollout_then() -> None:
 
 @every_case
 def test_no_pod_is_killed_before_it_has_drained(case: str) -> None:
-    values = CASES[case]
-    for pod in pods(objects(values)):
-        if pod.labels["app.kubernetes.io/component"] not in ("server", "worker", "router"):
+    found = objects(CASES[case])
+    drains = {
+        one["metadata"]["name"]: int(one["data"]["LLAVA_DRAIN_TIMEOUT_SECONDS"])
+        for one in of_kind(found, "ConfigMap")
+        if "LLAVA_HOST" in one["data"]
+    }
+    for pod in pods(found):
+        component = pod.labels["app.kubernetes.io/component"]
+        if component not in ("server", "worker", "router"):
             continue
-        pause = pod.spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-        drain = int(settings_of(values).get("LLAVA_DRAIN_TIMEOUT_SECONDS", "0"))
-        assert drain > 0
-        if pod.labels["app.kubernetes.io/component"] == "worker":
+        container = pod.spec["containers"][0]
+        pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        sources = [source["configMapRef"]["name"] for source in container.get("envFrom", [])]
+        # The router lives as long as the answers of whichever server.
+        drain = drains[sources[0]] if sources else max(drains.values())
+        if component == "worker":
             # A worker whose GPUs are gone ends its leader's answers.
-            assert pause >= values.get("preStopSeconds", 10) + drain
-            drain = 0
-        assert pod.spec["terminationGracePeriodSeconds"] > pause + drain
+            assert pause == 10 + drain
+            assert pod.spec["terminationGracePeriodSeconds"] > pause
+        else:
+            assert pod.spec["terminationGracePeriodSeconds"] > pause + drain
 
 
 def settings_of(values: Object) -> dict[str, str]:

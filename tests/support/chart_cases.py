@@ -116,6 +116,12 @@ OTHERS: dict[str, Object] = {
         **ROUTE,
     },
     "models-apart": {**TWO_MODELS, "router": {"enabled": False}},
+    "models-of-two-speeds": {
+        "models": [
+            {"name": "slow", "model": "a/b", "drainTimeoutSeconds": 900, "terminationGracePeriodSeconds": 920},
+            {"name": "quick", "model": "c/d", "drainTimeoutSeconds": 5, "terminationGracePeriodSeconds": 30},
+        ]
+    },
     "models-open": {**TWO_MODELS, "apiKeys": {"enabled": False}, "hub": {"token": "hf_0123456789"}},
     "odd-names": {"models": [{"name": "1", "model": "llava-tiny-1.5"}, {"name": "on", "model": "llava-tiny-1.6"}]},
 }
