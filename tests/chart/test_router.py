@@ -36,6 +36,7 @@ def test_every_served_name_leads_to_its_server() -> None:
         "llava-tiny-1.5": "demo:8000/v1",
     }
     for name, to in routes.items():
+        assert to.keys() == {"model", "api_base", "api_key"}
         assert to["model"] == f"hosted_vllm/{name}"
         host = to["api_base"].removeprefix("http://").partition(":")[0]
         assert services[host]["spec"]["ports"][0]["port"] == 8000
