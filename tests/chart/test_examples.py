@@ -1,5 +1,6 @@
 """The examples as they were read and found good, what a person is told to type, and the scripts in the chart."""
 
+import base64
 import json
 import os
 import re
@@ -14,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from llava_api.images.source import decode_base64, encoded_part
 from llava_api.protocol.chat import ChatCompletionRequest
 from tests.support.chart import CHART, EXAMPLES, GOLDEN, ROOT, golden, objects, of_kind, only, rendered
 from tests.support.chart_cases import CASES, MULTI_NODE, TWO_MODELS
@@ -43,7 +43,7 @@ def test_curl_of_the_notes_asks_about_a_picture(case: str) -> None:
     body = ChatCompletionRequest.model_validate_json(words[words.index("-d") + 1])
     (turn,) = body.model_dump(exclude_none=True)["messages"]
     picture = turn["content"][1]["image_url"]["url"]
-    assert decode_base64(encoded_part(picture)) == DEMO_PICTURE.read_bytes()
+    assert base64.b64decode(picture.removeprefix("data:image/png;base64,")) == DEMO_PICTURE.read_bytes()
     assert ("Authorization: Bearer $KEY" in words) == CASES[case].get("apiKeys", {}).get("enabled", True)
     assert ("KEY=" in told(CASES[case])) == CASES[case].get("apiKeys", {}).get("enabled", True)
 
