@@ -53,13 +53,16 @@ def example(name: str) -> Object:
 
 
 def objects(values: Object | None = None, name: str = "llava", namespace: str = "ai") -> list[Object]:
-    return [
-        found
-        for path, text in rendered(values, name, namespace).items()
-        if path.endswith(".yaml")
-        for found in yaml.load_all(text, Loader=yaml.CSafeLoader)
-        if found
-    ]
+    found: list[Object] = json.loads(objects_once(json.dumps(values or {}), name, namespace))
+    return found
+
+
+@functools.cache
+def objects_once(values: str, name: str, namespace: str) -> str:
+    """As JSON, which is read many times faster than YAML."""
+    files = rendered_once(values, name, namespace)
+    texts = [text for path, text in files.items() if path.endswith(".yaml")]
+    return json.dumps([one for text in texts for one in yaml.load_all(text, Loader=yaml.CSafeLoader) if one])
 
 
 def of_kind(found: list[Object], *kinds: str) -> list[Object]:
@@ -114,6 +117,13 @@ def selects(selector: Object, labels: dict[str, str]) -> bool:
 
 def check(one: Object, version: str) -> None:
     """Raises ValidationError where Kubernetes, or the object's own definition, would not take it."""
+    check_once(json.dumps(one), version)
+
+
+@functools.cache
+def check_once(text: str, version: str) -> None:
+    """Most objects of a case are those of other cases too."""
+    one = json.loads(text)
     if one["kind"] not in CRDS:
         kubernetes_validate.validate(one, version, strict=True)
         return
