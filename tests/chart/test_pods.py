@@ -13,11 +13,6 @@ from tests.support.chart import Object, encoded, objects, of_kind, only, pods, r
 from tests.support.chart_cases import CASES, CLAIM, HUB, MULTI_NODE, TWO_MODELS
 
 SECRETS = ("sk-llava-planted-key", "hf_planted_token", "redis://:planted-password@redis:6379")
-COMING = {"LLAVA_LOG_FORMAT", "LLAVA_METRICS", "LLAVA_METRICS_HOST", "LLAVA_METRICS_PORT", "LLAVA_KEY_LIMITS_FILE"} | {
-    "LLAVA_RATE_LIMIT_REDIS_URL",
-    "LLAVA_ALLOWED_HOSTS",
-}
-"""Settings of issue 6, for as long as they are not merged."""
 
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -123,7 +118,7 @@ def settings_of(values: Object) -> dict[str, str]:
 
 @every_case
 def test_settings_are_the_servers(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {f"LLAVA_{name.upper()}" for name in Settings.model_fields} | COMING
+    known = {f"LLAVA_{name.upper()}" for name in Settings.model_fields}
     for one in objects(CASES[case]):
         if one["kind"] != "ConfigMap" or "LLAVA_HOST" not in one["data"]:
             continue
