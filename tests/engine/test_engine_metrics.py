@@ -31,7 +31,8 @@ async def test_vllms_series_stand_beside_ours(running: Running) -> None:
             for name in READ_BY_GATEWAYS:
                 # Under the name that the model is served by, not its folder's.
                 assert page.labels(name, "model_name" if name != "vllm:cache_config_info" else "engine"), name
-            assert page.labels("vllm:num_requests_running", "model_name") == {"endless"}
+            # Other tests start engines in this process too.
+            assert "endless" in page.labels("vllm:num_requests_running", "model_name")
             assert page.value("vllm:num_requests_running", **ENGINE) == 0
             assert series_used() <= page.names()
         for name in ("vllm:generation_tokens_total", "llava_api_completion_tokens_total"):
