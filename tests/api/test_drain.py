@@ -37,7 +37,7 @@ class Running:
     loaded: asyncio.Event
     abandoned: asyncio.Event
     serving: "asyncio.Task[None]"
-    starts: list[StartupError | ScriptedEngine]
+    starts: list[Exception | ScriptedEngine]
 
     async def state(self) -> tuple[int, int, int]:
         """Status of live, ready and of the list of models."""
@@ -66,13 +66,13 @@ async def running(
     model = open_model(str(write_checkpoint(tmp_path / "model", None)), ("tiny",), settings)
     life = Lifecycle(settings.drain_timeout_seconds)
     engine = ScriptedEngine()
-    starts: list[StartupError | ScriptedEngine] = [engine]
+    starts: list[Exception | ScriptedEngine] = [engine]
     loaded, abandoned = asyncio.Event(), asyncio.Event()
 
     async def start() -> ScriptedEngine:
         await loaded.wait()
         made = starts.pop(0)
-        if isinstance(made, StartupError):
+        if isinstance(made, Exception):
             raise made
         return made
 
@@ -126,6 +126,26 @@ async def test_a_load_that_fails_ends_the_server_with_its_reason(running: Runnin
     running.loaded.set()
     await asyncio.wait_for(running.serving, SOON)
     assert str(running.life.failure) == "no such checkpoint"
+
+
+async def test_a_load_that_fails_in_an_unforeseen_way_is_no_end_in_good_order(running: Running) -> None:
+    running.starts[0] = AssertionError("a mistake of vLLM's")
+    running.loaded.set()
+    await asyncio.wait_for(running.serving, SOON)
+    assert "AssertionError: a mistake of vLLM's" in str(running.life.failure)
+
+
+async def test_an_engine_that_nobody_can_watch_any_more_ends_the_server(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ready(running)
+
+    def broken() -> bool:
+        raise PermissionError("not allowed")
+
+    monkeypatch.setattr(running.engine, "paused", broken)
+    await asyncio.wait_for(running.serving, SOON)
+    assert "PermissionError" in str(running.life.failure)
 
 
 async def test_an_idle_server_ends_at_once(running: Running) -> None:

@@ -87,6 +87,24 @@ def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(tmp_path:
     assert keys.needed
 
 
+def test_a_folder_that_cannot_be_looked_into_for_a_moment_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "anne").write_text(ANNE)
+    keys = ring(api_key_dir=[str(tmp_path)])
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", refused)
+        keys.refresh()
+        assert keys.find(ANNE) == "anne"
+    (tmp_path / "anne").unlink()
+    keys.refresh()
+    assert keys.find(ANNE) is None
+
+
 def test_a_new_key_works_and_its_line_holds_only_the_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["keys", "new", "anne"])
     shown = capsys.readouterr().out.split("\n\n")

@@ -117,6 +117,34 @@ async def test_an_idle_engine_does_not_hang_and_a_slow_one_that_moves_does_not()
         assert not task.done()
 
 
+async def test_a_reader_that_does_not_read_is_no_hang() -> None:
+    first = endless()
+    async with supervised(Garage(first), engine_stall_seconds=0.1) as (engine, task):
+        stream = engine.generate(request())
+        await anext(stream)
+        await asyncio.sleep(0.4)
+        assert not task.done()
+        assert (await anext(stream)).text == "x"
+        await stream.aclose()
+
+
+async def test_a_start_that_fails_in_an_unforeseen_way_is_tried_again() -> None:
+    first, second = ScriptedEngine(), ScriptedEngine()
+    outcomes: list[Exception | ScriptedEngine] = [AssertionError("a mistake of vLLM's"), second]
+
+    async def start() -> ScriptedEngine:
+        made = outcomes.pop(0)
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    async with supervised(Garage(first), restart_engine=True) as (engine, task):
+        engine.start = start
+        first.dead = True
+        await until(lambda: engine.engine is second)
+        assert not task.done()
+
+
 async def test_a_request_without_a_token_is_run_again_and_one_with_tokens_is_not() -> None:
     first, second = endless(), ScriptedEngine()
     garage = Garage(first, second)

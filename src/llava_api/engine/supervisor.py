@@ -46,7 +46,8 @@ class SupervisedEngine:
         """The engine; pending while there is none, and with EngineStopped where there will be none any more."""
         self.arrival.set_result(first)
         self.words = GONE
-        self.streams = 0
+        self.waiting = 0
+        """Streams that wait for their next token."""
         self.last_progress = time.monotonic()
         self.restarts = 0
         """Since the server's start, those that failed among them."""
@@ -61,23 +62,28 @@ class SupervisedEngine:
         # Twice at most: the request may be what broke the engine.
         for last in (not self.restart_limit, True):
             engine = await asyncio.shield(self.arrival)
-            if not self.streams:
-                self.last_progress = time.monotonic()
-            self.streams += 1
             silent = True
             try:
                 async with aclosing(engine.generate(request)) as stream:
-                    async for delta in stream:
+                    while (delta := await self.next_of(stream)) is not None:
                         silent = False
-                        self.last_progress = time.monotonic()
                         yield delta
                 return
             except EngineStopped as error:
                 if last or not silent:
                     raise EngineStopped(self.words) from error
                 self.await_another(engine)
-            finally:
-                self.streams -= 1
+
+    async def next_of(self, stream: AsyncGenerator[Delta, None]) -> Delta | None:
+        """None at the end. Only here is the engine waited for: a reader that does not read is no fault of its."""
+        if not self.waiting:
+            self.last_progress = time.monotonic()
+        self.waiting += 1
+        try:
+            return await anext(stream, None)
+        finally:
+            self.waiting -= 1
+            self.last_progress = time.monotonic()
 
     def await_another(self, lost: EngineProcesses) -> None:
         """A request may know of the loss before the supervisor does."""
@@ -141,7 +147,7 @@ class SupervisedEngine:
             if paused == PAUSED_LOOKS:
                 return "its process was stopped by a signal and does not go on"
             silence = time.monotonic() - self.last_progress
-            if self.streams and silence > self.stall_seconds:
+            if self.waiting and silence > self.stall_seconds:
                 return f"it has work and brought nothing for {silence:.0f} s (--engine-stall-seconds)"
 
     async def started_again(self) -> bool:
@@ -155,6 +161,9 @@ class SupervisedEngine:
                 self.engine = await self.start()
             except StartupError as error:
                 log.error("the engine did not start: %s", error)
+                continue
+            except Exception:
+                log.exception("the engine did not start")
                 continue
             self.last_progress = time.monotonic()
             self.arrival.set_result(self.engine)

@@ -91,7 +91,7 @@ class VllmEngine:
         with start_errors() as told:
             try:
                 return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
-            except (ValueError, RuntimeError, TypeError, OSError) as error:
+            except Exception as error:  # Of many kinds, assertions among them.
                 log.debug("the engine did not start", exc_info=True)
                 cause = told.cause(reason(error))
                 raise StartupError(f"the engine could not load the checkpoint: {cause}") from error

@@ -90,15 +90,14 @@ class KeySources:
         for path in self.files:
             yield from read_lines(path)
         for path in self.folders:
-            for entry in sorted(contents(path)):
-                # Kubernetes keeps the real files of a mounted secret in folders that start with dots.
-                if not entry.name.startswith(".") and entry.is_file():
-                    yield read_key(entry.name, text_of(entry).strip(), str(entry))
+            for entry in contents(path):
+                yield read_key(entry.name, text_of(entry).strip(), str(entry))
 
 
 def contents(folder: Path) -> Sequence[Path]:
+    """Its files. Kubernetes keeps the real ones of a mounted secret in folders that start with dots."""
     try:
-        return list(folder.iterdir())
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file())
     except OSError as error:
         raise StartupError(f"--api-key-dir {folder}: {error.strerror}") from error
 

@@ -39,8 +39,12 @@ async def watch_keys(keys: KeyRing, limiter: RateLimiter) -> None:
     """Read keys and limits again every other second; the files are small, and Kubernetes changes them by swapping."""
     while True:
         await asyncio.sleep(KEYS_SECONDS)
-        await asyncio.to_thread(keys.refresh)
-        await asyncio.to_thread(limiter.table.refresh)
+        for refresh in (keys.refresh, limiter.table.refresh):
+            try:
+                await asyncio.to_thread(refresh)
+            except Exception:
+                # A key that was taken away must not stay good because of one look that failed.
+                log.exception("keys or limits could not be read again; the next look is in %g s", KEYS_SECONDS)
 
 
 @asynccontextmanager
