@@ -107,8 +107,8 @@ def test_a_folder_that_cannot_be_looked_into_for_a_moment_ends_nothing(
 
 def test_a_new_key_works_and_its_line_holds_only_the_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["keys", "new", "anne"])
-    shown = capsys.readouterr().out.split("\n\n")
-    key, line = shown[1], shown[3].strip()
+    shown = capsys.readouterr()
+    key, line = shown.err.split("\n\n")[1], shown.out
     assert key not in line
     (tmp_path / "keys").write_text(line)
     assert ring(api_key_file=[str(tmp_path / "keys")]).find(key) == "anne"

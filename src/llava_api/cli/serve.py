@@ -63,6 +63,27 @@ def run(chosen: argparse.Namespace) -> None:
     keep_freed_memory()
     settings = read_settings(chosen)
     set_up_logging(settings.log_level, settings.log_format)
+    try:
+        start(chosen.model, settings)
+    except StartupError as error:
+        if settings.log_format != "json":
+            raise
+        tell(error, settings)
+        sys.exit(1)
+
+
+def tell(error: StartupError, settings: Settings) -> None:
+    """Why the server ends: one line, JSON where all lines are."""
+    if settings.log_format == "json":
+        log.critical("%s", error)
+    else:
+        print(complaint(error), file=sys.stderr, flush=True)
+
+
+def start(wanted: str, settings: Settings) -> None:
+    """Raises StartupError."""
+    if settings.log_prompts:
+        log.warning("--log-prompts: what people ask is written into this log")
     tracing = open_tracing(settings.otlp_endpoint)
     keys = KeyRing(KeySources(settings))
     check_exposure(settings, keys)
@@ -74,8 +95,8 @@ def run(chosen: argparse.Namespace) -> None:
     if settings.metrics_port is not None:
         side = listen_tcp(settings.metrics_host, settings.metrics_port, "--metrics-port")
     door = Door(listener, certificates, side)
-    names = tuple(settings.served_model_name) or (chosen.model,)
-    model = open_model(find_model(chosen.model), names, settings)
+    names = tuple(settings.served_model_name) or (wanted,)
+    model = open_model(find_model(wanted), names, settings)
     log.info("model %s: LLaVA-%s, %s format", names[0], model.checkpoint.version, model.checkpoint.format)
     log.info("prompt family %s: %s", model.family.name, model.family_reason)
     log.info(
@@ -122,7 +143,7 @@ def serve_forever(
     from llava_api.server.lifecycle import Lifecycle
     from llava_api.server.lifespan import make_lifespan
 
-    async def start() -> EngineProcesses:
+    async def load() -> EngineProcesses:
         engine = await start_engine(settings, model.to_load())
         try:
             await engine.load_adapters(model.adapters)
@@ -141,7 +162,7 @@ def serve_forever(
         keys,
         limiter,
         life,
-        start,
+        load,
         lambda: announce(model, keys, settings, door.listener),
         end_at_once,
         close_port,
@@ -157,7 +178,7 @@ def serve_forever(
     server = Server(make_config(app, settings, certificates=door.certificates, count_refusal=app.state.metrics.reject))
     server.run(sockets=[door.listener])
     if life.failure is not None:
-        print(complaint(life.failure), file=sys.stderr, flush=True)
+        tell(life.failure, settings)
     end_at_once(0 if life.failure is None and server.started else 1)
 
 

@@ -49,9 +49,9 @@ class SupervisedEngine:
         self.waiting = 0
         """Streams that wait for their next token."""
         self.last_progress = time.monotonic()
-        self.restarts = 0
-        """Since the server's start, those that failed among them."""
         self.restarts_in_a_row = 0
+        self.count_restart: Callable[[], None] = lambda: None
+        """Told of each, those that fail among them."""
 
     @classmethod
     async def open(cls, start: Start, settings: Settings) -> "SupervisedEngine":
@@ -126,12 +126,12 @@ class SupervisedEngine:
                 self.restarts_in_a_row = 0
             if not await self.started_again():
                 self.give_up()
-                return reason
+                return f"{reason}; --max-engine-restarts is used up" if self.restart_limit else reason
 
     async def until_streams_end(self) -> None:
         """vLLM tells its streams of the death that it sees; one that is shut down first tells them nothing."""
         deadline = time.monotonic() + LAST_WORDS_SECONDS
-        while self.engine.unfinished_requests() and time.monotonic() < deadline:  # noqa: ASYNC110 - vLLM has no event
+        while self.waiting and time.monotonic() < deadline:  # noqa: ASYNC110 - two seconds at most
             await asyncio.sleep(0.02)
 
     async def lost(self) -> str:
@@ -154,7 +154,7 @@ class SupervisedEngine:
         while self.restarts_in_a_row < self.restart_limit:
             if self.restarts_in_a_row:
                 await asyncio.sleep(min(2.0**self.restarts_in_a_row, LONGEST_PAUSE_SECONDS))
-            self.restarts += 1
+            self.count_restart()
             self.restarts_in_a_row += 1
             log.info("starting the engine again (%d of %d)", self.restarts_in_a_row, self.restart_limit)
             try:

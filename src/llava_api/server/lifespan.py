@@ -94,7 +94,7 @@ def make_lifespan(
             log.info("%s: done in %.1f s", LOADING, time.monotonic() - started)
             engines.append(engine)
             metrics = app.state.metrics
-            metrics.before_scrape(lambda: metrics.engine_restarts.set(engine.restarts))
+            engine.count_restart = metrics.engine_restarts.inc
             services = open_services(settings, model, engine, metrics=metrics, limiter=limiter)
             await warm_up(services)
             app.state.services = services

@@ -43,16 +43,13 @@ class JsonLines(logging.Formatter):
 
 
 class HumanLines(logging.Formatter):
-    """Our own lines as they are; those of requests with the time in front and their fields behind."""
-
-    def __init__(self) -> None:
-        super().__init__("llava-api: %(message)s")
+    """Our own lines, the time in front; of requests their fields."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         fields: Fields | None = getattr(record, FIELDS, None)
-        if fields is None:
-            return super().formatMessage(record)
-        said = " ".join(f"{name}={written(value)}" for name, value in fields.items() if value not in (None, 0, ""))
+        said = record.message
+        if fields is not None:
+            said = " ".join(f"{name}={written(value)}" for name, value in fields.items() if value not in (None, 0, ""))
         return f"llava-api: {time_of(record.created)} {said}"
 
 

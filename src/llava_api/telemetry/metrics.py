@@ -22,6 +22,8 @@ from llava_api.telemetry.record import GAP_BOUNDS_SECONDS, OUTCOMES, RequestReco
 
 OTHER = "other"
 OPENMETRICS = "application/openmetrics-text"
+PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+"""Routes that machines ask every few seconds."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 REASONS = frozenset(
     {
@@ -167,7 +169,7 @@ class Metrics:
         self.image_tokens = counter("image_tokens_total", "Tokens of pictures.")
         # What runs here
         self.tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
-        self.engine_restarts = gauge("engine_restarts", "Times that the engine was started again, failures too.")
+        self.engine_restarts = counter("engine_restarts_total", "Starts of another engine, failures too.")
         build = {name: found or "" for name, found in versions.items()}
         gauge("build_info", "Versions; 1.", *build).labels(**build).set(1)
         self.model_info = gauge("model_info", "The model; 1.", "model", "family", "image_mode", "version", "format")
@@ -207,8 +209,11 @@ class Metrics:
         child = self.child
         method = record.method if record.method in METHODS else OTHER
         child(self.requests, record.route, method, str(record.status), record.key).inc()
-        child(self.outcomes, record.outcome).inc()
         child(self.duration, record.route).observe(record.seconds)
+        if record.route in PROBES:
+            # What a probe is told while the model loads is nobody's failure.
+            return
+        child(self.outcomes, record.outcome).inc()
         if record.error is not None:
             self.reject(record.error)
         if record.images or record.steps:

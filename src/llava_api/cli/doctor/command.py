@@ -63,6 +63,7 @@ def examine(model: str, settings: Settings) -> list[Finding]:
         machine_checks.open_files(),
         *checked,
         network_checks.port(settings),
+        *network_checks.openings(settings),
         network_checks.exposure(settings),
     ]
 

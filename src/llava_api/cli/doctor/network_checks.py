@@ -1,7 +1,7 @@
 """Whether the port is free, and who is let in."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,8 +10,11 @@ from llava_api.cli.machine import PROC
 from llava_api.cli.serve import check_exposure, is_loopback
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing, KeySources
-from llava_api.server.listening import listen
+from llava_api.limits.rate import open_limiter
+from llava_api.server.listening import listen, listen_tcp
+from llava_api.server.tls import certificates_of
 from llava_api.settings import Settings
+from llava_api.telemetry.tracing import Tracing, open_tracing
 
 LISTENING = "0A"
 """A state in /proc/net/tcp."""
@@ -25,12 +28,46 @@ def port(settings: Settings) -> Finding:
             taken.listen(1)
             return ok("port", f"{place} is free")
     except StartupError as error:
+        if settings.unix_socket is not None:
+            return fail("port", str(error), "choose another place with --unix-socket")
         reason = str(error).rpartition(" (")[2].partition(")")[0]
     except OSError as error:
         reason = error.strerror or type(error).__name__
     holder = who_listens(settings.port)
     by = "" if holder is None else f", by {holder}"
     return fail("port", f"{place}: {reason}{by}", "end that program, or choose another with --port (and --host)")
+
+
+def openings(settings: Settings) -> Iterator[Finding]:
+    """What else a start opens, where it is asked for; a start would end with these words."""
+    if settings.metrics_port is not None:
+        place = f"{settings.metrics_host} port {settings.metrics_port}"
+        yield opening("metrics port", f"{place} is free", lambda: side_port(settings))
+    if settings.tls_certificate_file or settings.tls_key_file:
+        yield opening("TLS", "certificate and key fit", lambda: certificates_of(settings))
+    yield opening("limits", "limits of callers can be read", lambda: open_limiter(settings))
+    if settings.otlp_endpoint is not None:
+        yield opening("traces", "they would go out", lambda: close(open_tracing(settings.otlp_endpoint)))
+
+
+def opening(check: str, found: str, open_it: Callable[[], object]) -> Finding:
+    try:
+        open_it()
+    except StartupError as error:
+        return fail(check, str(error), "")
+    return ok(check, found)
+
+
+def side_port(settings: Settings) -> None:
+    assert settings.metrics_port is not None
+    if settings.metrics_port and settings.metrics_port == settings.port and settings.unix_socket is None:
+        raise StartupError("--metrics-port is --port's; choose another")
+    listen_tcp(settings.metrics_host, settings.metrics_port, "--metrics-port").close()
+
+
+def close(tracing: Tracing | None) -> None:
+    if tracing is not None:
+        tracing.close()
 
 
 def who_listens(number: int, proc: Path = PROC) -> str | None:

@@ -10,13 +10,11 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_api.telemetry.log_lines import FIELDS, request_fields
-from llava_api.telemetry.metrics import Metrics
+from llava_api.telemetry.metrics import PROBES, Metrics
 from llava_api.telemetry.record import RequestRecord, closed, opened
 from llava_api.telemetry.tracing import CARRIED, Tracing
 
 log = logging.getLogger("llava_api.access")
-QUIET = ("/health", "/health/live", "/health/ready", "/metrics")
-"""Asked every few seconds by machines: told at debug level only, and not traced."""
 
 
 class Access:
@@ -83,7 +81,8 @@ class Access:
         try:
             record.end(self.route_of(scope), scope["state"].get("key_name"))
             self.metrics.end(record)
-            quiet = record.route in QUIET
+            # At debug level only, and not traced.
+            quiet = record.route in PROBES
             trace_id = None if self.tracing is None or quiet else self.tracing.tell(record)
             level = logging.DEBUG if quiet else logging.INFO
             if log.isEnabledFor(level):
