@@ -17,6 +17,8 @@ from fastapi import FastAPI
 from llava_api.images.fetch import Resolve
 from llava_api.telemetry.log_lines import FIELDS, HumanLines, JsonLines
 from tests.api.test_chat import CHAT, RED, picture_message, text_body
+from tests.support.edge import edge_of, post
+from tests.support.metrics_page import read_page
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.web import Web
 
@@ -252,3 +254,24 @@ async def test_who_ended_it_is_told_apart(app: FastAPI, engine: ScriptedEngine, 
     assert (whole["status"], whole["outcome"]) == (499, "client_gone")
     assert (cut["status"], cut["outcome"]) == (200, "cut")
     assert engine.unfinished == 0
+
+
+async def test_what_comes_behind_a_good_request_is_not_its_failure(app: FastAPI, lines: Lines) -> None:
+    metrics = app.state.metrics
+    async with edge_of(app, count_refusal=metrics.reject) as edge:
+        caller = await edge.call()
+        await caller.send(post(CHAT, text_body(), f"Authorization: Bearer {KEY}") + b"GARBAGE\r\n\r\n")
+        assert [(await caller.answer()).status for _ in range(2)] == [200, 400]
+    (line,) = lines.fields()
+    assert (line["outcome"], line["code"]) == ("ok", None)
+    page = read_page(metrics.page("")[0].decode())
+    assert page.value("llava_api_rejections_total", reason="invalid_http") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "route"), [("/v1/models", "/v1/models"), ("/v1/models/tiny", "/v1/models/{name:path}")]
+)
+async def test_head_is_told_with_its_route(client: httpx.AsyncClient, lines: Lines, path: str, route: str) -> None:
+    assert (await client.head(path, headers=ANNE)).status_code == 200
+    (line,) = lines.fields()
+    assert (line["method"], line["route"]) == ("HEAD", route)

@@ -16,7 +16,12 @@ log = logging.getLogger(__name__)
 
 
 def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Response:
+    """An answer to the request at hand, whose record is told of it."""
     current().tell(error.code)
+    return rendered(error, headers)
+
+
+def rendered(error: ApiError, headers: dict[str, str] | None = None) -> Response:
     sent = dict(headers or {})
     if error.retry_after_seconds is not None:
         # The openai client reads the second one first.

@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 from llava_api.errors import ApiError, BadHttp, Busy, HeadersTooLarge, ReceiveTimeout
 from llava_api.server.connections import Connections
 from llava_api.server.deadline import Deadline
-from llava_api.server.error_handlers import error_response
+from llava_api.server.error_handlers import rendered
 from llava_api.server.framing import NOT_HTTP, check_head, framing_of, has_long_body
 from llava_api.server.outlet import Outlet
 from llava_api.settings import Settings
@@ -323,7 +323,8 @@ class HttpProtocol(HttpToolsProtocol):
         caller = self.client[0] if self.client else "a Unix socket"
         log.info("%s from %s refused: %d %s", request_id, caller, error.status, error.code)
         self.count_refusal(error.code or "")
-        answer = error_response(error, {"x-request-id": request_id, "connection": "close"})
+        # It belongs to no request that has a record, though this may run in the midst of one.
+        answer = rendered(error, {"x-request-id": request_id, "connection": "close"})
         lines = [f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}".encode()]
         lines += [name + b": " + value for name, value in [*self.server_state.default_headers, *answer.raw_headers]]
         self.outlet.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
