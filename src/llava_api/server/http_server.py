@@ -24,13 +24,15 @@ def make_config(
     lifespan: Literal["on", "off"] = "on",
     certificates: Certificates | None = None,
     count_refusal: Callable[[str], None] = lambda code: None,
+    connections: Connections | None = None,
 ) -> uvicorn.Config:
     """Raises StartupError for certificates that cannot be used, unless they are given.
 
-    ``count_refusal`` is told the code of each error that a caller got from below the app.
+    ``count_refusal`` is told the code of each error that a caller got from below the app. ``connections``:
+    where there may be another number of them than the settings say.
     """
     certificates = certificates or certificates_of(settings)
-    registry = Connections(room_for_connections(settings.max_connections))
+    registry = connections or Connections(room_for_connections(settings.max_connections))
 
     def make_protocol(
         config: uvicorn.Config,

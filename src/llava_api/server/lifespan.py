@@ -76,7 +76,7 @@ def make_lifespan(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with side_port(app, side_listener), tracing(app), serving(app):
+        async with side_port(app, side_listener, settings), tracing(app), serving(app):
             yield
 
     @asynccontextmanager

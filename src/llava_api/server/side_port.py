@@ -1,5 +1,8 @@
 """A second port with nothing on it but ``/metrics`` and ``/health``, without keys: for machines inside a cluster.
 
+It has the main port's limits on what a caller may send, and how slowly: whoever can reach it must not be able to use up
+the server's memory, or to keep the probes out.
+
 In the same process and event loop as the main server, from before the model is loaded until after the last answer.
 """
 
@@ -12,11 +15,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from llava_api.server import error_handlers
+from llava_api.server.connections import Connections
+from llava_api.server.http_server import make_config
 from llava_api.server.middleware.request_id import RequestId
 from llava_api.server.routes import health, metrics
+from llava_api.settings import Settings
 
 MOST_CONNECTIONS = 64
-CLOSING_SECONDS = 1
+NO_TLS = dict.fromkeys(("tls_certificate_file", "tls_key_file", "tls_client_ca_file"))
 
 
 class SideServer(uvicorn.Server):
@@ -38,20 +44,17 @@ def side_app(main: FastAPI) -> FastAPI:
 
 
 @asynccontextmanager
-async def side_port(main: FastAPI, listener: socket.socket | None) -> AsyncIterator[None]:
+async def side_port(main: FastAPI, listener: socket.socket | None, settings: Settings) -> AsyncIterator[None]:
     """Answer at ``listener``, a bound socket, until the end of the block; nothing is done where there is none."""
     if listener is None:
         yield
         return
-    config = uvicorn.Config(
+    config = make_config(
         side_app(main),
+        settings.model_copy(update=NO_TLS),
         lifespan="off",
-        access_log=False,
-        log_config=None,
-        log_level="warning",
-        server_header=False,
-        limit_concurrency=MOST_CONNECTIONS,
-        timeout_graceful_shutdown=CLOSING_SECONDS,
+        count_refusal=main.state.metrics.reject,
+        connections=Connections(MOST_CONNECTIONS),
     )
     server = SideServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
