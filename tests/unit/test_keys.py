@@ -1,5 +1,6 @@
 """API keys: where they come from, how they are held, and what is said where they are none."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,23 @@ def test_a_folder_that_cannot_be_looked_into_for_a_moment_ends_nothing(
     (tmp_path / "anne").unlink()
     keys.refresh()
     assert keys.find(ANNE) is None
+
+
+def test_a_broken_file_is_told_once_until_something_else_is_wrong(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"anne={ANNE}\n")
+    keys = ring(api_key_file=[str(file)])
+    for broken in ("anne", "anne=short", f"anne={ANNE}", "anne=short"):
+        file.write_text(broken)
+        for _ in range(3):
+            keys.refresh()
+    told = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(told) == 3
+    assert "line 1" in told[0]
+    assert "no key" in told[1]
+    assert told[2] == told[1]
 
 
 def test_a_new_key_works_and_its_line_holds_only_the_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,8 @@ class KeyRing:
         self.keys = sources.read()
         self.needed = sources.any
         """Whether a request needs one; false only where no source of keys was named."""
+        self.complaint = ""
+        """About the sources as they are now: it is told once, and not with each look."""
 
     def find(self, presented: str) -> str | None:
         """The name of the key; None where there is no such key. Takes as long for each."""
@@ -142,8 +144,11 @@ class KeyRing:
         try:
             keys = self.sources.read()
         except StartupError as error:
-            log.error("the API keys stay as they were: %s", error)
+            if str(error) != self.complaint:
+                self.complaint = str(error)
+                log.error("the API keys stay as they were: %s", error)
             return
+        self.complaint = ""
         if keys != self.keys:
             log.info("API keys read again: %s", ", ".join(key.name for key in keys) or "none")
             self.keys = keys

@@ -39,6 +39,8 @@ class Certificates:
         self.contents = self.read()
         self.context = self.load()
         self.looked = time.monotonic()
+        self.complaint = ""
+        """About the files as they are now: it is told once, and not with each look."""
 
     def read(self) -> list[bytes]:
         files = [self.certificate_file, self.key_file, self.client_ca_file]
@@ -84,12 +86,16 @@ class Certificates:
         try:
             contents = self.read()
             if contents == self.contents:
+                self.complaint = ""
                 return
-            self.contents = contents
             self.context = self.load()
         except StartupError as error:
-            log.error("the certificate stays as it was: %s", error)
+            if str(error) != self.complaint:
+                self.complaint = str(error)
+                log.error("the certificate stays as it was: %s", error)
             return
+        # Not before: where they were half written just now, they are to be loaded at the next look.
+        self.contents, self.complaint = contents, ""
         log.info("TLS certificate read again")
 
 

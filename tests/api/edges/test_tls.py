@@ -178,6 +178,27 @@ async def test_a_broken_new_pair_keeps_the_old(
     assert serial_of(await call(edge, trusting)) == other.serial
 
 
+@pytest.mark.usefixtures("eager")
+async def test_a_pair_that_was_half_written_when_it_was_looked_at_is_used_when_it_is_whole(
+    edge: Edge, trusting: ssl.SSLContext, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await call(edge, trusting)
+    new, load = authority.pair(), Certificates.load
+    certificate, _ = new.write(tmp_path / "tls")
+
+    def load_in_the_midst_of_writing(certificates: Certificates) -> ssl.SSLContext:
+        Path(certificate).write_bytes(b"")
+        try:
+            return load(certificates)
+        finally:
+            Path(certificate).write_bytes(new.certificate)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Certificates, "load", load_in_the_midst_of_writing)
+        assert serial_of(await call(edge, trusting)) != new.serial
+    assert serial_of(await call(edge, trusting)) == new.serial
+
+
 class TestClients:
     @pytest.fixture
     def settings_made(self, tmp_path: Path, authority: Authority) -> dict[str, Any]:
