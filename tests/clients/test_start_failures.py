@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -57,6 +58,21 @@ def test_a_metrics_port_in_use() -> None:
     assert done.returncode == 1
     assert "Choose another with --metrics-port" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "llava-tiny-1.5"])
+def test_a_unix_socket_is_taken_along_by_a_server_that_never_was_ready(tmp_path: Path, model: str) -> None:
+    """It cannot start, or is told to stop while it loads."""
+    path = tmp_path / "llava.sock"
+    command = [sys.executable, "-m", "llava_api", "serve", model, "--unix-socket", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "loading the engine" in line:
+                assert path.is_socket()
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == (1 if model.startswith("/") else 0)
+    assert not path.exists()
 
 
 def test_a_checkpoint_of_another_kind(tmp_path: Path) -> None:

@@ -91,10 +91,19 @@ def start(wanted: str, settings: Settings) -> None:
     limiter.table.warn_of_strangers(key.name for key in keys.keys)
     certificates = certificates_of(settings)
     listener = listen(settings)
-    side = None
-    if settings.metrics_port is not None:
-        side = listen_tcp(settings.metrics_host, settings.metrics_port, "--metrics-port")
-    door = Door(listener, certificates, side)
+    # Closed however this ends: a Unix socket's file goes with it.
+    with listener:
+        side = None
+        if settings.metrics_port is not None:
+            side = listen_tcp(settings.metrics_host, settings.metrics_port, "--metrics-port")
+        model = ready_model(wanted, settings)
+        if side is not None:
+            log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
+        serve_forever(model, settings, keys, limiter, Door(listener, certificates, side), tracing)
+
+
+def ready_model(wanted: str, settings: Settings) -> ServedModel:
+    """The model in a form that the engine loads, and that fits. Raises StartupError."""
     names = tuple(settings.served_model_name) or (wanted,)
     model = open_model(find_model(wanted), names, settings)
     log.info("model %s: LLaVA-%s, %s format", names[0], model.checkpoint.version, model.checkpoint.format)
@@ -106,9 +115,7 @@ def start(wanted: str, settings: Settings) -> None:
         converted = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir)
         model = describe_model(converted, names, settings)
     check_start(model, settings)
-    if side is not None:
-        log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
-    serve_forever(model, settings, keys, limiter, door, tracing)
+    return model
 
 
 def check_exposure(settings: Settings, keys: KeyRing) -> None:
@@ -155,6 +162,11 @@ def serve_forever(
     def close_port() -> None:
         server.should_exit = True
 
+    def end(exit_code: int = 0) -> NoReturn:
+        # A Unix socket's file goes with it.
+        door.listener.close()
+        end_at_once(exit_code)
+
     life = Lifecycle(settings.drain_timeout_seconds)
     lifespan = make_lifespan(
         model,
@@ -164,7 +176,7 @@ def serve_forever(
         life,
         load,
         lambda: announce(model, keys, settings, door.listener),
-        end_at_once,
+        end,
         close_port,
         door.side,
     )
@@ -179,7 +191,7 @@ def serve_forever(
     server.run(sockets=[door.listener])
     if life.failure is not None:
         tell(life.failure, settings)
-    end_at_once(0 if life.failure is None and server.started else 1)
+    end(0 if life.failure is None and server.started else 1)
 
 
 def end_at_once(exit_code: int = 0) -> NoReturn:
