@@ -326,8 +326,10 @@ class Settings(BaseSettings):
 
 SECRET = ("api_key",)
 """Settings whose value is never shown."""
-PASSWORD = re.compile(r"(?<=//)[^/@\s]*@")
-"""Of a URL: user name and password."""
+PASSWORD = re.compile(r"(?<=//)\S*@")
+"""Of a URL: user name and password, which may hold letters that belong in no URL, @ and / among them."""
+SECRET_ARGUMENT = re.compile(r"password|secret|(token|key)(?![a-z])", re.IGNORECASE)
+"""Found in the name of an engine argument whose value is never shown: hf_token, but not max_num_batched_tokens."""
 LONGEST_SHOWN = 100
 
 
@@ -356,6 +358,13 @@ def shown(name: str, value: object) -> str:
     if name in SECRET:
         count = len(value) if isinstance(value, list) else 1 if value else 0
         return f"({count} not shown)" if value else ""
-    text = ",".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-    text = PASSWORD.sub("...@", text)
+    parts = value if isinstance(value, list) else [] if value is None else [value]
+    text = ",".join(shown_part(name, str(part)) for part in parts)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def shown_part(name: str, text: str) -> str:
+    argument, equals, _ = text.partition("=")
+    if name == "engine_arg" and equals and SECRET_ARGUMENT.search(argument):
+        return f"{argument}=..."
+    return PASSWORD.sub("...@", text)

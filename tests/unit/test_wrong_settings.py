@@ -82,7 +82,11 @@ def test_a_misspelt_variable_is_found() -> None:
 def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "sk-llava-very-secret-0123456789"
     assert secret not in shown("api_key", [f"anne={secret}", secret])
-    assert shown("download_dir", f"redis://me:{secret}@host/0") == "redis://...@host/0"
+    for password in (secret, f"p@{secret}", f"p/{secret}"):
+        assert shown("download_dir", f"redis://me:{password}@host/0") == "redis://...@host/0"
+    arguments = [f"hf_token={secret}", f"api-key={secret}", f"ssl_password={secret}", "max_num_batched_tokens=64"]
+    assert shown("engine_arg", arguments) == "hf_token=...,api-key=...,ssl_password=...,max_num_batched_tokens=64"
+    assert shown("engine_arg", ["tokenizer_mode=auto", "block_size"]) == "tokenizer_mode=auto,block_size"
     monkeypatch.setenv("LLAVA_API_KEY", secret)
     assert source_of("api_key", {}) == "LLAVA_API_KEY"
     assert source_of("api_key", {"api_key": []}) == "flag"
