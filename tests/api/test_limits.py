@@ -86,6 +86,20 @@ class TestRequests:
         clock.now += 43.75
         assert (await client.post(CHAT, json=text_body(), headers=ANNE)).status_code == 200
 
+    async def test_a_changed_limit_counts_what_was_sent_before(
+        self, client: httpx.AsyncClient, limiter: RateLimiter, tmp_path: Path
+    ) -> None:
+        async def statuses(count: int) -> list[int]:
+            return [(await client.post(CHAT, json=text_body(), headers=ANNE)).status_code for _ in range(count)]
+
+        assert await statuses(4) == [200] * 4
+        (tmp_path / "limits.toml").write_text("[anne]\nrequests_per_minute = 5\n")
+        limiter.table.refresh()
+        assert await statuses(2) == [200, 429]
+        (tmp_path / "limits.toml").write_text("[anne]\nrequests_per_minute = 2\n")
+        limiter.table.refresh()
+        assert await statuses(1) == [429]
+
     async def test_every_answer_says_what_is_left(
         self, client: httpx.AsyncClient, limiter: RateLimiter, engine: ScriptedEngine
     ) -> None:

@@ -74,6 +74,8 @@ async def test_two_servers_count_together(servers: list[Windows]) -> None:
     assert [(await windows.add("requests", "anne", 3, 1))[0] for windows in (first, second, first)] == [True] * 3
     within, stand = await second.add("requests", "anne", 3, 1)
     assert (within, stand.remaining) == (False, 0)
+    # With a limit that another server does not know of yet.
+    assert (await second.stand("requests", "anne", 10)).remaining == 6
     assert 0 < stand.ends_at - second.clock() <= 60
     assert (await first.stand("requests", "ben", 3)).remaining == 3
 

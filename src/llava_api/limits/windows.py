@@ -108,6 +108,13 @@ class OwnCounts(Storage):
         return count
 
 
+class Window(RateLimitItemPerSecond):
+    """Is found by its kind and its caller alone: what is counted stays counted where the limit is changed."""
+
+    def key_for(self, *identifiers: bytes | str | float) -> str:
+        return "/".join([self.namespace, *map(str, identifiers)])
+
+
 class Windows:
     """Counts by kind ("requests", "tokens", "images") and caller. ``redis``: counts that other servers share."""
 
@@ -135,10 +142,10 @@ class Windows:
     async def stand(self, kind: str, caller: str, limit: int) -> Stand:
         return await self.ask(lambda windows: self.stand_in(windows, self.item(kind, limit), caller))
 
-    def item(self, kind: str, limit: int) -> RateLimitItemPerSecond:
-        return RateLimitItemPerSecond(limit, self.seconds, kind)
+    def item(self, kind: str, limit: int) -> Window:
+        return Window(limit, self.seconds, kind)
 
-    async def stand_in(self, windows: FixedWindowRateLimiter, item: RateLimitItemPerSecond, caller: str) -> Stand:
+    async def stand_in(self, windows: FixedWindowRateLimiter, item: Window, caller: str) -> Stand:
         ends_at, remaining = await windows.get_window_stats(item, caller)
         if windows is self.shared:
             # The package tells the time of day.
