@@ -10,6 +10,7 @@ import httpx
 import pytest
 import pytest_asyncio
 import uvicorn
+from fastapi import FastAPI
 
 from llava_api.chat.model import open_model
 from llava_api.engine import supervisor
@@ -21,6 +22,7 @@ from llava_api.server.app import create_app
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.lifespan import make_lifespan
 from llava_api.settings import Settings
+from tests.support.metrics_page import read_page
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.sse import events
 from tests.support.tokenizer import write_checkpoint
@@ -38,6 +40,7 @@ class Running:
     abandoned: asyncio.Event
     serving: "asyncio.Task[None]"
     starts: list[Exception | ScriptedEngine]
+    app: FastAPI
 
     async def state(self) -> tuple[int, int, int]:
         """Status of live, ready and of the list of models."""
@@ -88,7 +91,7 @@ async def running(
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=SOON) as client:
-        yield Running(life, engine, client, loaded, abandoned, serving, starts)
+        yield Running(life, engine, client, loaded, abandoned, serving, starts, app)
     life.stop()
     life.stop()
     loaded.set()
@@ -190,17 +193,22 @@ async def cut_streams(running: Running) -> None:
     assert "[DONE]" not in rest[-1]
     (error,) = [line for line in rest if '"error"' in line]
     assert error is rest[-1]
-    assert '"engine_stopped"' in error
+    assert '"server_stopping"' in error
     assert "shutting down" in error
     reply = await unary
-    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_stopped")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "server_stopping")
 
 
 async def test_a_second_signal_ends_everything_at_once(running: Running) -> None:
     await ready(running)
+    metrics = running.app.state.metrics
     await cut_streams(running)
     await asyncio.wait_for(running.serving, SOON)
     assert running.life.failure is None
+    # No failure of the server's or the engine's: nobody is to be woken for it.
+    page = read_page(metrics.page("")[0].decode())
+    assert page.value("llava_api_request_outcomes_total", outcome="cut") == 2
+    assert page.value("llava_api_request_outcomes_total", outcome="failed") == 0
 
 
 @pytest.mark.parametrize("settings_made", [{"drain_timeout_seconds": 0.2}])
@@ -213,7 +221,7 @@ async def test_the_drain_has_an_end(running: Running) -> None:
         await asyncio.sleep(0.01)
     running.life.stop()
     said = events((await asyncio.wait_for(reply, SOON)).content)
-    assert '"engine_stopped"' in said[-1]
+    assert '"server_stopping"' in said[-1]
     await asyncio.wait_for(running.serving, SOON)
 
 

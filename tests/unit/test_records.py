@@ -8,6 +8,8 @@ import pytest
 from llava_api.telemetry.metrics import GapHistogram, Metrics
 from llava_api.telemetry.record import GAP_BOUNDS_SECONDS, AnswerRecord, RequestRecord, closed, current, opened
 
+ASKED = AnswerRecord(10, 0, 0, 1, 50, 1.0)
+
 
 def test_tokens_that_come_together_share_their_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
@@ -48,6 +50,9 @@ def test_bounds_are_in_order() -> None:
         ({"status": 429, "complete": True, "error": "rate_limit_exceeded"}, "refused"),
         ({"status": 503, "complete": True, "error": "queue_full"}, "refused"),
         ({"status": 503, "complete": True, "error": "engine_stopped"}, "failed"),
+        ({"status": 503, "complete": True, "error": "server_stopping"}, "refused"),
+        ({"status": 503, "complete": True, "error": "server_stopping", "answers": [ASKED]}, "cut"),
+        ({"status": 200, "complete": True, "error": "server_stopping", "answers": [ASKED]}, "cut"),
         ({"status": 500, "complete": True, "error": ""}, "failed"),
         ({"status": 404, "complete": True}, "refused"),
     ],

@@ -209,14 +209,19 @@ async def test_starts_that_fail_are_tried_again_up_to_the_limit() -> None:
         assert len(counted) == 3
 
 
-async def test_a_server_that_closes_ends_what_runs_with_its_own_words() -> None:
+@pytest.mark.parametrize("restart_engine", [False, True])
+async def test_a_server_that_closes_ends_what_runs_with_its_own_words(restart_engine: bool) -> None:
     first = endless()
-    engine = await SupervisedEngine.open(Garage(first).start, Settings())
+    engine = await SupervisedEngine.open(Garage(first).start, Settings(restart_engine=restart_engine))
     heard: list[str] = []
     streaming = asyncio.create_task(texts(engine, heard))
     await until(lambda: heard)
+    # One that has no token yet waits for no other engine: there will be none.
+    first.pause_seconds = 0.2
+    silent = asyncio.create_task(texts(engine, [], "silent"))
+    await until(lambda: len(first.requests) == 2)
     engine.abandon()
-    with pytest.raises(EngineStopped, match="shutting down"):
-        await asyncio.wait_for(streaming, SOON)
-    with pytest.raises(EngineStopped, match="shutting down"):
-        await texts(engine, heard)
+    for running in (streaming, silent, texts(engine, heard)):
+        with pytest.raises(EngineStopped, match="shutting down") as told:
+            await asyncio.wait_for(running, SOON)
+        assert told.value.code == "server_stopping"

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 
 from llava_api.engine.base import Adapter, Delta, EngineProcesses, GenerationRequest
-from llava_api.errors import EngineStopped, StartupError
+from llava_api.errors import Draining, EngineStopped, StartupError
 from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class SupervisedEngine:
         self.arrival: asyncio.Future[EngineProcesses] = asyncio.get_running_loop().create_future()
         """The engine; pending while there is none, and with EngineStopped where there will be none any more."""
         self.arrival.set_result(first)
-        self.words = GONE
+        self.closing = False
         self.waiting = 0
         """Streams that wait for their next token."""
         self.last_progress = time.monotonic()
@@ -71,7 +71,7 @@ class SupervisedEngine:
                 return
             except EngineStopped as error:
                 if last or not silent:
-                    raise EngineStopped(self.words) from error
+                    raise self.farewell() from error
                 self.await_another(engine)
 
     async def next_of(self, stream: AsyncGenerator[Delta, None]) -> Delta | None:
@@ -86,8 +86,8 @@ class SupervisedEngine:
             self.last_progress = time.monotonic()
 
     def await_another(self, lost: EngineProcesses) -> None:
-        """A request may know of the loss before the supervisor does."""
-        if self.engine is lost and self.arrival.done():
+        """A request may know of the loss before the supervisor does, or when there will be no other any more."""
+        if self.engine is lost and self.arrival.done() and self.arrival.exception() is None:
             self.arrival = asyncio.get_running_loop().create_future()
 
     async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
@@ -107,7 +107,7 @@ class SupervisedEngine:
 
     def abandon(self) -> None:
         """End all that runs, for the server closes. ``supervise`` must not run any more."""
-        self.words = CLOSING
+        self.closing = True
         self.give_up()
         self.engine.kill()
 
@@ -174,6 +174,9 @@ class SupervisedEngine:
     def give_up(self) -> None:
         if self.arrival.done():
             self.arrival = asyncio.get_running_loop().create_future()
-        self.arrival.set_exception(EngineStopped(self.words))
+        self.arrival.set_exception(self.farewell())
         # Whether or not anybody waits for it.
         self.arrival.exception()
+
+    def farewell(self) -> EngineStopped:
+        return EngineStopped(CLOSING, code=Draining.code) if self.closing else EngineStopped(GONE)

@@ -22,6 +22,8 @@ StepName = Literal["fetch", "decode"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "refused", "client_gone", "failed", "cut")
 FAILURES = frozenset({"engine_failed", "engine_stopped", "internal_error"})
 """Codes of errors that are nobody's but the server's doing, whatever their status."""
+STOPPING = "server_stopping"
+"""Code of the error that ends an answer at a shutdown, and refuses what comes then."""
 GAP_BOUNDS_SECONDS = (
     *(0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1),
     *(0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0),
@@ -184,7 +186,7 @@ class RequestRecord:
     def outcome(self) -> Outcome:
         if self.client_gone:
             return "client_gone"
-        if self.cut:
+        if self.cut or (self.error == STOPPING and self.answers):
             return "cut"
         if self.status == 500 or self.error in FAILURES or (self.error is not None and self.status < 400):
             return "failed"
