@@ -33,6 +33,8 @@ WRITE_HIGH_BYTES, WRITE_LOW_BYTES = 65_536, 32_768
 MAX_FIELDS = 128
 MAX_PIPELINE = 32
 """Requests that wait behind one that is being answered; the connection is closed after them."""
+MAX_PIPELINE_BYTES = 65_536
+"""Of their first lines and headers together; the same."""
 SHORT_BODY_BYTES = 65_536
 """What is left of a body this long when its request has been answered is read and forgotten; longer, nobody waits."""
 PIECE_BYTES = 16
@@ -80,6 +82,8 @@ class HttpProtocol(HttpToolsProtocol):
         """What is still to be said when all answers have been given."""
         self.persistent = False
         """Whether the last request's sender wants the connection kept."""
+        self.waiting_bytes = 0
+        """First lines and headers of requests that wait behind the one that is being answered."""
         self.last = False
         """Whether there is to be no further request."""
         self.deaf = False
@@ -215,12 +219,17 @@ class HttpProtocol(HttpToolsProtocol):
         self.refusal = refusal
         raise refusal
 
+    def hear_no_more(self) -> None:
+        """Within the parser's callbacks: what comes now is read and forgotten, and so a caller that leaves is seen."""
+        self.deaf = True
+        self.deadline.set(None)
+        raise BadHttp(NOT_HTTP)
+
     def on_message_begin(self) -> None:
         if self.muted:
             return
         if self.last:
-            self.deaf = True
-            raise BadHttp(NOT_HTTP)
+            self.hear_no_more()
         self.phase = HEADERS
         self.field_bytes = 0
         super().on_message_begin()
@@ -252,6 +261,13 @@ class HttpProtocol(HttpToolsProtocol):
             self.url = check_head(version, self.parser.get_method(), self.url, self.headers)
         except ApiError as refusal:
             self.stop(refusal)
+        waits = self.active is not None and not self.active.response_complete
+        if waits and framing_of(self.headers) is not None:
+            # Nobody would count this body in memory, nor read it, and unread it would hide that the caller leaves. So
+            # the connection ends after what came before. RFC 9112, 9.3.2: a client must not pipeline behind a POST, and
+            # sends again what a closed connection left unanswered; none of the known ones pipelines POSTs.
+            self.cycle.keep_alive = False
+            self.hear_no_more()
         super().on_headers_complete()
         self.declined_body = framing_of(self.headers) if self.parser.should_upgrade() else None
         self.phase = BODY
@@ -262,12 +278,13 @@ class HttpProtocol(HttpToolsProtocol):
         self.cycle.keep_alive = (
             self.persistent and not self.ending and not has_long_body(self.headers, SHORT_BODY_BYTES)
         )
-        if self.active is None or self.active.response_complete:
-            self.active = self.cycle
-        else:
+        if waits:
             # uvicorn reads no more while a request waits behind another, and would not see the caller go.
             self.flow.resume_reading()
-            self.last = len(self.pipeline) >= MAX_PIPELINE
+            self.waiting_bytes += self.field_bytes
+            self.last = len(self.pipeline) >= MAX_PIPELINE or self.waiting_bytes > MAX_PIPELINE_BYTES
+        else:
+            self.active = self.cycle
 
     def on_body(self, body: bytes) -> None:
         self.loose_bytes = max(0, self.loose_bytes - len(body) - PIECE_BYTES)
@@ -290,6 +307,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.outlet.is_closing():
             return
+        if not self.pipeline:
+            self.waiting_bytes = 0
         if following is not None:
             self.active = following
         elif self.parting is not None:
@@ -304,9 +323,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.deadline.set(None)
         waits = self.active is not None and not self.active.response_complete
         if self.phase == BODY:
-            if self.cycle is not self.active:
-                self.pipeline.popleft()
-            elif self.active.response_started:
+            if self.active.response_started:
                 self.drop(self.active)
                 self.outlet.close()
                 return

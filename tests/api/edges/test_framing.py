@@ -1,11 +1,12 @@
 """What is no request, or one that two servers could read in two ways: refused in the API's shape, and closed."""
 
 import asyncio
+import tracemalloc
 
 import pytest
 
 from tests.api.test_chat import CHAT, text_body
-from tests.support.edge import HEALTH, Edge, post
+from tests.support.edge import HEALTH, Edge, post, until
 from tests.support.scripted_engine import ScriptedEngine
 
 BODY = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
@@ -152,20 +153,47 @@ async def test_a_bad_request_behind_a_good_one_waits_its_turn(edge: Edge, engine
     assert await caller.end() == b""
 
 
-async def test_a_bad_body_behind_a_good_request_waits_its_turn(edge: Edge, engine: ScriptedEngine) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("body", [post(CHAT, text_body()), CHUNKED + b"2\r\n{}\r\n0\r\n\r\n", CHUNKED + b"zz\r\n"])
+async def test_a_body_behind_a_request_ends_the_connection_after_its_answer(
+    edge: Edge, engine: ScriptedEngine, body: bytes, stream: bool
+) -> None:
     engine.pause_seconds = 0.1
     caller = await edge.call()
-    await caller.send(post(CHAT, text_body()) + CHUNKED + b"zz\r\n")
-    assert (await caller.answer()).status == 200
-    assert (await caller.answer()).error["code"] == "invalid_http"
+    await caller.send(post(CHAT, text_body(stream=stream)) + HEALTH + body + HEALTH)
+    said = await caller.end()
+    assert said.count(b"HTTP/1.1 200 OK") == said.count(b"HTTP/1.1") == 2
+    assert (b"[DONE]" in said) == stream
+    assert b"connection: close" in said.rpartition(b"HTTP/1.1")[2]
     assert len(engine.requests) == 1
+
+
+async def test_bodies_behind_a_request_are_not_kept_and_hide_nobodys_leaving(
+    edge: Edge, engine: ScriptedEngine
+) -> None:
+    engine.texts = ("word ",) * 1000
+    engine.pause_seconds = 0.02
+    caller = await edge.call()
+    await caller.send(post(CHAT, text_body(stream=True)))
+    await caller.head()
+    tracemalloc.start()
+    try:
+        async with asyncio.timeout(10):
+            for _ in range(200):
+                await caller.send(post(CHAT, b"a" * 60_000))
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    finally:
+        tracemalloc.stop()
+    assert engine.unfinished == 1
+    await caller.close()
+    await until(lambda: not engine.unfinished)
 
 
 async def test_requests_in_a_row_are_answered_in_order(edge: Edge, engine: ScriptedEngine) -> None:
     engine.pause_seconds = 0.05
     caller = await edge.call()
-    await caller.send(post(CHAT, text_body()) + HEALTH + post(CHAT, b"{}") + HEALTH)
-    assert [(await caller.answer()).status for _ in range(4)] == [200, 200, 400, 200]
+    await caller.send(post(CHAT, text_body()) + HEALTH + post("/v1/nowhere", b"") + HEALTH)
+    assert [(await caller.answer()).status for _ in range(4)] == [200, 200, 404, 200]
 
 
 async def test_too_many_in_a_row_are_answered_in_part_and_closed(edge: Edge) -> None:
@@ -175,6 +203,16 @@ async def test_too_many_in_a_row_are_answered_in_part_and_closed(edge: Edge) -> 
     assert 10 < len(answers) < 100
     assert b"connection: close" in answers[-1]
     assert b"connection: close" not in answers[-2]
+
+
+async def test_long_headers_in_a_row_are_bounded(edge: Edge, engine: ScriptedEngine) -> None:
+    engine.pause_seconds = 0.1
+    caller = await edge.call()
+    long = HEALTH.replace(b"\r\n\r\n", b"\r\nX: " + b"a" * 30_000 + b"\r\n\r\n")
+    await caller.send(post(CHAT, text_body()) + long * 10)
+    answers = (await caller.end()).split(b"HTTP/1.1 200 OK")[1:]
+    assert len(answers) == 4
+    assert b"connection: close" in answers[-1]
 
 
 async def test_nothing_is_answered_after_a_farewell(edge: Edge) -> None:
