@@ -109,7 +109,10 @@ class OwnCounts(Storage):
 
 
 class Window(RateLimitItemPerSecond):
-    """Is found by its kind and its caller alone: what is counted stays counted where the limit is changed."""
+    """Is found by its kind and its caller alone: what is counted stays counted where the limit is changed.
+
+    Requests that were refused are counted too, until the minute is over.
+    """
 
     def key_for(self, *identifiers: bytes | str | float) -> str:
         return "/".join([self.namespace, *map(str, identifiers)])
