@@ -9,6 +9,7 @@ import re
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,21 @@ async def test_a_body_that_finds_no_room_is_refused_before_it_comes(app: FastAPI
         caller.send(CHAT, text_body())
         assert b"A red circle." in await caller.answer()
     assert held(app) == {}
+
+
+async def test_announced_bodies_leave_room_for_those_that_come(app: FastAPI, services: Services) -> None:
+    services.memory.max_bytes = 60_000_000
+    async with AsyncExitStack() as stack:
+        door = await stack.enter_async_context(served(app))
+        for _ in range(8):
+            caller = await stack.enter_async_context(door.caller())
+            caller.writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: test\r\nContent-Length: 20000000\r\n\r\n".encode())
+        await until(lambda: services.limiter.at_once.total() == 8)
+        async with door.caller() as caller:
+            caller.send(CHAT, text_body())
+            assert b"A red circle." in await caller.answer()
+        assert services.memory.held_bytes == 0
+    await until(lambda: held(app) == {})
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/completions", "/v1/explain"])

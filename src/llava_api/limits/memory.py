@@ -1,7 +1,7 @@
 """How many bytes of requests the server holds at once: their bodies, their pictures' files, their pixels.
 
-A body is charged twice, before it is read: the text with its base64, and the files that are decoded from it. So a
-request that was let in does not fail halfway for want of room for what it brought along.
+A body is charged twice, as it comes: the text with its base64, and the files that are decoded from it. So a request
+whose body is there does not fail for want of room for what it brought along.
 """
 
 import threading
@@ -40,17 +40,25 @@ class Holding:
 
     def take(self, size: int) -> None:
         """So many bytes more. Raises Busy."""
-        budget = self.budget
-        with budget.lock:
+        with self.budget.lock:
             if self.released:
                 # Work in a thread whose caller has gone: what it holds is freed when it ends.
                 return
-            callers_own = budget.callers.get(self.caller, 0)
-            has_others = callers_own > self.held_bytes
-            greedy = has_others and callers_own + size > budget.max_bytes // 2
-            if size > 0 and (greedy or budget.held_bytes + size > budget.max_bytes):
-                raise Busy(FULL, code="memory_full")
+            self.look(size)
             self.change(size)
+
+    def check(self, size: int) -> None:
+        """Whether there is room for so many bytes more, which are not taken yet. Raises Busy."""
+        with self.budget.lock:
+            self.look(size)
+
+    def look(self, size: int) -> None:
+        budget = self.budget
+        callers_own = budget.callers.get(self.caller, 0)
+        has_others = callers_own > self.held_bytes
+        greedy = has_others and callers_own + size > budget.max_bytes // 2
+        if size > 0 and (greedy or budget.held_bytes + size > budget.max_bytes):
+            raise Busy(FULL, code="memory_full")
 
     def keep(self, size: int) -> None:
         """So many bytes are all that is still held. Raises Busy where that is more than it was."""

@@ -24,13 +24,16 @@ COPIES = 2
 """Of a body that are in memory: its text, and the files of the pictures in it."""
 COPIES_GROWN = 3
 """The same where its length is not announced: it grows, and leaves holes behind that are too small for it."""
+FIRST_BYTES = 1_000_000
+"""Room for so many is made with a body's first byte, then for twice what has come: an announcement alone costs nobody
+anything, and a body of a few megabytes is moved once or twice."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_body(request: Request, max_body_bytes: int, held: Holding) -> bytearray:
     """Raises UnsupportedEncoding; RequestTooLarge as soon as the limit is passed, whatever Content-Length said; Busy.
 
-    ``held`` is charged with it before it comes, where its length is announced.
+    ``held`` is charged for room as it is made; what could not fit as things are is refused before it comes.
     """
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedEncoding("Send the request's body as it is: this server unpacks no Content-Encoding.")
@@ -39,18 +42,19 @@ async def read_body(request: Request, max_body_bytes: int, held: Holding) -> byt
     expected = int(announced) if announced.isdigit() else 0
     if expected > max_body_bytes:
         raise refusal
-    held.take(COPIES * expected)
+    held.check(COPIES * expected)
     copies = COPIES if expected else COPIES_GROWN
-    # One piece from the start: those of many bodies at once would leave holes between them that nothing fits into.
-    body = bytearray(expected)
+    body = bytearray()
     size = 0
     async for part in request.stream():
         end = size + len(part)
         if end > max_body_bytes:
             raise refusal
-        if end > expected:
-            held.take(copies * (end - expected))
-            expected = end
+        if end > len(body):
+            room = max(end, min(expected, max(FIRST_BYTES, 2 * end)))
+            held.take(copies * (room - len(body)))
+            if expected:
+                body += bytes(room - len(body))
         body[size:end] = part
         size = end
     del body[size:]
