@@ -27,6 +27,9 @@ COPIES_GROWN = 3
 FIRST_BYTES = 1_000_000
 """Room for so many is made with a body's first byte, then for twice what has come: an announcement alone costs nobody
 anything, and a body of a few megabytes is moved once or twice."""
+MAX_TEXT_BYTES = 8_000_000
+"""Of a body besides the base64 of its pictures: ten contexts of 100,000 tokens."""
+BASE64 = b"base64,"
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -64,8 +67,9 @@ async def read_body(request: Request, max_body_bytes: int, held: Holding) -> byt
 def parse(body: bytes | bytearray, model: type[Model]) -> Model:
     """Raises InvalidRequest that names the first thing to mend."""
     # Before a million small objects are made and each of them is found wrong. Base64 has none of these letters.
-    commas = body.count(b",")
-    if body.count(b"{") + body.count(b"[") > MAX_OBJECTS or commas > MAX_VALUES:
+    text = besides_pictures(body)
+    commas = text.count(b",")
+    if text.count(b"{") + text.count(b"[") > MAX_OBJECTS or commas > MAX_VALUES:
         raise InvalidRequest("The request's body has too many parts: send fewer messages, or shorter ones.")
     try:
         data = orjson.loads(body)
@@ -79,6 +83,23 @@ def parse(body: bytes | bytearray, model: type[Model]) -> Model:
         return model.model_validate(data)
     except ValidationError as error:
         raise refusal_of(error, data) from error
+
+
+def besides_pictures(body: bytes | bytearray) -> bytes:
+    """A body without the base64 of its data: URLs. Raises InvalidRequest where that is more than MAX_TEXT_BYTES."""
+    pieces: list[bytes] = []
+    here, left = 0, MAX_TEXT_BYTES
+    while 0 <= here < len(body):
+        found = body.find(BASE64, here, here + left)
+        end = len(body) if found < 0 else found + len(BASE64)
+        left -= end - here
+        if left < 0:
+            raise InvalidRequest(
+                f"The request's body has more than {MAX_TEXT_BYTES} bytes besides its pictures' base64: send less."
+            )
+        pieces.append(bytes(body[here:end]))
+        here = body.find(b'"', end)
+    return b"".join(pieces)
 
 
 def check_fields(data: object) -> None:
