@@ -14,7 +14,10 @@ from llava_api.limits.table import CallerLimits
 from llava_api.limits.windows import Windows
 from tests.api.test_chat import BLUE, CHAT, RED, picture_message, text_body
 from tests.api.test_queue import ANNE, BEN, until
+from tests.api.test_tools import TOOLS
+from tests.support.at_rest import held
 from tests.support.clock import Clock
+from tests.support.real_socket import served
 from tests.support.scripted_engine import ScriptedEngine
 
 REQUESTS = ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests")
@@ -248,6 +251,30 @@ class TestTokens:
         for body, status in zip(bodies, (200, 429), strict=True):
             assert (await client.post(CHAT, json=body, headers=ANNE)).status_code == status
         assert len(decoded) == 1
+
+
+class TestTokensOfCalls:
+    @pytest.fixture
+    def limits(self) -> str:
+        return "[anne]\ntokens_per_minute = 10000\n"
+
+    async def test_a_stream_left_before_its_first_chunk_is_counted_as_far_as_it_came(
+        self, app: FastAPI, client: httpx.AsyncClient, limiter: RateLimiter, engine: ScriptedEngine
+    ) -> None:
+        # The start of a call, of which nothing is sent until it is known for one.
+        engine.say(' {"', "na", "me", '": "', *["l"] * 1000)
+        engine.pause_seconds, engine.abort_turns = 0.02, 5
+        body = text_body(tools=TOOLS)
+        async with served(app) as door, door.caller() as caller:
+            caller.send(CHAT, {**body, "stream": True}, headers=ANNE)
+            await until(lambda: engine.deltas == 3)
+            await caller.leave("RST")
+            await until(lambda: held(app) == {})
+            prompt = (await client.post(EXPLAIN, json=body, headers=ANNE)).json()["prompt_tokens"]
+            counted = limiter.windows.stand
+            async with asyncio.timeout(5):
+                while (await counted("tokens", "key anne", 10_000)).remaining != 10_000 - prompt - engine.deltas:
+                    await asyncio.sleep(0.01)
 
 
 class TestPictures:

@@ -5,8 +5,9 @@ import json
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import Any, Literal
 
 import uvicorn
@@ -21,10 +22,13 @@ class Caller:
         self.reader = reader
         self.writer = writer
 
-    def send(self, path: str, body: Any, missing_bytes: int = 0) -> None:
+    def send(
+        self, path: str, body: Any, missing_bytes: int = 0, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """A request in JSON, whose last bytes may be missing."""
         content = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {len(content)}\r\n\r\n"
+        lines = [f"POST {path} HTTP/1.1", "Host: test", f"Content-Length: {len(content)}"]
+        head = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""])
         self.writer.write(head.encode() + content[: len(content) - missing_bytes])
 
     async def answer(self) -> bytes:

@@ -42,6 +42,11 @@ class Life:
             self.streaming.cancel()
         self.held.release()
 
+    async def over(self) -> None:
+        """Returns when everything is given back, and what was made is put down."""
+        if self.streaming is not None:
+            await self.streaming.close()
+
 
 def life_of(request: Request) -> Life:
     life: Life = request.state.life

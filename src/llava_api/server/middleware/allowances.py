@@ -6,10 +6,11 @@
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_api.limits.rate import Allowance
+from llava_api.server.life import Life
 
 
 class Allowances:
-    """Looks for ``allowance`` in the request's state."""
+    """Looks for ``allowance`` and ``life`` in the request's state."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -35,4 +36,8 @@ class Allowances:
             allowance: Allowance | None = state.get("allowance")
             if allowance is not None:
                 allowance.leave()
+                life: Life | None = state.get("life")
+                if life is not None:
+                    # A stream whose caller left before its first chunk is only told to end by then, and owes after it.
+                    await life.over()
                 await allowance.settle()
