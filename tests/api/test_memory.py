@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from fastapi import FastAPI
 from PIL import Image
 
@@ -209,3 +210,68 @@ async def test_files_from_elsewhere_are_charged(
     services.memory.max_bytes = 10_000_000
     assert (await client.post(CHAT, json=body)).status_code == 200
     assert held(app) == {}
+
+
+class TestKeptResponses:
+    """A few bytes of ``previous_response_id`` stand for megabytes."""
+
+    @pytest.fixture
+    def settings_made(self) -> dict[str, Any]:
+        return {
+            "max_body_bytes": 25_000_000,
+            "max_image_bytes": 20_000_000,
+            "max_inflight_bytes": 400_000_000,
+            "max_running_answers": 1,
+            "max_image_pixels": 4_000_000,
+            "response_store_bytes": 100_000_000,
+        }
+
+    @pytest_asyncio.fixture
+    async def kept(self, client: httpx.AsyncClient) -> str:
+        buffer = io.BytesIO()
+        Image.new("RGB", (1500, 1500), "red").save(buffer, "BMP")
+        url = f"data:image/bmp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        items = [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]
+        reply = await client.post("/v1/responses", json={"model": "tiny", "input": items})
+        assert reply.status_code == 200, reply.text
+        return str(reply.json()["id"])
+
+    @pytest.mark.parametrize("store", [False, True])
+    async def test_who_waits_for_the_engine_holds_no_second_conversation(
+        self,
+        app: FastAPI,
+        client: httpx.AsyncClient,
+        engine: ScriptedEngine,
+        services: Services,
+        kept: str,
+        store: bool,
+    ) -> None:
+        size = len(services.responses.kept[kept].conversation)
+        assert size > 9_000_000
+        body = {"model": "tiny", "previous_response_id": kept, "input": "Go on.", "store": store}
+        engine.pause_seconds = 60
+        asking = []
+        tracemalloc.start()
+        try:
+            for number in range(1, 9):
+                asking.append(asyncio.create_task(client.post("/v1/responses", json=body)))
+                await until(lambda: services.admission.running + services.admission.waiting == len(asking), 20)
+                pixels = number * engine.requests[1].images[0].pixels.nbytes
+                least = pixels + (number * size if store else 0)
+                assert least <= services.memory.held_bytes < least + 1_000_000
+            assert tracemalloc.get_traced_memory()[0] < size
+        finally:
+            tracemalloc.stop()
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        await until(lambda: held(app) == {})
+
+    async def test_one_that_finds_no_room_is_refused(
+        self, app: FastAPI, client: httpx.AsyncClient, services: Services, kept: str
+    ) -> None:
+        services.memory.max_bytes = 10_000_000
+        body = {"model": "tiny", "previous_response_id": kept, "input": "Go on."}
+        reply = await client.post("/v1/responses", json=body)
+        assert (reply.status_code, error_of(reply)["code"]) == (503, "memory_full")
+        assert held(app) == {}

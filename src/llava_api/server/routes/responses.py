@@ -7,10 +7,11 @@ from fastapi.responses import Response
 
 from llava_api.chat.response_question import given_items, response_question
 from llava_api.chat.response_reply import ResponseReply, described
-from llava_api.chat.response_store import Kept
+from llava_api.chat.response_store import Kept, written
 from llava_api.errors import InvalidRequest, NotFound
 from llava_api.protocol.response_reply import DeletedResponse
 from llava_api.protocol.responses import ResponseRequest
+from llava_api.server.body import COPIES
 from llava_api.server.exchange import exchange, json_response, reply_id
 from llava_api.server.life import life_of
 from llava_api.server.services import Services, allowance_of, key_of
@@ -31,23 +32,25 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
     if wanted.store and not store.keeps:
         raise InvalidRequest(f"{NO_STORE}leave store out, or send false.", param="store", code="unsupported_parameter")
     owner = key_of(request)
-    earlier = kept(services, wanted.previous_response_id, owner).items() if wanted.previous_response_id else []
-    question = response_question(wanted, earlier, services.model)
     allowance, held = allowance_of(request), life_of(request).held
+    before = kept(services, wanted.previous_response_id, owner).conversation if wanted.previous_response_id else b"[]"
+    # As much as if it had been sent anew.
+    held.take(COPIES * len(before))
+    question = response_question(wanted, await store.read(before), services.model)
     response_id = reply_id(request, "resp_")
     prepared = await services.preparer.prepare(question, response_id, allowance.caller, held.take, allowance)
     keeping = store.keeps and wanted.store is not False
     response = described(wanted, prepared, int(time.time()), keeping)
-    streamed, items = wanted.stream, [*earlier, *given_items(wanted)] if keeping else []
-    # The pictures' files and their base64, unless they are to be kept.
-    del wanted, question, earlier
-    if not keeping:
-        held.keep(prepared.pixel_bytes)
+    conversation = [before, written(given_items(wanted))] if keeping else []
+    streamed = wanted.stream
+    # The pictures' files and their base64: what is to be kept is kept as it is written.
+    del wanted, question, before
+    held.keep(prepared.pixel_bytes + sum(map(len, conversation)))
     reply = ResponseReply(
         services.answers(prepared.asked, allowance),
         prepared,
         response,
-        keep=lambda made: store.put(made, items, owner),
+        keep=lambda made: store.put(made, conversation, owner),
     )
     if not streamed:
         return json_response(await reply.whole())
