@@ -90,6 +90,10 @@ def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(
     # Said once, not with each look.
     assert [record.levelname for record in caplog.records] == ["INFO", "ERROR"]
     assert "requests_per_minute" in caplog.text
+    file.unlink()
+    for _ in range(3):
+        table.refresh()
+    assert [record.levelname for record in caplog.records] == ["INFO", "ERROR", "ERROR"]
     file.write_text("")
     table.refresh()
     assert table.of(ANNE).requests_per_minute is None

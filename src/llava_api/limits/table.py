@@ -72,8 +72,10 @@ class LimitTable:
         )
         self.file = None if settings.key_limits_file is None else Path(settings.key_limits_file).expanduser()
         self.text = "" if self.file is None else text_of(self.file)
-        """Of the file, as it was read last."""
+        """Of the file, as it was read last without a fault."""
         self.by_caller = self.read(self.text)
+        self.complaint = ""
+        """About the file as it is now: it is told once, and not with each look."""
 
     def of(self, caller: str) -> CallerLimits:
         return self.by_caller.get(caller, self.default)
@@ -93,18 +95,21 @@ class LimitTable:
         return found
 
     def refresh(self) -> None:
-        """Read the file again. Where that fails, the limits of before stay, and the log says why, once a version."""
+        """Read the file again. Where that fails, the limits of before stay, and the log says why, once."""
         if self.file is None:
             return
         try:
             text = text_of(self.file)
             if text == self.text:
+                self.complaint = ""
                 return
-            self.text = text
             self.by_caller = self.read(text)
         except StartupError as error:
-            log.error("the limits of keys stay as they were: %s", error)
+            if str(error) != self.complaint:
+                self.complaint = str(error)
+                log.error("the limits of keys stay as they were: %s", error)
             return
+        self.text, self.complaint = text, ""
         log.info("limits of keys read again: %s", ", ".join(self.names()) or "none")
 
     def names(self) -> list[str]:
