@@ -61,6 +61,8 @@ def run(chosen: argparse.Namespace) -> None:
     # Until the server has its own way to stop.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     keep_freed_memory()
+    # Each text is tokenized in the thread that asks. Threads of the library's own make it complain of every fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     settings = read_settings(chosen)
     set_up_logging(settings.log_level, settings.log_format)
     try:
