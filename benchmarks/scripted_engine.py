@@ -35,5 +35,11 @@ class ScriptedEngine:
     def unfinished_requests(self) -> int:
         return 0
 
+    def paused(self) -> bool:
+        return False
+
+    def kill(self) -> None:
+        pass
+
     async def shutdown(self) -> None:
         pass

@@ -1,11 +1,11 @@
-"""Write the README's table of settings from the code; ``--check`` fails where it is stale."""
+"""Write the table of settings in docs/settings.md from the code; ``--check`` fails where it is stale."""
 
 import sys
 from pathlib import Path
 
 from llava_api.settings import Settings
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 START, END = "<!-- settings:start -->", "<!-- settings:end -->"
 
 
@@ -25,21 +25,21 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def with_table(readme: str) -> str:
-    """The README's text with a fresh table between the markers."""
-    before, rest = readme.split(START, 1)
+def with_table(page: str) -> str:
+    """The page's text with a fresh table between the markers."""
+    before, rest = page.split(START, 1)
     after = rest.split(END, 1)[1]
     return f"{before}{START}\n{table()}\n{END}{after}"
 
 
 def main() -> None:
-    current = README.read_text()
+    current = PAGE.read_text()
     fresh = with_table(current)
     if "--check" in sys.argv[1:]:
         if fresh != current:
-            sys.exit("README.md's table of settings is stale: run .venv/bin/python tools/settings_table.py")
+            sys.exit("docs/settings.md is stale: run .venv/bin/python tools/settings_table.py")
         return
-    README.write_text(fresh)
+    PAGE.write_text(fresh)
 
 
 if __name__ == "__main__":

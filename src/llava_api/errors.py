@@ -5,17 +5,24 @@
     ApiError                     status, type, code, param, message
     +-- InvalidRequest           400 invalid_request_error
     |   +-- Unauthorized         401 code invalid_api_key
+    |   +-- Forbidden            403 code host_not_allowed or origin_not_allowed
     |   +-- BadImage             400 code invalid_image
     |   +-- ContextLengthExceeded 400 code context_length_exceeded
     |   +-- NotFound             404 code not_found
     |   |   +-- ModelNotFound    404 code model_not_found
     |   +-- MethodNotAllowed     405 code method_not_allowed
     |   +-- RequestTooLarge      413 code request_too_large
+    |   +-- BadHttp              400 code invalid_http
+    |   +-- HeadersTooLarge      431 code headers_too_large
+    |   +-- ReceiveTimeout       408 code receive_timeout
+    |   +-- UnsupportedEncoding  415 code unsupported_content_encoding
+    +-- RateLimited              429 type requests or tokens, code rate_limit_exceeded
     +-- Unavailable              503 server_error
     |   +-- NotReady             503 code model_not_ready
     |   +-- Busy                 503 code server_busy
     |   +-- Draining             503 code server_stopping
     |   +-- EngineStopped        503 code engine_stopped
+    |   +-- RequestTimedOut      503 code request_timeout
     +-- EngineFailed             500 server_error, code engine_failed
 
     InvalidGrammar               the engine could not keep to a grammar; ``chat`` makes an InvalidRequest of it
@@ -68,6 +75,12 @@ class Unauthorized(InvalidRequest):
     code = "invalid_api_key"
 
 
+class Forbidden(InvalidRequest):
+    """Nobody's request may come this way, whatever is in it."""
+
+    status = 403
+
+
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
@@ -89,6 +102,41 @@ class MethodNotAllowed(InvalidRequest):
 class RequestTooLarge(InvalidRequest):
     status = 413
     code = "request_too_large"
+
+
+class RateLimited(ApiError):
+    """The caller has used up what it may; ``kind``, requests or tokens, is OpenAI's type of the error."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, kind: str, retry_after_seconds: float, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.type = kind
+        self.retry_after_seconds = retry_after_seconds
+
+
+class BadHttp(InvalidRequest):
+    """No HTTP, or HTTP that two servers might read in two ways."""
+
+    code = "invalid_http"
+
+
+class HeadersTooLarge(InvalidRequest):
+    status = 431
+    code = "headers_too_large"
+
+
+class ReceiveTimeout(InvalidRequest):
+    """The request did not come in time."""
+
+    status = 408
+    code = "receive_timeout"
+
+
+class UnsupportedEncoding(InvalidRequest):
+    status = 415
+    code = "unsupported_content_encoding"
 
 
 class Unavailable(ApiError):
@@ -114,6 +162,10 @@ class EngineStopped(Unavailable):
     """The whole engine is gone, with all that it was working on."""
 
     code = "engine_stopped"
+
+
+class RequestTimedOut(Unavailable):
+    code = "request_timeout"
 
 
 class EngineFailed(ApiError):

@@ -14,9 +14,12 @@ from llava_api.chat.model import open_model
 from llava_api.engine.base import Adapter
 from llava_api.images.fetch import Fetcher, Resolve
 from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.rate import RateLimiter
+from llava_api.limits.windows import Windows
 from llava_api.server.app import create_app
 from llava_api.server.services import open_services
 from llava_api.settings import Settings
+from tests.support.clock import Clock
 from tests.support.openai_schemas import ValidatingTransport
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tokenizer import write_checkpoint
@@ -80,3 +83,17 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = ValidatingTransport(httpx.ASGITransport(app, raise_app_exceptions=False))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
         yield opened
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def limiter(app: FastAPI, clock: Clock) -> RateLimiter:
+    """The app's, with windows that go by ``clock``."""
+    services = app.state.services
+    made: RateLimiter = RateLimiter(services.limiter.table, Windows(clock=clock))
+    services.limiter = made
+    return made

@@ -1,97 +1,234 @@
-"""A caller that leaves, on a real socket: the engine's work ends within two seconds."""
+"""A caller that leaves, on a real socket and at every stage: what was his is free again within two seconds."""
 
 import asyncio
-import json
-import socket
 import threading
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
-from llava_api.images.load import MeasuredImage, RenderedImage
+from llava_api.images.fetch import Resolve
+from llava_api.images.load import ImageLoader
+from llava_api.limits.admission import Admission
 from llava_api.server.services import Services
-from tests.api.test_chat import CHAT, RED, picture_message, text_body
+from tests.api.test_chat import BLUE, CHAT, RED, picture_message, text_body
+from tests.api.test_structured_output import form
+from tests.support.at_rest import held, in_threads, settle, until
+from tests.support.real_socket import Leaving, served
 from tests.support.scripted_engine import ScriptedEngine
+from tests.support.web import Web
+
+GRAMMAR_SECONDS = 0.5
+Reached = Callable[[], Any]
+
+
+@dataclass
+class World:
+    app: FastAPI
+    engine: ScriptedEngine
+    web: Web
+    monkeypatch: pytest.MonkeyPatch
+    go_on: threading.Event
+    """Threads that a stage holds up wait for it."""
+
+    @property
+    def services(self) -> Services:
+        services: Services = self.app.state.services
+        return services
+
+    @property
+    def images(self) -> ImageLoader:
+        return self.services.preparer.images
+
+    @property
+    def admission(self) -> Admission:
+        return self.services.admission
+
+    def hold_up(self, name: str) -> threading.Event:
+        """A method of the picture loader waits in its thread; the event tells that it does."""
+        there = threading.Event()
+        method = getattr(self.images, name)
+
+        def slowly(*arguments: Any) -> Any:
+            there.set()
+            assert self.go_on.wait(20)
+            return method(*arguments)
+
+        self.monkeypatch.setattr(self.images, name, slowly)
+        return there
+
+
+@pytest.fixture
+def settings_made(web: Web) -> dict[str, Any]:
+    return web.settings(image_fetch_timeout_seconds=30, image_threads=1, max_running_answers=2)
+
+
+@pytest.fixture
+def resolver(web: Web) -> Resolve:
+    return web.names
+
+
+@pytest.fixture
+def world(app: FastAPI, engine: ScriptedEngine, web: Web, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(app, engine, web, monkeypatch, threading.Event())
+
+
+def shows(*urls: str) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [picture_message("What is it?", *urls)]}
+
+
+def with_form() -> dict[str, Any]:
+    return text_body(response_format=form({"type": "object", "properties": {"a": {"type": "integer"}}}))
 
 
 @asynccontextmanager
-async def connection(app: FastAPI) -> AsyncIterator[asyncio.StreamWriter]:
-    """A raw connection to the app behind uvicorn; closed by the test."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started:
-        await asyncio.sleep(0.01)
-    _, writer = await asyncio.open_connection(*listener.getsockname())
-    yield writer
-    server.should_exit = True
-    await serving
+async def body_comes(world: World) -> AsyncIterator[tuple[dict[str, Any], Reached]]:
+    yield shows(RED), lambda: world.services.memory.held_bytes
 
 
-def head(length: int) -> bytes:
-    return f"POST {CHAT} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n".encode()
+@asynccontextmanager
+async def queued(world: World) -> AsyncIterator[tuple[dict[str, Any], Reached]]:
+    slot = await world.admission.enter("somebody else", 2)
+    yield text_body(), lambda: world.admission.waiting
+    slot.release()
+
+
+@asynccontextmanager
+async def fetching(world: World) -> AsyncIterator[tuple[dict[str, Any], Reached]]:
+    urls = [world.web.host.url(f"/hang?{number}") for number in range(3)]
+    yield shows(*urls), lambda: len(world.web.host.requests) == 3
+    assert not world.web.host.open_connections
+
+
+@asynccontextmanager
+async def fetching_the_body(world: World) -> AsyncIterator[tuple[dict[str, Any], Reached]]:
+    yield shows(world.web.host.url("/hang/in-body")), lambda: world.web.host.bytes_sent > 50
+    assert not world.web.host.open_connections
+
+
+@asynccontextmanager
+async def measuring(world: World) -> AsyncIterator[tuple[dict[str, Any], Reached]]:
+    yield shows(RED), world.hold_up("measure_data").is_set
+
+
+@asynccontextmanager
+async def waiting_for_a_thread(world: World) -> AsyncIterator[tuple[dict[str, Any], Reached]]:
+    work = asyncio.ensure_future(world.images.pool.run("key", "somebody else", lambda: world.go_on.wait(20)))  # type: ignore[arg-type, return-value]
+    there = world.hold_up("render_data")
+    yield shows(RED, BLUE), lambda: world.images.pool.waiting == 2
+    world.go_on.set()
+    await work
+    assert not there.is_set()
+
+
+@asynccontextmanager
+async def decoding(world: World) -> AsyncIterator[tuple[dict[str, Any], Reached]]:
+    there = world.hold_up("render_data")
+    yield shows(RED, BLUE), there.is_set
+    there.clear()
+    world.go_on.set()
+    await until(lambda: not in_threads(world.app))
+    # The second had not begun.
+    assert not there.is_set()
+
+
+@asynccontextmanager
+async def trying_the_grammar(world: World) -> AsyncIterator[tuple[dict[str, Any], Reached]]:
+    asked = []
+
+    async def ask(grammar: str) -> str:
+        asked.append(grammar)
+        await asyncio.sleep(GRAMMAR_SECONDS)
+        return ""
+
+    world.monkeypatch.setattr(world.services.preparer.grammars, "ask", ask)
+    yield with_form(), lambda: asked
+
+
+@asynccontextmanager
+async def prefill(world: World) -> AsyncIterator[tuple[dict[str, Any], Reached]]:
+    world.engine.pause_seconds = 30
+    yield shows(RED), lambda: world.engine.unfinished == 1
+
+
+@asynccontextmanager
+async def answering(world: World) -> AsyncIterator[tuple[dict[str, Any], Reached]]:
+    world.engine.texts = ("word ",) * 10_000
+    world.engine.pause_seconds = 0.01
+    yield text_body(), lambda: world.engine.deltas > 5
+
+
+STAGES = [
+    body_comes,
+    queued,
+    fetching,
+    fetching_the_body,
+    measuring,
+    waiting_for_a_thread,
+    decoding,
+    trying_the_grammar,
+    prefill,
+    answering,
+]
+
+
+@pytest.mark.parametrize("how", ["FIN", "RST", "half"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: str(stage.__name__))
+async def test_what_was_held_is_free_again(
+    world: World, stage: Any, stream: bool, how: Leaving, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked_before = [prefill, answering]
+    async with served(world.app) as door:
+        tasks = asyncio.all_tasks()
+        async with stage(world) as (body, reached), door.caller() as caller:
+            others = held(world.app)
+            caller.send(CHAT, {**body, "stream": stream}, missing_bytes=10 if stage is body_comes else 0)
+            await until(reached)
+            await caller.leave(how)
+            try:
+                await until(lambda: held(world.app) == others, seconds=2)
+            finally:
+                world.go_on.set()
+        await settle(world.app, tasks)
+        assert len(world.engine.requests) == (stage in asked_before)
+        # It still answers, and nobody who left is the server's fault.
+        world.engine.say("Fine.")
+        world.engine.pause_seconds = 0
+        async with door.caller() as caller:
+            caller.send(CHAT, text_body())
+            assert b"Fine." in await caller.answer()
+        assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("how", ["FIN", "RST"])
+async def test_a_connection_that_has_answered_before(world: World, how: Leaving) -> None:
+    async with served(world.app) as door:
+        tasks = asyncio.all_tasks()
+        async with door.caller() as caller:
+            for _ in range(2):
+                caller.send(CHAT, text_body())
+                assert b"A red circle." in await caller.answer()
+            world.engine.pause_seconds = 30
+            caller.send(CHAT, text_body())
+            await until(lambda: world.engine.unfinished)
+            await caller.leave(how)
+            await settle(world.app, tasks)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_leaving_frees_the_engine(app: FastAPI, engine: ScriptedEngine, stream: bool) -> None:
-    engine.texts = ("word ",) * 1000
-    engine.pause_seconds = 0.05
-    body = json.dumps(text_body(stream=stream)).encode()
-    async with connection(app) as writer:
-        writer.write(head(len(body)) + body)
-        deadline = time.monotonic() + 5
-        while engine.unfinished == 0 and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
-        assert engine.unfinished == 1
-        writer.close()
-        await writer.wait_closed()
-        deadline = time.monotonic() + 2
-        while engine.unfinished and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-        assert engine.unfinished == 0
-
-
-async def test_leaving_before_the_body_has_come_is_no_fault_of_the_server(
-    app: FastAPI, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with connection(app) as writer:
-        writer.write(head(100) + b"{")
-        await asyncio.sleep(0.1)
-        writer.close()
-        await writer.wait_closed()
-        await asyncio.sleep(0.2)
-        assert engine.requests == []
-        assert [record for record in caplog.records if record.levelname == "ERROR"] == []
-
-
-@pytest.mark.parametrize("stream", [True, False])
-async def test_leaving_while_pictures_are_prepared_never_reaches_the_engine(
-    app: FastAPI, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, stream: bool
-) -> None:
-    services: Services = app.state.services
-    decoding, go_on = threading.Event(), threading.Event()
-    render = services.preparer.images.render_data
-
-    def slow_render(image: MeasuredImage) -> RenderedImage:
-        decoding.set()
-        go_on.wait(5)
-        return render(image)
-
-    monkeypatch.setattr(services.preparer.images, "render_data", slow_render)
-    message = picture_message("What is it?", RED)
-    body = json.dumps({"model": "tiny", "messages": [message], "stream": stream}).encode()
-    async with connection(app) as writer:
-        writer.write(head(len(body)) + body)
-        assert await asyncio.to_thread(decoding.wait, 5)
-        writer.close()
-        await writer.wait_closed()
-        await asyncio.sleep(0.2)
-        go_on.set()
-        await asyncio.sleep(0.3)
-        assert engine.requests == []
+async def test_one_who_leaves_does_not_take_the_picture_from_those_who_stay(world: World, stream: bool) -> None:
+    there = world.hold_up("render_data")
+    async with served(world.app) as door, door.caller() as leaving, door.caller() as staying:
+        leaving.send(CHAT, {**shows(RED), "stream": stream})
+        await until(there.is_set)
+        staying.send(CHAT, shows(RED))
+        await until(lambda: [len(job.wanted_by) for job in world.images.pool.jobs.values()] == [2])
+        await leaving.leave("RST")
+        await until(lambda: [len(job.wanted_by) for job in world.images.pool.jobs.values()] == [1])
+        world.go_on.set()
+        assert b"A red circle." in await staying.answer()
+        assert len(world.engine.requests) == 1

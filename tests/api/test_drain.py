@@ -10,16 +10,19 @@ import httpx
 import pytest
 import pytest_asyncio
 import uvicorn
+from fastapi import FastAPI
 
 from llava_api.chat.model import open_model
 from llava_api.engine import supervisor
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.rate import open_limiter
 from llava_api.server import lifecycle
 from llava_api.server.app import create_app
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.lifespan import make_lifespan
 from llava_api.settings import Settings
+from tests.support.metrics_page import read_page
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.sse import events
 from tests.support.tokenizer import write_checkpoint
@@ -36,7 +39,8 @@ class Running:
     loaded: asyncio.Event
     abandoned: asyncio.Event
     serving: "asyncio.Task[None]"
-    starts: list[StartupError | ScriptedEngine]
+    starts: list[Exception | ScriptedEngine]
+    app: FastAPI
 
     async def state(self) -> tuple[int, int, int]:
         """Status of live, ready and of the list of models."""
@@ -65,20 +69,21 @@ async def running(
     model = open_model(str(write_checkpoint(tmp_path / "model", None)), ("tiny",), settings)
     life = Lifecycle(settings.drain_timeout_seconds)
     engine = ScriptedEngine()
-    starts: list[StartupError | ScriptedEngine] = [engine]
+    starts: list[Exception | ScriptedEngine] = [engine]
     loaded, abandoned = asyncio.Event(), asyncio.Event()
 
     async def start() -> ScriptedEngine:
         await loaded.wait()
         made = starts.pop(0)
-        if isinstance(made, StartupError):
+        if isinstance(made, Exception):
             raise made
         return made
 
     def close_port() -> None:
         server.should_exit = True
 
-    lifespan = make_lifespan(model, settings, keys, life, start, lambda: None, abandoned.set, close_port)
+    limiter = open_limiter(settings)
+    lifespan = make_lifespan(model, settings, keys, limiter, life, start, lambda: None, abandoned.set, close_port)
     app = create_app(settings, keys, lifespan=lifespan, life=life)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
     serving = asyncio.create_task(server.serve())
@@ -86,7 +91,7 @@ async def running(
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=SOON) as client:
-        yield Running(life, engine, client, loaded, abandoned, serving, starts)
+        yield Running(life, engine, client, loaded, abandoned, serving, starts, app)
     life.stop()
     life.stop()
     loaded.set()
@@ -124,6 +129,26 @@ async def test_a_load_that_fails_ends_the_server_with_its_reason(running: Runnin
     running.loaded.set()
     await asyncio.wait_for(running.serving, SOON)
     assert str(running.life.failure) == "no such checkpoint"
+
+
+async def test_a_load_that_fails_in_an_unforeseen_way_is_no_end_in_good_order(running: Running) -> None:
+    running.starts[0] = AssertionError("a mistake of vLLM's")
+    running.loaded.set()
+    await asyncio.wait_for(running.serving, SOON)
+    assert "AssertionError: a mistake of vLLM's" in str(running.life.failure)
+
+
+async def test_an_engine_that_nobody_can_watch_any_more_ends_the_server(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ready(running)
+
+    def broken() -> bool:
+        raise PermissionError("not allowed")
+
+    monkeypatch.setattr(running.engine, "paused", broken)
+    await asyncio.wait_for(running.serving, SOON)
+    assert "PermissionError" in str(running.life.failure)
 
 
 async def test_an_idle_server_ends_at_once(running: Running) -> None:
@@ -168,17 +193,22 @@ async def cut_streams(running: Running) -> None:
     assert "[DONE]" not in rest[-1]
     (error,) = [line for line in rest if '"error"' in line]
     assert error is rest[-1]
-    assert '"engine_stopped"' in error
+    assert '"server_stopping"' in error
     assert "shutting down" in error
     reply = await unary
-    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_stopped")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "server_stopping")
 
 
 async def test_a_second_signal_ends_everything_at_once(running: Running) -> None:
     await ready(running)
+    metrics = running.app.state.metrics
     await cut_streams(running)
     await asyncio.wait_for(running.serving, SOON)
     assert running.life.failure is None
+    # No failure of the server's or the engine's: nobody is to be woken for it.
+    page = read_page(metrics.page("")[0].decode())
+    assert page.value("llava_api_request_outcomes_total", outcome="cut") == 2
+    assert page.value("llava_api_request_outcomes_total", outcome="failed") == 0
 
 
 @pytest.mark.parametrize("settings_made", [{"drain_timeout_seconds": 0.2}])
@@ -191,7 +221,7 @@ async def test_the_drain_has_an_end(running: Running) -> None:
         await asyncio.sleep(0.01)
     running.life.stop()
     said = events((await asyncio.wait_for(reply, SOON)).content)
-    assert '"engine_stopped"' in said[-1]
+    assert '"server_stopping"' in said[-1]
     await asyncio.wait_for(running.serving, SOON)
 
 

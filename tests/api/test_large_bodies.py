@@ -45,6 +45,20 @@ async def test_too_many_parts(client: httpx.AsyncClient, messages: object) -> No
     assert "too many parts" in (await refused(client, messages))["message"]
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": "a" * 9_000_000},
+        {"role": "user", "content": "é" * 5_000_000},
+        {"role": "user", "a" * 9_000_000: 1},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": RED}}, {"a" * 9_000_000: 1}]},
+    ],
+    ids=["letters", "letters beyond ASCII", "a field's name", "behind a picture"],
+)
+async def test_too_much_besides_pictures(client: httpx.AsyncClient, message: object) -> None:
+    assert "besides its pictures" in (await refused(client, [message]))["message"]
+
+
 async def test_too_many_parts_of_one_message(client: httpx.AsyncClient) -> None:
     error = await refused(client, [{"role": "user", "content": [1] * 3000}])
     assert error["param"] == "messages[0].content"

@@ -173,6 +173,16 @@ async def test_a_response_is_gone_on_from(client: httpx.AsyncClient, engine: Scr
     assert second["previous_response_id"] == first["id"]
     assert len(engine.requests[1].images) == 1
     assert len(engine.requests[1].token_ids) > len(engine.requests[0].token_ids)
+    await client.post(URL, json=body(previous_response_id=second["id"], input="And then?"))
+    said = [
+        image,
+        {"role": "assistant", "content": "A red circle."},
+        {"role": "user", "content": "And now?"},
+        {"role": "assistant", "content": "A red circle."},
+        {"role": "user", "content": "And then?"},
+    ]
+    await client.post(URL, json=body(input=said))
+    assert engine.requests[2].token_ids == engine.requests[3].token_ids
     assert (await client.delete(f"{URL}/{first['id']}")).json()["deleted"] is True
     reply = await client.post(URL, json=body(previous_response_id=first["id"]))
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "previous_response_id")

@@ -25,6 +25,10 @@ class ScriptedEngine:
         self.stopped = False
         self.requests: list[GenerationRequest] = []
         self.unfinished = 0
+        self.abort_turns = 0
+        """Turns of the event loop that it takes to abort a request; an abort that is broken off is none."""
+        self.deltas = 0
+        """Made so far, of all requests."""
 
     def say(self, *texts: str) -> None:
         """Each text is one delta of one token, without log-probabilities."""
@@ -47,9 +51,14 @@ class ScriptedEngine:
                 logprobs = self.logprobs[index] if request.sampling.logprobs is not None else ()
                 for choice in range(request.choices):
                     said = self.other_choices[choice][index] if choice in self.other_choices else text
+                    self.deltas += 1
                     yield Delta(said, 1, 3, reason, choice, logprobs, self.prompt_logprobs if not index else ())
-        finally:
+        except BaseException:
+            for _ in range(self.abort_turns):
+                await asyncio.sleep(0)
             self.unfinished -= 1
+            raise
+        self.unfinished -= 1
 
     async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
         pass

@@ -72,6 +72,41 @@ async def test_a_full_queue_refuses(callers: Callers) -> None:
     assert callers.served[-1] == "b"
 
 
+async def test_a_flood_fills_the_queue_for_its_own_caller_alone(callers: Callers) -> None:
+    callers.admission.most_waiting = 3
+    crowd = [await callers.ask("crowd") for _ in range(5)]
+    single = await callers.ask("single")
+    with pytest.raises(Busy) as told:
+        await crowd[-1]
+    assert told.value.code == "queue_full"
+    assert not single.done()
+    assert callers.admission.waiting == 3
+    with pytest.raises(Busy):
+        await callers.admission.enter("crowd", 1)
+    for _ in range(4):
+        await callers.finish_one()
+    assert callers.served.count("single") == 1
+    assert callers.served.count("crowd") == 4
+    assert callers.admission.waiting == 0
+    await callers.finish_one()
+    assert callers.admission.running == 0
+
+
+async def test_room_is_made_by_weight(callers: Callers) -> None:
+    callers.admission.most_waiting = 5
+    for _ in range(2):
+        await callers.ask("running")
+    heavy = [asyncio.create_task(callers.admission.enter("heavy", 1, weight=4.0)) for _ in range(4)]
+    await callers.ask("light")
+    with pytest.raises(Busy):
+        # Two of weight 1 are more than four of weight 4.
+        await callers.admission.enter("light", 1)
+    assert not any(task.done() for task in heavy)
+    for task in heavy:
+        task.cancel()
+    await asyncio.gather(*heavy, return_exceptions=True)
+
+
 async def test_who_waits_too_long_is_told_and_leaves_no_trace(callers: Callers) -> None:
     for _ in range(2):
         await callers.ask("a")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from llava_api.errors import BadImage
 from llava_api.images.decode import Limits, decode, read_header
-from llava_api.images.source import decode_base64, encoded_part, scheme_of
+from llava_api.images.source import decode_base64, scheme_of, start_of_data
 
 LIMITS = Limits(max_pixels=10**6, max_side=5000, max_aspect_ratio=200)
 
@@ -44,14 +44,14 @@ RED = Image.new("RGB", (40, 20), (255, 0, 0))
 )
 def test_data_urls(url: str) -> None:
     encoded = base64.b64encode(b"some bytes").decode()
-    assert decode_base64(encoded_part(url.format(encoded))) == b"some bytes"
-    assert decode_base64(encoded_part(url.format(encoded[:4] + "\n " + encoded[4:]))) == b"some bytes"
+    assert decode_base64(url.format(encoded)[start_of_data(url) :]) == b"some bytes"
+    assert decode_base64(url.format(encoded[:4] + "\n " + encoded[4:])[start_of_data(url) :]) == b"some bytes"
 
 
 @pytest.mark.parametrize("url", ["data:image/png,abc", "data:image/png;base64", "data:"])
 def test_other_data_urls_are_refused(url: str) -> None:
     with pytest.raises(BadImage, match="base64"):
-        encoded_part(url)
+        start_of_data(url)
 
 
 @pytest.mark.parametrize("text", ["a*b=", "äöü", "A", "AAAAA"])

@@ -1,5 +1,6 @@
 """API keys: where they come from, how they are held, and what is said where they are none."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -87,10 +88,45 @@ def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(tmp_path:
     assert keys.needed
 
 
+def test_a_folder_that_cannot_be_looked_into_for_a_moment_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "anne").write_text(ANNE)
+    keys = ring(api_key_dir=[str(tmp_path)])
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", refused)
+        keys.refresh()
+        assert keys.find(ANNE) == "anne"
+    (tmp_path / "anne").unlink()
+    keys.refresh()
+    assert keys.find(ANNE) is None
+
+
+def test_a_broken_file_is_told_once_until_something_else_is_wrong(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"anne={ANNE}\n")
+    keys = ring(api_key_file=[str(file)])
+    for broken in ("anne", "anne=short", f"anne={ANNE}", "anne=short"):
+        file.write_text(broken)
+        for _ in range(3):
+            keys.refresh()
+    told = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(told) == 3
+    assert "line 1" in told[0]
+    assert "no key" in told[1]
+    assert told[2] == told[1]
+
+
 def test_a_new_key_works_and_its_line_holds_only_the_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["keys", "new", "anne"])
-    shown = capsys.readouterr().out.split("\n\n")
-    key, line = shown[1], shown[3].strip()
+    shown = capsys.readouterr()
+    key, line = shown.err.split("\n\n")[1], shown.out
     assert key not in line
     (tmp_path / "keys").write_text(line)
     assert ring(api_key_file=[str(tmp_path / "keys")]).find(key) == "anne"

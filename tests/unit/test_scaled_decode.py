@@ -91,7 +91,7 @@ async def test_the_setting_decides(setting: str, to_the_bit: bool) -> None:
     loader = ImageLoader(PAD, Settings.model_validate({"jpeg_decode": setting}))
     try:
         measured = await loader.measure([ImagePart(data_url(picture, "JPEG"), "p")], "")
-        (shown,) = await loader.render(measured)
+        (shown,) = await loader.render(measured, "")
     finally:
         await loader.close()
     whole = decode(measured[0].data)

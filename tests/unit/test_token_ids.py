@@ -8,6 +8,7 @@ checkpoint's tokenizer.json as it was written to disk.
 import json
 import random
 import re
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from llava_api.chat.model import ServedModel, describe_model
 from llava_api.checkpoints.inspect import Checkpoint, inspect_checkpoint
 from llava_api.prompts.render import RenderedPrompt, tokenize
 from llava_api.prompts.segments import Turn
+from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.settings import Settings
 from tests.support.golden import cases
 from tests.support.tiny_checkpoints import Tiny, classic_config, original_config, write_processor
@@ -455,3 +457,26 @@ def test_chat_markers_that_are_pieces_of_tokenizer_model_have_the_original_ids(l
         return transcribed_image_token_rule(prompt, slow, 1, checkpoint.image_token_id)
 
     assert differing(checkpoint, expected, golden("chatml_direct")) == []
+
+
+def test_a_long_text_lets_other_threads_run(tmp_path: Path) -> None:
+    write_tokenizer("llama", tmp_path, image_token=True)
+    tokenizer = TextTokenizer((tmp_path / "tokenizer.json").read_text(), None)
+    text = "".join(random.Random(1).choices("abc de", k=100_000))
+    turns, over = 0, threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not over.wait(0.001):
+            turns += 1
+
+    other = threading.Thread(target=take_turns)
+    other.start()
+    try:
+        before = turns
+        tokenizer.encode([text])
+        taken = turns - before
+    finally:
+        over.set()
+        other.join()
+    assert taken > 5

@@ -11,7 +11,9 @@ from llava_api.chat.logprobs import LogprobAligner, TokenWriter, WrittenToken
 from llava_api.engine.base import Delta, Engine, GenerationRequest
 from llava_api.errors import EngineFailed
 from llava_api.limits.admission import Line
+from llava_api.limits.rate import Allowance
 from llava_api.prompts.tokenizer import TextTokenizer
+from llava_api.telemetry.record import AnswerRecord, RequestRecord, current
 
 UNFINISHED = "The engine ended this answer without saying why."
 EndReason = Literal["stop", "length", "tool_calls"]
@@ -101,14 +103,33 @@ def is_json(text: str) -> bool:
     return True
 
 
-class Answers:
-    """The answers to one prompt in the making, with their counts. ``line``: where it waits for its turn."""
+def tell_of(record: RequestRecord, asked: Asked) -> AnswerRecord:
+    request = asked.request
+    return record.asks(
+        len(request.token_ids),
+        [image.length for image in request.images],
+        request.choices,
+        request.max_tokens,
+        request.sampling.temperature,
+    )
 
-    def __init__(self, engine: Engine, line: Line, asked: Asked, tokenizer: TextTokenizer) -> None:
+
+class Answers:
+    """The answers to one prompt in the making, with their counts.
+
+    ``line``: where it waits for its turn; ``allowance``: whom their tokens are put down to.
+    """
+
+    def __init__(
+        self, engine: Engine, line: Line, asked: Asked, tokenizer: TextTokenizer, allowance: Allowance
+    ) -> None:
         self.engine = engine
         self.line = line
         self.asked = asked
         self.tokenizer = tokenizer
+        self.record = current()
+        self.told = tell_of(self.record, asked)
+        self.allowance = allowance
         self.completion_tokens = 0
         self.cached_tokens = 0
         self.prompt: list[WrittenToken | None] = []
@@ -121,13 +142,19 @@ class Answers:
         EngineFailed, also where the engine ends without a finish reason.
         """
         request = self.asked.request
+        self.told.enqueue()
         slot = await self.line.enter(request.choices)
+        self.told.admit()
         try:
             async with aclosing(self.made_by(request)) as pieces:
                 async for piece in pieces:
+                    if piece.finish_reason is not None:
+                        self.told.finish_reasons.append(piece.finish_reason)
                     yield piece
         finally:
             slot.release()
+            self.told.end(self.completion_tokens, self.cached_tokens)
+            self.allowance.owe(self.completion_tokens)
 
     async def made_by(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         copies = self.asked.choices // request.choices
@@ -145,6 +172,7 @@ class Answers:
             raise EngineFailed(UNFINISHED)
 
     def count(self, delta: Delta, copies: int) -> None:
+        self.told.count(delta.index, delta.completion_tokens)
         self.completion_tokens += delta.completion_tokens * copies
         self.cached_tokens = delta.cached_tokens
         if delta.prompt_logprobs:

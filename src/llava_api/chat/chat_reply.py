@@ -60,7 +60,7 @@ class ChatReply:
         self.prepared = prepared
         self.answers = answers
         self.head = head
-        self.with_logprobs = prepared.question.sampling.logprobs is not None
+        self.with_logprobs = prepared.asked.request.sampling.logprobs is not None
 
     async def whole(self) -> wire.ChatCompletion:
         gathered = [WholeChoice() for _ in range(self.prepared.asked.choices)]

@@ -7,6 +7,8 @@ from llava_api.chat.prepare import LaidOut, Preparer
 from llava_api.chat.question import chat_question
 from llava_api.images.cache import RenderedImage
 from llava_api.images.load import MeasuredImage
+from llava_api.images.source import Take, take_all
+from llava_api.limits.rate import Allowance
 from llava_api.prompts.segments import as_text
 from llava_api.protocol import explain as wire
 from llava_api.protocol.chat import ChatCompletionRequest
@@ -19,12 +21,21 @@ class Explained:
     """The pictures themselves, in the order of the request."""
 
 
-async def explain(preparer: Preparer, request: ChatCompletionRequest, caller: str) -> Explained:
-    """Raises InvalidRequest and its kinds, but for a request that is too long: that is told by ``context_left``."""
+async def explain(
+    preparer: Preparer,
+    request: ChatCompletionRequest,
+    caller: str,
+    take: Take = take_all,
+    allowance: Allowance | None = None,
+) -> Explained:
+    """Raises InvalidRequest and its kinds, RateLimited and Busy.
+
+    But not for a request that is too long: that is told by ``context_left``.
+    """
     preparer.find_adapter(request.model)
     question = chat_question(request, preparer.model, preparer.settings.max_choices)
-    laid_out = await preparer.lay_out(question.conversation, caller)
-    rendered = await preparer.images.render(laid_out.measured)
+    laid_out = await preparer.lay_out(question.conversation, caller, take, allowance=allowance)
+    rendered = await preparer.images.render(laid_out.measured, caller)
     return Explained(describe(preparer, request.model, laid_out, rendered), rendered)
 
 

@@ -71,6 +71,7 @@ class ServedModel:
             merge=mode.engine_merge() if tiled_model else None,
             quantization=self.quantization,
             adapters=self.adapters,
+            name=self.names[0],
         )
 
 

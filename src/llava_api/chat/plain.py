@@ -9,8 +9,10 @@ from llava_api.chat.prepare import Preparer, engine_choices
 from llava_api.chat.sampling import Length, answer_room, check_ids, check_stream_options, choices_of, read_sampling
 from llava_api.engine.base import GenerationRequest, Sampling
 from llava_api.errors import InvalidRequest
+from llava_api.limits.rate import Allowance
 from llava_api.prompts.render import tokenize
 from llava_api.protocol.completions import CompletionRequest, Prompt
+from llava_api.telemetry.record import current
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -47,8 +49,8 @@ def read_prompts(prompt: Prompt) -> list[str | list[int]]:
     return list(cast("list[str | list[int]]", prompt))
 
 
-async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_id: str) -> Plain:
-    """Raises InvalidRequest and its kinds."""
+async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_id: str, allowance: Allowance) -> Plain:
+    """Raises InvalidRequest and its kinds, and RateLimited."""
     model = preparer.model
     adapter = preparer.find_adapter(request.model)
     echo = bool(request.echo)
@@ -66,16 +68,23 @@ async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_
         raise InvalidRequest("max_tokens: 0 leaves nothing to answer; it is for echo: true.", param="max_tokens")
     sampling = read_sampling(request, model)
     sampling = replace(sampling, logprobs=request.logprobs, prompt_logprobs=request.logprobs if echo else None)
-    asked_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else max(1, request.max_tokens)
-    length = Length(asked_tokens, "max_tokens", "prompt")
+    asked_tokens = None if request.max_tokens is None else max(1, request.max_tokens)
+    length = Length(asked_tokens, "max_tokens", "prompt").within(allowance)
+    if asked_tokens is None:
+        length = replace(length, max_tokens=min(DEFAULT_MAX_TOKENS, length.most or DEFAULT_MAX_TOKENS))
     prompts = [await read_prompt(preparer, prompt) for prompt in given]
+    record = current()
+    if record.keeps_prompt:
+        record.prompt = "\n\n".join(prompt.text for prompt in prompts)
     asked = []
     for place, prompt in enumerate(prompts):
         room = answer_room(length, len(prompt.token_ids), 0, preparer.max_model_len, sampling)
         made = engine_choices(sampling, choices)
         name = f"{request_id}-{place}"
-        engine_request = GenerationRequest(name, prompt.token_ids, (), sampling, room, adapter, made)
+        salt = preparer.cache_salt(allowance.caller)
+        engine_request = GenerationRequest(name, prompt.token_ids, (), sampling, room, adapter, made, salt)
         asked.append(Asked(engine_request, choices, spaces_cut=False))
+    await allowance.spend_prompt(sum(len(prompt.token_ids) for prompt in prompts))
     return Plain(prompts, asked, echo, request.max_tokens == 0)
 
 

@@ -15,9 +15,12 @@ from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ContextLengthExceeded, InvalidGrammar, InvalidRequest, ModelNotFound
 from llava_api.images.cache import RenderedImage
 from llava_api.images.load import ImageLoader, MeasuredImage
+from llava_api.images.source import Take, take_all
+from llava_api.limits.rate import Allowance
 from llava_api.prompts.render import RenderedPrompt, tokenize
-from llava_api.prompts.segments import Segment
+from llava_api.prompts.segments import Segment, as_text
 from llava_api.settings import Settings
+from llava_api.telemetry.record import current
 
 INLINE_CHARACTERS = 2000
 """Text of up to so many is tokenized at once, within two milliseconds: a thread costs more than it frees."""
@@ -43,10 +46,15 @@ class LaidOut:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    question: Question
+    """Nothing of the pictures but their pixels is in it."""
+
     asked: Asked
     text_tokens: int
     image_tokens: int
+
+    @property
+    def pixel_bytes(self) -> int:
+        return sum(image.pixels.nbytes for image in self.asked.request.images)
 
 
 class Preparer:
@@ -76,19 +84,33 @@ class Preparer:
             )
         return adapter
 
-    async def prepare(self, question: Question, request_id: str, caller: str) -> Prepared:
-        """Raises InvalidRequest and its kinds, and Busy; after this nothing can be refused any more.
+    async def prepare(
+        self,
+        question: Question,
+        request_id: str,
+        caller: str,
+        take: Take = take_all,
+        allowance: Allowance | None = None,
+    ) -> Prepared:
+        """Raises InvalidRequest and its kinds, RateLimited and Busy; after this nothing can be refused any more.
 
-        ``caller``: whose fetches from the web are counted together.
+        ``caller``: whose fetches and turns are counted together. ``take`` is asked before memory is filled.
+        ``allowance``: what the caller may; None for all.
         """
         adapter = self.find_adapter(question.model)
+        length = question.length.within(allowance)
         # Before pictures, which may have to be fetched.
         await self.check_grammar(question, caller)
-        laid_out = await self.lay_out(question.conversation, caller, question.length.prompt_param)
+        laid_out = await self.lay_out(question.conversation, caller, take, length.prompt_param, allowance)
+        record = current()
+        if record.keeps_prompt:
+            record.prompt = as_text(laid_out.segments)
         max_tokens = answer_room(
-            question.length, laid_out.text_tokens, laid_out.image_tokens, self.max_model_len, question.sampling
+            length, laid_out.text_tokens, laid_out.image_tokens, self.max_model_len, question.sampling
         )
-        rendered = await self.images.render(laid_out.measured)
+        if allowance is not None:
+            await allowance.spend_prompt(len(laid_out.prompt.token_ids))
+        rendered = await self.images.render(laid_out.measured, caller)
         prompt = laid_out.prompt
         request = GenerationRequest(
             request_id=request_id,
@@ -100,6 +122,7 @@ class Preparer:
             max_tokens=max_tokens,
             adapter=adapter,
             choices=engine_choices(question.sampling, question.choices),
+            cache_salt=self.cache_salt(caller),
         )
         asked = Asked(
             request,
@@ -108,7 +131,11 @@ class Preparer:
             call_names=question.call_names,
             json=question.json,
         )
-        return Prepared(question, asked, laid_out.text_tokens, laid_out.image_tokens)
+        return Prepared(asked, laid_out.text_tokens, laid_out.image_tokens)
+
+    def cache_salt(self, caller: str) -> str | None:
+        """Apart from whose prompts the engine keeps what it has computed; None where all share it."""
+        return caller_salt(caller) if self.settings.isolate_caches else None
 
     async def check_grammar(self, question: Question, caller: str) -> None:
         """Raises InvalidRequest for a schema that the engine could not keep to."""
@@ -129,14 +156,26 @@ class Preparer:
         except InvalidGrammar as error:
             raise bad_schema(param, error) from error
 
-    async def lay_out(self, conversation: Conversation, caller: str, param: str = "messages") -> LaidOut:
-        """Prompt and token counts, from the headers of the pictures alone. Raises InvalidRequest and its kinds."""
+    async def lay_out(
+        self,
+        conversation: Conversation,
+        caller: str,
+        take: Take,
+        param: str = "messages",
+        allowance: Allowance | None = None,
+    ) -> LaidOut:
+        """Prompt and token counts, from the headers of the pictures alone.
+
+        Raises InvalidRequest and its kinds, RateLimited and Busy.
+        """
         most = self.settings.max_images_per_request
         if len(conversation.images) > most:
             raise InvalidRequest(f"A request may have up to {most} pictures.", param=param)
         characters = conversation.characters()
         self.check_length(characters, param)
-        measured = await self.images.measure(conversation.images, caller)
+        if allowance is not None:
+            await allowance.spend_images(len(conversation.images))
+        measured = await self.images.measure(conversation.images, caller, take)
         if characters > INLINE_CHARACTERS:
             segments, prompt = await asyncio.to_thread(self.write, conversation, measured)
         else:
@@ -160,6 +199,11 @@ class Preparer:
         lengths = [image.tokens for image in measured]
         prompt = tokenize(segments, self.model.tokenizer, self.model.checkpoint.image_token_id, lengths)
         return segments, prompt
+
+
+def caller_salt(caller: str) -> str:
+    """Never empty, which the engine would take for none."""
+    return f"of {caller}"
 
 
 def bad_schema(param: str, error: InvalidGrammar) -> InvalidRequest:

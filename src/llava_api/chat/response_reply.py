@@ -1,6 +1,5 @@
 """Pieces of an answer -> the Responses API's events, and from the last of them the whole response."""
 
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -9,18 +8,16 @@ from contextlib import aclosing
 from llava_api.chat.answers import Answers, Piece
 from llava_api.chat.chat_reply import logprob_of, new_call_id
 from llava_api.chat.prepare import Prepared
-from llava_api.errors import INTERNAL, ApiError
+from llava_api.errors import ApiError
 from llava_api.protocol import response_reply as wire
 from llava_api.protocol.chat_reply import TokenLogprob
 from llava_api.protocol.formats import TextFormat
 from llava_api.protocol.responses import ItemStatus, ResponseRequest, TextOptions
 
-log = logging.getLogger(__name__)
-
 
 def described(request: ResponseRequest, prepared: Prepared, created: int, store: bool) -> wire.Response:
     """The response before there is any answer: what was asked for, defaults filled in."""
-    sampling = prepared.question.sampling
+    sampling = prepared.asked.request.sampling
     return wire.Response(
         id=prepared.asked.request.request_id,
         created_at=created,
@@ -91,7 +88,7 @@ class ResponseReply:
 
     async def whole(self) -> wire.Response:
         """Raises EngineFailed."""
-        async with aclosing(self.making()) as events:
+        async with aclosing(self.events()) as events:
             async for _ in events:
                 pass
         return self.response
@@ -99,23 +96,8 @@ class ResponseReply:
     async def events(self) -> AsyncGenerator[wire.Event, None]:
         """The first comes with the engine's first output, so that a refusal by the engine still has a status.
 
-        After it a failure is an event of its own.
+        Raises Busy before it, and EngineFailed.
         """
-        try:
-            async with aclosing(self.making()) as events:
-                async for event in events:
-                    yield event
-        except ApiError as error:
-            if self.sequence < 0:
-                raise
-            yield self.failed(error.message)
-        except Exception:
-            if self.sequence < 0:
-                raise
-            log.exception("unforeseen error in a stream")
-            yield self.failed(INTERNAL)
-
-    async def making(self) -> AsyncGenerator[wire.Event, None]:
         reason = None
         async with aclosing(self.answers.pieces()) as pieces:
             async for piece in pieces:
@@ -154,11 +136,14 @@ class ResponseReply:
             {"type": kind, "sequence_number": self.number(), "response": self.response}
         )
 
-    def failed(self, message: str) -> wire.ResponseEvent:
+    def failure(self, error: ApiError) -> Iterator[wire.Event]:
+        """The last events of a response that failed, whatever came before."""
+        if self.sequence < 0:
+            yield self.told("response.created")
         self.response = self.response.model_copy(
-            update={"status": "failed", "error": wire.ResponseError(message=message), "output": self.output}
+            update={"status": "failed", "error": wire.ResponseError(message=error.message), "output": self.output}
         )
-        return self.told("response.failed")
+        yield self.told("response.failed")
 
     def pieces_events(self, piece: Piece) -> Iterator[wire.Event]:
         if piece.text or piece.logprobs:

@@ -3,6 +3,7 @@
 Each belongs to its owner, an API key's name; to anybody else it does not exist.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +18,12 @@ ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    owner: str
     reply: bytes
     """The response."""
     conversation: bytes
     """All items up to and with the response."""
-
-    def items(self) -> list[InputItem]:
-        return ITEMS.validate_json(self.conversation)
+    owner: str
+    """The API key that it was made for; "" without keys."""
 
     def __len__(self) -> int:
         return len(self.reply) + len(self.conversation)
@@ -37,22 +36,29 @@ class ResponseStore:
         self.max_bytes = max_bytes
         self.size = 0
         self.kept: OrderedDict[str, Kept] = OrderedDict()
+        self.reading = asyncio.Lock()
 
     @property
     def keeps(self) -> bool:
         return self.max_bytes > 0
 
     def get(self, response_id: str, owner: str) -> Kept | None:
+        """None also for what is another's."""
         found = self.kept.get(response_id)
         if found is None or found.owner != owner:
             return None
         self.kept.move_to_end(response_id)
         return found
 
-    def put(self, response: Response, items: Sequence[InputItem], owner: str) -> None:
-        """``items``: the conversation before the response."""
-        conversation = ITEMS.dump_json([*items, *as_input(response)], exclude_none=True)
-        kept = Kept(owner, response.model_dump_json().encode(), conversation)
+    async def read(self, conversation: bytes) -> list[InputItem]:
+        """One at a time: many at once, asked for in a few bytes each, would stop the event loop for a second."""
+        async with self.reading:
+            return ITEMS.validate_json(conversation)
+
+    def put(self, response: Response, conversation: Sequence[bytes], owner: str) -> None:
+        """``conversation``: what was said before the response, in lists as ``written`` makes them."""
+        whole = joined([*conversation, written([*as_input(response)])])
+        kept = Kept(response.model_dump_json().encode(), whole, owner)
         if len(kept) > self.max_bytes:
             return
         self.kept[response.id] = kept
@@ -63,6 +69,16 @@ class ResponseStore:
 
     def delete(self, response_id: str) -> None:
         self.size -= len(self.kept.pop(response_id))
+
+
+def written(items: Sequence[InputItem]) -> bytes:
+    """A list in JSON."""
+    return ITEMS.dump_json([*items], exclude_none=True)
+
+
+def joined(lists: Sequence[bytes]) -> bytes:
+    """One list in JSON of several."""
+    return b"[" + b",".join(memoryview(one)[1:-1] for one in lists if one != b"[]") + b"]"
 
 
 def as_input(response: Response) -> Iterator[InputItem]:

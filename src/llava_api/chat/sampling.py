@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from llava_api.chat.model import ServedModel
 from llava_api.engine.base import Sampling
 from llava_api.errors import ContextLengthExceeded, InvalidRequest
+from llava_api.limits.rate import Allowance
 from llava_api.protocol import sampling as wire
 
 
@@ -17,6 +18,19 @@ class Length:
     """None for what room there is."""
     param: str = "max_tokens"
     prompt_param: str = "messages"
+    most: int | None = None
+    """The longest that the caller may ask for; None for no limit."""
+
+    def within(self, allowance: Allowance | None) -> "Length":
+        """As long as the caller may. Raises InvalidRequest where more was asked for."""
+        most = None if allowance is None else allowance.limits.max_tokens_per_request
+        if most is not None and self.max_tokens is not None and self.max_tokens > most:
+            raise InvalidRequest(
+                f"{self.param} may be up to {most} for you on this server.",
+                param=self.param,
+                code="max_tokens_exceeded",
+            )
+        return replace(self, most=most)
 
 
 def answer_room(length: Length, text_tokens: int, image_tokens: int, max_model_len: int, sampling: Sampling) -> int:
@@ -30,7 +44,7 @@ def answer_room(length: Length, text_tokens: int, image_tokens: int, max_model_l
             f"{image_tokens} of pictures{wanted}: send less, or ask for a shorter answer.",
             param=length.prompt_param if room < 1 else length.param,
         )
-    room = room if asked is None else asked
+    room = min(room, length.most or room) if asked is None else asked
     if sampling.min_tokens > room:
         raise InvalidRequest(f"min_tokens is more than the {room} tokens of the answer.", param="min_tokens")
     return room

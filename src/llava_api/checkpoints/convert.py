@@ -102,20 +102,24 @@ def convert(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
 
 def write(checkpoint: Checkpoint, sources: Sources, target: Path, elsewhere: str) -> None:
     """The same for one who has claimed ``target``. ``elsewhere``: what to do where it cannot be written, in words."""
+    needed = 0
     try:
         with made_whole(target) as scratch:
             conversion = Conversion(checkpoint, sources, scratch)
-            check_space(scratch, conversion.files, elsewhere)
+            needed = sum(file.stat().st_size for file in conversion.files)
+            check_space(target, needed, elsewhere)
             conversion.run()
     except (OSError, ValueError, SafetensorError) as error:
-        raise cannot_write(target, error, elsewhere) from error
+        raise cannot_write(target, error, elsewhere, needed) from error
 
 
-def cannot_write(target: Path, error: Exception, elsewhere: str) -> StartupError:
+def cannot_write(target: Path, error: Exception, elsewhere: str, needed: int = 0) -> StartupError:
+    """``needed``: bytes of the source's weights; 0 where it did not come so far as to know."""
     reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix("Error while serializing: ")
+    room = f" for {amount(needed)} and its vision tower" if needed else ""
     return StartupError(
-        f"cannot write the converted checkpoint to {target} ({reason}): see that there is room and that you may write "
-        f"there, or {elsewhere}"
+        f"cannot write the converted checkpoint to {target} ({reason}): see that there is room{room} and that you may "
+        f"write there, or {elsewhere}"
     )
 
 
@@ -280,11 +284,14 @@ class Conversion:
         write_json(self.folder / MANIFEST, manifest)
 
 
-def check_space(folder: Path, files: list[Path], elsewhere: str) -> None:
-    needed = sum(file.stat().st_size for file in files)
-    free = shutil.disk_usage(folder).free
+def check_space(target: Path, needed: int, elsewhere: str) -> None:
+    free = shutil.disk_usage(target.parent).free
     if free < needed * 1.05:
         raise StartupError(
-            f"the converted checkpoint needs {needed / 1e9:.1f} GB and its folder has {free / 1e9:.1f} GB free: make "
-            f"room, or {elsewhere}"
+            f"the converted checkpoint needs {amount(needed)} and {target.parent} has {amount(free)} free: make room, "
+            f"or {elsewhere}"
         )
+
+
+def amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

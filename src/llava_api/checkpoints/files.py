@@ -21,9 +21,13 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
         return {}
+    text = ""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
+        if text.startswith(LFS_POINTER.decode()):
+            raise lfs_pointer(name) from error
         raise StartupError(f"{name} of the checkpoint is not valid JSON") from error
     except OSError as error:
         raise StartupError(f"{name} of the checkpoint cannot be read ({error.strerror})") from error
@@ -121,7 +125,9 @@ def whole(files: list[Path]) -> list[Path]:
             raise StartupError(f"the checkpoint is incomplete: {file.name} is missing; download it again")
         with file.open("rb") as opened:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise StartupError(
-                    f"{file.name} of the checkpoint is a git-lfs pointer; run git lfs pull in its folder"
-                )
+                raise lfs_pointer(file.name)
     return files
+
+
+def lfs_pointer(name: str) -> StartupError:
+    return StartupError(f"{name} of the checkpoint is a git-lfs pointer; run git lfs pull in its folder")

@@ -1,5 +1,6 @@
 """A checkpoint's tokenizer as the content of a tokenizer.json, made from a sentencepiece model where there is none."""
 
+import errno
 import json
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ Tokenizer = dict[str, Any]
 """The content of a tokenizer.json."""
 PREFIX = "▁"
 """SentencePiece's mark for a space."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FILES = (
     "tokenizer*",
     "*.model",
@@ -82,6 +84,10 @@ def convert(folder: Path) -> Tokenizer:
                 token for token in content["added_tokens"] if token["content"] in known or not token["content"].strip()
             ]
     except (ImportError, OSError, ValueError, AttributeError, KeyError) as error:
+        if isinstance(error, OSError) and (error.errno in NO_ROOM or "temporary directory" in str(error)):
+            raise StartupError(
+                "the checkpoint's slow tokenizer cannot be converted: there is no room in the temporary folder (TMPDIR)"
+            ) from error
         raise StartupError(
             f"the checkpoint's slow tokenizer cannot be read ({type(error).__name__}): transformers and sentencepiece "
             "must be installed, and tokenizer.model be whole"

@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from llava_api.cli.wrong_settings import complaints, contradictions
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 
@@ -47,19 +48,26 @@ def help_text(field: FieldInfo) -> str:
 
 
 def read_settings(chosen: argparse.Namespace) -> Settings:
-    """Flags over environment over defaults. Raises StartupError that names what is wrong.
+    """Flags over environment over defaults. Raises StartupError that names what is wrong, and where it comes from.
 
     A flag without a text is one that was not given: start scripts write ``--host "$HOST"``.
     """
+    given = given_flags(chosen)
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        raise StartupError("; ".join(complaints(error, given).values())) from error
+    wrong = contradictions(settings)
+    if wrong:
+        raise StartupError("; ".join(wrong))
+    return settings
+
+
+def given_flags(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Setting -> its value on the command line, for those that are there."""
     given = {name: without_empty(getattr(chosen, name, None)) for name in Settings.model_fields}
     given |= {name: default for name, default in OF_A_LOADED_MODEL.items() if not hasattr(chosen, name)}
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0]).lower().removeprefix("llava_")
-        flag = "--" + name.replace("_", "-")
-        raise StartupError(f"{flag} (or LLAVA_{name.upper()}): {first['msg']}") from error
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def without_empty(value: Any) -> Any:

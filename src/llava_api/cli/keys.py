@@ -11,7 +11,7 @@ from llava_api.limits.keys import HASHED, hashed, new_key, read_key
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("keys", help="make API keys", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
-    new = actions.add_parser("new", help="make a key: print it once, and the line for --api-key-file")
+    new = actions.add_parser("new", help="make a key: show it once, and print its line for --api-key-file")
     new.add_argument("name", metavar="NAME", help="of whom it is for; stands in logs and metrics")
     new.set_defaults(run=make)
     other = actions.add_parser("hash", help="read a key from standard input, print its hash for --api-key-file")
@@ -21,14 +21,16 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def make(chosen: argparse.Namespace) -> None:
     key = new_key()
     # Checks the name.
-    read_key(chosen.name, key, "llava-api keys new")
-    print(f"The key, shown this once:\n\n{key}\n\nIts line for --api-key-file:\n\n{chosen.name}={hashed(key)}")
+    read_key(chosen.name, key, "keys new")
+    # The line alone on standard output, so that it can go straight into the file.
+    print(f"The key of {chosen.name}, shown this once:\n\n{key}\n\nIts line for --api-key-file:\n", file=sys.stderr)
+    print(f"{chosen.name}={hashed(key)}")
 
 
 def show_hash(chosen: argparse.Namespace) -> None:
     """Not from the command line, where others could read it."""
     key = getpass.getpass("key: ") if sys.stdin.isatty() else sys.stdin.readline().strip()
     if key.startswith(HASHED):
-        raise StartupError("llava-api keys hash: that is a hash already")
-    read_key("key", key, "llava-api keys hash")
+        raise StartupError("keys hash: that is a hash already")
+    read_key("key", key, "keys hash")
     print(hashed(key))

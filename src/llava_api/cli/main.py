@@ -2,18 +2,27 @@
 
 import argparse
 import sys
+from typing import NoReturn
 
 from llava_api import __version__
 from llava_api.cli import convert, explain, inspect, keys, serve
-from llava_api.cli.terminal import complain, output_that_may_end
+from llava_api.cli.doctor import command as doctor
+from llava_api.cli.terminal import complaint, output_that_may_end
 from llava_api.errors import StartupError
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; argparse would print fifty lines of usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llava-api", description="An OpenAI-compatible API for LLaVA checkpoints.")
+    parser = Parser(prog="llava-api", description="An OpenAI-compatible API for LLaVA checkpoints.")
     parser.add_argument("--version", action="version", version=f"llava-api {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (serve, explain, inspect, convert, keys):
+    for command in (serve, doctor, explain, inspect, convert, keys):
         command.add_parser(commands)
     return parser
 
@@ -25,7 +34,6 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             chosen.run(chosen)
         except StartupError as error:
-            complain(error)
-            sys.exit(1)
+            sys.exit(complaint(error))
         except KeyboardInterrupt:
             sys.exit(130)

@@ -15,7 +15,6 @@ def demo_folder() -> Path:
 
 def find_model(model: str) -> str:
     """A demo's name stands for its bundled folder; anything else for itself."""
-    bundled = demo_folder() / model
-    if "/" not in model and (bundled / "config.json").is_file() and not Path(model).is_dir():
-        return str(bundled)
+    if "/" not in model and model in {folder.name for folder in demo_folder().iterdir() if folder.is_dir()}:
+        return model if Path(model).is_dir() else str(demo_folder() / model)
     return model

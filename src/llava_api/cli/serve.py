@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import types
+from dataclasses import dataclass
 from typing import NoReturn
 
 from llava_api.chat.model import ServedModel, describe_model, open_model, sources_of
@@ -16,17 +17,32 @@ from llava_api.cli.allocator import keep_freed_memory
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.logging import set_up_logging
 from llava_api.cli.models import DEMO, MODEL_HELP, demo_folder, find_model
-from llava_api.cli.terminal import complain
+from llava_api.cli.start_checks import check_start
+from llava_api.cli.terminal import complaint
 from llava_api.engine.base import EngineProcesses
 from llava_api.engine.processes import kill_children
 from llava_api.engine.vllm_start import start_engine
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing, KeySources, new_key
+from llava_api.limits.rate import RateLimiter, open_limiter
+from llava_api.server.listening import base_url, listen, listen_tcp
+from llava_api.server.tls import Certificates, certificates_of
 from llava_api.settings import Settings
+from llava_api.telemetry.tracing import Tracing, open_tracing
 
 DEMO_PICTURE = "red-circle.png"
 MADE_KEY_NAME = "made-at-start"
 log = logging.getLogger("llava_api")
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where the server listens; taken before the model is loaded, so that a mistake is told at once."""
+
+    listener: socket.socket
+    certificates: Certificates | None
+    side: socket.socket | None
+    """For metrics and health alone, without a key."""
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -46,16 +62,56 @@ def run(chosen: argparse.Namespace) -> None:
     # Until the server has its own way to stop.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     keep_freed_memory()
+    # Each text is tokenized in the thread that asks. Threads of the library's own make it complain of every fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     settings = read_settings(chosen)
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
+    try:
+        start(chosen.model, settings)
+    except StartupError as error:
+        if settings.log_format != "json":
+            raise
+        tell(error, settings)
+        sys.exit(1)
+
+
+def tell(error: StartupError, settings: Settings) -> None:
+    """Why the server ends: one line, JSON where all lines are."""
+    if settings.log_format == "json":
+        log.critical("%s", error)
+    else:
+        print(complaint(error), file=sys.stderr, flush=True)
+
+
+def start(wanted: str, settings: Settings) -> None:
+    """Raises StartupError."""
+    if settings.log_prompts:
+        log.warning("--log-prompts: what people ask is written into this log")
+    tracing = open_tracing(settings.otlp_endpoint)
     keys = KeyRing(KeySources(settings))
     made_key = key_for_this_run(settings, keys)
     if made_key is not None:
         keys = KeyRing(KeySources(settings.model_copy(update={"api_key": [f"{MADE_KEY_NAME}={made_key}"]})))
     check_exposure(settings, keys)
+    limiter = open_limiter(settings)
+    limiter.table.warn_of_strangers(key.name for key in keys.keys)
+    certificates = certificates_of(settings)
     listener = listen(settings)
-    names = tuple(settings.served_model_name) or (chosen.model,)
-    model = open_model(find_model(chosen.model), names, settings)
+    # Closed however this ends: a Unix socket's file goes with it.
+    with listener:
+        side = None
+        if settings.metrics_port is not None:
+            side = listen_tcp(settings.metrics_host, settings.metrics_port, "--metrics-port")
+        model = ready_model(wanted, settings)
+        if side is not None:
+            log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
+        serve_forever(model, settings, keys, limiter, Door(listener, certificates, side), tracing, made_key)
+
+
+def ready_model(wanted: str, settings: Settings) -> ServedModel:
+    """The model in a form that the engine loads, and that fits. Raises StartupError."""
+    names = tuple(settings.served_model_name) or (wanted,)
+    model = open_model(find_model(wanted), names, settings)
     log.info("model %s: LLaVA-%s, %s format", names[0], model.checkpoint.version, model.checkpoint.format)
     log.info("prompt family %s: %s", model.family.name, model.family_reason)
     log.info(
@@ -64,7 +120,8 @@ def run(chosen: argparse.Namespace) -> None:
     if model.checkpoint.format != "hub":
         converted = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir)
         model = describe_model(converted, names, settings)
-    serve_forever(model, settings, keys, listener, made_key)
+    check_start(model, settings)
+    return model
 
 
 def key_for_this_run(settings: Settings, keys: KeyRing) -> str | None:
@@ -74,7 +131,9 @@ def key_for_this_run(settings: Settings, keys: KeyRing) -> str | None:
 
 def check_exposure(settings: Settings, keys: KeyRing) -> None:
     """Raises StartupError where anybody on the network could use the server, and nobody said that they may."""
-    if keys.needed or settings.make_key or settings.allow_anonymous or is_loopback(settings.host):
+    if keys.needed or settings.make_key or settings.allow_anonymous:
+        return
+    if settings.unix_socket is not None or is_loopback(settings.host):
         return
     raise StartupError(
         f"--host {settings.host} opens the server to the network, and there are no API keys: name them with "
@@ -90,33 +149,24 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def listen(settings: Settings) -> socket.socket:
-    """Take the port first: a port in use must not cost half a minute of loading. Raises StartupError."""
-    try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
-        listener.set_inheritable(False)
-    except OSError as error:
-        raise StartupError(
-            f"cannot listen on {settings.host} port {settings.port} ({error.strerror}): is another server running "
-            "there? Choose another with --port"
-        ) from error
-    return listener
-
-
 def serve_forever(
-    model: ServedModel, settings: Settings, keys: KeyRing, listener: socket.socket, made_key: str | None = None
+    model: ServedModel,
+    settings: Settings,
+    keys: KeyRing,
+    limiter: RateLimiter,
+    door: Door,
+    tracing: Tracing | None,
+    made_key: str | None = None,
 ) -> None:
     """``made_key``: to be shown, once, when the server is ready."""
     import uvicorn
 
     from llava_api.server.app import create_app
+    from llava_api.server.http_server import make_config
     from llava_api.server.lifecycle import Lifecycle
     from llava_api.server.lifespan import make_lifespan
 
-    async def start() -> EngineProcesses:
+    async def load() -> EngineProcesses:
         engine = await start_engine(settings, model.to_load())
         try:
             await engine.load_adapters(model.adapters)
@@ -128,35 +178,36 @@ def serve_forever(
     def close_port() -> None:
         server.should_exit = True
 
-    port = listener.getsockname()[1]
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    base_url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else host}:{port}/v1"
+    def end(exit_code: int = 0) -> NoReturn:
+        # A Unix socket's file goes with it.
+        door.listener.close()
+        end_at_once(exit_code)
+
     life = Lifecycle(settings.drain_timeout_seconds)
     lifespan = make_lifespan(
-        model, settings, keys, life, start, lambda: announce(model, keys, base_url, made_key), end_at_once, close_port
+        model,
+        settings,
+        keys,
+        limiter,
+        life,
+        load,
+        lambda: announce(model, keys, settings, door.listener, made_key),
+        end,
+        close_port,
+        door.side,
     )
-    app = create_app(settings, keys, lifespan=lifespan, life=life)
+    app = create_app(settings, keys, lifespan=lifespan, life=life, tracing=tracing)
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
             """Uvicorn would close the port at once; ours drains first (server/lifecycle.py)."""
             life.stop()
 
-    server = Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            lifespan="on",
-            access_log=False,
-            # By then the drain is over.
-            timeout_graceful_shutdown=1,
-            server_header=False,
-        )
-    )
-    server.run(sockets=[listener])
+    server = Server(make_config(app, settings, certificates=door.certificates, count_refusal=app.state.metrics.reject))
+    server.run(sockets=[door.listener])
     if life.failure is not None:
-        complain(life.failure)
-    end_at_once(0 if life.failure is None and server.started else 1)
+        tell(life.failure, settings)
+    end(0 if life.failure is None and server.started else 1)
 
 
 def end_at_once(exit_code: int = 0) -> NoReturn:
@@ -170,10 +221,13 @@ def end_at_once(exit_code: int = 0) -> NoReturn:
     os._exit(exit_code)
 
 
-def announce(model: ServedModel, keys: KeyRing, base_url: str, made_key: str | None) -> None:
+def announce(
+    model: ServedModel, keys: KeyRing, settings: Settings, listener: socket.socket, made_key: str | None
+) -> None:
     """The base URL and a curl line that works as it is, with a small picture in it."""
-    name = model.names[0]
-    log.info("ready. Base URL: %s", base_url)
+    name, url = model.names[0], base_url(settings, listener)
+    over = "" if settings.unix_socket is None else f"--unix-socket {settings.unix_socket} "
+    log.info("ready. Base URL: %s%s", url, f" (on the Unix socket {settings.unix_socket})" if over else "")
     if made_key is not None:
         log.warning(
             "no API key is configured: this one was made for this run, and whoever reads this log can use it. "
@@ -183,7 +237,7 @@ def announce(model: ServedModel, keys: KeyRing, base_url: str, made_key: str | N
     elif keys.needed:
         log.info("API keys: %s", ", ".join(key.name for key in keys.keys) or "none yet, so nobody is answered")
     shown_key = made_key or ("YOUR_KEY" if keys.needed else None)
-    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, base_url, shown_key))
+    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, over + url, shown_key))
 
 
 def curl_line(name: str, base_url: str, shown_key: str | None) -> str:

@@ -51,6 +51,6 @@ def throw_output_away() -> None:
     os.close(nowhere)
 
 
-def complain(error: StartupError) -> None:
-    """One line on standard error."""
-    print(f"llava-api: {printable(str(error))}", file=sys.stderr, flush=True)
+def complaint(error: StartupError) -> str:
+    """The line for standard error."""
+    return f"llava-api: {printable(str(error))}"

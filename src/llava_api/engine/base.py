@@ -27,6 +27,8 @@ class ModelToLoad:
     quantization: str | None = None
     """vLLM's name of a quantization method; None for what the checkpoint says."""
     adapters: tuple["Adapter", ...] = ()
+    name: str | None = None
+    """Under which it is served; stands in the engine's metrics. None for its path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class GenerationRequest:
     adapter: Adapter | None = None
     choices: int = 1
     """Answers; more than one only with a temperature above 0."""
+    cache_salt: str | None = None
+    """What was computed for a prompt is used again for prompts of the same salt alone; None shares it with all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,14 +26,19 @@ class GrammarChecker:
     """One process, started with the first grammar, which answers one question at a time and remembers its answers.
 
     ``tokenizer``: the content of the checkpoint's tokenizer.json, or byte for one without words; ``ends``: its end
-    tokens.
+    tokens. ``remember_by_caller``: nobody's answer comes sooner because another has asked.
     """
 
     def __init__(
-        self, tokenizer: str = "byte", ends: Sequence[int] = (), deadline_seconds: float = DEADLINE_SECONDS
+        self,
+        tokenizer: str = "byte",
+        ends: Sequence[int] = (),
+        deadline_seconds: float = DEADLINE_SECONDS,
+        remember_by_caller: bool = False,
     ) -> None:
         self.introduction = json.dumps({"tokenizer": tokenizer, "ends": list(ends)}).encode() + b"\n"
         self.deadline_seconds = deadline_seconds
+        self.remember_by_caller = remember_by_caller
         self.process: asyncio.subprocess.Process | None = None
         self.one_at_a_time = asyncio.Lock()
         self.turns: dict[str, tuple[asyncio.Lock, int]] = {}
@@ -46,7 +51,8 @@ class GrammarChecker:
 
         Raises InvalidGrammar with llguidance's words, and EngineFailed.
         """
-        key = hashlib.sha256(grammar.encode("utf-8", "replace")).digest()
+        whose = f"{caller}\n" if self.remember_by_caller else ""
+        key = hashlib.sha256((whose + grammar).encode("utf-8", "replace")).digest()
         complaint = self.recall(key)
         if complaint is None:
             lock, waiting = self.turns.get(caller, (asyncio.Lock(), 0))

@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterable
 
 import psutil
@@ -67,7 +68,10 @@ def kill_children() -> None:
 
     It ends by itself after the last of the others, and gives back the shared memory that they could not.
     """
-    kill_all(child for child in psutil.Process().children(recursive=True) if not tracks_resources(child))
+    # Twice, and a moment between: a thread may be just about to start one.
+    for _ in range(2):
+        kill_all(child for child in psutil.Process().children(recursive=True) if not tracks_resources(child))
+        time.sleep(0.1)
 
 
 def tracks_resources(process: psutil.Process) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 
 from llava_api.engine.base import Adapter, Delta, EngineProcesses, GenerationRequest
-from llava_api.errors import EngineStopped, StartupError
+from llava_api.errors import Draining, EngineStopped, StartupError
 from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -45,11 +45,13 @@ class SupervisedEngine:
         self.arrival: asyncio.Future[EngineProcesses] = asyncio.get_running_loop().create_future()
         """The engine; pending while there is none, and with EngineStopped where there will be none any more."""
         self.arrival.set_result(first)
-        self.words = GONE
-        self.streams = 0
+        self.closing = False
+        self.waiting = 0
+        """Streams that wait for their next token."""
         self.last_progress = time.monotonic()
-        self.restarts = 0
-        """Since the server's start, those that failed among them."""
+        self.restarts_in_a_row = 0
+        self.count_restart: Callable[[], None] = lambda: None
+        """Told of each, those that fail among them."""
 
     @classmethod
     async def open(cls, start: Start, settings: Settings) -> "SupervisedEngine":
@@ -60,27 +62,32 @@ class SupervisedEngine:
         # Twice at most: the request may be what broke the engine.
         for last in (not self.restart_limit, True):
             engine = await asyncio.shield(self.arrival)
-            if not self.streams:
-                self.last_progress = time.monotonic()
-            self.streams += 1
             silent = True
             try:
                 async with aclosing(engine.generate(request)) as stream:
-                    async for delta in stream:
+                    while (delta := await self.next_of(stream)) is not None:
                         silent = False
-                        self.last_progress = time.monotonic()
                         yield delta
                 return
             except EngineStopped as error:
                 if last or not silent:
-                    raise EngineStopped(self.words) from error
+                    raise self.farewell() from error
                 self.await_another(engine)
-            finally:
-                self.streams -= 1
+
+    async def next_of(self, stream: AsyncGenerator[Delta, None]) -> Delta | None:
+        """None at the end. Only here is the engine waited for: a reader that does not read is no fault of its."""
+        if not self.waiting:
+            self.last_progress = time.monotonic()
+        self.waiting += 1
+        try:
+            return await anext(stream, None)
+        finally:
+            self.waiting -= 1
+            self.last_progress = time.monotonic()
 
     def await_another(self, lost: EngineProcesses) -> None:
-        """A request may know of the loss before the supervisor does."""
-        if self.engine is lost and self.arrival.done():
+        """A request may know of the loss before the supervisor does, or when there will be no other any more."""
+        if self.engine is lost and self.arrival.done() and self.arrival.exception() is None:
             self.arrival = asyncio.get_running_loop().create_future()
 
     async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
@@ -100,7 +107,7 @@ class SupervisedEngine:
 
     def abandon(self) -> None:
         """End all that runs, for the server closes. ``supervise`` must not run any more."""
-        self.words = CLOSING
+        self.closing = True
         self.give_up()
         self.engine.kill()
 
@@ -116,15 +123,15 @@ class SupervisedEngine:
             with suppress(Exception):
                 await self.engine.shutdown()
             if time.monotonic() - began > CALM_SECONDS:
-                self.restarts = 0
+                self.restarts_in_a_row = 0
             if not await self.started_again():
                 self.give_up()
-                return reason
+                return f"{reason}; --max-engine-restarts is used up" if self.restart_limit else reason
 
     async def until_streams_end(self) -> None:
         """vLLM tells its streams of the death that it sees; one that is shut down first tells them nothing."""
         deadline = time.monotonic() + LAST_WORDS_SECONDS
-        while self.engine.unfinished_requests() and time.monotonic() < deadline:  # noqa: ASYNC110 - vLLM has no event
+        while self.waiting and time.monotonic() < deadline:  # noqa: ASYNC110 - two seconds at most
             await asyncio.sleep(0.02)
 
     async def lost(self) -> str:
@@ -140,19 +147,23 @@ class SupervisedEngine:
             if paused == PAUSED_LOOKS:
                 return "its process was stopped by a signal and does not go on"
             silence = time.monotonic() - self.last_progress
-            if self.streams and silence > self.stall_seconds:
+            if self.waiting and silence > self.stall_seconds:
                 return f"it has work and brought nothing for {silence:.0f} s (--engine-stall-seconds)"
 
     async def started_again(self) -> bool:
-        while self.restarts < self.restart_limit:
-            if self.restarts:
-                await asyncio.sleep(min(2.0**self.restarts, LONGEST_PAUSE_SECONDS))
-            self.restarts += 1
-            log.info("starting the engine again (%d of %d)", self.restarts, self.restart_limit)
+        while self.restarts_in_a_row < self.restart_limit:
+            if self.restarts_in_a_row:
+                await asyncio.sleep(min(2.0**self.restarts_in_a_row, LONGEST_PAUSE_SECONDS))
+            self.count_restart()
+            self.restarts_in_a_row += 1
+            log.info("starting the engine again (%d of %d)", self.restarts_in_a_row, self.restart_limit)
             try:
                 self.engine = await self.start()
             except StartupError as error:
                 log.error("the engine did not start: %s", error)
+                continue
+            except Exception:
+                log.exception("the engine did not start")
                 continue
             self.last_progress = time.monotonic()
             self.arrival.set_result(self.engine)
@@ -163,6 +174,9 @@ class SupervisedEngine:
     def give_up(self) -> None:
         if self.arrival.done():
             self.arrival = asyncio.get_running_loop().create_future()
-        self.arrival.set_exception(EngineStopped(self.words))
+        self.arrival.set_exception(self.farewell())
         # Whether or not anybody waits for it.
         self.arrival.exception()
+
+    def farewell(self) -> EngineStopped:
+        return EngineStopped(CLOSING, code=Draining.code) if self.closing else EngineStopped(GONE)

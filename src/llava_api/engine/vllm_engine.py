@@ -39,6 +39,7 @@ from llava_api.engine.base import (
     TokenLogprob,
 )
 from llava_api.engine.processes import any_paused, family, kill_all
+from llava_api.engine.vllm_cause import start_errors
 from llava_api.engine.vllm_options import engine_arguments, known_arguments
 from llava_api.errors import EngineFailed, EngineStopped, StartupError
 from llava_api.settings import Settings
@@ -87,11 +88,13 @@ class VllmEngine:
     def start(cls, settings: Settings, model: ModelToLoad, *, on_cpu: bool) -> "VllmEngine":
         """Load the model; blocks until it is ready. Raises StartupError with vLLM's reason."""
         arguments = engine_arguments(settings, model, on_cpu=on_cpu, known=known_arguments(AsyncEngineArgs))
-        try:
-            return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
-        except (ValueError, RuntimeError, TypeError, OSError) as error:
-            log.debug("the engine did not start", exc_info=True)
-            raise StartupError(f"the engine could not load the checkpoint: {reason(error)}") from error
+        with start_errors() as told:
+            try:
+                return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
+            except Exception as error:  # Of many kinds, assertions among them.
+                log.debug("the engine did not start", exc_info=True)
+                cause = told.cause(reason(error))
+                raise StartupError(f"the engine could not load the checkpoint: {cause}") from error
 
     async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
         for adapter in adapters:
@@ -179,12 +182,13 @@ def delta_of(completion: CompletionOutput, cached_tokens: int, prompt: tuple[Tok
 
 def engine_input(request: GenerationRequest) -> EngineInput:
     if not request.images:
-        return tokens_input(request.token_ids)
+        return tokens_input(request.token_ids, cache_salt=request.cache_salt)
     return mm_input(
         request.token_ids,
         MultiModalKwargsItems({"image": [image_item(image) for image in request.images]}),
         {"image": [image.cache_key for image in request.images]},
         {"image": [PlaceholderRange(offset=image.offset, length=image.length) for image in request.images]},
+        cache_salt=request.cache_salt,
     )
 
 

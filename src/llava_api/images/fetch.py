@@ -288,7 +288,8 @@ class Fetcher:
         try:
             async with asyncio.timeout(seconds), self.slots.hold(caller):
                 dialled = True
-                return await self.flights.do((str(url), max_bytes), lambda: self.follow(url, max_bytes))
+                whose = caller if self.settings.isolate_caches else ""
+                return await self.flights.do((whose, str(url), max_bytes), lambda: self.follow(url, max_bytes))
         except TimeoutError as error:
             if not dialled:
                 raise Busy("This server fetches many pictures at the moment: try again in a few seconds.") from error

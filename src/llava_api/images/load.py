@@ -7,8 +7,8 @@ headers, ``render`` decodes, and looks first whether somebody has decoded the sa
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, TypeVar
 
 from blake3 import blake3
@@ -19,12 +19,15 @@ from llava_api.images.cache import ImageCache, RenderedImage
 from llava_api.images.fetch import Fetcher, Resolve
 from llava_api.images.geometry import Size
 from llava_api.images.mode import Detail, ImageMode
-from llava_api.images.single_flight import SingleFlight
+from llava_api.images.pool import Pool
 from llava_api.normalisation import Pixels
 from llava_api.settings import Settings
+from llava_api.telemetry.record import current
 
 Result = TypeVar("Result")
 MEASURING_THREADS = 2
+MEASURED_AHEAD = 4
+"""A header is read in a fraction of a millisecond."""
 MOST_THREADS = 16
 """Unless the settings say otherwise."""
 
@@ -52,9 +55,11 @@ class MeasuredImage:
     size: Size
     """(width, height) as the model is shown it."""
     tokens: int
+    owner: str = ""
+    """Who alone may use what is made of it again; "" for everybody."""
 
     def cache_key(self) -> str:
-        return f"{self.digest}-{self.mode.key()}"
+        return f"{self.digest}-{self.mode.key()}{self.owner and f'-{self.owner}'}"
 
 
 class ImageLoader:
@@ -66,29 +71,36 @@ class ImageLoader:
         self.limits = decode.Limits(settings.max_image_pixels, settings.max_image_side, settings.max_image_aspect_ratio)
         self.fetcher = Fetcher(settings, resolve)
         self.cache = ImageCache(settings.image_cache_bytes)
-        self.flights: SingleFlight[RenderedImage] = SingleFlight()
         threads = settings.image_threads or min(os.cpu_count() or 1, MOST_THREADS)
-        self.threads = ThreadPoolExecutor(threads, thread_name_prefix="images")
+        most = settings.max_waiting_images
+        self.pool: Pool[RenderedImage] = Pool(threads, most, "images", ahead=int(threads > 1))
         # Of their own, so that a refusal or a picture that is known already never waits behind others' decoding.
-        self.measuring_threads = ThreadPoolExecutor(MEASURING_THREADS, thread_name_prefix="measure")
+        self.measuring_pool: Pool[MeasuredImage] = Pool(MEASURING_THREADS, most, "measure", ahead=MEASURED_AHEAD)
 
     async def close(self) -> None:
         await self.fetcher.close()
-        for threads in (self.threads, self.measuring_threads):
-            threads.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self.measuring_pool):
+            pool.close()
 
-    async def measure(self, parts: Sequence[ImagePart], caller: str) -> list[MeasuredImage]:
-        """Bytes, headers and token counts. ``caller``: whose fetches are counted together.
+    async def measure(
+        self, parts: Sequence[ImagePart], caller: str, take: source.Take = source.take_all
+    ) -> list[MeasuredImage]:
+        """Bytes, headers and token counts. ``caller``: whose fetches and turns are counted together.
 
-        Raises BadImage, naming the part, and Busy; what the request's other parts had begun is then stopped.
+        ``take`` is asked for the bytes of files that the request did not bring along itself. Raises BadImage, naming
+        the part, and Busy; what the request's other parts had begun is then stopped.
         """
-        budget = source.ByteBudget(self.settings.max_image_bytes, self.settings.max_request_image_bytes)
+        budget = source.ByteBudget(self.settings.max_image_bytes, self.settings.max_request_image_bytes, take)
         return await all_of([self.measure_one(part, caller, budget) for part in parts])
 
     async def measure_one(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> MeasuredImage:
+        owner = caller if self.settings.isolate_caches else ""
         try:
             read = await self.reader(part, caller, budget)
-            return await in_thread(self.measuring_threads, lambda: self.measure_data(read(), part))
+            measured = await self.measuring_pool.run(object(), caller, lambda: self.measure_data(read(), part, owner))
+            width, height = measured.header.stored_size
+            current().looked_at(len(measured.data), width * height, measured.tokens)
+            return measured
         except BadImage as error:
             raise error.at(part.param) from error
 
@@ -96,44 +108,53 @@ class ImageLoader:
         """What gives the bytes of the file that a part names, where it may block. Raises BadImage and Busy."""
         scheme = source.scheme_of(part.url)
         if scheme == "web":
+            record, started, fetched = current(), perf_counter(), False
             try:
                 data = await self.fetcher.fetch(part.url, part.param, caller, budget.left())
+                fetched = True
             except BadImage as error:
                 if error.code == decode.TOO_LARGE:
                     # The fetcher knows what was left to it; which limit that was, only the budget knows.
                     budget.take(budget.left() + 1)
                 raise
-            budget.take(len(data))
+            finally:
+                record.did("fetch", started, fetched)
+            budget.fetch(len(data))
             return lambda: data
         if scheme == "file":
             folders = self.settings.allowed_media_path
             return lambda: local_file.read_local_file(part.url, folders, budget)
-        encoded = source.encoded_part(part.url)
-        budget.take(source.decoded_size(encoded))
-        return lambda: source.decode_base64(encoded)
+        start = source.start_of_data(part.url)
+        budget.take(source.decoded_size(part.url, start))
+        # The text without its head is a copy: made when it is its turn.
+        return lambda: source.decode_base64(part.url[start:])
 
-    def measure_data(self, data: bytes, part: ImagePart) -> MeasuredImage:
+    def measure_data(self, data: bytes, part: ImagePart, owner: str) -> MeasuredImage:
         header = decode.read_header(data, self.limits)
         mode = self.mode.at(part.detail)
         size = header.upright_size() if mode.upright else header.stored_size
-        return MeasuredImage(data, blake3(data).hexdigest(), part.param, header, mode, size, mode.tokens(size))
+        return MeasuredImage(data, blake3(data).hexdigest(), part.param, header, mode, size, mode.tokens(size), owner)
 
-    async def render(self, images: Sequence[MeasuredImage]) -> list[RenderedImage]:
-        """The pixels of each picture. Raises BadImage, naming the part."""
-        return await all_of([self.render_one(image) for image in images])
+    async def render(self, images: Sequence[MeasuredImage], caller: str) -> list[RenderedImage]:
+        """The pixels of each picture; callers take turns. Raises BadImage, naming the part, and Busy."""
+        return await all_of([self.render_one(image, caller) for image in images])
 
-    async def render_one(self, image: MeasuredImage) -> RenderedImage:
+    async def render_one(self, image: MeasuredImage, caller: str) -> RenderedImage:
         key = image.cache_key()
         known = self.cache.get(key)
+        record = current()
         if known is not None:
+            record.cache_hits += 1
             return known
+        record.cache_misses += 1
+        started, decoded = perf_counter(), False
         try:
-            return await self.flights.do(key, lambda: self.render_new(image))
+            rendered = await self.pool.run(key, caller, lambda: self.render_data(image))
+            decoded = True
         except BadImage as error:
             raise error.at(image.param) from error
-
-    async def render_new(self, image: MeasuredImage) -> RenderedImage:
-        rendered = await in_thread(self.threads, self.render_data, image)
+        finally:
+            record.did("decode", started, decoded)
         self.cache.put(rendered)
         return rendered
 
@@ -159,10 +180,6 @@ def render_pixels(picture: decode.Decoded, mode: ImageMode) -> Pixels:
     if mode.name == "square":
         return pixels.square_levels(picture, mode.tile_pixels)
     return pixels.pad_levels(picture, mode.tile_pixels, mode.normalisation)
-
-
-async def in_thread(threads: Executor, work: Callable[..., Result], *arguments: object) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
 
 
 async def all_of(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:

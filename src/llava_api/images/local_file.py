@@ -41,7 +41,7 @@ def read_local_file(url: str, folders: Sequence[str], budget: ByteBudget) -> byt
             opened = Path(f"/proc/self/fd/{descriptor}")
             if not stat.S_ISREG(status.st_mode) or (opened.exists() and not inside(opened.resolve(), folders)):
                 raise BadImage(NOT_THERE, code="image_url_not_allowed")
-            budget.take(status.st_size)
+            budget.fetch(status.st_size)
             return file.read(status.st_size)
     except (OSError, ValueError, RuntimeError) as error:
         raise BadImage(NOT_THERE, code="image_url_not_allowed") from error

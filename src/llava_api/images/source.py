@@ -1,6 +1,7 @@
 """What an ``image_url`` names: a ``data:`` URL, a web address or a local file. Parses; touches neither net nor disk."""
 
 import re
+from collections.abc import Callable
 from typing import Literal
 
 import pybase64
@@ -8,12 +9,18 @@ import pybase64
 from llava_api.errors import BadImage
 
 Scheme = Literal["data", "web", "file"]
+Take = Callable[[int], None]
+"""Asked before so many bytes are held; raises Busy. It may be asked in any thread."""
 DATA_URL = re.compile(r"\s*data:(?P<type>[^;,]*)(?P<parameters>(?:;[^;,]*)*),", re.IGNORECASE)
 ESCAPED = ((b"%2B", b"+"), (b"%2b", b"+"), (b"%2F", b"/"), (b"%2f", b"/"), (b"%3D", b"="), (b"%3d", b"="))
 """What a browser may make of base64's three letters that are none."""
 NOT_A_SOURCE = (
     "A picture must be a base64 data: URL, for example data:image/jpeg;base64,..., or an http:// or https:// URL."
 )
+
+
+def take_all(size: int) -> None:
+    """Where memory is not counted."""
 
 
 def too_large(max_bytes: int) -> BadImage:
@@ -25,11 +32,12 @@ def too_large(max_bytes: int) -> BadImage:
 
 
 class ByteBudget:
-    """How many bytes of pictures one request may still bring."""
+    """How many bytes of pictures one request may still bring. ``hold``: asked for those from elsewhere."""
 
-    def __init__(self, one_image: int, whole_request: int) -> None:
+    def __init__(self, one_image: int, whole_request: int, hold: Take = take_all) -> None:
         self.one_image = one_image
         self.whole_request = whole_request
+        self.hold = hold
         self.taken = 0
 
     def left(self) -> int:
@@ -47,6 +55,11 @@ class ByteBudget:
             )
         self.taken += size
 
+    def fetch(self, size: int) -> None:
+        """The same for a file from elsewhere. Raises Busy too."""
+        self.take(size)
+        self.hold(size)
+
 
 def scheme_of(url: str) -> Scheme:
     """Raises BadImage, without its place, for anything but the three."""
@@ -60,19 +73,22 @@ def scheme_of(url: str) -> Scheme:
     raise BadImage(NOT_A_SOURCE)
 
 
-def encoded_part(url: str) -> str:
-    """The base64 text of a ``data:`` URL. Raises BadImage, without its place."""
+def start_of_data(url: str) -> int:
+    """Where the base64 text of a ``data:`` URL begins. Raises BadImage, without its place."""
     header = DATA_URL.match(url[:512])
     if header is None:
         raise BadImage("A picture must be a base64 data: URL, for example data:image/jpeg;base64,...")
     if "base64" not in (parameter.strip() for parameter in header["parameters"].lower().split(";")):
         raise BadImage("The data: URL of a picture must be base64 encoded (data:image/...;base64,...).")
-    return url[header.end() :]
+    return header.end()
 
 
-def decoded_size(encoded: str) -> int:
-    """Bytes that base64 text stands for: four characters carry three, ``=`` none. (Whitespace counts along.)"""
-    return len(encoded) * 3 // 4 - encoded[-2:].count("=")
+def decoded_size(url: str, start: int) -> int:
+    """Bytes that base64 text from ``start`` on stands for: four characters carry three, ``=`` none.
+
+    (Whitespace counts along.)
+    """
+    return (len(url) - start) * 3 // 4 - url[max(start, len(url) - 2) :].count("=")
 
 
 def decode_base64(encoded: str) -> bytes:

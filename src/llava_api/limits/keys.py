@@ -90,15 +90,14 @@ class KeySources:
         for path in self.files:
             yield from read_lines(path)
         for path in self.folders:
-            for entry in sorted(contents(path)):
-                # Kubernetes keeps the real files of a mounted secret in folders that start with dots.
-                if not entry.name.startswith(".") and entry.is_file():
-                    yield read_key(entry.name, text_of(entry).strip(), str(entry))
+            for entry in contents(path):
+                yield read_key(entry.name, text_of(entry).strip(), str(entry))
 
 
 def contents(folder: Path) -> Sequence[Path]:
+    """Its files. Kubernetes keeps the real ones of a mounted secret in folders that start with dots."""
     try:
-        return list(folder.iterdir())
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file())
     except OSError as error:
         raise StartupError(f"--api-key-dir {folder}: {error.strerror}") from error
 
@@ -128,6 +127,8 @@ class KeyRing:
         self.keys = sources.read()
         self.needed = sources.any
         """Whether a request needs one; false only where no source of keys was named."""
+        self.complaint = ""
+        """About the sources as they are now: it is told once, and not with each look."""
 
     def find(self, presented: str) -> str | None:
         """The name of the key; None where there is no such key. Takes as long for each."""
@@ -143,8 +144,11 @@ class KeyRing:
         try:
             keys = self.sources.read()
         except StartupError as error:
-            log.error("the API keys stay as they were: %s", error)
+            if str(error) != self.complaint:
+                self.complaint = str(error)
+                log.error("the API keys stay as they were: %s", error)
             return
+        self.complaint = ""
         if keys != self.keys:
             log.info("API keys read again: %s", ", ".join(key.name for key in keys) or "none")
             self.keys = keys

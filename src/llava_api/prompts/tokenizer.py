@@ -129,8 +129,9 @@ class TextTokenizer:
                 text += self.prefix
                 prefix_due = False
             text += written
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return [self.real_ids.get(token, token) for token in ids]
+        # A batch, because ``encode`` lets no other thread run meanwhile; a fast one leaves out the offsets alone.
+        encoded = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+        return [self.real_ids.get(token, token) for token in encoded.ids]
 
 
 def take_dummy_prefix(settings: dict[str, Any]) -> tuple[str, bool]:

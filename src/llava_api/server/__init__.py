@@ -1,1 +1,1 @@
-"""HTTP: the only home of FastAPI, Starlette, sse-starlette and uvicorn (beside ``cli``)."""
+"""HTTP: the only home of FastAPI, Starlette and uvicorn (beside ``cli``)."""

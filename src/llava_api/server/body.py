@@ -8,7 +8,8 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from llava_api.errors import InvalidRequest, RequestTooLarge
+from llava_api.errors import InvalidRequest, RequestTooLarge, UnsupportedEncoding
+from llava_api.limits.memory import Holding
 
 MAX_OBJECTS = 20_000
 """Objects and lists of one body, or their brackets in its texts: a context of 100,000 tokens has no room for more."""
@@ -19,30 +20,56 @@ MOST_COMPLAINTS = 2_000
 """Each takes ten microseconds to be read."""
 MAX_SHOWN = 64
 """Letters of one field's name in a message."""
+COPIES = 2
+"""Of a body that are in memory: its text, and the files of the pictures in it."""
+COPIES_GROWN = 3
+"""The same where its length is not announced: it grows, and leaves holes behind that are too small for it."""
+FIRST_BYTES = 1_000_000
+"""Room for so many is made with a body's first byte, then for twice what has come: an announcement alone costs nobody
+anything, and a body of a few megabytes is moved once or twice."""
+MAX_TEXT_BYTES = 8_000_000
+"""Of a body besides the base64 of its pictures: ten contexts of 100,000 tokens."""
+BASE64 = b"base64,"
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_body(request: Request, max_body_bytes: int) -> bytes:
-    """Raises RequestTooLarge as soon as the limit is passed, whatever Content-Length said."""
+async def read_body(request: Request, max_body_bytes: int, held: Holding) -> bytearray:
+    """Raises UnsupportedEncoding; RequestTooLarge as soon as the limit is passed, whatever Content-Length said; Busy.
+
+    ``held`` is charged for room as it is made; what could not fit as things are is refused before it comes.
+    """
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedEncoding("Send the request's body as it is: this server unpacks no Content-Encoding.")
     refusal = RequestTooLarge(f"The request is larger than the {max_body_bytes} bytes this server takes.")
     announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > max_body_bytes:
+    expected = int(announced) if announced.isdigit() else 0
+    if expected > max_body_bytes:
         raise refusal
-    parts: list[bytes] = []
+    held.check(COPIES * expected)
+    copies = COPIES if expected else COPIES_GROWN
+    body = bytearray()
     size = 0
     async for part in request.stream():
-        size += len(part)
-        if size > max_body_bytes:
+        end = size + len(part)
+        if end > max_body_bytes:
             raise refusal
-        parts.append(part)
-    return b"".join(parts)
+        if end > len(body):
+            room = max(end, min(expected, max(FIRST_BYTES, 2 * end)))
+            held.take(copies * (room - len(body)))
+            if expected:
+                body += bytes(room - len(body))
+        body[size:end] = part
+        size = end
+    del body[size:]
+    return body
 
 
-def parse(body: bytes, model: type[Model]) -> Model:
+def parse(body: bytes | bytearray, model: type[Model]) -> Model:
     """Raises InvalidRequest that names the first thing to mend."""
     # Before a million small objects are made and each of them is found wrong. Base64 has none of these letters.
-    commas = body.count(b",")
-    if body.count(b"{") + body.count(b"[") > MAX_OBJECTS or commas > MAX_VALUES:
+    text = besides_pictures(body)
+    commas = text.count(b",")
+    if text.count(b"{") + text.count(b"[") > MAX_OBJECTS or commas > MAX_VALUES:
         raise InvalidRequest("The request's body has too many parts: send fewer messages, or shorter ones.")
     try:
         data = orjson.loads(body)
@@ -56,6 +83,23 @@ def parse(body: bytes, model: type[Model]) -> Model:
         return model.model_validate(data)
     except ValidationError as error:
         raise refusal_of(error, data) from error
+
+
+def besides_pictures(body: bytes | bytearray) -> bytes:
+    """A body without the base64 of its data: URLs. Raises InvalidRequest where that is more than MAX_TEXT_BYTES."""
+    pieces: list[bytes] = []
+    here, left = 0, MAX_TEXT_BYTES
+    while 0 <= here < len(body):
+        found = body.find(BASE64, here, here + left)
+        end = len(body) if found < 0 else found + len(BASE64)
+        left -= end - here
+        if left < 0:
+            raise InvalidRequest(
+                f"The request's body has more than {MAX_TEXT_BYTES} bytes besides its pictures' base64: send less."
+            )
+        pieces.append(bytes(body[here:end]))
+        here = body.find(b'"', end)
+    return b"".join(pieces)
 
 
 def check_fields(data: object) -> None:

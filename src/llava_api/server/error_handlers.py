@@ -9,11 +9,19 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from llava_api.errors import INTERNAL, ApiError, InvalidRequest, MethodNotAllowed, NotFound
+from llava_api.telemetry.log_lines import shown
+from llava_api.telemetry.record import current
 
 log = logging.getLogger(__name__)
 
 
 def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Response:
+    """An answer to the request at hand, whose record is told of it."""
+    current().tell(error.code)
+    return rendered(error, headers)
+
+
+def rendered(error: ApiError, headers: dict[str, str] | None = None) -> Response:
     sent = dict(headers or {})
     if error.retry_after_seconds is not None:
         # The openai client reads the second one first.
@@ -43,7 +51,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_unforeseen(request: Request, error: Exception) -> Response:
-    log.error("unforeseen error on %s", request.scope.get("path"), exc_info=error)
+    log.error("unforeseen error on %r", shown(request.scope["path"]), exc_info=error)
     # Starlette answers these outside all middleware, so the header that INTERNAL speaks of is set here.
     headers = {"x-request-id": request.state.request_id}
     return error_response(ApiError(INTERNAL, code="internal_error"), headers)

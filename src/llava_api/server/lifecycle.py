@@ -56,25 +56,34 @@ class Lifecycle:
         if not loading.done():
             log.info("told to stop while loading")
             abandon_load()
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
             return
         try:
             engine = loading.result()
         except StartupError as error:
             self.failure = error
             return
+        except Exception as error:
+            self.failure = unforeseen("the model could not be loaded", error)
+            return
         supervising = asyncio.create_task(engine.supervise())
         try:
             await first_of(supervising, asyncio.create_task(self.stop_asked.wait()), keep=supervising)
             if supervising.done():
-                await self.fail(supervising.result())
+                await self.fail(engine, supervising)
             else:
                 await self.drain(engine, supervising)
         finally:
             supervising.cancel()
             await asyncio.gather(supervising, return_exceptions=True)
 
-    async def fail(self, reason: str) -> None:
-        self.failure = StartupError(f"the engine was lost: {reason}")
+    async def fail(self, engine: SupervisedEngine, supervising: "asyncio.Task[str]") -> None:
+        try:
+            self.failure = StartupError(f"the engine was lost: {supervising.result()}")
+        except Exception as error:
+            self.failure = unforeseen("nobody watches over the engine any more", error)
+            engine.abandon()
         await asyncio.sleep(FAREWELL_SECONDS / 2)
         await self.until_quiet(FAREWELL_SECONDS)
 
@@ -99,6 +108,12 @@ class Lifecycle:
     async def until_quiet(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.quiet.wait(), seconds)
+
+
+def unforeseen(what: str, error: Exception) -> StartupError:
+    """A mistake of ours or vLLM's: with its traceback, and never taken for an end in good order."""
+    log.error("unforeseen: %s", what, exc_info=error)
+    return StartupError(f"{what} ({type(error).__name__}: {error}); the lines above say where")
 
 
 async def first_of(*tasks: "asyncio.Task[Any]", keep: "asyncio.Task[Any]", seconds: float | None = None) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,9 +13,12 @@ from fastapi import FastAPI
 from llava_api.chat.model import ServedModel
 from llava_api.engine.supervisor import Start, SupervisedEngine
 from llava_api.limits.keys import KeyRing
+from llava_api.limits.rate import RateLimiter
 from llava_api.server.app import Lifespan
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.services import open_services
+from llava_api.server.side_port import side_port
+from llava_api.server.warm_up import warm_up
 from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -31,27 +35,52 @@ async def beat(what: str, every_seconds: float = 10.0) -> None:
         log.info("%s ... %.0f s", what, time.monotonic() - started)
 
 
-async def watch_keys(keys: KeyRing) -> None:
-    """Read the keys again every other second; the files are small, and Kubernetes changes them by swapping links."""
+async def watch_keys(keys: KeyRing, limiter: RateLimiter) -> None:
+    """Read keys and limits again every other second; the files are small, and Kubernetes changes them by swapping."""
     while True:
         await asyncio.sleep(KEYS_SECONDS)
-        await asyncio.to_thread(keys.refresh)
+        for refresh in (keys.refresh, limiter.table.refresh):
+            try:
+                await asyncio.to_thread(refresh)
+            except Exception:
+                # A key that was taken away must not stay good because of one look that failed.
+                log.exception("keys or limits could not be read again; the next look is in %g s", KEYS_SECONDS)
+
+
+@asynccontextmanager
+async def tracing(app: FastAPI) -> AsyncIterator[None]:
+    """At the end, the traces that wait are sent."""
+    try:
+        yield
+    finally:
+        if app.state.tracing is not None:
+            await asyncio.to_thread(app.state.tracing.close)
 
 
 def make_lifespan(
     model: ServedModel,
     settings: Settings,
     keys: KeyRing,
+    limiter: RateLimiter,
     life: Lifecycle,
     start: Start,
     on_ready: Callable[[], None],
     abandon_load: Callable[[], None],
     on_end: Callable[[], None],
+    side_listener: socket.socket | None = None,
 ) -> Lifespan:
-    """The lifespan of a serving process; ``on_end`` is called when the port may be closed."""
+    """The lifespan of a serving process; ``on_end`` is called when the port may be closed.
+
+    ``side_listener``: bound; metrics and health are answered there from the beginning to the end.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with side_port(app, side_listener, settings), tracing(app), serving(app):
+            yield
+
+    @asynccontextmanager
+    async def serving(app: FastAPI) -> AsyncIterator[None]:
         engines: list[SupervisedEngine] = []
 
         async def load() -> SupervisedEngine:
@@ -64,7 +93,11 @@ def make_lifespan(
                 beating.cancel()
             log.info("%s: done in %.1f s", LOADING, time.monotonic() - started)
             engines.append(engine)
-            app.state.services = open_services(settings, model, engine)
+            metrics = app.state.metrics
+            engine.count_restart = metrics.engine_restarts.inc
+            services = open_services(settings, model, engine, metrics=metrics, limiter=limiter)
+            await warm_up(services)
+            app.state.services = services
             # What is there now stays: a full collection would look through all of torch and vLLM, for a tenth of a
             # second.
             gc.collect()
@@ -78,7 +111,7 @@ def make_lifespan(
             finally:
                 on_end()
 
-        living, watching = asyncio.create_task(live()), asyncio.create_task(watch_keys(keys))
+        living, watching = asyncio.create_task(live()), asyncio.create_task(watch_keys(keys, limiter))
         try:
             yield
         finally:

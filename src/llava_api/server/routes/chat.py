@@ -9,7 +9,8 @@ from llava_api.chat.chat_reply import ChatReply, Head
 from llava_api.chat.question import chat_question
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.server.exchange import exchange, json_response, reply_id
-from llava_api.server.services import Services, caller_of
+from llava_api.server.life import life_of
+from llava_api.server.services import Services, allowance_of
 from llava_api.server.sse import chunk_stream
 
 router = APIRouter()
@@ -24,10 +25,15 @@ async def answer(services: Services, request: Request, wanted: ChatCompletionReq
     services.preparer.find_adapter(wanted.model)
     question = chat_question(wanted, services.model, services.settings.max_choices)
     head = Head(reply_id(request, "chatcmpl-"), int(time.time()), wanted.model, services.fingerprint)
-    caller = caller_of(request)
-    prepared = await services.preparer.prepare(question, head.id, caller)
-    reply = ChatReply(services.answers(prepared.asked, caller), prepared, head)
-    if not wanted.stream:
+    allowance = allowance_of(request)
+    held = life_of(request).held
+    prepared = await services.preparer.prepare(question, head.id, allowance.caller, held.take, allowance)
+    streamed, options = wanted.stream, wanted.stream_options
+    # The pictures' files and their base64: the pixels are all that is needed from here.
+    del wanted, question
+    held.keep(prepared.pixel_bytes)
+    reply = ChatReply(services.answers(prepared.asked, allowance), prepared, head)
+    if not streamed:
         return json_response(await reply.whole())
-    include_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
-    return await chunk_stream(reply.chunks(include_usage))
+    include_usage = options is not None and bool(options.include_usage)
+    return await chunk_stream(request, reply.chunks(include_usage))

@@ -6,15 +6,18 @@ from fastapi.responses import Response
 from llava_api.chat.explain import explain
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.server.exchange import exchange, json_response
-from llava_api.server.services import Services, caller_of
+from llava_api.server.life import life_of
+from llava_api.server.services import Services, allowance_of
 
 router = APIRouter()
 
 
 @router.post("/v1/explain")
 async def explain_request(request: Request) -> Response:
-    return await exchange(request, ChatCompletionRequest, answer)
+    return await exchange(request, ChatCompletionRequest, answer, spends_tokens=False)
 
 
 async def answer(services: Services, request: Request, wanted: ChatCompletionRequest) -> Response:
-    return json_response((await explain(services.preparer, wanted, caller_of(request))).explanation)
+    allowance, take = allowance_of(request), life_of(request).held.take
+    explained = await explain(services.preparer, wanted, allowance.caller, take, allowance)
+    return json_response(explained.explanation)

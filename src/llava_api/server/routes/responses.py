@@ -7,12 +7,14 @@ from fastapi.responses import Response
 
 from llava_api.chat.response_question import given_items, response_question
 from llava_api.chat.response_reply import ResponseReply, described
-from llava_api.chat.response_store import Kept
+from llava_api.chat.response_store import Kept, written
 from llava_api.errors import InvalidRequest, NotFound
 from llava_api.protocol.response_reply import DeletedResponse
 from llava_api.protocol.responses import ResponseRequest
+from llava_api.server.body import COPIES
 from llava_api.server.exchange import exchange, json_response, reply_id
-from llava_api.server.services import Services, caller_of
+from llava_api.server.life import life_of
+from llava_api.server.services import Services, allowance_of, key_of
 from llava_api.server.sse import named_stream
 
 router = APIRouter()
@@ -29,27 +31,30 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
     store = services.responses
     if wanted.store and not store.keeps:
         raise InvalidRequest(f"{NO_STORE}leave store out, or send false.", param="store", code="unsupported_parameter")
-    owner = owner_of(request)
-    earlier = kept(services, wanted.previous_response_id, owner).items() if wanted.previous_response_id else []
-    question = response_question(wanted, earlier, services.model)
-    caller = caller_of(request)
-    prepared = await services.preparer.prepare(question, reply_id(request, "resp_"), caller)
+    owner = key_of(request)
+    allowance, held = allowance_of(request), life_of(request).held
+    before = kept(services, wanted.previous_response_id, owner).conversation if wanted.previous_response_id else b"[]"
+    # As much as if it had been sent anew.
+    held.take(COPIES * len(before))
+    question = response_question(wanted, await store.read(before), services.model)
+    response_id = reply_id(request, "resp_")
+    prepared = await services.preparer.prepare(question, response_id, allowance.caller, held.take, allowance)
     keeping = store.keeps and wanted.store is not False
     response = described(wanted, prepared, int(time.time()), keeping)
+    conversation = [before, written(given_items(wanted))] if keeping else []
+    streamed = wanted.stream
+    # The pictures' files and their base64: what is to be kept is kept as it is written.
+    del wanted, question, before
+    held.keep(prepared.pixel_bytes + sum(map(len, conversation)))
     reply = ResponseReply(
-        services.answers(prepared.asked, caller),
+        services.answers(prepared.asked, allowance),
         prepared,
         response,
-        keep=lambda made: store.put(made, [*earlier, *given_items(wanted)], owner),
+        keep=lambda made: store.put(made, conversation, owner),
     )
-    if not wanted.stream:
+    if not streamed:
         return json_response(await reply.whole())
-    return await named_stream(reply.events())
-
-
-def owner_of(request: Request) -> str:
-    """The name of the API key; without keys whoever knows a response's id may go on from it."""
-    return str(getattr(request.state, "key_name", ""))
+    return await named_stream(request, reply.events(), reply.failure)
 
 
 def kept(services: Services, response_id: str, owner: str) -> Kept:
@@ -78,7 +83,7 @@ async def kept_response(request: Request, response_id: str) -> Response:
         raise InvalidRequest("A kept response is sent whole: leave the query out.", param=name[:64])
     if not services.responses.keeps:
         raise NotFound(f"{NO_STORE}there is nothing to look up.")
-    found = services.responses.get(response_id, owner_of(request))
+    found = services.responses.get(response_id, key_of(request))
     if found is None:
         raise NotFound("There is no response of that id, or it has made room for newer ones.")
     if request.method == "GET":

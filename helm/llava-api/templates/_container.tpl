@@ -1,0 +1,100 @@
+{{/* The server's container: (root, server, component). */}}
+{{- define "llava-api.container" -}}
+{{- $root := index . 0 -}}
+{{- $server := index . 1 -}}
+{{- $component := index . 2 -}}
+{{- $several := gt (int $server.multiNode.nodes) 1 -}}
+- name: {{ $component }}
+  image: {{ include "llava-api.image" (list $root $server) }}
+  imagePullPolicy: {{ $server.image.pullPolicy }}
+  {{- if eq $component "worker" }}
+  command: [/bin/sh, -ec, {{ $root.Files.Get "files/ray-worker.sh" | quote }}]
+  {{- else if $several }}
+  command: [/bin/sh, -ec, {{ $root.Files.Get "files/ray-leader.sh" | quote }}, {{ $server.model | quote }}]
+  {{- else }}
+  args: [{{ $server.model | quote }}]
+  {{- end }}
+  envFrom:
+    - configMapRef:
+        name: {{ $server.name }}
+  {{- with include "llava-api.containerEnv" . }}
+  env:
+    {{- . | nindent 4 }}
+  {{- end }}
+  {{- if eq $component "server" }}
+  ports:
+    - name: http
+      containerPort: 8000
+    {{- if $server.metrics.enabled }}
+    - name: metrics
+      containerPort: {{ $server.metrics.port }}
+    {{- end }}
+  startupProbe:
+    httpGet: {path: /health/ready, port: http}
+    {{- toYaml $server.probes.startup | nindent 4 }}
+  readinessProbe:
+    httpGet: {path: /health/ready, port: http}
+    {{- toYaml $server.probes.readiness | nindent 4 }}
+  livenessProbe:
+    httpGet: {path: /health/live, port: http}
+    {{- toYaml $server.probes.liveness | nindent 4 }}
+  {{- end }}
+  {{- /* All pods of a group are told to end at once; the others' GPUs are needed until the leader has drained. */}}
+  {{- $sleep := add (int $server.preStopSeconds) (ternary (int $server.drainTimeoutSeconds) 0 (eq $component "worker")) | int }}
+  {{- if gt $sleep 0 }}
+  lifecycle:
+    preStop:
+      sleep:
+        seconds: {{ $sleep }}
+  {{- end }}
+  securityContext:
+    {{- toYaml $server.securityContext | nindent 4 }}
+  resources:
+    {{- $resources := deepCopy $server.resources }}
+    {{- if gt (int $server.gpu.count) 0 }}
+    {{- $_ := set $resources "limits" (merge (dict $server.gpu.resource $server.gpu.count) (default dict $resources.limits)) }}
+    {{- end }}
+    {{- toYaml $resources | nindent 4 }}
+  volumeMounts:
+    - name: data
+      mountPath: /data
+    - name: tmp
+      mountPath: /tmp
+    - name: shm
+      mountPath: /dev/shm
+    {{- if $server.apiKeys.enabled }}
+    - name: api-keys
+      mountPath: /etc/llava-api/keys
+      readOnly: true
+    {{- end }}
+    {{- if $server.apiKeys.limits }}
+    - name: limits
+      mountPath: /etc/llava-api/limits
+      readOnly: true
+    {{- end }}
+    {{- with $server.volumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end }}
+
+{{- define "llava-api.containerEnv" -}}
+{{- $root := index . 0 -}}
+{{- $server := index . 1 -}}
+{{- $env := list -}}
+{{- if gt (int $server.multiNode.nodes) 1 }}
+{{- $env = append $env (dict "name" "VLLM_HOST_IP" "valueFrom" (dict "fieldRef" (dict "fieldPath" "status.podIP"))) }}
+{{- $env = append $env (dict "name" "RAY_PORT" "value" (toString $server.multiNode.rayPort)) }}
+{{- $env = append $env (dict "name" "RAY_JOIN_TIMEOUT_SECONDS" "value" (toString $server.multiNode.joinTimeoutSeconds)) }}
+{{- end }}
+{{- if ne $server.download.mode "job" }}
+{{- with include "llava-api.hubSecret" $root }}
+{{- $env = append $env (dict "name" "HF_TOKEN" "valueFrom" (dict "secretKeyRef" (dict "name" . "key" $root.Values.hub.secretKey))) }}
+{{- end }}
+{{- end }}
+{{- with include "llava-api.redisSecret" $root }}
+{{- $env = append $env (dict "name" "LLAVA_RATE_LIMIT_REDIS_URL" "valueFrom" (dict "secretKeyRef" (dict "name" . "key" $root.Values.redis.secretKey))) }}
+{{- end }}
+{{- with concat $env $server.env }}
+{{- toYaml . }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,133 @@
+{{/*
+The pods of a server: (root, server, component). Components: server (alone, or the leader of several nodes) and worker.
+*/}}
+{{- define "llava-api.podTemplate" -}}
+{{- $root := index . 0 -}}
+{{- $server := index . 1 -}}
+{{- $component := index . 2 -}}
+metadata:
+  labels:
+    {{- include "llava-api.podLabels" (list $root $component) | nindent 4 }}
+    llava-api/model: {{ $server.key | quote }}
+    {{- with $server.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  annotations:
+    {{- /* Settings are read at the start alone: a change of them starts the pods anew. Keys and limits are read again. */}}
+    checksum/settings: {{ include "llava-api.settings" (list $root $server) | sha256sum }}
+    kubectl.kubernetes.io/default-container: {{ $component }}
+    {{- with $server.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  {{- include "llava-api.podBasics" (list $root $server) | nindent 2 }}
+  terminationGracePeriodSeconds: {{ $server.terminationGracePeriodSeconds }}
+  {{- with $server.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- with $server.schedulerName }}
+  schedulerName: {{ . }}
+  {{- end }}
+  {{- if gt (int $server.gpu.count) 0 }}
+  {{- with $server.gpu.runtimeClassName }}
+  runtimeClassName: {{ . }}
+  {{- end }}
+  {{- end }}
+  {{- with $server.topologySpreadConstraints }}
+  topologySpreadConstraints:
+    {{- range . }}
+    - {{ toYaml (merge (deepCopy .) (dict "labelSelector" (dict "matchLabels" (include "llava-api.serverSelector" (list $root $server $component) | fromYaml)))) | nindent 6 | trim }}
+    {{- end }}
+  {{- end }}
+  {{- $before := include "llava-api.fetchContainers" (list $root $server) }}
+  {{- if or (eq $server.download.mode "job") (and (eq $server.download.mode "initContainer") $before) $server.initContainers }}
+  initContainers:
+    {{- if eq $server.download.mode "job" }}
+    - name: wait-for-weights
+      image: {{ include "llava-api.image" (list $root $server) }}
+      imagePullPolicy: {{ $server.image.pullPolicy }}
+      command: [/bin/sh, -ec, 'until [ -e "$0" ]; do sleep 5; done', {{ include "llava-api.fetchedMark" $server }}]
+      securityContext:
+        {{- toYaml $server.securityContext | nindent 8 }}
+      resources:
+        requests: {cpu: 10m, memory: 16Mi}
+        limits: {memory: 64Mi}
+      volumeMounts:
+        - name: data
+          mountPath: /data
+    {{- else if eq $server.download.mode "initContainer" }}
+    {{- $before | trim | nindent 4 }}
+    {{- end }}
+    {{- with $server.initContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- end }}
+  containers:
+    {{- include "llava-api.container" . | nindent 4 }}
+    {{- with $server.sidecars }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  volumes:
+    {{- include "llava-api.dataVolumes" $server | nindent 4 }}
+    - name: shm
+      emptyDir:
+        medium: Memory
+        sizeLimit: {{ $server.shm.size }}
+    {{- if $server.apiKeys.enabled }}
+    - name: api-keys
+      secret:
+        secretName: {{ include "llava-api.keysSecret" $root }}
+        defaultMode: 0440
+    {{- end }}
+    {{- if $server.apiKeys.limits }}
+    - name: limits
+      configMap:
+        name: {{ include "llava-api.object" (list $root "limits" 63) }}
+    {{- end }}
+    {{- with $server.volumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end }}
+
+{{/* (root, server): what the server's pods and the Job that fetches weights have alike. */}}
+{{- define "llava-api.podBasics" -}}
+{{- $root := index . 0 -}}
+{{- $server := index . 1 -}}
+serviceAccountName: {{ include "llava-api.serviceAccount" $root }}
+automountServiceAccountToken: false
+{{- /* A Service called llava would set LLAVA_PORT, one called vllm VLLM_PORT. */}}
+enableServiceLinks: false
+{{- with $root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  {{- toYaml $root.Values.podSecurityContext | nindent 2 }}
+{{- with $server.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with concat (ternary $server.gpu.tolerations list (gt (int $server.gpu.count) 0)) $server.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $server.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Server: /data and /tmp. */}}
+{{- define "llava-api.dataVolumes" -}}
+- name: data
+  {{- if .persistence.enabled }}
+  persistentVolumeClaim:
+    claimName: {{ default .name .persistence.existingClaim }}
+  {{- else }}
+  emptyDir:
+    sizeLimit: {{ .persistence.size }}
+  {{- end }}
+- name: tmp
+  emptyDir:
+    sizeLimit: {{ .tmp.size }}
+{{- end }}

@@ -1,0 +1,75 @@
+"""Whether the model's folder is there, whole, and small enough."""
+
+from pathlib import Path
+
+from llava_api.chat.model import open_model
+from llava_api.checkpoints.files import weight_files
+from llava_api.checkpoints.whole import Weights, check_whole, unfinished_downloads
+from llava_api.cli.doctor.finding import Finding, fail, ok, warn
+from llava_api.cli.models import find_model
+from llava_api.cli.start_checks import check_memory, gigabytes
+from llava_api.errors import StartupError
+from llava_api.settings import Settings
+
+
+def model_findings(name: str, settings: Settings, on_gpu: bool | None) -> list[Finding]:
+    model = find_model(name)
+    folder = Path(model).expanduser()
+    try:
+        if not folder.is_dir():
+            return [not_here(model)]
+    except OSError as error:
+        return [fail("model", f"{model[:80]}: {error.strerror}", "give the path of a folder or a hub id")]
+    try:
+        opened = open_model(model, (name,), settings)
+        opened.to_load()
+    except StartupError as error:
+        return [
+            fail("model", str(error), "see that the whole checkpoint was copied; llava-api inspect tells what it is")
+        ]
+    checkpoint = opened.checkpoint
+    made = [ok("model", f"LLaVA-{checkpoint.version}, {checkpoint.format} format, prompts of {opened.family.name}")]
+    weights = None
+    try:
+        if checkpoint.format == "original LoRA":
+            return made
+        weights = check_whole(folder) if checkpoint.format == "hub" else of_files(folder)
+    except StartupError as error:
+        return [*made, fail("weights", str(error), "download it again; git lfs pull for a git checkout")]
+    return [*made, whole_weights(folder, weights), fits(weights, settings, opened.quantization, on_gpu)]
+
+
+def of_files(folder: Path) -> Weights:
+    """Of the original format, which is converted before it is loaded."""
+    check_whole(folder)
+    files = weight_files(folder)
+    return Weights(len(files), sum(file.stat().st_size for file in files))
+
+
+def not_here(model: str) -> Finding:
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        return fail("model", f"there is no folder {model}", "give the path of a checkpoint folder or a hub id")
+    return warn(
+        "model",
+        f"{model} is a hub id, which is not looked up here",
+        "its first start downloads it; HF_HUB_OFFLINE=1 serves only what is downloaded already",
+    )
+
+
+def whole_weights(folder: Path, weights: Weights) -> Finding:
+    text = f"{weights.files} files, {gigabytes(weights.bytes)}, whole"
+    left = unfinished_downloads(folder)
+    if left:
+        return warn("weights", f"{text}; {len(left)} unfinished downloads beside them", f"remove {left[0].name}")
+    return ok("weights", text)
+
+
+def fits(weights: Weights, settings: Settings, quantization: str | None, on_gpu: bool | None) -> Finding:
+    needed = gigabytes(weights.in_memory(settings.dtype, quantized=quantization is not None))
+    try:
+        check_memory(weights, settings.model_copy(update={"check_memory": True}), quantization, on_gpu=bool(on_gpu))
+    except StartupError as error:
+        found, _, advice = str(error).partition(": ")[2].rpartition(": ")
+        return fail("room", found, advice)
+    cache = "" if on_gpu else f", and {settings.cpu_kvcache_space} GiB of KV cache"
+    return ok("room", f"the weights take {needed}{cache}: they fit")

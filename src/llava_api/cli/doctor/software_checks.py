@@ -1,0 +1,146 @@
+"""Whether the heavy packages import, and what GPU they see: asked in processes of their own, which may hang or crash.
+
+A broken driver can end a process at ``import torch``; the doctor must live to tell.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from llava_api.cli import machine
+from llava_api.cli.doctor.finding import Finding, fail, ok, warn
+from llava_api.cli.start_checks import gigabytes
+from llava_api.versions import VLLM, installed
+
+IMPORT_SECONDS = 25.0
+GROUPS = (("torch", "torchvision", "transformers"), ("vllm.engine.arg_utils",))
+"""What is imported by one process after the other; the groups at the same time."""
+LAST_TO_TELL = 300
+"""Letters of an exception's words."""
+INSTALL = (
+    "install it as make setup does: pip install 'llava-api[cuda]' with an NVIDIA GPU, 'llava-api[cpu]' elsewhere, in "
+    "an environment of its own"
+)
+SCRIPT = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    told = {"name": name}
+    print(json.dumps(told), flush=True)
+    try:
+        found = importlib.import_module(name)
+        told["version"] = str(getattr(found, "__version__", ""))
+        if name == "torch":
+            told["cuda"] = found.version.cuda
+            if found.version.cuda is not None:
+                told["gpus"] = found.cuda.device_count()
+    except BaseException as error:
+        told["error"] = f"{type(error).__name__}: {error}"
+    print(json.dumps(told), flush=True)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    name: str
+    version: str = ""
+    error: str = ""
+    """Why it failed; empty where it did not."""
+    slow: bool = False
+    cuda: str | None = None
+    """Of torch: the CUDA that it is built for."""
+    gpus: int = 0
+    """Of torch: GPUs that it sees."""
+
+
+def imports(groups: Sequence[Sequence[str]] = GROUPS, seconds: float = IMPORT_SECONDS) -> dict[str, Import]:
+    with ThreadPoolExecutor(len(groups)) as pool:
+        found = pool.map(lambda names: import_group(names, seconds), groups)
+        return {one.name: one for group in found for one in group}
+
+
+def import_group(names: Sequence[str], seconds: float) -> list[Import]:
+    # -P: a folder of the same name in the working directory is not meant.
+    command = [sys.executable, "-P", "-W", "ignore", "-c", SCRIPT, *names]
+    end = ""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        output = done.stdout
+        if done.returncode:
+            said = done.stderr.strip().splitlines()
+            end = f"the process ended with code {done.returncode}" + (f": {said[-1]}" if said else "")
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
+    told: dict[str, dict[str, object]] = {}
+    for line in output.splitlines():
+        if line.startswith('{"name"'):
+            facts = json.loads(line)
+            told[facts["name"]] = facts
+    return [imported(name, told.get(name, {}), end) for name in names]
+
+
+def imported(name: str, facts: dict[str, object], end: str) -> Import:
+    """``end``: how its process ended; empty where it had to be stopped."""
+    if "error" in facts:
+        return Import(name, error=" ".join(str(facts["error"]).split())[:LAST_TO_TELL])
+    if "version" not in facts:
+        return Import(name, error=end, slow=not end)
+    cuda, gpus = facts.get("cuda"), facts.get("gpus")
+    return Import(
+        name, str(facts["version"]), cuda=None if cuda is None else str(cuda), gpus=gpus if isinstance(gpus, int) else 0
+    )
+
+
+def package(name: str, found: Import, *distributions: str) -> Finding:
+    version = found.version or installed(*distributions) or ""
+    if installed(*distributions) is None and not found.version:
+        return fail(name, "not installed", INSTALL)
+    if found.error:
+        return fail(name, f"{version} does not import: {found.error}", "its parts do not fit each other: " + INSTALL)
+    if found.slow:
+        return warn(
+            name,
+            f"{version} was not imported in {IMPORT_SECONDS:.0f} s",
+            "run the doctor again (a cold disk reads faster the second time); a driver that hangs stays slow",
+        )
+    return ok(name, version)
+
+
+def packages(found: dict[str, Import]) -> list[Finding]:
+    return [
+        package("torch", found["torch"], "torch"),
+        package("torchvision", found["torchvision"], "torchvision"),
+        package("transformers", found["transformers"], "transformers"),
+        package("vllm", found["vllm.engine.arg_utils"], *VLLM),
+    ]
+
+
+def gpu(torch: Import) -> Finding:
+    """What the driver's tool sees, beside what torch sees."""
+    try:
+        cards = machine.nvidia_smi()
+    except OSError as error:
+        if torch.cuda is None:
+            return ok("gpu", f"none ({error}); torch is a build for the CPU")
+        return fail(
+            "gpu",
+            f"torch is built for CUDA {torch.cuda}, and {error}",
+            "install NVIDIA's driver (in a container: its container toolkit, and --gpus all), or the CPU build of vLLM",
+        )
+    text = "; ".join(f"{card.name}, {gigabytes(card.free)} free of {gigabytes(card.total)}" for card in cards)
+    text = f"{text}, driver {cards[0].driver}" if cards else "nvidia-smi lists none"
+    if torch.cuda is None:
+        if torch.version and cards:
+            return warn("gpu", f"{text}; torch is a build for the CPU", "to use the GPU: pip install 'llava-api[cuda]'")
+        return ok("gpu", text) if cards else fail("gpu", text, "see nvidia-smi")
+    if torch.gpus == 0:
+        return fail(
+            "gpu",
+            f"{text}; torch for CUDA {torch.cuda} sees none",
+            "the driver is older than that CUDA (update it), or CUDA_VISIBLE_DEVICES hides the GPUs",
+        )
+    if any(card.free < card.total / 2 for card in cards):
+        return warn("gpu", text, "another program holds its memory: end it, or lower --gpu-memory-utilization")
+    return ok("gpu", f"{text}; torch for CUDA {torch.cuda} sees {torch.gpus}")

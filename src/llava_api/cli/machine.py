@@ -1,0 +1,155 @@
+"""What this machine, or the container on it, has: memory, processors, disks, GPUs. Reads files of the kernel."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+SHARED_MEMORY = Path("/dev/shm")
+NVIDIA_SMI_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """In bytes."""
+
+    total: int
+    available: int
+    """Free, or free at once where it is asked for (caches of files)."""
+    of_container: bool
+    """Whether a container's limit is what bounds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    name: str
+    total: int
+    """Bytes."""
+    free: int
+    driver: str
+
+
+def memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> Memory | None:
+    """None where the system does not tell (it is not Linux)."""
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+        facts = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+        swap = facts.get("SwapFree", 0)
+        found = Memory(facts["MemTotal"], facts["MemAvailable"] + swap, of_container=False)
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+    for limit, used in limits(proc, cgroups):
+        if limit < found.total or limit - used < found.available:
+            found = Memory(min(limit, found.total), min(max(0, limit - used), found.available), of_container=True)
+    return found
+
+
+def limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
+    """(limit, used without what could be dropped at once) of each control group that this process is in, in bytes."""
+    for folder, names in own_groups(proc, cgroups):
+        limit_name, used_name, droppable = names
+        try:
+            limit, used = int((folder / limit_name).read_text()), int((folder / used_name).read_text())
+            found = re.search(rf"^{droppable} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+        except (OSError, ValueError):
+            # None set (the word "max"), or another version's.
+            continue
+        yield limit, used - (int(found[1]) if found else 0)
+
+
+VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def own_groups(proc: Path, cgroups: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """The folder of each group that this process is in, outermost first, and the names of the files in it.
+
+    Inside a container its own group is the root, whatever path the kernel tells.
+    """
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers not in ("", "memory"):
+            continue
+        root, names = (cgroups / "memory", VERSION_1) if controllers else (cgroups, VERSION_2)
+        folder = root
+        yield folder, names
+        for part in Path(path.lstrip("/")).parts:
+            folder = folder / part
+            yield folder, names
+
+
+def cores() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_features(proc: Path = PROC) -> frozenset[str]:
+    """As the kernel names them: avx2, avx512f, ...; empty where it does not tell."""
+    try:
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", (proc / "cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return frozenset()
+    return frozenset(found[1].split()) if found else frozenset()
+
+
+def free_bytes(folder: Path) -> int | None:
+    """On the disk of ``folder``, or of the nearest folder above it that is there; None where nobody can tell."""
+    for place in (folder, *folder.parents):
+        try:
+            return shutil.disk_usage(place).free
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return None
+    return None
+
+
+def torch_is_for_cuda() -> bool | None:
+    """Whether the installed torch computes on a GPU, as its engine then does; None where it is not installed.
+
+    Read from a file of it: importing it takes seconds.
+    """
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^cuda\b[^=]*= *(.+)$", text, re.MULTILINE)
+    return found is not None and found[1].strip() != "None"
+
+
+def nvidia_smi() -> tuple[Gpu, ...]:
+    """Every NVIDIA GPU, by its driver's own tool. Raises OSError with a sentence where that cannot be had."""
+    command = [
+        "nvidia-smi",
+        "--query-gpu=name,memory.total,memory.free,driver_version",
+        "--format=csv,noheader,nounits",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=False)
+    except FileNotFoundError as error:
+        raise OSError("there is no nvidia-smi") from error
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"nvidia-smi did not answer in {NVIDIA_SMI_SECONDS:.0f} s") from error
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        raise OSError(f"nvidia-smi failed: {said[-1] if said else f'exit code {done.returncode}'}")
+    found = []
+    for line in done.stdout.splitlines():
+        parts = [part.strip() for part in line.rsplit(",", 3)]
+        if len(parts) == 4:
+            total, free = (int(part) * 2**20 if part.isdigit() else 0 for part in parts[1:3])
+            found.append(Gpu(parts[0], total, free, parts[3]))
+    return tuple(found)

@@ -1,0 +1,100 @@
+"""What can be known to fail is told before the engine is started, in one sentence: half a minute earlier, and in words.
+
+Only what is certain stops a start. ``llava-api doctor`` tells of what is merely unwise.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+from llava_api.chat.model import ServedModel
+from llava_api.checkpoints.whole import Weights, check_whole
+from llava_api.cli import machine
+from llava_api.cli.wrong_settings import unknown_variables
+from llava_api.errors import StartupError
+from llava_api.settings import Settings
+
+log = logging.getLogger("llava_api")
+
+SHARED_MEMORY_BYTES = 40 * 2**20
+"""For the queues between vLLM's processes as small as they may get (``engine/vllm_queues.py``)."""
+PROCESSES_BYTES = 1_200_000_000
+"""What three processes with torch and vLLM in them hold beside weights and KV cache: measured 1.4 GB."""
+GPU_SHARE = 0.92
+"""vLLM's default of gpu_memory_utilization; older ones take 0.9."""
+
+
+def check_start(model: ServedModel, settings: Settings) -> None:
+    """Raises StartupError where the engine could not load ``model`` here."""
+    for name, meant in unknown_variables(os.environ).items():
+        log.warning("the variable %s sets nothing; did you mean %s?", name, meant)
+    on_gpu = machine.torch_is_for_cuda()
+    if on_gpu is None:
+        # start_engine says what to install.
+        return
+    check_shared_memory(settings, on_gpu=on_gpu)
+    folder = Path(model.checkpoint.model).expanduser()
+    if folder.is_dir():
+        check_memory(check_whole(folder), settings, model.quantization, on_gpu=on_gpu)
+
+
+def needs_shared_memory(settings: Settings, *, on_gpu: bool) -> bool:
+    """Whether the engine's workers are processes of their own; on one GPU they are not."""
+    several = settings.tensor_parallel_size * settings.pipeline_parallel_size > 1
+    return not on_gpu or several or settings.distributed_executor_backend is not None
+
+
+def check_shared_memory(settings: Settings, *, on_gpu: bool, place: Path = machine.SHARED_MEMORY) -> None:
+    if not (needs_shared_memory(settings, on_gpu=on_gpu) and place.is_dir()):
+        return
+    free = machine.free_bytes(place)
+    if free is not None and free < SHARED_MEMORY_BYTES:
+        raise StartupError(
+            f"{place} has {megabytes(free)} free and the engine's processes need {megabytes(SHARED_MEMORY_BYTES)}: "
+            "give the container more (docker run --shm-size 1g; in Kubernetes an emptyDir of medium Memory), or remove "
+            "what others left there"
+        )
+
+
+def check_memory(weights: Weights, settings: Settings, quantization: str | None, *, on_gpu: bool) -> None:
+    """Raises StartupError where weights and KV cache are larger than the memory that there is."""
+    if not settings.check_memory or settings.distributed_executor_backend == "ray":
+        return
+    needed = weights.in_memory(settings.dtype, quantized=quantization is not None)
+    if on_gpu:
+        check_gpu_memory(needed, settings)
+        return
+    found = machine.memory()
+    cache = settings.cpu_kvcache_space * 2**30
+    total = (needed + cache) * settings.data_parallel_size + PROCESSES_BYTES
+    if found is not None and total > found.available:
+        raise StartupError(
+            f"out of memory: the weights ({gigabytes(needed)}) and the KV cache ({gigabytes(cache)}, "
+            f"--cpu-kvcache-space {settings.cpu_kvcache_space}) need {gigabytes(total)} with the engine's processes, "
+            f"and {gigabytes(found.available)} are free{' in this container' if found.of_container else ''}: make "
+            "room, serve a smaller checkpoint, or start all the same with --no-check-memory"
+        )
+
+
+def check_gpu_memory(needed: int, settings: Settings) -> None:
+    try:
+        largest = max((gpu.total for gpu in machine.nvidia_smi()), default=0)
+    except OSError:
+        # The engine will say it better.
+        return
+    part = needed // (settings.tensor_parallel_size * settings.pipeline_parallel_size)
+    share = settings.gpu_memory_utilization or GPU_SHARE
+    if 0 < largest * share < part:
+        raise StartupError(
+            f"out of memory: the weights need {gigabytes(part)} on each GPU, and {share:.0%} of the largest is "
+            f"{gigabytes(int(largest * share))}: use more GPUs (--tensor-parallel-size), a quantized checkpoint or "
+            "--load-8bit, or start all the same with --no-check-memory"
+        )
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,68 @@
+"""A second port with nothing on it but ``/metrics`` and ``/health``, without keys: for machines inside a cluster.
+
+It has the main port's limits on what a caller may send, and how slowly: whoever can reach it must not be able to use up
+the server's memory, or to keep the probes out.
+
+In the same process and event loop as the main server, from before the model is loaded until after the last answer.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+import uvicorn
+from fastapi import FastAPI
+
+from llava_api.server import error_handlers
+from llava_api.server.connections import Connections
+from llava_api.server.http_server import make_config
+from llava_api.server.middleware.request_id import RequestId
+from llava_api.server.routes import health, metrics
+from llava_api.settings import Settings
+
+MOST_CONNECTIONS = 64
+NO_TLS = dict.fromkeys(("tls_certificate_file", "tls_key_file", "tls_client_ca_file"))
+
+
+class SideServer(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Signals are the main server's."""
+        yield
+
+
+def side_app(main: FastAPI) -> FastAPI:
+    """Its health and its metrics are ``main``'s."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.state = main.state
+    app.add_middleware(RequestId)
+    error_handlers.install(app)
+    app.include_router(metrics.router)
+    app.include_router(health.router)
+    return app
+
+
+@asynccontextmanager
+async def side_port(main: FastAPI, listener: socket.socket | None, settings: Settings) -> AsyncIterator[None]:
+    """Answer at ``listener``, a bound socket, until the end of the block; nothing is done where there is none."""
+    if listener is None:
+        yield
+        return
+    config = make_config(
+        side_app(main),
+        settings.model_copy(update=NO_TLS),
+        lifespan="off",
+        count_refusal=main.state.metrics.reject,
+        connections=Connections(MOST_CONNECTIONS),
+    )
+    server = SideServer(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        yield
+    finally:
+        server.should_exit = True
+        with suppress(asyncio.CancelledError):
+            await serving

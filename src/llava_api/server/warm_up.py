@@ -1,0 +1,40 @@
+"""One small JSON answer before the first request, so that nobody waits for what is only made when it is first needed.
+
+These are the process in which grammars are tried and its tokenizer, and a second tokenizer that EngineCore keeps to
+grammars with.
+"""
+
+import asyncio
+import logging
+
+from llava_api.chat.question import chat_question
+from llava_api.errors import ApiError
+from llava_api.protocol.chat import ChatCompletionRequest
+from llava_api.server.services import Services
+
+log = logging.getLogger(__name__)
+
+SECONDS = 30.0
+"""Longest time for it; the server is then ready without."""
+
+
+async def warm_up(services: Services) -> None:
+    """Raises nothing: a server that could not be warmed up is a slower one for a moment."""
+    body = {
+        "model": services.model.names[0],
+        "messages": [{"role": "user", "content": "Hello"}],
+        "response_format": {"type": "json_object"},
+        "max_tokens": 1,
+    }
+    try:
+        async with asyncio.timeout(SECONDS):
+            question = chat_question(ChatCompletionRequest.model_validate(body), services.model, 1)
+            prepared = await services.preparer.prepare(question, "warm-up", "")
+            answer = services.engine.generate(prepared.asked.request)
+            try:
+                async for _ in answer:
+                    pass
+            finally:
+                await answer.aclose()
+    except (ApiError, TimeoutError) as error:
+        log.warning("the first JSON answer will take longer: the warm-up did not end (%s)", type(error).__name__)

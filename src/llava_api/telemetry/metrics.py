@@ -1,0 +1,275 @@
+"""The server's metrics, and the page that Prometheus reads: ours, then what vLLM and Python keep themselves.
+
+No label can take a value of a client's choosing: addresses, methods, keys, models and error codes come from closed
+sets, and what is in none of them is "other". Nothing here is global: each ``Metrics`` has a registry of its own.
+
+To add a metric: make it in ``__init__`` with ``registry=self.registry``. What is read off somewhere else (a queue's
+length) is set in a function that ``before_scrape`` is handed.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
+from prometheus_client.registry import Collector
+
+from llava_api.telemetry.record import GAP_BOUNDS_SECONDS, OUTCOMES, RequestRecord
+
+OTHER = "other"
+OPENMETRICS = "application/openmetrics-text"
+PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+"""Routes that machines ask every few seconds."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+REASONS = frozenset(
+    {
+        *(
+            "invalid_request",
+            "invalid_json",
+            "unknown_parameter",
+            "missing_required_parameter",
+            "unsupported_parameter",
+        ),
+        *("invalid_schema", "context_length_exceeded", "previous_response_not_found", "request_too_large"),
+        *(
+            "invalid_image",
+            "image_too_large",
+            "image_url_not_allowed",
+            "image_fetch_failed",
+            "unsupported_image_format",
+        ),
+        *("invalid_api_key", "not_found", "model_not_found", "method_not_allowed", "max_tokens_exceeded"),
+        *("invalid_http", "invalid_host", "headers_too_large", "receive_timeout", "unsupported_content_encoding"),
+        *("host_not_allowed", "origin_not_allowed"),
+        *("rate_limit_exceeded", "request_exceeds_rate_limit", "too_many_requests_at_once", "request_timeout"),
+        *("server_busy", "queue_full", "queue_timeout", "images_busy", "memory_full"),
+        *("model_not_ready", "server_stopping", "engine_restarting"),
+        *("engine_failed", "engine_stopped", "internal_error"),
+    }
+)
+"""Every code of an error; ``invalid_request`` stands for those without one."""
+
+TOTAL_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 240, 480)
+FIRST_TOKEN_SECONDS = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 40, 80, 160),
+)
+QUEUE_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
+FETCH_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
+DECODE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+
+class GapHistogram(Collector):
+    """Times between tokens, added a request at a time: prometheus_client's own takes a microsecond for each."""
+
+    NAME = "llava_api_inter_token_latency_seconds"
+    HELP = "Time from one token of an answer to the next, as it left the engine for the client."
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.counts = [0] * (len(GAP_BOUNDS_SECONDS) + 1)
+        self.seconds = 0.0
+        registry.register(self)
+
+    def add(self, counts: list[int], seconds: float) -> None:
+        self.counts = [before + more for before, more in zip(self.counts, counts, strict=True)]
+        self.seconds += seconds
+
+    def describe(self) -> Iterable[Metric]:
+        return [HistogramMetricFamily(self.NAME, self.HELP)]
+
+    def collect(self) -> Iterable[Metric]:
+        so_far, buckets = 0, []
+        for bound, count in zip((*map(str, GAP_BOUNDS_SECONDS), "+Inf"), self.counts, strict=True):
+            so_far += count
+            buckets.append((bound, float(so_far)))
+        family = HistogramMetricFamily(self.NAME, self.HELP)
+        family.add_metric([], buckets, self.seconds)
+        return [family]
+
+
+class Together(Collector):
+    """Several registries as one."""
+
+    def __init__(self, *registries: Collector) -> None:
+        self.registries = registries
+
+    def collect(self) -> Iterator[Metric]:
+        for registry in self.registries:
+            yield from registry.collect()
+
+
+class Metrics:
+    """Made once for an application. Everything but ``page`` is called on the event loop."""
+
+    def __init__(self, versions: Mapping[str, str | None]) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.samplers: list[Callable[[], None]] = []
+        self.models: frozenset[str] = frozenset()
+        """Names that may stand in a label."""
+        self.running = 0
+        self.children: dict[tuple[object, ...], Any] = {}
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"llava_api_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"llava_api_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
+            return Histogram(f"llava_api_{name}", text, labels, registry=registry, buckets=tuple(buckets))
+
+        # Requests
+        self.requests = counter(
+            "requests_total", "Requests that ended. key: the API key's name.", "route", "method", "status", "key"
+        )
+        self.outcomes = counter("request_outcomes_total", "Requests by how they ended, streams included.", "outcome")
+        self.rejections = counter(
+            "rejections_total", "Errors that callers were told, by code; in streams too.", "reason"
+        )
+        self.in_progress = gauge("requests_in_progress", "Requests that are being answered, /health and /metrics too.")
+        self.duration = histogram(
+            "request_duration_seconds", "Time from a request to the last byte of its answer.", TOTAL_SECONDS, "route"
+        )
+        # Answers
+        self.first_token = histogram(
+            "time_to_first_token_seconds",
+            "Time from a request to the engine's first token: pictures, queue and prefill.",
+            FIRST_TOKEN_SECONDS,
+        )
+        self.gaps = GapHistogram(registry)
+        self.prompt_tokens = counter("prompt_tokens_total", "Tokens of prompts, pictures' too.", "model", "key")
+        self.completion_tokens = counter("completion_tokens_total", "Tokens of answers.", "model", "key")
+        # The queue in front of the engine
+        self.queue_wait = histogram("queue_wait_seconds", "Time that prompts waited for their turn.", QUEUE_SECONDS)
+        self.queue_depth = gauge("queue_depth", "Prompts that wait for their turn.")
+        self.slots_in_use = gauge("slots_in_use", "Answers that are being made.")
+        self.slots = gauge("slots", "Answers that can be made at once.")
+        # Pictures
+        self.image_fetch = histogram(
+            "image_fetch_seconds",
+            "Time for a picture from the web, the wait for a place included.",
+            FETCH_SECONDS,
+            "outcome",
+        )
+        self.image_decode = histogram(
+            "image_decode_seconds",
+            "Time to decode and resize a picture, the wait for a thread included.",
+            DECODE_SECONDS,
+        )
+        self.image_cache = counter("image_cache_lookups_total", "Finished pictures that were looked for.", "result")
+        self.image_cache_bytes = gauge("image_cache_bytes", "Memory that finished pictures take.")
+        self.images_waiting = gauge("images_waiting", "Pictures that wait for a thread.")
+        self.inflight_bytes = gauge("inflight_bytes", "Memory that requests hold: bodies, fetched pictures, pixels.")
+        self.images = counter("images_total", "Pictures of requests.")
+        self.image_bytes = counter("image_bytes_total", "Bytes of pictures, encoded.")
+        self.image_pixels = counter("image_pixels_total", "Pixels of pictures, as sent.")
+        self.image_tokens = counter("image_tokens_total", "Tokens of pictures.")
+        # What runs here
+        self.tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
+        self.engine_restarts = counter("engine_restarts_total", "Starts of another engine, failures too.")
+        build = {name: found or "" for name, found in versions.items()}
+        gauge("build_info", "Versions; 1.", *build).labels(**build).set(1)
+        self.model_info = gauge("model_info", "The model; 1.", "model", "family", "image_mode", "version", "format")
+        for outcome in OUTCOMES:
+            self.outcomes.labels(outcome)
+        for reason in sorted(REASONS):
+            self.rejections.labels(reason)
+        for fetched in ("ok", "failed"):
+            self.image_fetch.labels(fetched)
+        for result in ("hit", "miss"):
+            self.image_cache.labels(result)
+
+    def serve_model(self, names: Iterable[str], **labels: str) -> None:
+        """The model is known now. ``names``: every name that a request may give, adapters' too."""
+        self.models = frozenset(names)
+        self.model_info.clear()
+        self.model_info.labels(**labels).set(1)
+
+    def before_scrape(self, sample: Callable[[], None]) -> None:
+        """``sample`` sets gauges, on the event loop, each time before the page is made."""
+        self.samplers.append(sample)
+
+    def child(self, metric: Any, *labels: str) -> Any:
+        """``metric.labels(...)``, without its lock and its checks."""
+        key = (metric, *labels)
+        found = self.children.get(key)
+        if found is None:
+            found = self.children[key] = metric.labels(*labels)
+        return found
+
+    def begin(self) -> None:
+        self.running += 1
+
+    def end(self, record: RequestRecord) -> None:
+        """Count a request that has ended."""
+        self.running -= 1
+        child = self.child
+        method = record.method if record.method in METHODS else OTHER
+        child(self.requests, record.route, method, str(record.status), record.key).inc()
+        child(self.duration, record.route).observe(record.seconds)
+        if record.route in PROBES:
+            # What a probe is told while the model loads is nobody's failure.
+            return
+        child(self.outcomes, record.outcome).inc()
+        if record.error is not None:
+            self.reject(record.error)
+        if record.images or record.steps:
+            self.end_images(record)
+        if record.answers:
+            self.end_answers(record)
+
+    def reject(self, code: str) -> None:
+        """Count an error that a caller was told; ``code`` may be empty. For those too that no record knows of."""
+        reason = code or "invalid_request"
+        self.child(self.rejections, reason if reason in REASONS else OTHER).inc()
+
+    def end_images(self, record: RequestRecord) -> None:
+        self.images.inc(record.images)
+        self.image_bytes.inc(record.image_bytes)
+        self.image_pixels.inc(record.image_pixels)
+        self.image_tokens.inc(record.image_tokens)
+        if record.cache_hits:
+            self.child(self.image_cache, "hit").inc(record.cache_hits)
+        if record.cache_misses:
+            self.child(self.image_cache, "miss").inc(record.cache_misses)
+        for step in record.steps:
+            if step.name == "fetch":
+                self.child(self.image_fetch, "ok" if step.ok else "failed").observe(step.seconds)
+            else:
+                self.image_decode.observe(step.seconds)
+
+    def end_answers(self, record: RequestRecord) -> None:
+        model = record.model if record.model in self.models else OTHER
+        self.child(self.prompt_tokens, model, record.key).inc(record.prompt_tokens)
+        self.child(self.completion_tokens, model, record.key).inc(record.completion_tokens)
+        first_token = record.first_token_seconds
+        if first_token is not None:
+            self.first_token.observe(first_token)
+        for answer in record.answers:
+            waited = answer.queue_seconds
+            if waited is not None:
+                self.queue_wait.observe(waited)
+            if answer.gap_seconds:
+                self.gaps.add(answer.gaps, answer.gap_seconds)
+
+    def sample(self) -> None:
+        """Read off what is only looked at when somebody asks. On the event loop, before ``page``."""
+        self.in_progress.set(self.running)
+        self.tasks.set(len(asyncio.all_tasks()))
+        for sample in self.samplers:
+            sample()
+
+    def page(self, accept: str) -> tuple[bytes, str]:
+        """(the page, its content type) in the format that ``accept`` asks for; takes milliseconds, in any thread.
+
+        vLLM and prometheus_client keep theirs in the registry of the process.
+        """
+        everything = Together(self.registry, REGISTRY)
+        if choose_encoder(accept)[1].startswith(OPENMETRICS):
+            # Its default makes vllm_requests of vllm:requests, in half of the lines (prometheus/client_python#1177).
+            page: bytes = openmetrics.generate_latest(everything, escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
+            return page, openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(everything), CONTENT_TYPE_PLAIN_0_0_4

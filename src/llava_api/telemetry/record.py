@@ -1,0 +1,241 @@
+"""What happened to one request: noted on its way by whoever knows it, told once at its end.
+
+The middleware that opens a record (``server/middleware/access.py``) hands it to the metrics, the log and the trace when
+the last byte has gone. Whoever has something to note asks for ``current()``: the record travels in a context variable,
+which asyncio hands on to every task and stream of the request, so that no signature between the HTTP layer and the
+pictures has to carry it. Without a request (the command line, a test) there is one that nobody reads.
+
+Must not hold pictures, their URLs, or keys.
+"""
+
+from bisect import bisect_left
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from time import perf_counter, time_ns
+from typing import Literal
+
+Outcome = Literal["ok", "refused", "client_gone", "failed", "cut"]
+"""refused: an error instead of an answer, and the caller's or the load's doing; failed: the server's or the engine's
+doing, in a stream too; cut: the server ended the answer early (shutdown, a reader too slow)."""
+StepName = Literal["fetch", "decode"]
+
+OUTCOMES: tuple[Outcome, ...] = ("ok", "refused", "client_gone", "failed", "cut")
+FAILURES = frozenset({"engine_failed", "engine_stopped", "internal_error"})
+"""Codes of errors that are nobody's but the server's doing, whatever their status."""
+STOPPING = "server_stopping"
+"""Code of the error that ends an answer at a shutdown, and refuses what comes then."""
+GAP_BOUNDS_SECONDS = (
+    *(0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1),
+    *(0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0),
+)
+"""Upper bounds of the buckets for the time between two tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of the work before the engine. Moments are ``perf_counter``'s."""
+
+    name: StepName
+    started: float
+    ended: float
+    ok: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.started
+
+
+@dataclass(slots=True)
+class AnswerRecord:
+    """One prompt and its answers: its turn and its tokens. Moments are ``perf_counter``'s, 0 for not yet."""
+
+    prompt_tokens: int
+    images: int
+    image_tokens: int
+    choices: int
+    """Answers that the engine makes."""
+    max_tokens: int
+    temperature: float
+    waiting_from: float = 0.0
+    admitted: float = 0.0
+    first_token: float = 0.0
+    ended: float = 0.0
+    completion_tokens: int = 0
+    """As the caller is told."""
+    cached_tokens: int = 0
+    """Of the prompt, from the prefix cache."""
+    finish_reasons: list[str] = field(default_factory=list)
+    gaps: list[int] = field(default_factory=lambda: [0] * (len(GAP_BOUNDS_SECONDS) + 1))
+    """Tokens by the time since the one before, in the buckets of ``GAP_BOUNDS_SECONDS`` and one above them."""
+    gap_seconds: float = 0.0
+    latest: list[float] = field(default_factory=list)
+    """When each choice's latest token came."""
+
+    def __post_init__(self) -> None:
+        self.latest = [0.0] * self.choices
+
+    def enqueue(self) -> None:
+        self.waiting_from = perf_counter()
+
+    def admit(self) -> None:
+        self.admitted = perf_counter()
+
+    def count(self, choice: int, tokens: int) -> None:
+        """Tokens that came together. On the way of every token: 0.3 microseconds."""
+        if not tokens:
+            return
+        now = perf_counter()
+        before = self.latest[choice]
+        self.latest[choice] = now
+        if before:
+            # Several at once came one by one inside the engine, and waited here for each other.
+            self.gaps[bisect_left(GAP_BOUNDS_SECONDS, (now - before) / tokens)] += tokens
+            self.gap_seconds += now - before
+        elif not self.first_token:
+            self.first_token = now
+
+    def end(self, completion_tokens: int, cached_tokens: int) -> None:
+        self.ended = perf_counter()
+        self.completion_tokens = completion_tokens
+        self.cached_tokens = cached_tokens
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """None where its turn never came."""
+        return self.admitted - self.waiting_from if self.admitted else None
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    request_id: str = ""
+    method: str = ""
+    path: str = ""
+    """As the client sent it, unescaped: for the log alone, which cuts and escapes it."""
+    client: str = ""
+    """Address."""
+    scheme: str = "http"
+    traced: dict[str, str] = field(default_factory=dict)
+    """The caller's ``traceparent`` and ``tracestate``."""
+    keeps_prompt: bool = False
+    """--log-prompts"""
+    started: float = field(default_factory=perf_counter)
+    started_unix_ns: int = field(default_factory=time_ns)
+    ended: float = 0.0
+
+    route: str = "other"
+    """The template of its address; "other" where there is none."""
+    key: str = "-"
+    """Name of the API key; "-" without."""
+    status: int = 0
+    """0 where no answer was begun."""
+    complete: bool = False
+    """The last byte was handed over."""
+    client_gone: bool = False
+    """Before that."""
+    cut: bool = False
+    """Ended early by the server."""
+    error: str | None = None
+    """Code of the error that the caller was told, "" for one without a code."""
+
+    model: str | None = None
+    """As the client named it; may be no model at all."""
+    stream: bool = False
+    prompt: str | None = None
+    """What the model is shown, ``<image>`` for each picture; only where ``keeps_prompt``."""
+    image_bytes: int = 0
+    """Of encoded pictures."""
+    image_pixels: int = 0
+    image_tokens: int = 0
+    """Of the pictures that were looked at, the request refused or not."""
+    images: int = 0
+    """That were looked at."""
+    cache_hits: int = 0
+    cache_misses: int = 0
+    steps: list[Step] = field(default_factory=list)
+    answers: list[AnswerRecord] = field(default_factory=list)
+
+    def end(self, route: str, key: str | None) -> None:
+        self.ended = perf_counter()
+        self.route = route
+        self.key = key or "-"
+
+    def tell(self, code: str | None) -> None:
+        """The caller is told of an error: with a status, or inside a stream."""
+        self.error = code or ""
+
+    def did(self, name: StepName, started: float, ok: bool) -> None:
+        """A step that began at ``started`` has just ended."""
+        self.steps.append(Step(name, started, perf_counter(), ok))
+
+    def looked_at(self, size_bytes: int, pixels: int, tokens: int) -> None:
+        """A picture's header was read."""
+        self.images += 1
+        self.image_bytes += size_bytes
+        self.image_pixels += pixels
+        self.image_tokens += tokens
+
+    def asks(
+        self, prompt_tokens: int, image_tokens: list[int], choices: int, max_tokens: int, temperature: float
+    ) -> AnswerRecord:
+        """The engine will be asked; ``image_tokens`` of each picture."""
+        made = AnswerRecord(prompt_tokens, len(image_tokens), sum(image_tokens), choices, max_tokens, temperature)
+        self.answers.append(made)
+        return made
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.client_gone:
+            return "client_gone"
+        if self.cut or (self.error == STOPPING and self.answers):
+            return "cut"
+        if self.status == 500 or self.error in FAILURES or (self.error is not None and self.status < 400):
+            return "failed"
+        if self.status >= 400:
+            return "refused"
+        return "ok" if self.complete else "cut"
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.started
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """From the request's first byte to the engine's first token."""
+        moments = [answer.first_token for answer in self.answers if answer.first_token]
+        return min(moments) - self.started if moments else None
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """The longest wait, where several prompts waited."""
+        waits = [wait for answer in self.answers if (wait := answer.queue_seconds) is not None]
+        return max(waits) if waits else None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(answer.prompt_tokens for answer in self.answers)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(answer.completion_tokens for answer in self.answers)
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        return [reason for answer in self.answers for reason in answer.finish_reasons]
+
+
+RECORD: ContextVar[RequestRecord] = ContextVar("RECORD")
+"""Of the request that this task works for."""
+
+
+def current() -> RequestRecord:
+    found = RECORD.get(None)
+    return RequestRecord() if found is None else found
+
+
+def opened(record: RequestRecord) -> "Token[RequestRecord]":
+    """From here on ``current()`` is ``record``, until ``closed``."""
+    return RECORD.set(record)
+
+
+def closed(token: "Token[RequestRecord]") -> None:
+    RECORD.reset(token)

@@ -1,0 +1,20 @@
+"""The app behind the server's own HTTP layer, on real sockets and on the event loop that it is run on."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import pytest_asyncio
+import uvloop
+from fastapi import FastAPI
+
+from tests.support.edge import Edge, edge_of
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], Any]]:
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest_asyncio.fixture
+async def edge(app: FastAPI) -> AsyncIterator[Edge]:
+    async with edge_of(app) as made:
+        yield made

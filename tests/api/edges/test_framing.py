@@ -1,0 +1,235 @@
+"""What is no request, or one that two servers could read in two ways: refused in the API's shape, and closed."""
+
+import asyncio
+import tracemalloc
+
+import pytest
+
+from tests.api.test_chat import CHAT, text_body
+from tests.support.edge import HEALTH, Edge, post, until
+from tests.support.scripted_engine import ScriptedEngine
+
+BODY = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
+CHUNKED = BODY + b"Transfer-Encoding: chunked\r\n\r\n"
+HIDDEN = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n"
+
+DOUBTFUL = {
+    "nothing": b"\0\0\0\0\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/2 in a line": b"GET /health/live HTTP/2.0\r\nHost: a\r\n\r\n",
+    "HTTP/0.9": b"GET /health/live\r\n\r\n",
+    "a version to come": b"GET /health/live HTTP/1.2\r\nHost: a\r\n\r\n",
+    "another protocol": b"DESCRIBE /health/live RTSP/2.0\r\nHost: a\r\n\r\n",
+    "CONNECT": b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a target without a slash": b"GET health/live HTTP/1.1\r\nHost: a\r\n\r\n",
+    "another scheme": b"GET ftp://a/health/live HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a fragment": b"GET /health/live#x HTTP/1.1\r\nHost: a\r\n\r\n",
+    "letters beyond ASCII": b"GET /health/l\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "no Host": b"GET /health/live HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET /health/live HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    "a host twice": b"GET /health/live HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+    "a host with a path": b"GET /health/live HTTP/1.1\r\nHost: a/b\r\n\r\n",
+    "a host with a query": b"GET /health/live HTTP/1.1\r\nHost: a?\r\n\r\n",
+    "two hosts in two places": b"GET http://b/health/live HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a length twice": BODY + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+    "two lengths": BODY + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "a list of lengths": BODY + b"Content-Length: 2, 2\r\n\r\n{}",
+    "a length with a sign": BODY + b"Content-Length: +2\r\n\r\n{}",
+    "a length in hex": BODY + b"Content-Length: 0x2\r\n\r\n{}",
+    "an empty length": BODY + b"Content-Length:\r\n\r\n",
+    "a length of many digits": BODY + b"Content-Length: " + b"0" * 5000 + b"2\r\n\r\n{}",
+    "a length beyond all": BODY + b"Content-Length: 99999999999999999999999\r\n\r\n{}",
+    "a space before the colon": BODY + b"Content-Length : 2\r\n\r\n{}",
+    "length and chunks": BODY + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HIDDEN,
+    "chunks and length": BODY + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n" + HIDDEN,
+    "chunked twice": BODY + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "gzip and chunked": BODY + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n" + HIDDEN,
+    "chunked, in the middle": BODY + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n" + HIDDEN,
+    "identity": BODY + b"Transfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+    "xchunked": BODY + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" + HIDDEN,
+    "chunked behind a tab": BODY + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n" + HIDDEN,
+    "chunked in HTTP/1.0": CHUNKED.replace(b"1.1", b"1.0") + b"0\r\n\r\n" + HIDDEN,
+    "a folded header": b"GET /health/live HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n",
+    "a folded length": BODY + b"Content-Length: 2\r\n 0\r\n\r\n{}",
+    "a header before all": b"GET /health/live HTTP/1.1\r\n X: a\r\nHost: a\r\n\r\n",
+    "line feeds alone": b"GET /health/live HTTP/1.1\nHost: a\n\n",
+    "a line feed alone": b"GET /health/live HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
+    "a line feed at the end": b"GET /health/live HTTP/1.1\r\nHost: a\r\n\n",
+    "a carriage return alone": b"GET /health/live HTTP/1.1\r\nHost: a\rX: b\r\n\r\n",
+    "a zero byte": b"GET /health/live HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n",
+    "a header without a colon": b"GET /health/live HTTP/1.1\r\nHost: a\r\nX\r\n\r\n",
+    "a header without a name": b"GET /health/live HTTP/1.1\r\nHost: a\r\n: x\r\n\r\n",
+    "a chunk's line feed": CHUNKED + b"2\n{}\r\n0\r\n\r\n",
+    "a line feed in a chunk's extension": CHUNKED + b"2;a\nb\r\n{}\r\n0\r\n\r\n",
+    "a chunk with a space": CHUNKED + b"2 \r\n{}\r\n0\r\n\r\n",
+    "a chunk in 0x": CHUNKED + b"0x2\r\n{}\r\n0\r\n\r\n",
+    "a chunk that is longer": CHUNKED + b"2\r\n{}}\r\n0\r\n\r\n",
+    "a chunk below nothing": CHUNKED + b"-2\r\n{}\r\n0\r\n\r\n",
+    "a chunk beyond all": CHUNKED + b"fffffffffffffffff\r\n{}\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+async def test_in_doubt_refused(edge: Edge, engine: ScriptedEngine, name: str) -> None:
+    caller = await edge.call()
+    answer = await caller.ask(DOUBTFUL[name])
+    assert (answer.status, answer.error["code"]) == (400, "invalid_http")
+    assert answer.headers["connection"] == "close"
+    # Nothing that was hidden behind it is answered.
+    assert await caller.end() == b""
+    assert engine.requests == []
+    assert await edge.is_well()
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+async def test_one_byte_at_a_time_the_verdict_is_the_same(edge: Edge, name: str) -> None:
+    caller = await edge.call()
+    head, _, rest = DOUBTFUL[name].partition(b"0" * 5000)
+    pieces = [bytes([byte]) for byte in head] + ([b"0" * 5000, rest] if rest else [])
+    for piece in pieces:
+        caller.writer.write(piece)
+        await asyncio.sleep(0)
+    answer = await caller.answer()
+    assert (answer.status, answer.error["code"]) == (400, "invalid_http")
+    assert await caller.end() == b""
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET /health/live HTTP/1.0\r\n\r\n",
+        b"GET /health/live HTTP/1.0\r\nHost: a\r\n\r\n",
+        b"GET http://a/health/live HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET http://A:80/health/live HTTP/1.1\r\nHost: a:8000\r\n\r\n",
+        b"GET http://[::1]/health/live HTTP/1.1\r\nHost: [::1]:8000\r\n\r\n",
+        b"\r\n\r\nGET /health/live HTTP/1.1\r\nHost: a\r\nEmpty:\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost:\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n\r\n",
+    ],
+)
+async def test_odd_but_clear_answered(edge: Edge, request_line: bytes) -> None:
+    assert (await edge.ask(request_line)).status == 200
+
+
+async def test_a_question_that_asks_for_an_upgrade_is_answered_as_any_other(edge: Edge) -> None:
+    """As Java's own client does with each first request; its body may come later."""
+    caller = await edge.call()
+    for _ in range(2):
+        request = post(CHAT, text_body(), "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMA")
+        head, _, body = request.partition(b"\r\n\r\n")
+        await caller.send(head + b"\r\n\r\n")
+        await asyncio.sleep(0.05)
+        answer = await caller.ask(body)
+        assert (answer.status, answer.headers.get("connection")) == (200, None)
+    # And what follows in the same bytes is answered too.
+    await caller.send(b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n" + HEALTH)
+    assert [(await caller.answer()).status for _ in range(2)] == [200, 200]
+
+
+async def test_trailers_are_no_headers(edge: Edge) -> None:
+    """They come when the headers have been judged; those of a body are none of the next request either."""
+    body = b'{"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}'
+    caller = await edge.call()
+    for _ in range(2):
+        await caller.send(CHUNKED + b"%x\r\n%s\r\n0\r\nContent-Encoding: gzip\r\nHost: b\r\n\r\n" % (len(body), body))
+        assert (await caller.answer()).status == 200
+
+
+async def test_a_flood_of_trailers_and_extensions_is_cut(edge: Edge) -> None:
+    for flood in (b"1;" + b"a" * 100_000, b"1\r\n{\r\n0\r\nX: " + b"a" * 100_000):
+        answer = await edge.ask(CHUNKED + flood)
+        assert (answer.status, answer.error["code"]) == (431, "headers_too_large")
+
+
+async def test_a_bad_request_behind_a_good_one_waits_its_turn(edge: Edge, engine: ScriptedEngine) -> None:
+    engine.pause_seconds = 0.1
+    caller = await edge.call()
+    await caller.send(post(CHAT, text_body()) + b"nonsense\r\n\r\n" + HEALTH)
+    assert (await caller.answer()).status == 200
+    assert (await caller.answer()).error["code"] == "invalid_http"
+    assert await caller.end() == b""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("body", [post(CHAT, text_body()), CHUNKED + b"2\r\n{}\r\n0\r\n\r\n", CHUNKED + b"zz\r\n"])
+async def test_a_body_behind_a_request_ends_the_connection_after_its_answer(
+    edge: Edge, engine: ScriptedEngine, body: bytes, stream: bool
+) -> None:
+    engine.pause_seconds = 0.1
+    caller = await edge.call()
+    await caller.send(post(CHAT, text_body(stream=stream)) + HEALTH + body + HEALTH)
+    said = await caller.end()
+    assert said.count(b"HTTP/1.1 200 OK") == said.count(b"HTTP/1.1") == 2
+    assert (b"[DONE]" in said) == stream
+    assert b"connection: close" in said.rpartition(b"HTTP/1.1")[2]
+    assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize("behind", [post(CHAT, b"a" * 60_000), post(CHAT, b"a" * 150_000, length=250_000)])
+async def test_bodies_behind_a_request_are_not_kept_and_hide_nobodys_leaving(
+    edge: Edge, engine: ScriptedEngine, behind: bytes
+) -> None:
+    engine.texts = ("word ",) * 1000
+    engine.pause_seconds = 0.02
+    caller = await edge.call()
+    await caller.send(post(CHAT, text_body(stream=True)))
+    await caller.head()
+    tracemalloc.start()
+    try:
+        async with asyncio.timeout(10):
+            for _ in range(200):
+                await caller.send(behind)
+        assert tracemalloc.get_traced_memory()[1] < 1_200_000
+    finally:
+        tracemalloc.stop()
+    assert engine.unfinished == 1
+    await caller.close()
+    await until(lambda: not engine.unfinished)
+
+
+async def test_requests_in_a_row_are_answered_in_order(edge: Edge, engine: ScriptedEngine) -> None:
+    engine.pause_seconds = 0.05
+    caller = await edge.call()
+    await caller.send(post(CHAT, text_body()) + HEALTH + post("/v1/nowhere", b"") + HEALTH)
+    assert [(await caller.answer()).status for _ in range(4)] == [200, 200, 404, 200]
+
+
+async def test_too_many_in_a_row_are_answered_in_part_and_closed(edge: Edge) -> None:
+    caller = await edge.call()
+    await caller.send(HEALTH * 10_000)
+    answers = (await caller.end()).split(b"HTTP/1.1 200 OK")[1:]
+    assert 10 < len(answers) < 100
+    assert b"connection: close" in answers[-1]
+    assert b"connection: close" not in answers[-2]
+
+
+async def test_long_headers_in_a_row_are_bounded(edge: Edge, engine: ScriptedEngine) -> None:
+    engine.pause_seconds = 0.1
+    caller = await edge.call()
+    long = HEALTH.replace(b"\r\n\r\n", b"\r\nX: " + b"a" * 30_000 + b"\r\n\r\n")
+    await caller.send(post(CHAT, text_body()) + long * 10)
+    answers = (await caller.end()).split(b"HTTP/1.1 200 OK")[1:]
+    assert len(answers) == 4
+    assert b"connection: close" in answers[-1]
+
+
+async def test_nothing_is_answered_after_a_farewell(edge: Edge) -> None:
+    caller = await edge.call()
+    await caller.send(HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + HEALTH)
+    assert (await caller.end()).count(b"HTTP/1.1") == 1
+
+
+async def test_a_caller_with_a_request_in_waiting_may_leave(edge: Edge, engine: ScriptedEngine) -> None:
+    engine.texts = ("word ",) * 1000
+    engine.pause_seconds = 0.02
+    caller = await edge.call()
+    await caller.send(post(CHAT, text_body(stream=True)) + HEALTH)
+    await caller.head()
+    assert engine.unfinished == 1
+    await caller.close()
+    async with asyncio.timeout(2):
+        while engine.unfinished:
+            await asyncio.sleep(0.01)

@@ -1,0 +1,37 @@
+"""HEAD, OPTIONS and methods that nobody thought of."""
+
+import pytest
+
+from tests.support.edge import HEALTH, Edge
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny", "/health", "/health/live", "/docs", "/openapi.json"])
+async def test_head_is_get_without_its_body(edge: Edge, path: str) -> None:
+    caller = await edge.call()
+    got = await caller.ask(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    await caller.send(f"HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    head = await caller.answer(has_body=False)
+    assert (head.status, head.headers["content-length"]) == (200, str(len(got.body)))
+    # Nothing of a body comes before the next answer.
+    assert (await caller.ask(HEALTH)).body == b'{"status":"live"}'
+
+
+async def test_head_where_get_is_refused(edge: Edge) -> None:
+    caller = await edge.call()
+    for path, status in (("/v1/chat/completions", 405), ("/nowhere", 404), ("/v1/models/other", 404)):
+        await caller.send(f"HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        assert (await caller.answer(has_body=False)).status == status
+    assert (await caller.ask(HEALTH)).status == 200
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "PUT", "PATCH", "PROPFIND", "PURGE", "QUERY"])
+async def test_other_methods(edge: Edge, method: str) -> None:
+    answer = await edge.ask(f"{method} /v1/models HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    assert (answer.status, answer.error["code"]) == (405, "method_not_allowed")
+    answer = await edge.ask(f"{method} /nowhere HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    assert (answer.status, answer.error["code"]) == (404, "not_found")
+
+
+async def test_options_of_the_server_as_a_whole(edge: Edge) -> None:
+    answer = await edge.ask(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert (answer.status, answer.error["code"]) == (404, "not_found")

@@ -1,0 +1,184 @@
+"""What is rendered is valid, and every name in it is that of something that is there."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from jsonschema import ValidationError
+
+from tests.support.chart import VERSIONS, Object, check, objects, of_kind, pods, selects
+from tests.support.chart_cases import CASES, MULTI_NODE, SWITCHES, TWO_MODELS
+
+LONG = "a-release-with-the-longest-name-that-helm-will-accept"
+LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+DNS = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+ELSEWHERE = {"llava-keys", "hub-token", "llava-redis", "llava-weights", "keys", "hub", "weights", "llava-epp"}
+"""Secrets, claims and Services that a case says are made by somebody else."""
+
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+@every_case
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kubernetes_takes_every_object(case: str, version: str) -> None:
+    for one in objects(CASES[case]):
+        try:
+            check(one, version)
+        except ValidationError as error:
+            pytest.fail(f"{one['kind']} {one['metadata']['name']}: {error.json_path}: {error.message}")
+
+
+def test_checks_see_a_misspelt_field() -> None:
+    for kind, values in {
+        "Deployment": {},
+        "LeaderWorkerSet": MULTI_NODE,
+        "ScaledObject": {"keda": {"enabled": True}},
+        "HTTPRoute": CASES["route"],
+    }.items():
+        (one,) = of_kind(objects(values), kind)
+        one["spec"]["replicaz"] = 1
+        with pytest.raises(ValidationError, match="replicaz"):
+            check(one, VERSIONS[0])
+    (group,) = of_kind(objects(MULTI_NODE), "LeaderWorkerSet")
+    group["spec"]["leaderWorkerTemplate"]["workerTemplate"]["spec"]["containerz"] = []
+    with pytest.raises(ValidationError, match="containerz"):
+        check(group, VERSIONS[0])
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_switch_adds_and_takes_what_it_says(switch: str) -> None:
+    values, expected = SWITCHES[switch]
+    before = Counter(one["kind"] for one in objects())
+    after = Counter(one["kind"] for one in objects(values))
+    changed = set((after - before).keys()) | {f"-{kind}" for kind in (before - after)}
+    assert changed == expected
+
+
+@every_case
+@pytest.mark.parametrize("release", ["llava", LONG], ids=["short", "long"])
+def test_names_and_labels_fit(case: str, release: str) -> None:
+    found = objects(CASES[case], name=release)
+    names = Counter((one["kind"], one["metadata"]["name"]) for one in found)
+    assert [name for name, times in names.items() if times > 1] == []
+    for one in found:
+        assert len(one["metadata"]["name"]) <= 63
+        assert DNS.fullmatch(one["metadata"]["name"])
+        if one["kind"] == "Deployment":
+            # -REPLICASET-POD: what is longer is cut, and the queries of alerts would not find it.
+            assert len(one["metadata"]["name"]) + 11 <= 58 or "router" in one["metadata"]["name"]
+    for labels in (*(one["metadata"].get("labels", {}) for one in found), *(pod.labels for pod in pods(found))):
+        for value in labels.values():
+            assert isinstance(value, str)
+            assert len(value) <= 63
+            assert LABEL.fullmatch(value)
+
+
+def test_two_long_releases_share_no_name() -> None:
+    one = {(found["kind"], found["metadata"]["name"]) for found in objects(TWO_MODELS, name=LONG)}
+    other = {(found["kind"], found["metadata"]["name"]) for found in objects(TWO_MODELS, name=f"{LONG[:-1]}x")}
+    assert one & other == set()
+
+
+def selectors(found: list[Object]) -> Iterator[tuple[Object, Object]]:
+    """(an object, how it selects pods)"""
+    for one in of_kind(found, "Service", "PodDisruptionBudget", "Deployment", "PodMonitor", "InferencePool"):
+        yield one, one["spec"]["selector"]
+    for one in of_kind(found, "NetworkPolicy"):
+        yield one, one["spec"]["podSelector"]
+        for rule in (*one["spec"]["ingress"], *one["spec"]["egress"]):
+            for peer in (*rule.get("from", []), *rule.get("to", [])):
+                if "app.kubernetes.io/instance" in peer.get("podSelector", {}).get("matchLabels", {}):
+                    yield one, peer["podSelector"]
+    for pod in pods(found):
+        for constraint in pod.spec.get("topologySpreadConstraints", []):
+            yield pod.owner, constraint["labelSelector"]
+
+
+@every_case
+def test_selectors_select_pods(case: str) -> None:
+    found = objects(CASES[case])
+    for one, selector in selectors(found):
+        chosen = [pod for pod in pods(found) if selects(selector, pod.labels)]
+        assert chosen, f"{one['kind']} {one['metadata']['name']} selects nothing"
+        if one["kind"] == "Deployment":
+            assert [pod.owner for pod in chosen] == [one]
+
+
+@every_case
+def test_services_lead_to_ports_of_the_pods_that_answer(case: str) -> None:
+    found = objects(CASES[case])
+    for service in of_kind(found, "Service"):
+        chosen = [pod for pod in pods(found) if selects(service["spec"]["selector"], pod.labels)]
+        # Not to the other nodes of a model, to a test, or to a download.
+        assert {pod.labels["app.kubernetes.io/component"] for pod in chosen} <= {"server", "router"}
+        assert len(chosen) == 1
+        named = {port["name"] for pod in chosen for container in pod.containers for port in container.get("ports", [])}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= named
+
+
+@every_case
+def test_monitors_find_their_ports(case: str) -> None:
+    found = objects(CASES[case])
+    for monitor in of_kind(found, "ServiceMonitor"):
+        chosen = [
+            one for one in of_kind(found, "Service") if selects(monitor["spec"]["selector"], one["metadata"]["labels"])
+        ]
+        assert len(chosen) == len(of_kind(found, "Deployment", "LeaderWorkerSet")) - bool(routers(found))
+        for service in chosen:
+            assert monitor["spec"]["endpoints"][0]["port"] in [port["name"] for port in service["spec"]["ports"]]
+
+
+def routers(found: list[Object]) -> list[Object]:
+    return [
+        one
+        for one in of_kind(found, "Deployment")
+        if one["metadata"]["labels"]["app.kubernetes.io/component"] == "router"
+    ]
+
+
+@every_case
+def test_every_reference_leads_somewhere(case: str) -> None:
+    found = objects(CASES[case])
+    there = {(one["kind"], one["metadata"]["name"]) for one in found}
+
+    def is_there(kind: str, name: str) -> bool:
+        return (kind, name) in there or name in ELSEWHERE
+
+    for one in of_kind(found, "HorizontalPodAutoscaler", "ScaledObject"):
+        target = one["spec"]["scaleTargetRef"]
+        assert is_there(target["kind"], target["name"])
+        (scaled,) = [
+            other for other in found if (other["kind"], other["metadata"]["name"]) == (target["kind"], target["name"])
+        ]
+        assert scaled["apiVersion"] == target["apiVersion"]
+        # Or every upgrade would undo what the autoscaler did.
+        assert "replicas" not in scaled["spec"]
+    for one in of_kind(found, "Ingress"):
+        backend = one["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
+        assert is_there("Service", backend["name"])
+    for one in of_kind(found, "HTTPRoute"):
+        backend = one["spec"]["rules"][0]["backendRefs"][0]
+        assert is_there(backend.get("kind", "Service"), backend["name"])
+    for pod in pods(found):
+        for kind, name in references(pod.spec):
+            assert is_there(kind, name), f"{kind} {name}"
+        volumes = {volume["name"] for volume in pod.spec.get("volumes", [])}
+        for container in pod.containers:
+            assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
+
+
+def references(spec: Object) -> Iterator[tuple[str, str]]:
+    for volume in spec.get("volumes", []):
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"]
+        if "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"]
+        if "persistentVolumeClaim" in volume:
+            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
+    for container in (*spec.get("initContainers", []), *spec["containers"]):
+        for source in container.get("envFrom", []):
+            yield "ConfigMap", source["configMapRef"]["name"]
+        for variable in container.get("env", []):
+            if "secretKeyRef" in variable.get("valueFrom", {}):
+                yield "Secret", variable["valueFrom"]["secretKeyRef"]["name"]

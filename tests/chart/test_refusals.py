@@ -1,0 +1,64 @@
+"""Values that fit the schema and not one another are refused, with a sentence that names them."""
+
+import pytest
+from helm_python.errors import HelmError
+
+from tests.support.chart import Object, rendered
+from tests.support.chart_cases import CLAIM, HUB, MULTI_NODE, ROUTE, TWO_MODELS
+
+ONCE: Object = {"persistence": {"enabled": True, "accessModes": ["ReadWriteOncePod"]}}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"terminationGracePeriodSeconds": 130}, "must be more than preStopSeconds"),
+        ({"terminationGracePeriodSeconds": 60, "drainTimeoutSeconds": 50, "preStopSeconds": 10}, "must be more than"),
+        ({"drainTimeoutSeconds": 150}, "must be more than"),
+        (
+            {"models": [{"name": "one", "model": "llava-tiny-1.5", "drainTimeoutSeconds": 600}]},
+            "models, one: terminationGracePeriodSeconds",
+        ),
+        ({"autoscaling": {"enabled": True}, "keda": {"enabled": True}}, "exclude each other"),
+        ({"autoscaling": {"enabled": True, "minReplicas": 9}}, "autoscaling.minReplicas"),
+        ({"keda": {"enabled": True, "minReplicas": 9}}, "keda.minReplicas is more"),
+        ({"keda": {"enabled": True, "minReplicas": 0}}, "needs a trigger"),
+        ({"keda": {"enabled": True}, "metrics": {"enabled": False}}, "set metrics.enabled"),
+        ({"podMonitor": {"enabled": True}, "metrics": {"enabled": False}}, "set metrics.enabled"),
+        ({"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}, "enable one"),
+        ({"gpu": {"count": 2}, "settings": {"tensor_parallel_size": 4}}, "settings want 4 GPUs"),
+        ({**MULTI_NODE, "settings": {"tensor_parallel_size": 4, "pipeline_parallel_size": 3}}, "there are 8"),
+        ({"multiNode": {"nodes": 2}}, "set gpu.count"),
+        ({**MULTI_NODE, "persistence": {"enabled": True}}, "ReadWriteMany"),
+        ({**ONCE, "replicas": 2}, "ReadWriteOncePod"),
+        ({"download": {"mode": "initContainer"}}, "needs a hub id"),
+        ({"model": "/data/llava", "download": {"mode": "initContainer"}}, "needs a hub id"),
+        ({"model": HUB, "download": {"mode": "job"}}, "set persistence.enabled"),
+        ({"model": HUB, "download": {"mode": "job"}, "hub": {"offline": True}, **CLAIM}, "hub.offline"),
+        ({"inferencePool": {"enabled": True}}, "inferencePool.endpointPicker"),
+        ({"httpRoute": {"enabled": True}}, "name the Gateway"),
+        ({**TWO_MODELS, **ROUTE, "router": {"enabled": False}}, "one entrance only with router.enabled"),
+        ({"apiKeys": {"existingSecret": "a", "values": {"anne": "sk-llava-0123456789"}}}, "apiKeys.existingSecret"),
+        ({"models": [{"name": "a", "model": "x"}, {"name": "a", "model": "y"}]}, "given twice"),
+        ({"models": [{"name": "a", "model": "x"}, {"name": "b", "model": "x"}]}, "two of them are served as x"),
+        (
+            {"models": [{"name": "a", "model": "x"}, {"name": "b", "model": "y", "settings": {"lora": ["x=/data/x"]}}]},
+            "two of them are served as x",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(values: Object, words: str) -> None:
+    with pytest.raises(HelmError, match=words):
+        rendered(values)
+
+
+def test_one_second_more_is_enough() -> None:
+    assert rendered({"terminationGracePeriodSeconds": 131})
+
+
+def test_zero_pods_with_a_trigger_that_wakes_them() -> None:
+    cron = {
+        "type": "cron",
+        "metadata": {"timezone": "UTC", "start": "0 8 * * *", "end": "0 18 * * *", "desiredReplicas": "1"},
+    }
+    assert rendered({"keda": {"enabled": True, "minReplicas": 0, "triggers": [cron]}})

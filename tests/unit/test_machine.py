@@ -1,0 +1,142 @@
+"""What the machine has, read from a kernel's files as they are on different machines; and from this one's own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from llava_api.checkpoints.whole import Weights
+from llava_api.cli import machine
+from llava_api.cli.start_checks import check_memory, check_shared_memory
+from llava_api.errors import StartupError
+from llava_api.settings import Settings
+
+GIB = 2**30
+
+
+def kernel(folder: Path, cgroup: str, files: dict[str, str], *, available: int = 8 * GIB) -> machine.Memory:
+    proc, cgroups = folder / "proc", folder / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text(
+        f"MemTotal: {16 * GIB // 1024} kB\nMemFree: 1 kB\nMemAvailable: {available // 1024} kB\nSwapFree: 0 kB\n"
+    )
+    (proc / "self" / "cgroup").write_text(cgroup)
+    for name, text in files.items():
+        (cgroups / name).parent.mkdir(parents=True, exist_ok=True)
+        (cgroups / name).write_text(text)
+    found = machine.memory(proc, cgroups)
+    assert found is not None
+    return found
+
+
+def test_a_machine_without_a_limit(tmp_path: Path) -> None:
+    assert kernel(tmp_path, "0::/\n", {}) == machine.Memory(16 * GIB, 8 * GIB, of_container=False)
+
+
+def test_a_limit_of_version_2_with_the_caches_of_files_that_may_be_dropped(tmp_path: Path) -> None:
+    files = {
+        "memory.max": f"{4 * GIB}\n",
+        "memory.current": f"{3 * GIB}\n",
+        "memory.stat": f"anon 1\ninactive_file {2 * GIB}\n",
+    }
+    assert kernel(tmp_path, "0::/\n", files) == machine.Memory(4 * GIB, 3 * GIB, of_container=True)
+
+
+def test_the_tightest_of_nested_groups_counts(tmp_path: Path) -> None:
+    files = {
+        "a/memory.max": f"{6 * GIB}\n",
+        "a/memory.current": f"{5 * GIB}\n",
+        "a/memory.stat": "inactive_file 0\n",
+        "a/b/memory.max": "max\n",
+        "a/b/memory.current": "5\n",
+        "a/b/memory.stat": "inactive_file 0\n",
+    }
+    assert kernel(tmp_path, "0::/a/b\n", files) == machine.Memory(6 * GIB, 1 * GIB, of_container=True)
+
+
+def test_a_limit_of_version_1(tmp_path: Path) -> None:
+    files = {
+        "memory/memory.limit_in_bytes": f"{2**63 - 4096}\n",
+        "memory/memory.usage_in_bytes": "1\n",
+        "memory/memory.stat": "total_inactive_file 0\n",
+        "memory/pod/memory.limit_in_bytes": f"{2 * GIB}\n",
+        "memory/pod/memory.usage_in_bytes": f"{1 * GIB}\n",
+        "memory/pod/memory.stat": "total_inactive_file 0\n",
+    }
+    cgroup = "9:name=systemd:/\n4:memory:/pod\n0::/\n"
+    assert kernel(tmp_path, cgroup, files) == machine.Memory(2 * GIB, 1 * GIB, of_container=True)
+
+
+def test_this_machine() -> None:
+    found = machine.memory()
+    assert found is not None
+    assert 0 < found.available <= found.total
+    assert machine.cores() >= 1
+    assert machine.torch_is_for_cuda() is False
+
+
+def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
+    assert machine.memory(tmp_path, tmp_path) is None
+    assert machine.cpu_features(tmp_path) == frozenset()
+
+
+def test_the_nearest_folder_tells_how_much_is_free(tmp_path: Path) -> None:
+    assert machine.free_bytes(tmp_path / "not" / "there") is not None
+
+
+def nvidia_smi(folder: Path, script: str) -> None:
+    tool = folder / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+
+
+def test_gpus_as_the_driver_lists_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    nvidia_smi(tmp_path, "echo 'NVIDIA H200, 143771, 143000, 570.1'; echo 'Odd, one, [N/A], 24, 570.1'")
+    first, second = machine.nvidia_smi()
+    assert first == machine.Gpu("NVIDIA H200", 143771 * 2**20, 143000 * 2**20, "570.1")
+    assert (second.total, second.free) == (0, 24 * 2**20)
+    nvidia_smi(tmp_path, "echo 'couldn''t communicate with the NVIDIA driver' >&2; exit 9")
+    with pytest.raises(OSError, match="communicate with the NVIDIA driver"):
+        machine.nvidia_smi()
+
+
+# What stops a start
+
+
+def weights(gigabytes: float) -> Weights:
+    return Weights(1, int(gigabytes * 1e9))
+
+
+def test_weights_that_do_not_fit_are_told_with_their_numbers() -> None:
+    with pytest.raises(StartupError, match=r"out of memory: the weights \(70000\.0 GB\) and the KV cache \(1\.1 GB"):
+        check_memory(weights(70_000), Settings(), None, on_gpu=False)
+    with pytest.raises(StartupError, match=r"--cpu-kvcache-space 90000"):
+        check_memory(weights(0.1), Settings(cpu_kvcache_space=90_000), None, on_gpu=False)
+    check_memory(weights(0.1), Settings(), None, on_gpu=False)
+    check_memory(weights(70_000), Settings(check_memory=False), None, on_gpu=False)
+    check_memory(weights(70_000), Settings(distributed_executor_backend="ray"), None, on_gpu=False)
+
+
+def test_weights_that_no_gpu_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    nvidia_smi(tmp_path, "echo 'Small, 8192, 8000, 570.1'; echo 'Large, 24576, 24000, 570.1'")
+    with pytest.raises(StartupError, match="on each GPU"):
+        check_memory(weights(70), Settings(), None, on_gpu=True)
+    check_memory(weights(70), Settings(tensor_parallel_size=4), None, on_gpu=True)
+    check_memory(weights(20), Settings(), None, on_gpu=True)
+    with pytest.raises(StartupError, match="50% of the largest"):
+        check_memory(weights(20), Settings(gpu_memory_utilization=0.5), None, on_gpu=True)
+    nvidia_smi(tmp_path, "exit 1")
+    check_memory(weights(70), Settings(), None, on_gpu=True)
+
+
+def test_shared_memory_that_is_too_small(tmp_path: Path) -> None:
+    check_shared_memory(Settings(), on_gpu=False, place=tmp_path)
+    # /proc is a file system without any room.
+    with pytest.raises(StartupError, match=r"0 MiB free.*--shm-size"):
+        check_shared_memory(Settings(), on_gpu=False, place=Path("/proc"))
+    with pytest.raises(StartupError, match="--shm-size"):
+        check_shared_memory(Settings(tensor_parallel_size=2), on_gpu=True, place=Path("/proc"))
+    check_shared_memory(Settings(), on_gpu=True, place=Path("/proc"))
+    check_shared_memory(Settings(), on_gpu=False, place=tmp_path / "none")

@@ -1,0 +1,76 @@
+"""What vLLM's processes write down when they cannot start, and what is told of it."""
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from llava_api.engine.vllm_cause import FILE, StartErrors, record_start_errors, start_errors
+
+GENERIC = "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': %d}"
+
+
+@pytest.fixture
+def logger(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    """vLLM's own, with the one handler that it has."""
+    made = logging.getLogger("vllm")
+    handler = logging.StreamHandler(io.StringIO())
+    monkeypatch.setattr(made, "handlers", [handler])
+    monkeypatch.setattr(made, "propagate", False)
+    return made
+
+
+@contextmanager
+def failing_start(logger: logging.Logger, *errors: Exception) -> Iterator[StartErrors]:
+    with start_errors() as told:
+        record_start_errors()
+        before = sys.stderr
+        for error in errors:
+            try:
+                raise error
+            except Exception:
+                logger.exception("EngineCore failed to start.")
+        # A process that has told its reason silences what it says after that.
+        silent, sys.stderr = sys.stderr, before
+        assert silent is not before
+        silent.close()
+        yield told
+
+
+@pytest.mark.parametrize("plain", [ValueError, OSError, MemoryError])
+def test_the_first_exception_at_first_hand_is_told(logger: logging.Logger, plain: type[Exception]) -> None:
+    worker = plain("No room for it.\nTry less.\n\nA page of details.")
+    core = RuntimeError("WorkerProc initialization failed due to an exception in a background process.")
+    with failing_start(logger, worker, core) as told:
+        assert told.cause(GENERIC % 1) == "No room for it. Try less."
+
+
+def test_an_exception_without_words_is_told_by_its_name(logger: logging.Logger) -> None:
+    with failing_start(logger, MemoryError()) as told:
+        assert told.cause(GENERIC % 1) == "MemoryError"
+
+
+def test_words_of_our_own_process_stay() -> None:
+    with start_errors() as told:
+        assert told.cause("max_model_len is too large") == "max_model_len is too large"
+    assert FILE not in os.environ
+
+
+@pytest.mark.parametrize(("code", "words"), [(-9, "memory runs out"), (-7, "/dev/shm"), (1, "without a word")])
+def test_a_process_that_said_nothing(code: int, words: str) -> None:
+    with start_errors() as told:
+        assert words in told.cause(GENERIC % code)
+
+
+def test_what_is_logged_at_other_times_is_left_alone(logger: logging.Logger) -> None:
+    with start_errors() as told:
+        record_start_errors()
+        try:
+            raise ValueError("of a request")
+        except ValueError:
+            logger.exception("could not answer")
+        assert "without a word" in told.cause(GENERIC % 1)
