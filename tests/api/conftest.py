@@ -21,6 +21,7 @@ from llava_api.server.services import open_services
 from llava_api.settings import Settings
 from tests.support.clock import Clock
 from tests.support.openai_schemas import ValidatingTransport
+from tests.support.real_socket import served
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tokenizer import write_checkpoint
 from tests.support.web import Web, small_web
@@ -97,3 +98,10 @@ def limiter(app: FastAPI, clock: Clock) -> RateLimiter:
     made: RateLimiter = RateLimiter(services.limiter.table, Windows(clock=clock))
     services.limiter = made
     return made
+
+
+@pytest_asyncio.fixture
+async def port(app: FastAPI) -> AsyncIterator[int]:
+    """Of the app on a real socket, where a request line can be anything."""
+    async with served(app) as door:
+        yield door.address[1]

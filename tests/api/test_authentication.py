@@ -1,14 +1,11 @@
 """Who is answered: every address but health needs a key, however the request line and the Host header are bent."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
-import uvicorn
 from fastapi import FastAPI
 
 from llava_api.server.services import fingerprint_of
@@ -88,17 +85,6 @@ class TestOpenDocs:
 
 
 # Over a socket, where a request line can be anything
-
-
-@pytest_asyncio.fixture
-async def port(app: FastAPI) -> AsyncIterator[int]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    await serving
 
 
 async def status_of(port: int, request: bytes) -> int:

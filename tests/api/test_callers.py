@@ -14,7 +14,7 @@ from llava_api.server.app import create_app
 from llava_api.server.lifespan import watch_keys
 from llava_api.server.services import caller_of_address
 from tests.api.test_chat import CHAT, text_body
-from tests.api.test_limits import BODIES
+from tests.api.test_limits import BODIES, two_keys
 from tests.api.test_queue import ANNE, BEN, until
 from tests.support.clock import Clock
 from tests.support.scripted_engine import ScriptedEngine
@@ -28,13 +28,7 @@ def limits() -> str:
 
 @pytest.fixture
 def settings_made(tmp_path: Path, limits: str) -> dict[str, Any]:
-    keys = [f"{name}=sk-llava-for-{name}-0123456789" for name in ("anne", "ben")]
-    (tmp_path / "limits.toml").write_text(limits)
-    return {
-        "api_key": keys,
-        "key_limits_file": str(tmp_path / "limits.toml"),
-        "cors_allow_origins": ["https://chat.example.com"],
-    }
+    return two_keys(tmp_path, limits)
 
 
 class TestAtOnce:

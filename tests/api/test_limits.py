@@ -31,6 +31,17 @@ BODIES = {
 }
 
 
+def two_keys(folder: Path, limits: str) -> dict[str, Any]:
+    """Settings with Anne's and Ben's keys, and a file of limits."""
+    keys = [f"{name}=sk-llava-for-{name}-0123456789" for name in ("anne", "ben")]
+    (folder / "limits.toml").write_text(limits)
+    return {
+        "api_key": keys,
+        "key_limits_file": str(folder / "limits.toml"),
+        "cors_allow_origins": ["https://chat.example.com"],
+    }
+
+
 @pytest.fixture
 def limits() -> str:
     """The file of limits; overridden by tests."""
@@ -39,13 +50,7 @@ def limits() -> str:
 
 @pytest.fixture
 def settings_made(tmp_path: Path, limits: str) -> dict[str, Any]:
-    keys = [f"{name}=sk-llava-for-{name}-0123456789" for name in ("anne", "ben")]
-    (tmp_path / "limits.toml").write_text(limits)
-    return {
-        "api_key": keys,
-        "key_limits_file": str(tmp_path / "limits.toml"),
-        "cors_allow_origins": ["https://chat.example.com"],
-    }
+    return two_keys(tmp_path, limits)
 
 
 def of(reply: httpx.Response, names: tuple[str, ...]) -> list[str | None]:

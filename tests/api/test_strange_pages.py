@@ -3,14 +3,10 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
-import uvicorn
-from fastapi import FastAPI
 
 from tests.api.test_chat import CHAT, text_body
 from tests.support.scripted_engine import ScriptedEngine
@@ -22,17 +18,6 @@ EVIL = "https://evil.example.net"
 @pytest.fixture
 def settings_made() -> dict[str, Any]:
     return {"cors_allow_origins": [OURS], "allowed_hosts": ["llava.example.com", "*.apps.example.com"]}
-
-
-@pytest_asyncio.fixture
-async def port(app: FastAPI) -> AsyncIterator[int]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    await serving
 
 
 async def say(port: int, *lines: str, method: str = "POST", path: str = CHAT, protocol: str = "HTTP/1.1") -> Any:

@@ -74,6 +74,8 @@ class SmallEngine:
 
             known = known_arguments(EngineArgs)
             arguments = engine_arguments(settings, model.to_load(), on_cpu=True, known=known)
+            # vLLM keeps the series of one engine in a process: those of the session's engine are looked at.
+            arguments["disable_log_stats"] = True
             # Room for 8192 tokens. Left alone, vLLM writes zeros over the GiB of --cpu-kvcache-space.
             arguments["num_gpu_blocks_override"] = 64
             self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))

@@ -23,7 +23,7 @@ from llava_api.server.middleware.root_path import RootPath
 from llava_api.server.routes import chat, completions, docs, explain, health, metrics, models, responses, version
 from llava_api.server.services import Services
 from llava_api.settings import Settings
-from llava_api.telemetry.metrics import Metrics
+from llava_api.telemetry.metrics import PROBES, Metrics
 from llava_api.telemetry.tracing import Tracing
 from llava_api.versions import all_versions
 
@@ -60,7 +60,7 @@ def create_app(
     # What is added last is met first.
     app.add_middleware(HeadAsGet)
     app.add_middleware(Allowances)
-    app.add_middleware(Gate, root=app, life=life, open_paths=(*OPEN, metrics.PATH))
+    app.add_middleware(Gate, root=app, life=life, open_paths=PROBES)
     app.add_middleware(Authentication, keys=keys, open_paths=open_paths(settings))
     if not keys.needed:
         app.add_middleware(Origins, settings=settings)

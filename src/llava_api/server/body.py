@@ -21,9 +21,9 @@ MOST_COMPLAINTS = 2_000
 MAX_SHOWN = 64
 """Letters of one field's name in a message."""
 COPIES = 2
-"""Of a body that are in memory: its text, and the files of the pictures in it."""
+"""Of a text with pictures that are in memory: itself, and their files."""
 COPIES_GROWN = 3
-"""The same where its length is not announced: it grows, and leaves holes behind that are too small for it."""
+"""The same of a body, which grows as it comes, and leaves holes behind that are too small for it."""
 FIRST_BYTES = 1_000_000
 """Room for so many is made with a body's first byte, then for twice what has come: an announcement alone costs nobody
 anything, and a body of a few megabytes is moved once or twice."""
@@ -45,8 +45,7 @@ async def read_body(request: Request, max_body_bytes: int, held: Holding) -> byt
     expected = int(announced) if announced.isdigit() else 0
     if expected > max_body_bytes:
         raise refusal
-    held.check(COPIES * expected)
-    copies = COPIES if expected else COPIES_GROWN
+    held.check(COPIES_GROWN * expected)
     body = bytearray()
     size = 0
     async for part in request.stream():
@@ -55,7 +54,7 @@ async def read_body(request: Request, max_body_bytes: int, held: Holding) -> byt
             raise refusal
         if end > len(body):
             room = max(end, min(expected, max(FIRST_BYTES, 2 * end)))
-            held.take(copies * (room - len(body)))
+            held.take(COPIES_GROWN * (room - len(body)))
             if expected:
                 body += bytes(room - len(body))
         body[size:end] = part
