@@ -20,7 +20,8 @@ def logger(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
     made = logging.getLogger("vllm")
     handler = logging.StreamHandler(io.StringIO())
     monkeypatch.setattr(made, "handlers", [handler])
-    monkeypatch.setattr(made, "propagate", False)
+    # pytest lends its own handlers to loggers that do not propagate, and they would keep the filter for later tests.
+    monkeypatch.setattr(made, "propagate", True)
     return made
 
 
