@@ -32,7 +32,7 @@ RUN --mount=type=cache,id=cpu-apt,target=/var/cache/apt \
 
 FROM cpu-system AS cpu-dependencies
 # Further extras of pyproject.toml, one --extra NAME each.
-ARG EXTRAS=""
+ARG EXTRAS="--extra otel --extra redis"
 RUN --mount=type=cache,id=cpu-apt,target=/var/cache/apt \
     --mount=type=cache,id=cpu-apt-lists,target=/var/lib/apt \
     apt-get update \
@@ -123,7 +123,7 @@ RUN --mount=type=cache,id=cuda-apt,target=/var/cache/apt \
 
 
 FROM cuda-system AS cuda-dependencies
-ARG EXTRAS=""
+ARG EXTRAS="--extra otel --extra redis"
 RUN --mount=type=cache,id=cuda-apt,target=/var/cache/apt \
     --mount=type=cache,id=cuda-apt-lists,target=/var/lib/apt \
     apt-get update \

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,8 @@ def test_the_key_and_a_curl_line_with_it_are_shown(
     assert key is not None
     settings = Settings(**OPEN, api_key=[f"{MADE_KEY_NAME}={key}"])
     model = open_model(str(demo_folder() / "llava-tiny-1.5"), ("llava-tiny-1.5",), settings)
-    with caplog.at_level(logging.INFO, "llava_api"):
-        announce(model, KeyRing(KeySources(settings)), "http://127.0.0.1:8000/v1", key)
+    with caplog.at_level(logging.INFO, "llava_api"), socket.create_server(("127.0.0.1", 0)) as listener:
+        announce(model, KeyRing(KeySources(settings)), settings, listener, key)
     assert f"\n{key}\n" in caplog.text
     curl = next(line for line in caplog.text.splitlines() if line.startswith("curl "))
     assert f"-H 'Authorization: Bearer {key}'" in curl
