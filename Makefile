@@ -2,6 +2,8 @@ SHELL := bash
 PYTHON ?= python3
 # A folder or a hub name of a LLaVA checkpoint; empty serves the bundled demo.
 MODEL ?=
+# Tests that start no engine run several at once. An engine wants all cores, so tests with one run one after another.
+SIDE_BY_SIDE := tests/unit tests/api tests/chart
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test serve test test-clients lint soak bench image-test demo-checkpoints clean
@@ -29,7 +31,10 @@ lint: setup-test ## Style, types and the rules on who imports whom
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yaml
 
 test: lint ## Everything continuous integration runs
-	.venv/bin/python -m pytest
+	@failed=0; \
+	.venv/bin/python -m pytest -q -n auto --dist worksteal $(SIDE_BY_SIDE) || failed=1; \
+	.venv/bin/python -m pytest -q $(SIDE_BY_SIDE:%=--ignore=%) || failed=1; \
+	exit $$failed
 
 test-clients: setup-test ## Try other people's clients, Python and Node, against a running server
 	.venv/bin/python -m tools.client_tests $(FLAGS)

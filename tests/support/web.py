@@ -1,12 +1,13 @@
 """A small web for the fetcher: a picture host that it may reach, an inner one that it must not, and their names."""
 
 import asyncio
+import errno
 import re
 import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,18 @@ class Web:
 @asynccontextmanager
 async def small_web(tls: ssl.SSLContext | None = None) -> AsyncIterator[Web]:
     names = Names(pictures=["127.0.0.1"], other=["127.0.0.1"], inner=["127.0.0.2"])
-    async with PictureHost(tls=tls) as host, PictureHost("127.0.0.2", host.port) as inner:
+    async with AsyncExitStack() as stack:
+        while True:
+            try:
+                async with AsyncExitStack() as opening:
+                    host = await opening.enter_async_context(PictureHost(tls=tls))
+                    inner = await opening.enter_async_context(PictureHost("127.0.0.2", host.port))
+                    stack.push_async_exit(opening.pop_all())
+                break
+            except OSError as error:
+                # The port is free at the first address, and another test's at the second.
+                if error.errno != errno.EADDRINUSE:
+                    raise
         yield Web(host, inner, names)
 
 
