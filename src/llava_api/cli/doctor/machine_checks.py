@@ -66,10 +66,11 @@ def shared_memory(settings: Settings, on_gpu: bool | None, place: Path = machine
         "docker run --shm-size 1g or --ipc host; in Kubernetes an emptyDir of medium Memory at /dev/shm; remove what "
         "ended programs left there"
     )
+    least, wished = megabytes(SHARED_MEMORY_BYTES), megabytes(SHARED_MEMORY_WISHED)
     if needed and free < SHARED_MEMORY_BYTES:
-        return fail("shared memory", text, f"the engine's processes need {megabytes(SHARED_MEMORY_WISHED)}: {more}")
+        return fail("shared memory", text, f"the engine's processes need {least}, better {wished}: {more}")
     if needed and free < SHARED_MEMORY_WISHED:
-        return warn("shared memory", text, f"large pictures may need {megabytes(SHARED_MEMORY_WISHED)}: {more}")
+        return warn("shared memory", text, f"with {wished} no batch of pictures takes a socket: {more}")
     return ok("shared memory", text)
 
 

@@ -1,0 +1,268 @@
+"""A rolling update under load, with real servers: what a Deployment does with the chart's defaults, on one machine.
+
+    python -m benchmarks.rolling_update
+
+Two servers with the demo checkpoint and the real engine stand behind a balancer of TCP connections, as pods behind a
+Service. Clients of the ``openai`` package, with its own retries, ask without a pause. Then each server is replaced:
+a new one starts and is let in when ``/health/ready`` says 200; the old one is taken out, goes on for the seconds of
+preStop, gets SIGTERM and drains. Printed: what the clients saw in each phase, and how the old servers ended.
+
+The balancer stands for kube-proxy and is as blind: it chooses by chance, once for a connection, and learns of a pod's
+end a second late.
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from openai import APIError, AsyncOpenAI
+
+from benchmarks.machine import describe
+from benchmarks.servers import ENVIRONMENT, MODEL, die_with_parent, free_port, our_command
+from llava_api.cli.models import demo_folder
+
+PRE_STOP_SECONDS, DRAIN_SECONDS = 10.0, 120
+"""The chart's defaults."""
+LATE_SECONDS = 1.0
+PROBE_SECONDS = 1.0
+LONG_TOKENS = 400
+PICTURES = Path(__file__).parent.parent / "tests" / "clients"
+
+
+class Pod:
+    """A server and its place among the endpoints."""
+
+    def __init__(self, name: str, scratch: Path) -> None:
+        self.name = name
+        self.port = free_port()
+        self.log = scratch / f"{name}.log"
+        self.in_service = False
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> float:
+        """Seconds until it is let in."""
+        began = time.monotonic()
+        command = our_command(demo_folder() / "llava-tiny-1.5", self.port, ("--drain-timeout-seconds", "120"))
+        with self.log.open("wb") as sink:
+            self.process = await asyncio.create_subprocess_exec(
+                *command,
+                stdout=sink,
+                stderr=sink,
+                env=os.environ | ENVIRONMENT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        async with httpx.AsyncClient() as client:
+            while self.process.returncode is None:
+                with suppress(httpx.TransportError):
+                    answer = await client.get(f"http://127.0.0.1:{self.port}/health/ready", timeout=PROBE_SECONDS)
+                    if answer.status_code == 200:
+                        self.in_service = True
+                        return time.monotonic() - began
+                await asyncio.sleep(PROBE_SECONDS)
+        raise RuntimeError(f"{self.name} ended:\n{self.log.read_text(errors='replace')[-3000:]}")
+
+    async def end(self) -> tuple[int, float]:
+        """As Kubernetes ends it: (exit code, seconds from SIGTERM to the end)."""
+        assert self.process is not None
+        removed = time.monotonic()
+        await asyncio.sleep(LATE_SECONDS)
+        self.in_service = False
+        await asyncio.sleep(PRE_STOP_SECONDS - (time.monotonic() - removed))
+        told = time.monotonic()
+        self.process.terminate()
+        return await self.process.wait(), time.monotonic() - told
+
+    def kill(self) -> None:
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class Balancer:
+    """Each connection goes to a pod in service, chosen by chance, and stays there."""
+
+    def __init__(self, pods: list[Pod]) -> None:
+        self.pods = pods
+        self.port = 0
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        server = await asyncio.start_server(self.accept, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield
+        finally:
+            server.close()
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = [pod for pod in self.pods if pod.in_service]
+        with suppress(OSError):
+            if there:
+                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", random.choice(there).port)
+                await asyncio.gather(pipe(reader, far_writer), pipe(far_reader, writer))
+        writer.close()
+
+
+async def pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await source.read(2**16):
+            sink.write(data)
+            await sink.drain()
+    sink.close()
+
+
+@dataclass
+class Phase:
+    """What clients saw of the requests that began in it."""
+
+    name: str
+    began: float
+    seconds: list[float] = field(default_factory=list)
+    answered: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    tried_again: Counter[str] = field(default_factory=Counter)
+    """Answers that the client's own retries hid."""
+    ended: float = 0.0
+
+    def row(self) -> dict[str, Any]:
+        ordered = sorted(self.seconds) or [0.0]
+        return {
+            "phase": self.name,
+            "seconds": round(self.ended - self.began, 1),
+            "answered": self.answered,
+            "failed": dict(self.failed),
+            "tried_again": dict(self.tried_again),
+            "p50_seconds": round(ordered[len(ordered) // 2], 2),
+            "p99_seconds": round(ordered[int(len(ordered) * 0.99)], 2),
+            "answered_a_second": round(self.answered / (self.ended - self.began), 1),
+        }
+
+
+class Load:
+    def __init__(self, port: int, clients: int) -> None:
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+        self.clients = clients
+        self.over = False
+        self.phases: list[Phase] = []
+        self.questions = json.loads((PICTURES / "questions.json").read_text())
+
+    def enter(self, name: str) -> None:
+        now = time.monotonic()
+        if self.phases:
+            self.phases[-1].ended = now
+        self.phases.append(Phase(name, now))
+
+    async def run(self) -> None:
+        await asyncio.gather(*(self.ask_on(number) for number in range(self.clients)))
+
+    async def ask_on(self, number: int) -> None:
+        chance = random.Random(number)
+
+        async def note(answer: httpx.Response) -> None:
+            if answer.status_code >= 400:
+                self.phases[-1].tried_again[str(answer.status_code)] += 1
+
+        http = httpx.AsyncClient(event_hooks={"response": [note]}, timeout=180)
+        async with AsyncOpenAI(base_url=self.base_url, api_key="none", http_client=http) as client:
+            while not self.over:
+                phase, began = self.phases[-1], time.monotonic()
+                try:
+                    right = await self.ask(client, chance)
+                except APIError as error:
+                    phase.failed[type(error).__name__] += 1
+                    continue
+                if not right:
+                    phase.failed["wrong answer"] += 1
+                    continue
+                phase.answered += 1
+                phase.seconds.append(time.monotonic() - began)
+
+    async def ask(self, client: AsyncOpenAI, chance: random.Random) -> bool:
+        """One in ten is a long stream, the others are pictures with known answers. True where the answer is whole."""
+        if chance.random() < 0.1:
+            said = [{"role": "user", "content": "Count."}]
+            more = {"ignore_eos": True}
+            stream = await client.chat.completions.create(
+                model=MODEL, messages=said, stream=True, max_tokens=LONG_TOKENS, extra_body=more
+            )
+            finish = [chunk.choices[0].finish_reason async for chunk in stream if chunk.choices]
+            return finish[-1] == "length"
+        question = chance.choice(self.questions)
+        picture = base64.b64encode((PICTURES / "pictures" / question["picture"]).read_bytes()).decode()
+        content = [
+            {"type": "text", "text": question["question"]},
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+        ]
+        said = [{"role": "user", "content": content}]
+        reply = await client.chat.completions.create(model=MODEL, messages=said, temperature=0, max_tokens=40)
+        return bool(reply.choices[0].message.content == question["answer"])
+
+
+async def update(scratch: Path, clients: int, quiet_seconds: float) -> dict[str, Any]:
+    pods = [Pod(f"old-{number}", scratch) for number in range(2)]
+    balancer = Balancer(pods)
+    ends: list[dict[str, Any]] = []
+    try:
+        async with balancer.listening():
+            for pod in pods:
+                await pod.start()
+            load = Load(balancer.port, clients)
+            load.enter("warming up")
+            running = asyncio.create_task(load.run())
+            await asyncio.sleep(quiet_seconds / 2)
+            load.enter("before")
+            await asyncio.sleep(quiet_seconds)
+            for number, old in enumerate(list(pods)):
+                load.enter(f"new-{number} starts")
+                new = Pod(f"new-{number}", scratch)
+                pods.append(new)
+                start_seconds = await new.start()
+                load.enter(f"old-{number} ends")
+                code, seconds = await old.end()
+                pods.remove(old)
+                ends.append({"pod": old.name, "replaced_in": start_seconds, "exit_code": code, "drain": seconds})
+            load.enter("after")
+            await asyncio.sleep(quiet_seconds)
+            load.over = True
+            load.phases[-1].ended = time.monotonic()
+            await running
+    finally:
+        for pod in pods:
+            pod.kill()
+    return {
+        "machine": describe(),
+        "clients": clients,
+        "phases": [phase.row() for phase in load.phases[1:]],
+        "ends": ends,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--quiet-seconds", type=float, default=30.0, help="measured before and after the update")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        found = asyncio.run(update(Path(scratch), arguments.clients, arguments.quiet_seconds))
+    print(json.dumps(found, indent=2))
+    lost = sum(sum(phase["failed"].values()) for phase in found["phases"])
+    return 1 if lost or any(end["exit_code"] for end in found["ends"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
