@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 START_SECONDS = 180
 
 
@@ -53,9 +51,3 @@ def running_server(model: str, log: Path, *flags: str) -> Iterator[Server]:
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-@pytest.fixture(scope="module", params=["llava-tiny-1.5", "llava-tiny-1.6"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(request.param, tmp_path_factory.mktemp("serve") / "terminal.txt") as running:
-        yield running
