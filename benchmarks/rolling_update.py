@@ -3,9 +3,9 @@
     python -m benchmarks.rolling_update
 
 Two servers with the demo checkpoint and the real engine stand behind a balancer of TCP connections, as pods behind a
-Service. Clients of the ``openai`` package, with its own retries, ask without a pause. Then each server is replaced:
-a new one starts and is let in when ``/health/ready`` says 200; the old one is taken out, goes on for the seconds of
-preStop, gets SIGTERM and drains. Printed: what the clients saw in each phase, and how the old servers ended.
+Service. Clients of the ``openai`` package, with its own retries, ask about twice a second each. Then each server is
+replaced: a new one starts and is let in when ``/health/ready`` says 200; the old one is taken out, goes on for the
+seconds of preStop, gets SIGTERM and drains. Printed: what the clients saw in each phase, and how the old servers ended.
 
 The balancer stands for kube-proxy and is as blind: it chooses by chance, once for a connection, and learns of a pod's
 end a second late.
@@ -39,6 +39,7 @@ PRE_STOP_SECONDS, DRAIN_SECONDS = 10.0, 120
 """The chart's defaults."""
 LATE_SECONDS = 1.0
 PROBE_SECONDS = 1.0
+PAUSE_SECONDS = 0.5
 LONG_TOKENS = 400
 PICTURES = Path(__file__).parent.parent / "tests" / "clients"
 
@@ -62,7 +63,8 @@ class Pod:
                 *command,
                 stdout=sink,
                 stderr=sink,
-                env=os.environ | ENVIRONMENT,
+                # A pod has cores of its own; three engines with threads on all cores would wait for each other.
+                env=os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
@@ -111,7 +113,8 @@ class Balancer:
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = [pod for pod in self.pods if pod.in_service]
-        with suppress(OSError):
+        # Cancelled at the end of the run.
+        with suppress(OSError, asyncio.CancelledError):
             if there:
                 far_reader, far_writer = await asyncio.open_connection("127.0.0.1", random.choice(there).port)
                 await asyncio.gather(pipe(reader, far_writer), pipe(far_reader, writer))
@@ -180,6 +183,8 @@ class Load:
         http = httpx.AsyncClient(event_hooks={"response": [note]}, timeout=180)
         async with AsyncOpenAI(base_url=self.base_url, api_key="none", http_client=http) as client:
             while not self.over:
+                # Pods have cores of their own. Here a third server starts on the cores of the two that answer.
+                await asyncio.sleep(chance.expovariate(1 / PAUSE_SECONDS))
                 phase, began = self.phases[-1], time.monotonic()
                 try:
                     right = await self.ask(client, chance)
@@ -193,8 +198,8 @@ class Load:
                 phase.seconds.append(time.monotonic() - began)
 
     async def ask(self, client: AsyncOpenAI, chance: random.Random) -> bool:
-        """One in ten is a long stream, the others are pictures with known answers. True where the answer is whole."""
-        if chance.random() < 0.1:
+        """One in twenty is a long stream, the others are pictures with known answers. True where it is whole."""
+        if chance.random() < 0.05:
             said = [{"role": "user", "content": "Count."}]
             more = {"ignore_eos": True}
             stream = await client.chat.completions.create(
@@ -232,6 +237,7 @@ async def update(scratch: Path, clients: int, quiet_seconds: float) -> dict[str,
                 new = Pod(f"new-{number}", scratch)
                 pods.append(new)
                 start_seconds = await new.start()
+                print(f"{new.name} is in service after {start_seconds:.0f} s", file=sys.stderr)
                 load.enter(f"old-{number} ends")
                 code, seconds = await old.end()
                 pods.remove(old)
