@@ -33,7 +33,7 @@ from llava_api.engine.base import Engine, GenerationRequest
 from llava_api.engine.vllm_start import start_engine
 from llava_api.limits.keys import KeyRing, KeySources
 from llava_api.server.app import create_app
-from llava_api.server.lifespan import make_lifespan
+from llava_api.server.services import open_services
 from llava_api.settings import Settings
 
 Rates = dict[str, list[float]]
@@ -43,19 +43,16 @@ async def prepared(bodies: Sequence[bytes], model: ServedModel, settings: Settin
     """What our server would give the engine for these requests, in their order."""
     scripted = ScriptedEngine(tokens=1)
     scripted.requests = []
-
-    async def load() -> Engine:
-        return scripted
-
-    keys = KeyRing(KeySources(settings))
-    app = create_app(settings, keys)
-    async with (
-        make_lifespan(model, settings, keys, load, lambda: None)(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bench", timeout=None) as client,
-    ):
-        for body in bodies:
-            reply = await client.post("/v1/chat/completions", content=body)
-            reply.raise_for_status()
+    services = open_services(settings, model, scripted)
+    app = create_app(settings, KeyRing(KeySources(settings)), services)
+    transport = httpx.ASGITransport(app)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
+            for body in bodies:
+                reply = await client.post("/v1/chat/completions", content=body)
+                reply.raise_for_status()
+    finally:
+        await services.close()
     return scripted.requests
 
 

@@ -20,7 +20,7 @@ from llava_api.limits.rate import open_limiter
 from llava_api.server import lifecycle
 from llava_api.server.app import create_app
 from llava_api.server.lifecycle import Lifecycle
-from llava_api.server.lifespan import make_lifespan
+from llava_api.server.lifespan import Moments, make_lifespan
 from llava_api.settings import Settings
 from tests.support.metrics_page import read_page
 from tests.support.scripted_engine import ScriptedEngine
@@ -83,7 +83,8 @@ async def running(
         server.should_exit = True
 
     limiter = open_limiter(settings)
-    lifespan = make_lifespan(model, settings, keys, limiter, life, start, lambda: None, abandoned.set, close_port)
+    moments = Moments(abandon_load=abandoned.set, on_end=close_port)
+    lifespan = make_lifespan(model, settings, keys, limiter, life, start, moments)
     app = create_app(settings, keys, lifespan=lifespan, life=life)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
     serving = asyncio.create_task(server.serve())

@@ -164,7 +164,7 @@ def serve_forever(
     from llava_api.server.app import create_app
     from llava_api.server.http_server import make_config
     from llava_api.server.lifecycle import Lifecycle
-    from llava_api.server.lifespan import make_lifespan
+    from llava_api.server.lifespan import Moments, make_lifespan
 
     async def load() -> EngineProcesses:
         engine = await start_engine(settings, model.to_load())
@@ -184,18 +184,8 @@ def serve_forever(
         end_at_once(exit_code)
 
     life = Lifecycle(settings.drain_timeout_seconds)
-    lifespan = make_lifespan(
-        model,
-        settings,
-        keys,
-        limiter,
-        life,
-        load,
-        lambda: announce(model, keys, settings, door.listener, made_key),
-        end,
-        close_port,
-        door.side,
-    )
+    moments = Moments(lambda: announce(model, keys, settings, door.listener, made_key), end, close_port)
+    lifespan = make_lifespan(model, settings, keys, limiter, life, load, moments, door.side)
     app = create_app(settings, keys, lifespan=lifespan, life=life, tracing=tracing)
 
     class Server(uvicorn.Server):

@@ -53,7 +53,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.services = services
-    app.state.life = life = life or Lifecycle()
+    app.state.lifecycle = life = life or Lifecycle()
     # There before the model is.
     app.state.metrics = Metrics(all_versions()) if services is None else services.metrics
     app.state.tracing = tracing

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from fastapi import FastAPI
 
@@ -57,6 +58,21 @@ async def tracing(app: FastAPI) -> AsyncIterator[None]:
             await asyncio.to_thread(app.state.tracing.close)
 
 
+def nothing() -> None:
+    """Where nobody wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What is called in a server's life."""
+
+    on_ready: Callable[[], None] = nothing
+    abandon_load: Callable[[], None] = nothing
+    """The load is to end at once."""
+    on_end: Callable[[], None] = nothing
+    """The port may be closed."""
+
+
 def make_lifespan(
     model: ServedModel,
     settings: Settings,
@@ -64,12 +80,10 @@ def make_lifespan(
     limiter: RateLimiter,
     life: Lifecycle,
     start: Start,
-    on_ready: Callable[[], None],
-    abandon_load: Callable[[], None],
-    on_end: Callable[[], None],
+    moments: Moments,
     side_listener: socket.socket | None = None,
 ) -> Lifespan:
-    """The lifespan of a serving process; ``on_end`` is called when the port may be closed.
+    """The lifespan of a serving process.
 
     ``side_listener``: bound; metrics and health are answered there from the beginning to the end.
     """
@@ -102,14 +116,14 @@ def make_lifespan(
             # second.
             gc.collect()
             gc.freeze()
-            on_ready()
+            moments.on_ready()
             return engine
 
         async def live() -> None:
             try:
-                await life.run(load, abandon_load)
+                await life.run(load, moments.abandon_load)
             finally:
-                on_end()
+                moments.on_end()
 
         living, watching = asyncio.create_task(live()), asyncio.create_task(watch_keys(keys, limiter))
         try:

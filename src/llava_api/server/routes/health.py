@@ -14,7 +14,7 @@ router = APIRouter(prefix="/health")
 @router.api_route("/live", methods=["GET", "HEAD"])
 async def live(request: Request) -> Response:
     """503 only where nothing but a new process helps: not while it loads or drains or its engine is started again."""
-    life: Lifecycle = request.app.state.life
+    life: Lifecycle = request.app.state.lifecycle
     if life.failure is not None:
         raise refusal(life, None) or life.failure
     return json_response(Health(status="live"))
@@ -24,7 +24,7 @@ async def live(request: Request) -> Response:
 @router.api_route("", methods=["GET", "HEAD"])
 async def ready(request: Request) -> Response:
     services = request.app.state.services
-    refused = refusal(request.app.state.life, services)
+    refused = refusal(request.app.state.lifecycle, services)
     if refused is not None:
         raise refused
     await services.engine.check_health()
