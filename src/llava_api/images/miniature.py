@@ -17,7 +17,7 @@ def media_type(data: bytes) -> str:
 
 
 def miniature(data: bytes, columns: int, rows: int) -> list[list[Colour]] | None:
-    """Rows of colours, at most ``rows`` of ``columns``, in the picture's proportions. None where it is too large to draw.
+    """Rows of colours, at most ``rows`` of ``columns``, in the picture's proportions; None where it is too large.
 
     Raises BadImage, without its place, for a damaged file.
     """

@@ -23,7 +23,7 @@ class Talk:
         screen: Screen,
         watched: bool,
     ) -> None:
-        """``models``: what the server has. ``watched``: whether a person types, whose Ctrl-C is for the answer alone."""
+        """``models``: what the server has. ``watched``: a person types: Ctrl-C is for the answer alone."""
         self.client = client
         self.models = models
         self.model = model
@@ -53,7 +53,7 @@ class Talk:
     def go_on_with(self, loaded: Loaded) -> bool:
         """As ``answer`` says: a question that was left without an answer is asked now."""
         self.conversation, self.sampling, self.waiting = loaded.conversation.before_question(), loaded.sampling, []
-        if loaded.model in self.models:
+        if loaded.model is not None and loaded.model in self.models:
             self.model = loaded.model
         for message in loaded.conversation.messages():
             self.screen.note(f"{message['role']}: {text_of(message)}")
