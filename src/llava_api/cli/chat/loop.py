@@ -1,6 +1,7 @@
 """``llava-api chat`` without --query: the conversation at the prompt."""
 
 import argparse
+from contextlib import closing
 
 from llava_api.cli.chat.client import AskFailed, Client
 from llava_api.cli.chat.commands import COMMANDS, Commands, Quit
@@ -22,8 +23,7 @@ def converse(chosen: argparse.Namespace) -> int:
     screen = Screen(draw=not chosen.no_preview)
     pictures = [open_picture(named) for named in chosen.images]
     lines = Lines(tuple(COMMANDS), colours=screen.colours)
-    with door_of(chosen, screen.loading) as door:
-        client = Client(door.base_url, door.key)
+    with door_of(chosen, screen.loading) as door, closing(Client(door.base_url, door.key)) as client:
         models = models_of(client, door.model)
         model = door.model or models[0]
         talk = Talk(client, models, model, sampling_of(chosen), Conversation(chosen.system), screen, lines.is_terminal)

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 from llava_api.cli.chat.client import Answer, AskFailed, Client
@@ -30,8 +30,7 @@ def ask(chosen: argparse.Namespace) -> int:
     # Before a server is started for nothing.
     pictures = [open_picture(named) for named in chosen.images]
     conversation = Conversation(chosen.system).asked(chosen.query, [picture.url for picture in pictures])
-    with door_of(chosen, on_standard_error) as door:
-        client = Client(door.base_url, door.key)
+    with door_of(chosen, on_standard_error) as door, closing(Client(door.base_url, door.key)) as client:
         model = door.model or client.models()[0]
         with client.ask(model, conversation.messages(), sampling_of(chosen)) as answer:
             for piece in answer:

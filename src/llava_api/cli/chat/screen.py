@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 
 from rich.console import Console
 from rich.status import Status
@@ -103,15 +104,17 @@ class Waiting:
 
 def half_blocks(rows: list[list[Colour]]) -> Text:
     """Two rows of colours a line: the upper half of a cell is its letter, the lower half its background."""
-    text = Text(no_wrap=True)
+    lines = []
     for top in range(0, len(rows), 2):
-        below = rows[top + 1] if top + 1 < len(rows) else None
-        for column, upper in enumerate(rows[top]):
-            lower = None if below is None else below[column]
-            text.append(UPPER_HALF, Style(color=hexadecimal(upper), bgcolor=lower and hexadecimal(lower)))
-        if top + 2 < len(rows):
-            text.append("\n")
-    return text
+        line = Text(no_wrap=True)
+        lower_row: list[Colour | None] = [*rows[top + 1]] if top + 1 < len(rows) else [None] * len(rows[top])
+        for (upper, lower), run in groupby(zip(rows[top], lower_row, strict=True)):
+            # Of one colour, it needs no letter, which fonts draw with seams.
+            letter = " " if upper == lower else UPPER_HALF
+            background = None if lower is None else hexadecimal(lower)
+            line.append(letter * len(list(run)), Style(color=hexadecimal(upper), bgcolor=background))
+        lines.append(line)
+    return Text("\n").join(lines)
 
 
 def hexadecimal(colour: Colour) -> str:
