@@ -137,6 +137,13 @@ def test_failures_are_one_line_and_exit_code_1(
     assert words in err
 
 
+def test_a_question_that_is_no_text_is_told(api: ScriptedApi, shell: Shell) -> None:
+    # As Python reads a byte that is no UTF-8 in a command line.
+    code, out, err = shell.chat("--query", "What is \udcff?")
+    assert (code, out) == (1, "")
+    assert "halves of letters" in err
+
+
 def test_an_answer_that_was_cut_is_told_aside(api: ScriptedApi, shell: Shell) -> None:
     code, out, err = shell.chat("--query", "long")
     assert (code, out) == (0, "A red circle.\n")
@@ -268,6 +275,15 @@ def test_a_reader_that_went_away_is_no_news_and_ends_the_answer(api: ScriptedApi
 def at_terminal(*flags: str, **more: str) -> Any:
     environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **more}
     return terminal(["-m", "llava_api", "chat", *flags], environment)
+
+
+def test_control_c_ends_the_one_answer(api: ScriptedApi) -> None:
+    with at_terminal("--query", "slow") as opened:
+        opened.wait_for("word3 ")
+        opened.type(CONTROL_C)
+        assert opened.end() == 130
+    assert "Traceback" not in opened.raw
+    assert api.hung_up.wait(20)
 
 
 def begin(opened: Terminal) -> None:

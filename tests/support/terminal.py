@@ -1,5 +1,6 @@
 """A program at a terminal: what it shows, and what is typed to it."""
 
+import codecs
 import os
 import pty
 import re
@@ -25,6 +26,8 @@ class Terminal:
     def __init__(self, master: int, process: "subprocess.Popen[bytes]") -> None:
         self.master = master
         self.process = process
+        # A letter may come in two reads.
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.raw = ""
         """All that was shown, with escape sequences."""
         self.seen = 0
@@ -36,9 +39,9 @@ class Terminal:
     def enter(self, text: str) -> None:
         self.type(text + "\r")
 
-    def wait_for(self, text: str) -> str:
+    def wait_for(self, text: str, seconds: float = WAIT_SECONDS) -> str:
         """What was shown since the last wait, up to ``text``, without escape sequences."""
-        deadline = time.monotonic() + WAIT_SECONDS
+        deadline = time.monotonic() + seconds
         while True:
             shown = plain(self.raw)[self.seen :]
             if text in shown:
@@ -57,7 +60,7 @@ class Terminal:
         except OSError:
             # Linux's way to say that nobody has the terminal open any more.
             return False
-        self.raw += data.decode(errors="replace")
+        self.raw += self.decoder.decode(data)
         return bool(data)
 
     def end(self) -> int:

@@ -1,23 +1,28 @@
 """The parts of ``llava-api chat``: the conversation, its file, keys, pictures, cells, typed lines."""
 
+import argparse
 import base64
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from llava_api.cli.chat.access import NO_KEY, base_url_of, is_here, key_of
+from llava_api.cli.chat.commands import COMMANDS
 from llava_api.cli.chat.conversation import Conversation
 from llava_api.cli.chat.lines import Lines
 from llava_api.cli.chat.pictures import names_in, open_picture, path_in
 from llava_api.cli.chat.sampling import Sampling
 from llava_api.cli.chat.saved import load, save
+from llava_api.cli.main import build_parser
 from llava_api.cli.terminal import harmless
 from llava_api.errors import BadImage, StartupError
 from llava_api.images.miniature import miniature
 
+DOCS = Path(__file__).parents[2] / "docs"
 KEY = "sk-llava-0123456789abcdef"
 
 
@@ -244,3 +249,18 @@ def test_tab_completes_commands_and_paths(tmp_path: Path, monkeypatch: pytest.Mo
     assert lines.candidates("my\\ ", ["/image"]) == ["my\\ cat.png"]
     assert lines.candidates("~/ca", ["/image"]) == ["~/cat.png", "~/cats/"]
     assert lines.candidates("[", ["/load"]) == ["[x].png"]
+
+
+def test_the_page_names_every_flag_and_command() -> None:
+    page = (DOCS / "chat.md").read_text()
+    commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    flags = {flag for action in commands.choices["chat"]._actions for flag in action.option_strings}
+    assert {flag for flag in flags | set(COMMANDS) if f"`{flag}" not in page} == {"-h", "--help", "--num-beams"}
+
+
+def test_the_recording_loads_nothing_and_shows_right_answers() -> None:
+    drawing = (DOCS / "chat.svg").read_text()
+    assert not re.search(r"@font-face|@import|href|<script|url\((?!#)", drawing)
+    words = " ".join(re.sub(r"<[^>]+>", " ", drawing).replace("&#160;", " ").split())
+    for answer in ("Describe this image. A red circle and a green star.", "What color is the star? Green."):
+        assert answer in words

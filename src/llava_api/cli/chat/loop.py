@@ -22,11 +22,12 @@ def converse(chosen: argparse.Namespace) -> int:
     """The exit code. Raises StartupError where it cannot begin."""
     screen = Screen(draw=not chosen.no_preview)
     pictures = [open_picture(named) for named in chosen.images]
+    start = Conversation(chosen.system or None)
     lines = Lines(tuple(COMMANDS), colours=screen.colours)
     with door_of(chosen, screen.loading) as door, closing(Client(door.base_url, door.key)) as client:
         models = models_of(client, door.model)
         model = door.model or models[0]
-        talk = Talk(client, models, model, sampling_of(chosen), Conversation(chosen.system), screen, lines.is_terminal)
+        talk = Talk(client, models, model, sampling_of(chosen), start, screen, lines.is_terminal)
         if lines.is_terminal:
             screen.heading(f"llava-api chat: {model} at {door.base_url}")
             screen.note(HINT)

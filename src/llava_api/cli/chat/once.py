@@ -29,7 +29,7 @@ def answer_once(chosen: argparse.Namespace) -> int:
 def ask(chosen: argparse.Namespace) -> int:
     # Before a server is started for nothing.
     pictures = [open_picture(named) for named in chosen.images]
-    conversation = Conversation(chosen.system).asked(chosen.query, [picture.url for picture in pictures])
+    conversation = Conversation(chosen.system or None).asked(chosen.query, [picture.url for picture in pictures])
     with door_of(chosen, on_standard_error) as door, closing(Client(door.base_url, door.key)) as client:
         model = door.model or client.models()[0]
         with client.ask(model, conversation.messages(), sampling_of(chosen)) as answer:

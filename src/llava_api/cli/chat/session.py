@@ -25,7 +25,7 @@ class Door:
 def door_of(chosen: argparse.Namespace, watch: Watch) -> Iterator[Door]:
     """Open for the block; with --serve a server runs that long. Raises StartupError."""
     if not chosen.serve:
-        yield Door(base_url_of(chosen.base_url), key_of(chosen.api_key_file), chosen.model)
+        yield Door(base_url_of(chosen.base_url), key_of(chosen.api_key_file), chosen.model or None)
         return
     with own_server(chosen.model or DEMO, server_flags(chosen), watch) as base_url:
         yield Door(base_url, NO_KEY, None)
