@@ -321,8 +321,9 @@ def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
         assert [message["role"] for message in said] == ["user", "assistant"] * 2 + ["user"]
         assert said[3]["content"].startswith("word0 word1 word2 word3 ")
         # At the prompt it says how to leave.
-        opened.type("half a line" + CONTROL_C)
-        opened.wait_for("/quit or Ctrl-D ends")
+        opened.type("half a line")
+        opened.wait_for("half a line")
+        opened.type_until(CONTROL_C, "/quit or Ctrl-D ends")
         opened.wait_for("> ")
         # What the server refuses is not said; a picture that is none is told by name.
         ask(opened, "refuse", "The picture cannot be read.")
@@ -349,6 +350,13 @@ def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
         opened.type("\x1b[200~one\ntwo\x1b[201~")
         ask(opened, "", "A red circle.")
         assert api.requests[-1]["messages"][-1]["content"] == "one\ntwo"
+        # A request that somebody wrote down is asked.
+        file.write_text(
+            json.dumps({"stream": True, "model": "other", "messages": [{"role": "user", "content": "Ready?"}]})
+        )
+        shown = ask(opened, f"/load {file}", "A red circle.")
+        assert "user: Ready?" in shown
+        assert (api.requests[-1]["model"], len(api.requests[-1]["messages"])) == ("other", 1)
         opened.type(CONTROL_D)
         assert opened.end() == 0
 

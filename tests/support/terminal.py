@@ -15,6 +15,7 @@ from contextlib import contextmanager
 CONTROL_C = "\x03"
 CONTROL_D = "\x04"
 WAIT_SECONDS = 120
+PATIENCE_SECONDS = 5
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[=>])")
 TAKE_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -50,6 +51,17 @@ class Terminal:
                 return shown[:end]
             if time.monotonic() > deadline or not self.more():
                 raise AssertionError(f"{text!r} was not shown, but: {shown!r}")
+
+    def type_until(self, keys: str, text: str) -> None:
+        """For Ctrl-C at a prompt: Python sees none in the moment between the prompt and its wait for keys."""
+        for _ in range(WAIT_SECONDS // PATIENCE_SECONDS):
+            self.type(keys)
+            try:
+                self.wait_for(text, PATIENCE_SECONDS)
+            except AssertionError:
+                continue
+            return
+        raise AssertionError(f"{text!r} was not shown, but: {plain(self.raw)[self.seen :]!r}")
 
     def more(self) -> bool:
         """Read what there is. False where the program has ended."""

@@ -13,7 +13,7 @@ COMMANDS = {
     "/image": ("FILE|URL ...", "a picture for the next question"),
     "/new": ("", "begin anew: nothing said, no pictures"),
     "/system": ("TEXT", 'set the system prompt ("" for the model\'s own); without TEXT, show it'),
-    "/save": ("FILE.json", "write the conversation into a file, as a chat request"),
+    "/save": ("FILE.json", "write the conversation into a file"),
     "/load": ("FILE.json", "go on with a conversation from a file"),
     "/help": ("", "this list"),
     "/quit": ("", "end"),

@@ -18,6 +18,8 @@ BASE_URL = re.compile(r"ready\. Base URL: (\S+)")
 Tell = Callable[[str], None]
 Watch = Callable[[str], AbstractContextManager[Tell]]
 """Shows, while a block lasts, that something takes long: given what it is, it gives what is to be told the news."""
+START_OF_LINE = re.compile(r"^llava-api: \S+Z ")
+"""Of a line of the server's log: its name and the time."""
 LOOK_SECONDS = 0.1
 STOP_SECONDS = 15
 TAIL_LINES = 15
@@ -84,7 +86,7 @@ def wait_until_ready(process: "subprocess.Popen[bytes]", log: IO[bytes], tell: T
         if ended:
             raise StartupError("the server did not start; it said:\n" + "\n".join(text.splitlines()[-TAIL_LINES:]))
         lines = text.splitlines()
-        tell(lines[-1] if lines else "")
+        tell(START_OF_LINE.sub("", lines[-1]) if lines else "")
         time.sleep(LOOK_SECONDS)
 
 

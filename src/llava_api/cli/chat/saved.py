@@ -1,4 +1,4 @@
-"""A conversation in a file: a chat request as the API takes it, so ``llava-api explain`` and curl take it too."""
+"""A conversation in a file: the fields of a chat request, in OpenAI's names."""
 
 import json
 import os

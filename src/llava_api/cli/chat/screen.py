@@ -78,7 +78,12 @@ class Screen:
     def loading(self, text: str) -> Iterator[Tell]:
         """The same for what takes longer, with the last news of it. (``own_server.Watch``)"""
         with self.waiting(text) as spinner:
-            yield lambda news: spinner.say(" ".join(harmless(f"{text}: {news}").split())[: self.console.width - 4])
+
+            def tell(news: str) -> None:
+                whole = " ".join(harmless(f"{text}: {news}" if news else text).split())
+                spinner.say(whole[: self.console.width - 4])
+
+            yield tell
 
 
 class Waiting:

@@ -107,9 +107,10 @@ class Talk:
 
     def tell(self, failure: AskFailed) -> None:
         self.screen.problem(str(failure))
-        if self.waiting and not failure.again:
-            # They may be what was refused; kept, they would spoil the next question as well.
-            self.waiting = []
-            self.screen.note("The question and its pictures were left out of the conversation.")
-        else:
+        if failure.again:
             self.screen.note("The question was left out of the conversation; you can ask it again.")
+            return
+        # The pictures may be what was refused: kept, they would spoil the next question as well.
+        left_out = "The question and its pictures were" if self.waiting else "The question was"
+        self.waiting = []
+        self.screen.note(f"{left_out} left out of the conversation.")
