@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unicodedata import category
 
 from llava_api.errors import StartupError
 
@@ -16,6 +17,19 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
         for letter in text
+    )
+
+
+TURNS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+"""Letters that turn the direction of what follows, beyond their own text."""
+
+
+def harmless(text: str) -> str:
+    """The same without what could command a terminal; line breaks and tabs stay. For long texts that people read."""
+    return "".join(
+        "\ufffd" if category(letter) == "Cs" else letter
+        for letter in text
+        if letter in "\n\t" or (category(letter) != "Cc" and ord(letter) not in TURNS)
     )
 
 

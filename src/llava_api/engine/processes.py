@@ -20,14 +20,18 @@ def die_with_parent() -> None:
     when the *thread* ends that started the process, so that thread must live as long (``vllm_start``).
     """
     parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+    if parent is not None:
+        die_with(parent.pid)
+
+
+def die_with(parent_id: int | None) -> None:
+    """The same in a process that ``parent_id`` has forked in some other way."""
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     except (OSError, AttributeError):
         # Not Linux: the parent's orderly end is all there is.
         return
-    if os.getppid() != parent.pid:
+    if os.getppid() != parent_id:
         # It ended before the kernel was told.
         os._exit(1)
 

@@ -1,0 +1,266 @@
+"""The parts of ``llava-api chat``: the conversation, its file, keys, pictures, cells, typed lines."""
+
+import argparse
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava_api.cli.chat.access import NO_KEY, base_url_of, is_here, key_of
+from llava_api.cli.chat.commands import COMMANDS
+from llava_api.cli.chat.conversation import Conversation
+from llava_api.cli.chat.lines import Lines
+from llava_api.cli.chat.pictures import names_in, open_picture, path_in
+from llava_api.cli.chat.sampling import Sampling
+from llava_api.cli.chat.saved import load, save
+from llava_api.cli.main import build_parser
+from llava_api.cli.terminal import harmless
+from llava_api.errors import BadImage, StartupError
+from llava_api.images.miniature import miniature
+
+DOCS = Path(__file__).parents[2] / "docs"
+KEY = "sk-llava-0123456789abcdef"
+
+
+def picture_bytes(image: Image.Image, image_format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format)
+    return buffer.getvalue()
+
+
+def test_a_turn_is_added_and_the_one_before_stays_as_it_was() -> None:
+    start = Conversation("Be short.")
+    asked = start.asked("What is it?", ["data:one", "http://two"])
+    done = asked.answered("A cat.").asked("Sure?")
+    assert start.messages() == [{"role": "system", "content": "Be short."}]
+    assert done.messages() == [
+        {"role": "system", "content": "Be short."},
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": "data:one"}},
+                {"type": "image_url", "image_url": {"url": "http://two"}},
+                {"type": "text", "text": "What is it?"},
+            ],
+        },
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "Sure?"},
+    ]
+    assert done.before_question() == asked.answered("A cat.")
+    assert Conversation().before_question() == Conversation()
+
+
+def test_what_is_saved_is_loaded_and_is_a_chat_request(tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    conversation = Conversation("Be short.").asked("Was für ein Tier?", ["data:one"]).answered("A cat 🐈.\n\x9b")
+    sampling = Sampling(temperature=0.5, max_tokens=12)
+    save(path, conversation, "tiny", sampling)
+    loaded = load(path)
+    assert (loaded.conversation, loaded.model, loaded.sampling) == (conversation, "tiny", sampling)
+    request = json.loads(path.read_text())
+    assert request["messages"] == conversation.messages()
+    assert (request["model"], request["temperature"], request["max_tokens"]) == ("tiny", 0.5, 12)
+    # A conversation is written over, anything else is not.
+    save(path, conversation.asked("More?"), "tiny", sampling)
+    assert load(path).conversation == conversation.asked("More?")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["chat.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"{", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"\xff\xfe", "not text"),
+        (b"[]", "no saved conversation"),
+        (b"{}", "messages: Field required"),
+        (b'{"messages": [{"role": "robot", "content": "a"}]}', "messages.0.role"),
+        (b'{"messages": [{"role": "user", "content": [{"type": "audio"}]}]}', "messages.0.content"),
+        (b'{"messages": [], "temperature": "hot"}', "temperature"),
+    ],
+)
+def test_a_broken_file_is_told_and_never_written_over(tmp_path: Path, text: bytes, words: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_bytes(text)
+    with pytest.raises(StartupError, match=r"broken\.json") as failed:
+        load(path)
+    assert words in str(failed.value)
+    with pytest.raises(StartupError, match="is no saved conversation: choose another name"):
+        save(path, Conversation().asked("a"), "tiny", Sampling())
+    assert path.read_bytes() == text
+
+
+def test_places_that_cannot_be_written_or_read_are_told(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"cannot be written \(No such file or directory\)"):
+        save(tmp_path / "none" / "chat.json", Conversation(), "tiny", Sampling())
+    with pytest.raises(StartupError, match=r"cannot be read \(Is a directory\)"):
+        load(tmp_path)
+
+
+def test_the_key_is_found_where_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LLAVA_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert key_of(None) == NO_KEY
+    monkeypatch.setenv("OPENAI_API_KEY", "of-openai=")
+    assert key_of(None) == "of-openai="
+    # As the server is given it.
+    monkeypatch.setenv("LLAVA_API_KEY", f"bob=sha256:{'0' * 64},anne={KEY}")
+    assert key_of(None) == KEY
+    file = tmp_path / "keys.txt"
+    for text in (KEY, f"# of anne\n\nanne={KEY}\n", f"bob=sha256:{'0' * 64}\nanne = {KEY}"):
+        file.write_text(text)
+        assert key_of(str(file)) == KEY
+    for text in ("", "# nothing\n", f"bob=sha256:{'0' * 64}"):
+        file.write_text(text)
+        with pytest.raises(StartupError, match="holds no key"):
+            key_of(str(file))
+    file.write_text("my secret words")
+    with pytest.raises(StartupError) as failed:
+        key_of(str(file))
+    assert "secret" not in str(failed.value)
+    with pytest.raises(StartupError, match="cannot be read"):
+        key_of(str(tmp_path / "none"))
+
+
+def test_the_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert base_url_of(None) == "http://127.0.0.1:8000/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://there/v1")
+    assert base_url_of(None) == "https://there/v1"
+    assert base_url_of("http://here/v1") == "http://here/v1"
+    here = ["http://127.0.0.1:8000/v1", "http://localhost/v1", "http://[::1]:80/v1"]
+    there = ["https://api.example.org/v1", "http://10.0.0.1/v1", "http://["]
+    assert [is_here(url) for url in (*here, *there)] == [True] * 3 + [False] * 3
+
+
+def test_nothing_that_commands_a_terminal_is_left() -> None:
+    assert harmless("a\tb\nc \x1b[31mred\x1b[0m \x9b2J\x07\x08\r\x7f \u202eevil\u202c \ud800") == (
+        "a\tb\nc [31mred[0m 2J evil \ufffd"
+    )
+    # Letters of people are.
+    assert harmless("für 猫 🏳️‍🌈 עברית\u200f [bold]") == "für 猫 🏳️‍🌈 עברית\u200f [bold]"
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_a_file_is_sent_as_it_is(tmp_path: Path, image_format: str) -> None:
+    data = picture_bytes(Image.new("RGB", (9, 7), "red"), image_format)
+    path = tmp_path / "no-telling-name"
+    path.write_bytes(data)
+    picture = open_picture(str(path))
+    header, _, encoded = picture.url.partition(",")
+    assert header == f"data:image/{image_format.lower()};base64"
+    assert base64.b64decode(encoded) == picture.data == data
+
+
+def test_addresses_are_left_to_the_server() -> None:
+    for url in (
+        "https://example.org/cat.jpg",
+        "HTTP://example.org/cat",
+        "file:///srv/cat.png",
+        "data:image/png;base64,",
+    ):
+        assert open_picture(url).url == url
+
+
+def test_what_is_no_picture_is_told_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("paper.pdf").write_bytes(b"%PDF-1.7 and so on")
+    Path("empty.png").write_bytes(b"")
+    for name, words in {
+        "paper.pdf": "paper.pdf: This is a PDF file",
+        "empty.png": "empty.png is empty",
+        "none.png": r"none.png cannot be read \(No such file",
+        ".": r"cannot be read \(Is a directory",
+        "a\0b": "cannot be a file's name",
+    }.items():
+        with pytest.raises(StartupError, match=words):
+            open_picture(name)
+
+
+def test_names_with_spaces_and_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my cat's.png").touch()
+    assert names_in("my cat's.png") == ["my cat's.png"]
+    assert names_in("'my cat.png' dog.png") == ["my cat.png", "dog.png"]
+    assert names_in(r"my\ cat.png") == ["my cat.png"]
+    assert names_in("it's.png") == ["it's.png"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert path_in("'~/my chat.json'") == tmp_path / "my chat.json"
+
+
+def test_cells_show_the_picture_small_and_in_its_proportions() -> None:
+    image = Image.new("RGB", (400, 200), "red")
+    image.paste((0, 0, 255), (200, 0, 400, 200))
+    cells = miniature(picture_bytes(image), 40, 30)
+    assert cells is not None
+    assert (len(cells), {len(row) for row in cells}) == (20, {40})
+    assert (cells[10][5], cells[10][35]) == ((255, 0, 0), (0, 0, 255))
+    # Small pictures stay as they are.
+    cells = miniature(picture_bytes(Image.new("RGB", (3, 5), (1, 2, 3))), 40, 30)
+    assert cells == [[(1, 2, 3)] * 3] * 5
+    # Long ones keep one row at least; upright by EXIF.
+    strip = Image.new("RGB", (4000, 2))
+    strip.getexif()[0x0112] = 6
+    buffer = io.BytesIO()
+    strip.save(buffer, "JPEG", exif=strip.getexif())
+    cells = miniature(buffer.getvalue(), 40, 30)
+    assert cells is not None
+    assert (len(cells), len(cells[0])) == (30, 1)
+
+
+def test_a_damaged_picture_is_no_miniature() -> None:
+    noise = Image.effect_noise((200, 200), 90).convert("RGB")
+    with pytest.raises(BadImage):
+        miniature(picture_bytes(noise)[:5000], 40, 30)
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    lines = Lines((), colours=False)
+    found = []
+    while True:
+        try:
+            found.append(lines.read())
+        except EOFError:
+            return found
+
+
+def test_lines_that_belong_together_are_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert typed(monkeypatch, " one \n\ntwo\\\nthree\nfour\n") == ["one", "", "two\nthree", "four"]
+    assert typed(monkeypatch, '"""one\n two\n"""\n"""three"""\nfour') == ["one\n two", "three", "four"]
+    # The end of the input in the midst of a text is the end.
+    assert typed(monkeypatch, 'one\n"""two\n') == ["one"]
+
+
+def test_tab_completes_commands_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("cat.png", "my cat.png", "[x].png"):
+        Path(name).touch()
+    Path("cats").mkdir()
+    lines = Lines(("/image", "/new"), colours=False)
+    assert lines.candidates("/i", []) == ["/image "]
+    assert lines.candidates("", []) == lines.candidates("What", []) == lines.candidates("ca", ["What"]) == []
+    assert lines.candidates("ca", ["/image"]) == ["cat.png", "cats/"]
+    assert lines.candidates("my\\ ", ["/image"]) == ["my\\ cat.png"]
+    assert lines.candidates("~/ca", ["/image"]) == ["~/cat.png", "~/cats/"]
+    assert lines.candidates("[", ["/load"]) == ["[x].png"]
+
+
+def test_the_page_names_every_flag_and_command() -> None:
+    page = (DOCS / "chat.md").read_text()
+    commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    flags = {flag for action in commands.choices["chat"]._actions for flag in action.option_strings}
+    assert {flag for flag in flags | set(COMMANDS) if f"`{flag}" not in page} == {"-h", "--help", "--num-beams"}
+
+
+def test_the_recording_loads_nothing_and_shows_right_answers() -> None:
+    drawing = (DOCS / "chat.svg").read_text()
+    assert not re.search(r"@font-face|@import|href|<script|url\((?!#)", drawing)
+    words = " ".join(re.sub(r"<[^>]+>", " ", drawing).replace("&#160;", " ").split())
+    for answer in ("Describe this image. A red circle and a green star.", "What color is the star? Green."):
+        assert answer in words
