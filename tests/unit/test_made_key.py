@@ -45,11 +45,7 @@ def test_an_empty_folder_of_keys_is_left_empty(tmp_path: Path) -> None:
     assert made(make_key=True, api_key_dir=[str(tmp_path)]) is None
 
 
-def test_the_key_and_a_curl_line_with_it_are_shown(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A command line that was run before in this process has set it otherwise.
-    monkeypatch.setattr(logging.getLogger("llava_api"), "propagate", True)
+def test_the_key_and_a_curl_line_with_it_are_shown(caplog: pytest.LogCaptureFixture) -> None:
     key = made(make_key=True)
     assert key is not None
     settings = Settings(**OPEN, api_key=[f"{MADE_KEY_NAME}={key}"])

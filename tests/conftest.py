@@ -1,0 +1,20 @@
+"""What holds for every test."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that ran in this process has set logging up for a terminal that is gone, and for all later tests."""
+    loggers = [logging.getLogger(), logging.getLogger("llava_api")]
+    before = [(one.handlers[:], one.level, one.propagate) for one in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        for handler in logger.handlers[:]:
+            if handler not in handlers:
+                logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
