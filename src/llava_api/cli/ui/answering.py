@@ -1,8 +1,8 @@
 """From a question to its answer: what the page does between a click and the last word. Knows nothing of Gradio."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ class Update:
     """Whether there is something to stop."""
 
 
+Updates = AsyncGenerator[Update, None]
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """The answer's end."""
@@ -50,19 +53,22 @@ class Answering:
         self.uploads = uploads
         self.limits = limits
 
-    async def ask(self, session: Session, text: str, paths: Sequence[str], knobs: Knobs) -> AsyncIterator[Update]:
+    async def ask(self, session: Session, text: str, paths: Sequence[str], knobs: Knobs) -> Updates:
         """With the uploaded files at ``paths``; whatever is wrong with them leaves all as it is."""
         found = [self.uploads.find(path) for path in paths]
         files = [path for path in found if path is not None]
         if len(files) < len(found):
             yield Update(status=GONE, busy=session.answering is not None)
             return
-        async for update in self.ask_with(session, text, [path.read_bytes() for path in files], knobs, files):
-            yield update
+        async with aclosing(
+            self.ask_with(session, text, [path.read_bytes() for path in files], knobs, files)
+        ) as updates:
+            async for update in updates:
+                yield update
 
     async def ask_with(
         self, session: Session, text: str, files: Sequence[bytes], knobs: Knobs, sources: Sequence[Path] = ()
-    ) -> AsyncIterator[Update]:
+    ) -> Updates:
         """With pictures whose files are known; ``sources`` are deleted once they are part of the conversation."""
         wrong = BUSY if session.answering is not None else NO_QUESTION if not text.strip() else ""
         if wrong:
@@ -83,8 +89,9 @@ class Answering:
         for source in sources:
             self.uploads.drop(source)
         conversation.turns.append(Turn(text, pictures))
-        async for update in self.answer(session, knobs, box=""):
-            yield update
+        async with aclosing(self.answer(session, knobs, box="")) as updates:
+            async for update in updates:
+                yield update
 
     async def with_model(self, knobs: Knobs) -> Knobs:
         """With the first model, where the page found none: the server was started later. Raises Trouble."""
@@ -95,9 +102,7 @@ class Answering:
             raise Trouble(NO_MODEL)
         return replace(knobs, model=names[0])
 
-    async def ask_again(
-        self, session: Session, number: int | None, knobs: Knobs, text: str | None = None
-    ) -> AsyncIterator[Update]:
+    async def ask_again(self, session: Session, number: int | None, knobs: Knobs, text: str | None = None) -> Updates:
         """Turn ``number`` once more, perhaps with another ``text``; what came after it is forgotten."""
         if session.answering is not None:
             yield Update(status=BUSY, busy=True)
@@ -113,10 +118,11 @@ class Answering:
         session.conversation.back_to(number)
         if text is not None:
             session.conversation.turns[number].text = text
-        async for update in self.answer(session, knobs):
-            yield update
+        async with aclosing(self.answer(session, knobs)) as updates:
+            async for update in updates:
+                yield update
 
-    async def answer(self, session: Session, knobs: Knobs, box: str | None = None) -> AsyncIterator[Update]:
+    async def answer(self, session: Session, knobs: Knobs, box: str | None = None) -> Updates:
         """The last turn's answer, as it comes."""
         turn = session.conversation.turns[-1]
         messages = session.conversation.messages(knobs.system)
@@ -154,8 +160,9 @@ class Answering:
         """A task of its own, so that it can be stopped at whatever it waits for."""
         error = ""
         try:
-            async for piece in self.api.answer(knobs, messages):
-                news.put_nowait(piece)
+            async with aclosing(self.api.answer(knobs, messages)) as pieces:
+                async for piece in pieces:
+                    news.put_nowait(piece)
         except Trouble as trouble:
             error = str(trouble)
         finally:

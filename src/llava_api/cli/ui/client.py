@@ -4,7 +4,7 @@ Every failure is a ``Trouble`` whose message says to the person at the page what
 kept.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +63,12 @@ class Api:
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
             raise self.trouble(error) from error
 
-    async def answer(self, knobs: Knobs, messages: list[dict[str, Any]]) -> AsyncIterator[Piece]:
+    async def answer(self, knobs: Knobs, messages: Any) -> AsyncGenerator[Piece, None]:
         """Raises Trouble. Where this is closed or cancelled, the connection is closed, and the server stops."""
         try:
             stream = await self.with_key(knobs.key).chat.completions.create(
                 model=knobs.model,
-                messages=messages,  # type: ignore[arg-type]
+                messages=messages,
                 temperature=knobs.temperature,
                 max_tokens=knobs.max_tokens,
                 stream=True,

@@ -1,6 +1,7 @@
 """``llava-api ui``: a chat page in the browser, for this server or any other with OpenAI's API."""
 
 import argparse
+import asyncio
 import importlib.util
 import os
 import signal
@@ -169,15 +170,21 @@ def serve(base_url: str, settings: Settings, place: Place, folder: Path, listene
     )
     address, number = listener.getsockname()[:2]
     name = f"[{address}]" if ":" in address else address
-    Announcing(config, f"The page: http://{name}:{number}/  (asks {base_url}; Ctrl-C ends it)").run(sockets=[listener])
+    line = f"The page: http://{name}:{number}/  (asks {base_url}; Ctrl-C ends it)"
+    Announcing(config, line, app.closing).run(sockets=[listener])
 
 
 class Announcing(uvicorn.Server):
-    """Says where the page is when it can be opened."""
+    """Says where the page is when it can be opened, and ends what open pages hold when it is to end."""
 
-    def __init__(self, config: uvicorn.Config, line: str) -> None:
+    def __init__(self, config: uvicorn.Config, line: str, closing: asyncio.Event) -> None:
         super().__init__(config)
         self.line = line
+        self.closing = closing
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.closing.set()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -6,11 +6,13 @@ as on the server: by the Host header against names that are made to stand for th
 from other pages.
 """
 
+import asyncio
 import ipaddress
 import json
 import re
 import socket
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -24,6 +26,7 @@ OPEN = {
     ),
     "POST": re.compile(r"/gradio_api/(queue/join/?|cancel|reset/?|upload)"),
 }
+ENDLESS = re.compile(r"/gradio_api/(queue/data|heartbeat/\w+)")
 JOIN = re.compile(r"/gradio_api/queue/join/?")
 MAX_JOIN_BYTES = 2_000_000
 """Of a question without its pictures, which are uploaded before."""
@@ -64,6 +67,8 @@ class Gate:
         self.app = app
         self.hosts = frozenset(host.lower() for host in (*hosts, socket.gethostname()))
         self.known_file = known_file
+        self.closing = asyncio.Event()
+        """Set when the program ends."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -84,8 +89,34 @@ class Gate:
             receive = replayed(body, receive)
         if refusal is not None:
             await refusal(scope, receive, with_headers)
-            return
-        await self.app(scope, receive, with_headers)
+        elif ENDLESS.fullmatch(scope["path"]):
+            await self.until_closing(scope, receive, with_headers)
+        else:
+            await self.app(scope, receive, with_headers)
+
+    async def until_closing(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An open page holds its streams for ever: they end with the program."""
+        ended = False
+
+        async def watched(message: Message) -> None:
+            nonlocal ended
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        answering = asyncio.ensure_future(self.app(scope, receive, watched))
+        closing = asyncio.ensure_future(self.closing.wait())
+        try:
+            await asyncio.wait({answering, closing}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                await answering
+        finally:
+            closing.cancel()
+            if not answering.done():
+                answering.cancel()
+                with suppress(asyncio.CancelledError):
+                    await answering
+                if not ended:
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def refusal(self, scope: Scope) -> Response | None:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]

@@ -4,6 +4,7 @@ What a browser sends of a conversation is not believed: events say which message
 """
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from html import escape
 from importlib import resources
 from typing import Any
@@ -89,7 +90,7 @@ class Page:
         self.chat = gr.Chatbot(
             label="Conversation",
             elem_id="chat",
-            height="min(56vh, 44rem)",
+            height="min(60vh, 44rem)",
             editable="user",
             layout="bubble",
             buttons=["copy"],
@@ -124,7 +125,8 @@ class Page:
 
     def build_side(self) -> None:
         with gr.Accordion("What the model saw", elem_id="saw"):
-            self.panel = gr.Markdown(panel.EMPTY, elem_id="panel")
+            # Made here alone, see panel; the browser's sanitizer would take SVG's attributes away.
+            self.panel = gr.Markdown(panel.EMPTY, elem_id="panel", sanitize_html=False)
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             self.model = gr.Dropdown([], label="Model", elem_id="model", allow_custom_value=True)
             self.temperature = gr.Slider(0, 2, TEMPERATURE, step=0.1, label="Temperature", elem_id="temperature")
@@ -161,28 +163,34 @@ class Page:
     async def ask(self, request: gr.Request, said: dict[str, Any], *turned: Any) -> Updates:
         session = self.session(request)
         paths = [str(path) for path in said.get("files") or []]
-        async for update in self.answering.ask(session, said.get("text") or "", paths, knobs_of(turned)):
-            yield drawn(session, update)
+        async with aclosing(self.answering.ask(session, said.get("text") or "", paths, knobs_of(turned))) as updates:
+            async for update in updates:
+                yield drawn(session, update)
 
     def asking(self, example: Example) -> Callable[..., Updates]:
         async def ask(request: gr.Request, *turned: Any) -> Updates:
             session = self.session(request)
-            async for update in self.answering.ask_with(session, example.question, [example.data()], knobs_of(turned)):
-                yield drawn(session, update)
+            async with aclosing(
+                self.answering.ask_with(session, example.question, [example.data()], knobs_of(turned))
+            ) as updates:
+                async for update in updates:
+                    yield drawn(session, update)
 
         return ask
 
     async def retry(self, event: gr.RetryData, request: gr.Request, *turned: Any) -> Updates:
         session = self.session(request)
         number = turn_of(session.conversation, event.index)
-        async for update in self.answering.ask_again(session, number, knobs_of(turned)):
-            yield drawn(session, update)
+        async with aclosing(self.answering.ask_again(session, number, knobs_of(turned))) as updates:
+            async for update in updates:
+                yield drawn(session, update)
 
     async def edit(self, event: gr.EditData, request: gr.Request, *turned: Any) -> Updates:
         session = self.session(request)
         number = turn_of(session.conversation, event.index)
-        async for update in self.answering.ask_again(session, number, knobs_of(turned), str(event.value)):
-            yield drawn(session, update)
+        async with aclosing(self.answering.ask_again(session, number, knobs_of(turned), str(event.value))) as updates:
+            async for update in updates:
+                yield drawn(session, update)
 
     def undo(self, request: gr.Request) -> list[Any]:
         """Takes the last question back into the box."""

@@ -60,15 +60,12 @@ def picture_figure(number: int, image: ExplainedImage, picture: Picture | None) 
             drawings.append(squeezed(url, side, f"Picture {number}, squeezed into one tile"))
         if not tiled or image.pixels_shape[0] > 1:
             drawings.append(in_tiles(url, image.mode, size, (across, down), side, f"Picture {number} in its tiles"))
-    tiles = (
-        f"{across} &times; {down} tiles of {side} &times; {side} pixels"
-        if tiled
-        else f"one tile of {side} &times; {side} pixels"
-    )
+    pixels = f"{side} &times; {side} pixels"
+    tiles = f"one tile of {pixels}"
     if tiled and image.detail == "low":
-        tiles = f"one tile of {side} &times; {side} pixels (low detail)"
+        tiles += " (low detail)"
     elif tiled:
-        tiles += ", and the whole picture as one"
+        tiles = f"{across} &times; {down} tiles of {pixels}, and the whole picture as one"
     turned = "" if image.orientation == 1 else f", turned upright (EXIF orientation {image.orientation})"
     return (
         f'<figure class="seen"><div class="drawings">{"".join(drawings)}</div><figcaption>'

@@ -4,14 +4,13 @@ Gradio would name a file by its content, so that two people with the same pictur
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI, Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp
 
 from llava_api.cli.ui.answering import Answering
 from llava_api.cli.ui.client import Api
@@ -35,7 +34,7 @@ PREVIEWS = {
 """What is shown in the box before it is sent; anything else is not sent back as something that a browser would run."""
 
 
-def create_web_app(api: Api, uploads: Uploads, limits: PictureLimits, hosts: Collection[str]) -> ASGIApp:
+def create_web_app(api: Api, uploads: Uploads, limits: PictureLimits, hosts: Collection[str]) -> Gate:
     page = Page(Answering(api, uploads, limits), Sessions())
 
     @asynccontextmanager
@@ -81,7 +80,7 @@ async def save_files(request: Request, uploads: Uploads, limits: PictureLimits) 
     """The files of a form; the answer is a list of their paths, as Gradio's page expects it."""
     most = limits.all_bytes + ENVELOPE_BYTES
 
-    async def counted() -> AsyncIterator[bytes]:
+    async def counted() -> AsyncGenerator[bytes, None]:
         received = 0
         async for chunk in request.stream():
             received += len(chunk)
