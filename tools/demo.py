@@ -71,6 +71,8 @@ class Child:
                 self.process.kill()
                 self.process.wait()
         self.reader.join()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
 
 def free_port(wanted: int) -> int:
@@ -84,10 +86,6 @@ def free_port(wanted: int) -> int:
     return wanted
 
 
-def show_nothing(line: str) -> None:
-    pass
-
-
 def show(line: str) -> None:
     print(line, end="", flush=True)
 
@@ -99,8 +97,7 @@ def run(server: list[str], page: list[str], children: list[Child]) -> int:
     base_url = serving.wait_until_ready()
     if base_url is None:
         return serving.process.returncode or 1
-    showing = Child([*page, "--base-url", base_url], PAGE_READY, show_nothing)
-    showing.show = show
+    showing = Child([*page, "--base-url", base_url], PAGE_READY, show)
     children.append(showing)
     link = showing.wait_until_ready()
     if link is not None:
