@@ -177,15 +177,15 @@ def test_the_panel_shows_text_as_text_in_one_block() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "size", "canvas", "expected"),
+    ("cut", "size", "canvas", "expected"),
     [
-        ("pad", (400, 200), (336, 336), ((336, 168), (0, 84))),
-        ("square", (400, 200), (336, 336), ((672, 336), (-168, 0))),
-        ("anyres", (336, 672), (672, 336), ((168, 336), (252, 0))),
+        (False, (400, 200), (336, 336), ((336, 168), (0, 84))),
+        (True, (400, 200), (336, 336), ((672, 336), (-168, 0))),
+        (False, (336, 672), (672, 336), ((168, 336), (252, 0))),
     ],
 )
-def test_where_a_picture_is_on_its_tiles(mode: str, size: Any, canvas: Any, expected: Any) -> None:
-    assert panel.placed(mode, size, canvas) == expected
+def test_where_a_picture_is_on_its_tiles(cut: bool, size: Any, canvas: Any, expected: Any) -> None:
+    assert panel.placed(cut, size, canvas) == expected
 
 
 # Uploads

@@ -18,7 +18,7 @@ UNKNOWN = (
 MODES = {
     "pad": "padded to a square (the grey part)",
     "square": "scaled, its middle cut out",
-    "anyres": "a small whole, then a grid of tiles",
+    "anyres": "a grid of tiles (black is padding)",
     "hf": "as the checkpoint's own processor does it",
 }
 
@@ -59,7 +59,7 @@ def picture_figure(number: int, image: ExplainedImage, picture: Picture | None) 
         if tiled:
             drawings.append(squeezed(url, side, f"Picture {number}, squeezed into one tile"))
         if not tiled or image.pixels_shape[0] > 1:
-            drawings.append(in_tiles(url, image.mode, size, (across, down), side, f"Picture {number} in its tiles"))
+            drawings.append(in_tiles(url, image, number))
     pixels = f"{side} &times; {side} pixels"
     tiles = f"one tile of {pixels}"
     if tiled and image.detail == "low":
@@ -75,31 +75,32 @@ def picture_figure(number: int, image: ExplainedImage, picture: Picture | None) 
     )
 
 
-def placed(mode: str, size: Size, canvas: Size) -> tuple[Size, tuple[float, float]]:
-    """(width, height) that a picture has on the tiles, and its left upper corner; outside of the canvas it is cut."""
-    width, height = square_size(size, canvas[0]) if mode in ("square", "hf") and canvas[0] == canvas[1] else (0, 0)
-    if mode not in ("square",) or not width:
-        width, height = fit_within(size, canvas)
+def placed(cut: bool, size: Size, canvas: Size) -> tuple[Size, tuple[float, float]]:
+    """(width, height) that a picture has on the tiles, and its left upper corner; ``cut``: what stands over is lost."""
+    width, height = square_size(size, canvas[0]) if cut else fit_within(size, canvas)
     return (width, height), ((canvas[0] - width) / 2, (canvas[1] - height) / 2)
 
 
-def in_tiles(url: str, mode: str, size: Size, grid: tuple[int, int], side: int, name: str) -> str:
-    """The picture where the model has it: around it is padding, the lines are where it is cut."""
-    across, down = grid
+def in_tiles(url: str, image: ExplainedImage, number: int) -> str:
+    """The picture where the model has it: around it is padding (black in a grid, else the mean colour); lines cut."""
+    across, down = image.grid[:2]
+    side = image.pixels_shape[-1]
     canvas = (across * side, down * side)
-    (width, height), (left, top) = placed(mode, size, canvas)
+    tiled = len(image.pixels_shape) == 4
+    cut = image.mode == "square" or (image.mode == "hf" and not tiled)
+    (width, height), (left, top) = placed(cut, (image.shown_width, image.shown_height), canvas)
     cuts = [f'<path d="M{x * side} 0V{canvas[1]}"/>' for x in range(1, across)]
     cuts += [f'<path d="M0 {y * side}H{canvas[0]}"/>' for y in range(1, down)]
     inner = (
-        f'<rect class="padding" width="{canvas[0]}" height="{canvas[1]}"/>'
+        f'<rect class="{"black" if tiled else "mean"}" width="{canvas[0]}" height="{canvas[1]}"/>'
         f"{image_tag(url, left, top, width, height)}"
         f'<g class="cuts">{"".join(cuts)}</g>'
     )
-    return drawing(inner, canvas, name)
+    return drawing(inner, canvas, f"Picture {number} in its tiles")
 
 
 def squeezed(url: str, side: int, name: str) -> str:
-    return drawing(image_tag(url, 0, 0, side, side), (side, side), name)
+    return drawing(image_tag(url, 0, 0, side, side), (side, side), name, "whole")
 
 
 def image_tag(url: str, left: float, top: float, width: float, height: float) -> str:
@@ -109,9 +110,9 @@ def image_tag(url: str, left: float, top: float, width: float, height: float) ->
     return f'<image href="{escape(url)}" {place} preserveAspectRatio="none"/>'
 
 
-def drawing(inner: str, canvas: Size, name: str) -> str:
+def drawing(inner: str, canvas: Size, name: str, kind: str = "tiles") -> str:
     return (
-        f'<svg role="img" aria-label="{name}" viewBox="0 0 {canvas[0]} {canvas[1]}" '
+        f'<svg class="{kind}" role="img" aria-label="{name}" viewBox="0 0 {canvas[0]} {canvas[1]}" '
         f'style="aspect-ratio:{canvas[0]}/{canvas[1]}">{inner}</svg>'
     )
 
