@@ -143,8 +143,9 @@ class Answering:
             if session.stopped:
                 turn.note = STOPPED
             session.answering = None
-            yield Update(panel=seeing.result() if seeing.done() else None)
-            if not seeing.done():
+            seen = seeing.done()
+            yield Update(panel=seeing.result() if seen else None)
+            if not seen:
                 yield Update(panel=await asyncio.wait_for(seeing, PANEL_SECONDS))
         except TimeoutError:
             yield Update(panel=panel.trouble("The server took too long to say what the model saw."))
