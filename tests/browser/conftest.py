@@ -116,7 +116,8 @@ class Watch:
         return [request.url for request in self.requests if not request.url.startswith(own)]
 
 
-@pytest.fixture(scope="session")
+# Not for the session: as long as Playwright is there, an event loop runs in this thread, and no other test can have one.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     assert CHROMIUM is not None
     expect.set_options(timeout=20_000)
