@@ -116,7 +116,7 @@ class Watch:
         return [request.url for request in self.requests if not request.url.startswith(own)]
 
 
-# Not for the session: as long as Playwright is there, an event loop runs in this thread, and no other test can have one.
+# Not for the session: while Playwright is there, an event loop runs in this thread, and no other test can have one.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     assert CHROMIUM is not None
