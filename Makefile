@@ -6,7 +6,7 @@ MODEL ?=
 SIDE_BY_SIDE := tests/unit tests/api tests/chart
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test serve test test-clients lint soak bench image-test demo-checkpoints clean
+.PHONY: help setup setup-test setup-ui serve demo test test-clients test-browser lint soak bench image-test demo-checkpoints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -18,8 +18,14 @@ setup:
 setup-test:
 	@$(PYTHON) tools/setup_venv.py --test
 
+setup-ui:
+	@$(PYTHON) tools/setup_venv.py --ui
+
 serve: setup ## Install what is missing, then serve MODEL (default: the bundled demo)
 	.venv/bin/llava-api serve $(MODEL)
+
+demo: setup setup-ui ## Serve MODEL with a chat page in the browser beside it; prints the link
+	@$(PYTHON) tools/demo.py $(MODEL)
 
 lint: setup-test ## Style, types and the rules on who imports whom
 	.venv/bin/ruff check .
@@ -30,7 +36,7 @@ lint: setup-test ## Style, types and the rules on who imports whom
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml compose.gpu.yaml
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yaml
 
-test: lint ## Everything continuous integration runs
+test: lint setup-ui ## Everything continuous integration runs
 	@failed=0; \
 	.venv/bin/python -m pytest -q -n auto --dist worksteal $(SIDE_BY_SIDE) || failed=1; \
 	.venv/bin/python -m pytest -q $(SIDE_BY_SIDE:%=--ignore=%) || failed=1; \
@@ -38,6 +44,9 @@ test: lint ## Everything continuous integration runs
 
 test-clients: setup-test ## Try other people's clients, Python and Node, against a running server
 	.venv/bin/python -m tools.client_tests $(FLAGS)
+
+test-browser: setup-test setup-ui ## Try the chat page in Chromium; SCREENSHOTS=1 makes the pictures in docs/ anew
+	LLAVA_TEST_BROWSER=required .venv/bin/python -m pytest tests/browser $(FLAGS)
 
 soak: setup-test ## Twice the load that the server can take, mixed with bad and cut-off requests; FLAGS='--minutes 20'
 	.venv/bin/python -m benchmarks.soak $(FLAGS)
@@ -58,5 +67,5 @@ demo-checkpoints: setup ## Train the bundled demo checkpoints again (hours on a 
 
 # Not runs/: it holds hours of training.
 clean: ## Remove the environment and the caches
-	rm -rf .venv .venv-clients tests/clients/node/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-ui .venv-clients tests/clients/node/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find src tests tools training -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,7 @@
 """Make ``.venv`` ready to serve (or, with ``--test``, to test): ``python3 tools/setup_venv.py``.
 
+``--ui`` makes ``.venv-ui`` instead, for ``llava-api ui``: Gradio and the server want different versions of Pillow.
+
 Standard library only, since it runs before anything is installed. A second run with nothing changed returns
 at once; a run after an interrupted one starts the environment afresh. The container image is made with it too:
 ``--venv``, ``--extra`` and ``--dependencies-only`` are for its Dockerfile.
@@ -27,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON = (3, 11)
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CONSTRAINTS = "constraints/cpu.txt"
+UI = "ui"
+UI_CONSTRAINTS = "constraints/ui.txt"
 SHIM = "packaging/torchvision-schema-repair"
 HEARTBEAT_SECONDS = 15
 SHOWN_LINES = 15
@@ -97,6 +101,8 @@ def pip_arguments(extras: list[str], torch_index: bool, instead: Sequence[str] =
     arguments = list(instead) or ["-e", f".[{','.join(extras)}]"]
     if "cpu" in extras:
         arguments += ["-c", CONSTRAINTS]
+    elif extras == [UI]:
+        arguments += ["-c", UI_CONSTRAINTS]
     if torch_index:
         arguments += ["--extra-index-url", TORCH_CPU_INDEX]
     return arguments
@@ -105,8 +111,11 @@ def pip_arguments(extras: list[str], torch_index: bool, instead: Sequence[str] =
 def inputs_hash(root: Path, extras: list[str]) -> str:
     """Changes with everything that decides what is installed."""
     digest = hashlib.sha256()
-    shim = sorted(path for path in (root / SHIM).iterdir() if path.is_file())
-    for path in [root / "pyproject.toml", root / CONSTRAINTS, *shim]:
+    if extras == [UI]:
+        pinned = [root / UI_CONSTRAINTS]
+    else:
+        pinned = [root / CONSTRAINTS, *sorted(path for path in (root / SHIM).iterdir() if path.is_file())]
+    for path in [root / "pyproject.toml", *pinned]:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root)} {len(content)}\n".encode())
         digest.update(content)
@@ -129,10 +138,15 @@ def write_stamp(venv: Path, state: str) -> None:
 
 def is_ready(root: Path, venv: Path, device: str, test: bool) -> bool:
     """An environment made for tests also serves."""
-    stamp = read_stamp(venv)
     enough = [chosen_extras(device, True)]
     if not test:
         enough.append(chosen_extras(device, False))
+    return is_made(root, venv, enough)
+
+
+def is_made(root: Path, venv: Path, enough: list[list[str]]) -> bool:
+    """Whether the environment is as the files say now, with one of these lists of extras."""
+    stamp = read_stamp(venv)
     return (
         stamp.get("folder") == str(venv)
         and stamp.get("state") in {inputs_hash(root, extras) for extras in enough}
@@ -307,6 +321,22 @@ def set_up(
     say(f"ready in {time.monotonic() - started:.0f} s")
 
 
+def set_up_ui(root: Path) -> None:
+    """``.venv-ui``, which has no torch and no vLLM. Raises SetupError."""
+    started = time.monotonic()
+    check_machine()
+    venv = root / ".venv-ui"
+    if is_made(root, venv, [[UI]]):
+        return
+    say(f"for the chat page: installing llava-api[{UI}] into {venv.name} (about 500 MB on disk, 1 minute)")
+    make_venv(venv)
+    write_stamp(venv, UNDER_WAY)
+    arguments = pip_arguments([UI], torch_index=False)
+    Pip(root, venv).require("install", "-q", "--progress-bar", "off", *arguments, doing="installing")
+    write_stamp(venv, inputs_hash(root, [UI]))
+    say(f"ready in {time.monotonic() - started:.0f} s")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make .venv ready to serve or to test.")
     parser.add_argument("--test", action="store_true", help="also install what the tests need")
@@ -321,9 +351,13 @@ def main() -> int:
     parser.add_argument(
         "--dependencies-only", action="store_true", help="install what the project needs, and not the project"
     )
+    parser.add_argument("--ui", action="store_true", help="make .venv-ui for the chat page, and nothing else")
     arguments = parser.parse_args()
     venv = arguments.venv.absolute() if arguments.venv else None
     try:
+        if arguments.ui:
+            set_up_ui(ROOT)
+            return 0
         set_up(ROOT, arguments.device, arguments.test, venv, arguments.extra, arguments.dependencies_only)
     except SetupError as error:
         print(f"[setup] error: {error}", file=sys.stderr)

