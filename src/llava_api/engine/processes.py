@@ -80,6 +80,7 @@ def kill_children() -> None:
 
 def tracks_resources(process: psutil.Process) -> bool:
     try:
-        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+        # Its name alone stands in the warning options of all children (vllm_options).
+        return "from multiprocessing.resource_tracker import" in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return True
