@@ -2,14 +2,16 @@
 
 import base64
 import json
+import re
 
 import pytest
 
+from llava_api.cli.main import build_parser
 from llava_api.images.guard import NOT_PUBLIC_4, NOT_PUBLIC_6
 from llava_api.limits.keys import PREFIX, read_key
 from llava_api.server.routes import health
 from llava_api.settings import Settings
-from tests.support.chart import Object, encoded, objects, of_kind, only, pods, rendered
+from tests.support.chart import ROOT, Object, encoded, objects, of_kind, only, pods, rendered
 from tests.support.chart_cases import CASES, CLAIM, HUB, MULTI_NODE, TWO_MODELS
 
 SECRETS = ("sk-llava-planted-key", "hf_planted_token", "redis://:planted-password@redis:6379")
@@ -155,6 +157,27 @@ def test_settings_arrive_as_they_were_meant(monkeypatch: pytest.MonkeyPatch) -> 
     assert read.served_model_name == ["a", "b"]
     for name, value in values["settings"].items():
         assert getattr(read, name) == value
+
+
+@every_case
+def test_a_server_is_started_as_its_image_takes_it(case: str) -> None:
+    """``args`` stand where the image's CMD would: the command line goes through the server's own parser."""
+    entry, command = (json.loads(one) for one in image_lines("ENTRYPOINT", "CMD"))
+    assert (entry, command) == (["tini", "--", "llava-api"], ["serve"])
+    for pod in pods(objects(CASES[case])):
+        server = pod.spec["containers"][0]
+        if pod.labels["app.kubernetes.io/component"] == "server" and "args" in server:
+            chosen = build_parser().parse_args(server["args"])
+            assert chosen.command == "serve"
+            assert chosen.model == server["args"][-1]
+
+
+def image_lines(*names: str) -> list[str]:
+    """What the Dockerfile's two images say; both the same."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    found = [set(re.findall(rf"(?m)^{name} (.*)$", text)) for name in names]
+    assert [len(one) for one in found] == [1] * len(names)
+    return [one.pop() for one in found]
 
 
 def test_gpus_share_layers_and_nodes_share_the_rest() -> None:

@@ -12,7 +12,7 @@
   {{- else if $several }}
   command: [/bin/sh, -ec, {{ $root.Files.Get "files/ray-leader.sh" | quote }}, {{ $server.model | quote }}]
   {{- else }}
-  args: [{{ $server.model | quote }}]
+  args: [serve, {{ $server.model | quote }}]
   {{- end }}
   envFrom:
     - configMapRef:
