@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import yaml
 
 from llava_api.cli.main import build_parser
 from llava_api.images.guard import NOT_PUBLIC_4, NOT_PUBLIC_6
@@ -209,6 +210,14 @@ def test_image_follows_the_device() -> None:
     assert image({"image": {"tag": "edge"}}).endswith(":edge")
     digest = f"sha256:{'0' * 64}"
     assert image({"image": {"tag": "edge", "digest": digest}}).endswith(f"llava-api@{digest}")
+
+
+def test_images_are_pushed_under_the_tags_that_the_chart_asks_for() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "image.yaml").read_text(encoding="utf-8"))
+    (tags,) = [step["with"] for step in workflow["jobs"]["build"]["steps"] if step.get("id") == "metadata"]
+    # {{version}}: the tag without its v.
+    assert tags["tags"] == "type=semver,pattern={{version}}"
+    assert "suffix=${{ matrix.target == 'cpu' && '-cpu' || '' }}" in tags["flavor"]
 
 
 def test_changed_settings_start_the_pods_anew_and_changed_keys_do_not() -> None:
