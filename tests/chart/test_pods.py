@@ -273,11 +273,45 @@ def test_a_download_goes_where_the_server_looks() -> None:
     assert server["initContainers"][0]["command"][-1] == fetch["containers"][0]["command"][-1]
 
 
-def test_another_model_is_another_job() -> None:
-    def name(**more: object) -> str:
-        return only(objects({"model": HUB, "download": {"mode": "job"}, **CLAIM, **more}), "Job")["metadata"]["name"]
+JOB: Object = {"model": HUB, "download": {"mode": "job"}, **CLAIM}
 
-    assert len({name(), name(revision="abc"), name(model="llava-hf/llava-1.5-13b-hf")}) == 3
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"revision": "abc"},
+        {"model": "llava-hf/llava-1.5-13b-hf"},
+        {"image": {"tag": "0.2.0"}},
+        {"download": {"mode": "job", "resources": {"limits": {"memory": "8Gi"}}}},
+        {"hub": {"existingSecret": "hub"}},
+        {"commonLabels": {"team": "vision"}},
+        {"gpu": {"count": 1}},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_jobs_of_one_name_have_the_same_pods(more: Object) -> None:
+    """Kubernetes refuses other pods for a Job that it has, and with it the whole upgrade."""
+    before, after = only(objects(JOB), "Job"), only(objects({**JOB, **more}), "Job")
+    assert before["spec"]["template"] != after["spec"]["template"]
+    assert before["metadata"]["name"] != after["metadata"]["name"]
+
+
+def test_a_job_stays_where_its_pods_do() -> None:
+    names = {
+        only(objects(JOB | more), "Job")["metadata"]["name"]
+        for more in ({}, {"replicas": 3}, {"settings": {"seed": 1}})
+    }
+    assert len(names) == 1
+
+
+def test_weights_that_were_fetched_need_no_second_job() -> None:
+    """Another image is another Job; pods that start meanwhile find the mark of the first one."""
+
+    def mark(values: Object) -> str:
+        return only(objects(values), "Deployment")["spec"]["template"]["spec"]["initContainers"][0]["command"][-1]
+
+    assert mark(JOB) == mark({**JOB, "image": {"tag": "0.2.0"}})
+    assert mark(JOB) != mark({**JOB, "revision": "abc"})
 
 
 def test_network_policy_closes_what_the_guard_closes() -> None:

@@ -1,10 +1,36 @@
 {{/* Server: a file whose name goes with what is fetched; it lies in /data when all of it is there. */}}
 {{- define "llava-api.fetchedMark" -}}
-/data/.fetched-{{ include "llava-api.fetchedHash" . }}
+/data/.fetched-{{ list .model .revision .download.include .download.also | toJson | sha256sum | trunc 10 }}
 {{- end }}
 
-{{- define "llava-api.fetchedHash" -}}
-{{- list .model .revision .download.include .download.also | toJson | sha256sum | trunc 10 }}
+{{/* (root, server): the pods of the Job that fetches weights. */}}
+{{- define "llava-api.fetchPod" -}}
+{{- $root := index . 0 -}}
+{{- $server := index . 1 -}}
+metadata:
+  labels:
+    {{- include "llava-api.podLabels" (list $root "download") | nindent 4 }}
+    llava-api/model: {{ $server.key | quote }}
+spec:
+  {{- include "llava-api.podBasics" . | nindent 2 }}
+  restartPolicy: OnFailure
+  initContainers:
+    {{- include "llava-api.fetchContainers" . | trim | nindent 4 }}
+  containers:
+    - name: mark
+      image: {{ include "llava-api.image" . }}
+      imagePullPolicy: {{ $server.image.pullPolicy }}
+      command: [touch, {{ include "llava-api.fetchedMark" $server }}]
+      securityContext:
+        {{- toYaml $server.securityContext | nindent 8 }}
+      resources:
+        requests: {cpu: 10m, memory: 16Mi}
+        limits: {memory: 64Mi}
+      volumeMounts:
+        - name: data
+          mountPath: /data
+  volumes:
+    {{- include "llava-api.dataVolumes" $server | nindent 4 }}
 {{- end }}
 
 {{/* (root, server): a container for each hub id that is fetched; no shell, so no name can mean anything to one. */}}
