@@ -74,6 +74,11 @@ def test_names_and_labels_fit(case: str, release: str) -> None:
             assert LABEL.fullmatch(value)
 
 
+def test_a_releases_dots_stand_in_no_name() -> None:
+    for one in objects(TWO_MODELS, name="llava.v1"):
+        assert DNS.fullmatch(one["metadata"]["name"])
+
+
 def test_two_long_releases_share_no_name() -> None:
     one = {(found["kind"], found["metadata"]["name"]) for found in objects(TWO_MODELS, name=LONG)}
     other = {(found["kind"], found["metadata"]["name"]) for found in objects(TWO_MODELS, name=f"{LONG[:-1]}x")}

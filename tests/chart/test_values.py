@@ -105,6 +105,10 @@ def test_misspelt_value_is_refused(path: tuple[str, ...], known: str) -> None:
         ({"image": {"digest": "sha256:12"}}, "digest"),
         ({"probes": {"startup": {"httpGet": {"path": "/"}}}}, "httpGet"),
         ({"persistence": {"accessModes": ["ReadWriteSome"]}}, "accessModes"),
+        ({"nameOverride": "My Chart"}, "nameOverride"),
+        ({"commonLabels": {"app.kubernetes.io/component": "x"}}, "kubernetes.io/component"),
+        ({"podLabels": {"llava-api/model": "x"}}, "llava-api/model"),
+        ({"models": [{"name": "a", "model": "x", "podLabels": {"app.kubernetes.io/name": "x"}}]}, "kubernetes.io/name"),
     ],
 )
 def test_value_of_another_kind_is_refused(values: Object, word: str) -> None:
