@@ -55,6 +55,16 @@ def test_notes_show_no_key_and_warn_of_an_open_door() -> None:
     assert "ReadWriteOnce" in told({"persistence": {"enabled": True}})
 
 
+def test_notes_say_what_the_network_policy_may_close() -> None:
+    redis = {"redis": {"existingSecret": "llava-redis"}}
+    assert "If Redis is elsewhere" in told(redis)
+    assert "If the collector of traces or the hub" in told(
+        {"settings": {"otlp_endpoint": "http://traces:4317"}, "hub": {"endpoint": "https://hub.internal"}}
+    )
+    for quiet in ({}, {**redis, "networkPolicy": {"enabled": False}}, CASES["autoscaling"]):
+        assert "networkPolicy.egress" not in told(quiet)
+
+
 class Server(BaseHTTPRequestHandler):
     """Two models, one of which says nothing where ``mute``; the key must be shown."""
 

@@ -201,6 +201,23 @@ def test_gpus_are_limits_of_their_resource() -> None:
     assert "tolerations" not in without
 
 
+def test_the_test_runs_where_a_server_does_and_the_router_where_it_is_told() -> None:
+    taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    place = {"nodeSelector": {"pool": "cpu"}, "tolerations": [{"key": "cpu"}], "affinity": {"nodeAffinity": {}}}
+    values = {**TWO_MODELS, "gpu": {"count": 1}, "nodeSelector": {"pool": "gpu"}, "router": place}
+    specs = {pod.labels["app.kubernetes.io/component"]: pod.spec for pod in pods(objects(values))}
+    assert specs["test"]["tolerations"] == specs["server"]["tolerations"] == [taint]
+    assert specs["test"]["nodeSelector"] == specs["server"]["nodeSelector"] == {"pool": "gpu"}
+    assert {name: specs["router"][name] for name in place} == place
+
+
+def test_values_that_are_taken_away_are_gone() -> None:
+    values = {"gpu": {"count": 1, "tolerations": None}, "resources": None}
+    spec = only(objects(values), "Deployment")["spec"]["template"]["spec"]
+    assert "tolerations" not in spec
+    assert spec["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": 1}}
+
+
 def test_image_follows_the_device() -> None:
     def image(values: Object) -> str:
         return only(objects(values), "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"]
@@ -244,6 +261,14 @@ def test_secrets_stand_in_secrets_alone(more: Object) -> None:
     assert not any(
         secret in text for path, text in rendered(values).items() if "secret" not in path for secret in SECRETS
     )
+
+
+@pytest.mark.parametrize("name", ["on", "007", "1e3", "null"])
+def test_a_keys_name_stays_as_it_was_given(name: str) -> None:
+    values = {"apiKeys": {"values": {name: SECRETS[0]}}, "hub": {"token": SECRETS[1], "secretKey": name}}
+    assert [list(one["data"]) for one in of_kind(objects(values), "Secret")] == [[name], [name]]
+    named = [one for pod in pods(objects(values)) for one in pod.spec["containers"][0]["env"] if "valueFrom" in one]
+    assert [one["valueFrom"]["secretKeyRef"]["key"] for one in named] == [name]
 
 
 def test_made_key_is_one_that_the_server_takes_and_another_for_each_release() -> None:

@@ -116,7 +116,9 @@ def test_value_of_another_kind_is_refused(values: Object, word: str) -> None:
         rendered(values)
 
 
-@pytest.mark.parametrize("values", [{"global": {"storageClass": "x"}}, {"podAnnotations": {"a/b": "c"}}])
+@pytest.mark.parametrize(
+    "values", [{"global": {"storageClass": "x"}}, {"enabled": True}, {"podAnnotations": {"a/b": "c"}}]
+)
 def test_what_is_handed_on_may_hold_anything(values: Object) -> None:
     assert rendered(values)
 

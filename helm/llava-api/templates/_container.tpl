@@ -50,7 +50,7 @@
   securityContext:
     {{- toYaml $server.securityContext | nindent 4 }}
   resources:
-    {{- $resources := deepCopy $server.resources }}
+    {{- $resources := deepCopy (default dict $server.resources) }}
     {{- if gt (int $server.gpu.count) 0 }}
     {{- $_ := set $resources "limits" (merge (dict $server.gpu.resource $server.gpu.count) (default dict $resources.limits)) }}
     {{- end }}

@@ -59,7 +59,7 @@ spec:
       valueFrom:
         secretKeyRef:
           name: {{ . }}
-          key: {{ $root.Values.hub.secretKey }}
+          key: {{ $root.Values.hub.secretKey | quote }}
     {{- end }}
   securityContext:
     {{- toYaml $server.securityContext | nindent 4 }}

@@ -89,7 +89,7 @@ spec:
     {{- end }}
 {{- end }}
 
-{{/* (root, server): what the server's pods and the Job that fetches weights have alike. */}}
+{{/* (root, server): what the server's pods, the Job that fetches weights and the test have alike. */}}
 {{- define "llava-api.podBasics" -}}
 {{- $root := index . 0 -}}
 {{- $server := index . 1 -}}
@@ -107,7 +107,7 @@ securityContext:
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with concat (ternary $server.gpu.tolerations list (gt (int $server.gpu.count) 0)) $server.tolerations }}
+{{- with concat (ternary (default list $server.gpu.tolerations) list (gt (int $server.gpu.count) 0)) $server.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
