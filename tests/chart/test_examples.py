@@ -156,11 +156,12 @@ def test_rays_scripts_are_scripts() -> None:
     leader = group["leaderTemplate"]["spec"]["containers"][0]["command"]
     worker = group["workerTemplate"]["spec"]["containers"][0]["command"]
     for command in (leader, worker):
-        assert subprocess.run(["sh", "-n"], input=command[2], text=True, timeout=10).returncode == 0
+        assert command[:4] == ["tini", "--", "/bin/sh", "-ec"]
+        assert subprocess.run(["sh", "-n"], input=command[4], text=True, timeout=10).returncode == 0
         # Kubernetes would put a variable's value in its place, before the shell is asked.
-        assert "$(" not in command[2]
-    assert leader[3:] == ["llava-tiny-1.5"]
-    python = leader[2].split("<<'END'\n")[1].split("\nEND\n")[0]
+        assert "$(" not in command[4]
+    assert leader[5:] == ["llava-tiny-1.5"]
+    python = leader[4].split("<<'END'\n")[1].split("\nEND\n")[0]
     compile(python, "leader", "exec")
     named = {one["name"] for one in group["leaderTemplate"]["spec"]["containers"][0]["env"]}
     assert named >= {"RAY_PORT", "RAY_JOIN_TIMEOUT_SECONDS", "VLLM_HOST_IP"}

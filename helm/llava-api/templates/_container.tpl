@@ -8,9 +8,9 @@
   image: {{ include "llava-api.image" (list $root $server) }}
   imagePullPolicy: {{ $server.image.pullPolicy }}
   {{- if eq $component "worker" }}
-  command: [/bin/sh, -ec, {{ $root.Files.Get "files/ray-worker.sh" | quote }}]
+  command: [tini, --, /bin/sh, -ec, {{ $root.Files.Get "files/ray-worker.sh" | quote }}]
   {{- else if $several }}
-  command: [/bin/sh, -ec, {{ $root.Files.Get "files/ray-leader.sh" | quote }}, {{ $server.model | quote }}]
+  command: [tini, --, /bin/sh, -ec, {{ $root.Files.Get "files/ray-leader.sh" | quote }}, {{ $server.model | quote }}]
   {{- else }}
   args: [serve, {{ $server.model | quote }}]
   {{- end }}

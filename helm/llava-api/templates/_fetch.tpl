@@ -33,13 +33,14 @@ spec:
     {{- include "llava-api.dataVolumes" $server | nindent 4 }}
 {{- end }}
 
-{{/* (root, server): a container for each hub id that is fetched; no shell, so no name can mean anything to one. */}}
+{{/* (root, server): a container for each hub id that is fetched; no shell, so no name can mean anything to one.
+tini, here and elsewhere: as a container's first process a program does not hear SIGTERM unless it asks for it. */}}
 {{- define "llava-api.fetchContainers" -}}
 {{- $root := index . 0 -}}
 {{- $server := index . 1 -}}
 {{- if ne $server.download.mode "off" }}
 {{- range $place, $id := prepend $server.download.also $server.model }}
-{{- $command := list "hf" "download" $id "--quiet" }}
+{{- $command := list "tini" "--" "hf" "download" $id "--quiet" }}
 {{- if eq $place 0 }}
 {{- with $server.revision }}{{ $command = concat $command (list "--revision" .) }}{{ end }}
 {{- range $server.download.include }}{{ $command = concat $command (list "--include" .) }}{{ end }}

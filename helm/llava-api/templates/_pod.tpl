@@ -46,7 +46,7 @@ spec:
     - name: wait-for-weights
       image: {{ include "llava-api.image" (list $root $server) }}
       imagePullPolicy: {{ $server.image.pullPolicy }}
-      command: [/bin/sh, -ec, 'until [ -e "$0" ]; do sleep 5; done', {{ include "llava-api.fetchedMark" $server }}]
+      command: [tini, --, /bin/sh, -ec, 'until [ -e "$0" ]; do sleep 5; done', {{ include "llava-api.fetchedMark" $server }}]
       securityContext:
         {{- toYaml $server.securityContext | nindent 8 }}
       resources:
