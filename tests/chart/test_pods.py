@@ -75,6 +75,7 @@ def test_probes_ask_what_the_server_answers(case: str) -> None:
         assert server["readinessProbe"]["httpGet"]["path"] == "/health/ready"
         # Not ready is no reason to be started anew: it may be loading or draining.
         assert server["livenessProbe"]["httpGet"]["path"] == "/health/live"
+        assert server["livenessProbe"]["httpGet"]["port"] == ("metrics" if "metrics" in ports else "http")
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert server[probe]["httpGet"]["port"] in ports
 

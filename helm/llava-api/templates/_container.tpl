@@ -35,8 +35,9 @@
   readinessProbe:
     httpGet: {path: /health/ready, port: http}
     {{- toYaml $server.probes.readiness | nindent 4 }}
+  {{- /* Callers who take all connections of the API's port get 503 there; that is no reason to load the model anew. */}}
   livenessProbe:
-    httpGet: {path: /health/live, port: http}
+    httpGet: {path: /health/live, port: {{ ternary "metrics" "http" $server.metrics.enabled }}}
     {{- toYaml $server.probes.liveness | nindent 4 }}
   {{- end }}
   {{- /* All pods of a group are told to end at once; the others' GPUs are needed until the leader has drained. */}}
