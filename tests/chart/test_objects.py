@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from jsonschema import ValidationError
 
-from tests.support.chart import VERSIONS, Object, check, objects, of_kind, pods, selects
+from tests.support.chart import VERSIONS, Object, check, objects, of_kind, only, pods, selects
 from tests.support.chart_cases import CASES, MULTI_NODE, SWITCHES, TWO_MODELS
 
 LONG = "a-release-with-the-longest-name-that-helm-will-accept"
@@ -187,6 +187,23 @@ def references(spec: Object) -> Iterator[tuple[str, str]]:
         for variable in container.get("env", []):
             if "secretKeyRef" in variable.get("valueFrom", {}):
                 yield "Secret", variable["valueFrom"]["secretKeyRef"]["name"]
+
+
+def test_each_model_is_missed_that_has_to_be_there() -> None:
+    cron = {"type": "cron", "metadata": {"timezone": "UTC", "start": "0 8 * * *", "end": "0 18 * * *"}}
+    sleeping = {"keda": {"enabled": True, "minReplicas": 0, "triggers": [cron]}}
+    models = [
+        {"name": "one", "model": "llava-tiny-1.5"},
+        {"name": "two", "model": "llava-tiny-1.6", "replicas": 0, "autoscaling": {"enabled": True}},
+        {"name": "asleep", "model": "a/b", **sleeping},
+        {"name": "off", "model": "c/d", "replicas": 0},
+    ]
+    rule = only(objects({"models": models, "prometheusRule": {"enabled": True}}), "PrometheusRule")
+    alerts = [one for group in rule["spec"]["groups"] for one in group["rules"] if one["alert"] == "LlavaApiGone"]
+    missed = [one["annotations"]["summary"] for one in alerts]
+    assert missed == [f"No pod of llava-llava-api-{name} in ai tells its metrics." for name in ("one", "two")]
+    assert len({one["expr"] for one in alerts}) == 2
+    assert [one["labels"]["model"] for one in alerts] == ["one", "two"]
 
 
 def unchangeable(one: Object) -> Object | None:
