@@ -152,6 +152,8 @@ def look_through(root: Path, settings: dict[str, str]) -> dict[str, int]:
     check(not tools, f"tools were left in the image: {tools}")
     traces = [str(path) for trace in TRACES for path in root.glob(trace)]
     check(not traces, f"the build left traces: {traces}")
+    anyones = writable_by_all(root)
+    check(not anyones, f"everybody could change {anyones[:10]}")
     private = private_words(settings)
     sizes = {"all": 0, "dependencies": 0, "server": 0}
     for path in files_of(root):
@@ -170,6 +172,20 @@ def look_through(root: Path, settings: dict[str, str]) -> dict[str, int]:
         ours, theirs = Path(settings["cert"]), root / CERTIFICATES.lstrip("/")
         check(digest(ours) != digest(theirs) or ours == Path(CERTIFICATES), "this machine's certificates are in it")
     return sizes
+
+
+def writable_by_all(root: Path) -> list[str]:
+    """Files and folders, but for those like /tmp in which only an owner may take away what is there."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        if Path(folder) == root:
+            folders[:] = [name for name in folders if name not in ("proc", "sys", "dev")]
+        for name in [*folders, *names]:
+            mode = os.lstat(os.path.join(folder, name)).st_mode
+            shared = stat.S_ISLNK(mode) or (stat.S_ISDIR(mode) and mode & stat.S_ISVTX)
+            if mode & stat.S_IWOTH and not shared:
+                found.append(os.path.join(folder, name))
+    return found
 
 
 def private_words(settings: dict[str, str]) -> list[bytes]:

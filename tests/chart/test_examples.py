@@ -55,6 +55,16 @@ def test_notes_show_no_key_and_warn_of_an_open_door() -> None:
     assert "ReadWriteOnce" in told({"persistence": {"enabled": True}})
 
 
+def test_notes_say_what_the_network_policy_may_close() -> None:
+    redis = {"redis": {"existingSecret": "llava-redis"}}
+    assert "If Redis is elsewhere" in told(redis)
+    assert "If the collector of traces or the hub" in told(
+        {"settings": {"otlp_endpoint": "http://traces:4317"}, "hub": {"endpoint": "https://hub.internal"}}
+    )
+    for quiet in ({}, {**redis, "networkPolicy": {"enabled": False}}, CASES["autoscaling"]):
+        assert "networkPolicy.egress" not in told(quiet)
+
+
 class Server(BaseHTTPRequestHandler):
     """Two models, one of which says nothing where ``mute``; the key must be shown."""
 
@@ -146,11 +156,12 @@ def test_rays_scripts_are_scripts() -> None:
     leader = group["leaderTemplate"]["spec"]["containers"][0]["command"]
     worker = group["workerTemplate"]["spec"]["containers"][0]["command"]
     for command in (leader, worker):
-        assert subprocess.run(["sh", "-n"], input=command[2], text=True, timeout=10).returncode == 0
+        assert command[:4] == ["tini", "--", "/bin/sh", "-ec"]
+        assert subprocess.run(["sh", "-n"], input=command[4], text=True, timeout=10).returncode == 0
         # Kubernetes would put a variable's value in its place, before the shell is asked.
-        assert "$(" not in command[2]
-    assert leader[3:] == ["llava-tiny-1.5"]
-    python = leader[2].split("<<'END'\n")[1].split("\nEND\n")[0]
+        assert "$(" not in command[4]
+    assert leader[5:] == ["llava-tiny-1.5"]
+    python = leader[4].split("<<'END'\n")[1].split("\nEND\n")[0]
     compile(python, "leader", "exec")
     named = {one["name"] for one in group["leaderTemplate"]["spec"]["containers"][0]["env"]}
     assert named >= {"RAY_PORT", "RAY_JOIN_TIMEOUT_SECONDS", "VLLM_HOST_IP"}

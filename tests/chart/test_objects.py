@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from jsonschema import ValidationError
 
-from tests.support.chart import VERSIONS, Object, check, objects, of_kind, pods, selects
+from tests.support.chart import VERSIONS, Object, check, objects, of_kind, only, pods, selects
 from tests.support.chart_cases import CASES, MULTI_NODE, SWITCHES, TWO_MODELS
 
 LONG = "a-release-with-the-longest-name-that-helm-will-accept"
@@ -72,6 +72,11 @@ def test_names_and_labels_fit(case: str, release: str) -> None:
             assert isinstance(value, str)
             assert len(value) <= 63
             assert LABEL.fullmatch(value)
+
+
+def test_a_releases_dots_stand_in_no_name() -> None:
+    for one in objects(TWO_MODELS, name="llava.v1"):
+        assert DNS.fullmatch(one["metadata"]["name"])
 
 
 def test_two_long_releases_share_no_name() -> None:
@@ -182,3 +187,38 @@ def references(spec: Object) -> Iterator[tuple[str, str]]:
         for variable in container.get("env", []):
             if "secretKeyRef" in variable.get("valueFrom", {}):
                 yield "Secret", variable["valueFrom"]["secretKeyRef"]["name"]
+
+
+def test_each_model_is_missed_that_has_to_be_there() -> None:
+    cron = {"type": "cron", "metadata": {"timezone": "UTC", "start": "0 8 * * *", "end": "0 18 * * *"}}
+    sleeping = {"keda": {"enabled": True, "minReplicas": 0, "triggers": [cron]}}
+    models = [
+        {"name": "one", "model": "llava-tiny-1.5"},
+        {"name": "two", "model": "llava-tiny-1.6", "replicas": 0, "autoscaling": {"enabled": True}},
+        {"name": "asleep", "model": "a/b", **sleeping},
+        {"name": "off", "model": "c/d", "replicas": 0},
+    ]
+    rule = only(objects({"models": models, "prometheusRule": {"enabled": True}}), "PrometheusRule")
+    alerts = [one for group in rule["spec"]["groups"] for one in group["rules"] if one["alert"] == "LlavaApiGone"]
+    missed = [one["annotations"]["summary"] for one in alerts]
+    assert missed == [f"No pod of llava-llava-api-{name} in ai tells its metrics." for name in ("one", "two")]
+    assert len({one["expr"] for one in alerts}) == 2
+    assert [one["labels"]["model"] for one in alerts] == ["one", "two"]
+
+
+def unchangeable(one: Object) -> Object | None:
+    """What Kubernetes refuses to change in an object that it has; claims, of which the docs say so, are left out."""
+    if one["kind"] == "Deployment":
+        return one["spec"]["selector"]
+    if one["kind"] == "Job":
+        return one["spec"]["template"]
+    return {"type": one["type"]} if one["kind"] == "Secret" else None
+
+
+def test_no_upgrade_changes_what_cannot_be_changed() -> None:
+    """From any case to any other: two objects of one kind and name agree."""
+    seen: dict[tuple[str, str], Object | None] = {}
+    for case in CASES:
+        for one in objects(CASES[case]):
+            known = seen.setdefault((one["kind"], one["metadata"]["name"]), unchangeable(one))
+            assert known == unchangeable(one), f"{case}: {one['kind']} {one['metadata']['name']}"

@@ -2,14 +2,17 @@
 
 import base64
 import json
+import re
 
 import pytest
+import yaml
 
+from llava_api.cli.main import build_parser
 from llava_api.images.guard import NOT_PUBLIC_4, NOT_PUBLIC_6
 from llava_api.limits.keys import PREFIX, read_key
 from llava_api.server.routes import health
 from llava_api.settings import Settings
-from tests.support.chart import Object, encoded, objects, of_kind, only, pods, rendered
+from tests.support.chart import ROOT, Object, encoded, objects, of_kind, only, pods, rendered
 from tests.support.chart_cases import CASES, CLAIM, HUB, MULTI_NODE, TWO_MODELS
 
 SECRETS = ("sk-llava-planted-key", "hf_planted_token", "redis://:planted-password@redis:6379")
@@ -72,6 +75,7 @@ def test_probes_ask_what_the_server_answers(case: str) -> None:
         assert server["readinessProbe"]["httpGet"]["path"] == "/health/ready"
         # Not ready is no reason to be started anew: it may be loading or draining.
         assert server["livenessProbe"]["httpGet"]["path"] == "/health/live"
+        assert server["livenessProbe"]["httpGet"]["port"] == ("metrics" if "metrics" in ports else "http")
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert server[probe]["httpGet"]["port"] in ports
 
@@ -157,6 +161,27 @@ def test_settings_arrive_as_they_were_meant(monkeypatch: pytest.MonkeyPatch) -> 
         assert getattr(read, name) == value
 
 
+@every_case
+def test_a_server_is_started_as_its_image_takes_it(case: str) -> None:
+    """``args`` stand where the image's CMD would: the command line goes through the server's own parser."""
+    entry, command = (json.loads(one) for one in image_lines("ENTRYPOINT", "CMD"))
+    assert (entry, command) == (["tini", "--", "llava-api"], ["serve"])
+    for pod in pods(objects(CASES[case])):
+        server = pod.spec["containers"][0]
+        if pod.labels["app.kubernetes.io/component"] == "server" and "args" in server:
+            chosen = build_parser().parse_args(server["args"])
+            assert chosen.command == "serve"
+            assert chosen.model == server["args"][-1]
+
+
+def image_lines(*names: str) -> list[str]:
+    """What the Dockerfile's two images say; both the same."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    found = [set(re.findall(rf"(?m)^{name} (.*)$", text)) for name in names]
+    assert [len(one) for one in found] == [1] * len(names)
+    return [one.pop() for one in found]
+
+
 def test_gpus_share_layers_and_nodes_share_the_rest() -> None:
     assert settings_of({"gpu": {"count": 2}})["LLAVA_TENSOR_PARALLEL_SIZE"] == "2"
     both = settings_of(MULTI_NODE)
@@ -177,6 +202,23 @@ def test_gpus_are_limits_of_their_resource() -> None:
     assert "tolerations" not in without
 
 
+def test_the_test_runs_where_a_server_does_and_the_router_where_it_is_told() -> None:
+    taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    place = {"nodeSelector": {"pool": "cpu"}, "tolerations": [{"key": "cpu"}], "affinity": {"nodeAffinity": {}}}
+    values = {**TWO_MODELS, "gpu": {"count": 1}, "nodeSelector": {"pool": "gpu"}, "router": place}
+    specs = {pod.labels["app.kubernetes.io/component"]: pod.spec for pod in pods(objects(values))}
+    assert specs["test"]["tolerations"] == specs["server"]["tolerations"] == [taint]
+    assert specs["test"]["nodeSelector"] == specs["server"]["nodeSelector"] == {"pool": "gpu"}
+    assert {name: specs["router"][name] for name in place} == place
+
+
+def test_values_that_are_taken_away_are_gone() -> None:
+    values = {"gpu": {"count": 1, "tolerations": None}, "resources": None}
+    spec = only(objects(values), "Deployment")["spec"]["template"]["spec"]
+    assert "tolerations" not in spec
+    assert spec["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": 1}}
+
+
 def test_image_follows_the_device() -> None:
     def image(values: Object) -> str:
         return only(objects(values), "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"]
@@ -186,6 +228,14 @@ def test_image_follows_the_device() -> None:
     assert image({"image": {"tag": "edge"}}).endswith(":edge")
     digest = f"sha256:{'0' * 64}"
     assert image({"image": {"tag": "edge", "digest": digest}}).endswith(f"llava-api@{digest}")
+
+
+def test_images_are_pushed_under_the_tags_that_the_chart_asks_for() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "image.yaml").read_text(encoding="utf-8"))
+    (tags,) = [step["with"] for step in workflow["jobs"]["build"]["steps"] if step.get("id") == "metadata"]
+    # {{version}}: the tag without its v.
+    assert tags["tags"] == "type=semver,pattern={{version}}"
+    assert "suffix=${{ matrix.target == 'cpu' && '-cpu' || '' }}" in tags["flavor"]
 
 
 def test_changed_settings_start_the_pods_anew_and_changed_keys_do_not() -> None:
@@ -212,6 +262,14 @@ def test_secrets_stand_in_secrets_alone(more: Object) -> None:
     assert not any(
         secret in text for path, text in rendered(values).items() if "secret" not in path for secret in SECRETS
     )
+
+
+@pytest.mark.parametrize("name", ["on", "007", "1e3", "null"])
+def test_a_keys_name_stays_as_it_was_given(name: str) -> None:
+    values = {"apiKeys": {"values": {name: SECRETS[0]}}, "hub": {"token": SECRETS[1], "secretKey": name}}
+    assert [list(one["data"]) for one in of_kind(objects(values), "Secret")] == [[name], [name]]
+    named = [one for pod in pods(objects(values)) for one in pod.spec["containers"][0]["env"] if "valueFrom" in one]
+    assert [one["valueFrom"]["secretKeyRef"]["key"] for one in named] == [name]
 
 
 def test_made_key_is_one_that_the_server_takes_and_another_for_each_release() -> None:
@@ -241,11 +299,45 @@ def test_a_download_goes_where_the_server_looks() -> None:
     assert server["initContainers"][0]["command"][-1] == fetch["containers"][0]["command"][-1]
 
 
-def test_another_model_is_another_job() -> None:
-    def name(**more: object) -> str:
-        return only(objects({"model": HUB, "download": {"mode": "job"}, **CLAIM, **more}), "Job")["metadata"]["name"]
+JOB: Object = {"model": HUB, "download": {"mode": "job"}, **CLAIM}
 
-    assert len({name(), name(revision="abc"), name(model="llava-hf/llava-1.5-13b-hf")}) == 3
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"revision": "abc"},
+        {"model": "llava-hf/llava-1.5-13b-hf"},
+        {"image": {"tag": "0.2.0"}},
+        {"download": {"mode": "job", "resources": {"limits": {"memory": "8Gi"}}}},
+        {"hub": {"existingSecret": "hub"}},
+        {"commonLabels": {"team": "vision"}},
+        {"gpu": {"count": 1}},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_jobs_of_one_name_have_the_same_pods(more: Object) -> None:
+    """Kubernetes refuses other pods for a Job that it has, and with it the whole upgrade."""
+    before, after = only(objects(JOB), "Job"), only(objects({**JOB, **more}), "Job")
+    assert before["spec"]["template"] != after["spec"]["template"]
+    assert before["metadata"]["name"] != after["metadata"]["name"]
+
+
+def test_a_job_stays_where_its_pods_do() -> None:
+    names = {
+        only(objects(JOB | more), "Job")["metadata"]["name"]
+        for more in ({}, {"replicas": 3}, {"settings": {"seed": 1}})
+    }
+    assert len(names) == 1
+
+
+def test_weights_that_were_fetched_need_no_second_job() -> None:
+    """Another image is another Job; pods that start meanwhile find the mark of the first one."""
+
+    def mark(values: Object) -> str:
+        return only(objects(values), "Deployment")["spec"]["template"]["spec"]["initContainers"][0]["command"][-1]
+
+    assert mark(JOB) == mark({**JOB, "image": {"tag": "0.2.0"}})
+    assert mark(JOB) != mark({**JOB, "revision": "abc"})
 
 
 def test_network_policy_closes_what_the_guard_closes() -> None:

@@ -33,6 +33,12 @@ ONCE: Object = {"persistence": {"enabled": True, "accessModes": ["ReadWriteOnceP
         ({**ONCE, "replicas": 2}, "ReadWriteOncePod"),
         ({"download": {"mode": "initContainer"}}, "needs a hub id"),
         ({"model": "/data/llava", "download": {"mode": "initContainer"}}, "needs a hub id"),
+        ({"model": "--local-dir=/x", "download": {"mode": "initContainer"}}, "needs a hub id"),
+        ({"model": HUB, "download": {"mode": "initContainer", "also": ["--local-dir=/x"]}}, "needs a hub id"),
+        ({"model": HUB, "download": {"mode": "job"}, **ONCE}, "ReadWriteOncePod"),
+        ({"metrics": {"port": 8000}}, "metrics.port 8000"),
+        ({"models": [{"name": "router", "model": "x"}]}, "the name router would be"),
+        ({"models": [{"name": "a", "model": "x"}, {"name": "a-metrics", "model": "y"}]}, "the name a-metrics would be"),
         ({"model": HUB, "download": {"mode": "job"}}, "set persistence.enabled"),
         ({"model": HUB, "download": {"mode": "job"}, "hub": {"offline": True}, **CLAIM}, "hub.offline"),
         ({"inferencePool": {"enabled": True}}, "inferencePool.endpointPicker"),
@@ -50,6 +56,12 @@ ONCE: Object = {"persistence": {"enabled": True, "accessModes": ["ReadWriteOnceP
 def test_values_that_do_not_go_together_are_refused(values: Object, words: str) -> None:
     with pytest.raises(HelmError, match=words):
         rendered(values)
+
+
+def test_release_that_begins_with_a_digit_is_told_what_to_set() -> None:
+    with pytest.raises(HelmError, match="set fullnameOverride"):
+        rendered({}, name="1demo")
+    assert rendered({"fullnameOverride": "demo"}, name="1demo")
 
 
 def test_one_second_more_is_enough() -> None:

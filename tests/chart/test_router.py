@@ -146,6 +146,15 @@ def test_others_are_not(router_keys: Any, key: str | None) -> None:
     assert refused.value.told["code"] == 401
 
 
+@pytest.mark.parametrize("entry", ["", "\n", "short", "sha256:\u00e9" + "0" * 63])
+def test_an_entry_that_is_no_key_lets_nobody_in(router_keys: Any, tmp_path: Path, entry: str) -> None:
+    (tmp_path / "0").write_text(entry, encoding="utf-8")
+    for key in (None, entry.strip()):
+        with pytest.raises(Refused):
+            asyncio.run(router_keys.authenticate(None, key))
+    assert asyncio.run(router_keys.authenticate(None, KEY)).key_alias == "anne"
+
+
 def test_a_key_that_is_taken_away_is_refused_at_once(router_keys: Any, tmp_path: Path) -> None:
     asyncio.run(router_keys.authenticate(None, KEY))
     (tmp_path / "anne").unlink()

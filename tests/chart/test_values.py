@@ -105,6 +105,10 @@ def test_misspelt_value_is_refused(path: tuple[str, ...], known: str) -> None:
         ({"image": {"digest": "sha256:12"}}, "digest"),
         ({"probes": {"startup": {"httpGet": {"path": "/"}}}}, "httpGet"),
         ({"persistence": {"accessModes": ["ReadWriteSome"]}}, "accessModes"),
+        ({"nameOverride": "My Chart"}, "nameOverride"),
+        ({"commonLabels": {"app.kubernetes.io/component": "x"}}, "kubernetes.io/component"),
+        ({"podLabels": {"llava-api/model": "x"}}, "llava-api/model"),
+        ({"models": [{"name": "a", "model": "x", "podLabels": {"app.kubernetes.io/name": "x"}}]}, "kubernetes.io/name"),
     ],
 )
 def test_value_of_another_kind_is_refused(values: Object, word: str) -> None:
@@ -112,7 +116,9 @@ def test_value_of_another_kind_is_refused(values: Object, word: str) -> None:
         rendered(values)
 
 
-@pytest.mark.parametrize("values", [{"global": {"storageClass": "x"}}, {"podAnnotations": {"a/b": "c"}}])
+@pytest.mark.parametrize(
+    "values", [{"global": {"storageClass": "x"}}, {"enabled": True}, {"podAnnotations": {"a/b": "c"}}]
+)
 def test_what_is_handed_on_may_hold_anything(values: Object) -> None:
     assert rendered(values)
 

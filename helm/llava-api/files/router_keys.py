@@ -16,6 +16,7 @@ from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 
 FOLDER = os.environ.get("LLAVA_API_KEY_DIR")
 HASHED = "sha256:"
+SHORTEST = 16
 presented: dict[str, str] = {}
 """Digest -> key, of callers that were let through; LiteLLM hands its hooks no more than what authenticate returns."""
 
@@ -27,6 +28,9 @@ def known_digests(folder: str) -> dict[str, str]:
         # Kubernetes keeps the real files of a mounted secret in folders that start with dots.
         if not entry.name.startswith(".") and entry.is_file():
             text = entry.read_text(encoding="utf-8").strip()
+            if len(text) < SHORTEST or not text.isascii():
+                # No key to the servers either; an empty one would let in whoever shows none.
+                continue
             hashed = text.removeprefix(HASHED) if text.startswith(HASHED) else hashlib.sha256(text.encode()).hexdigest()
             found[entry.name] = hashed
     return found

@@ -8,11 +8,11 @@
   image: {{ include "llava-api.image" (list $root $server) }}
   imagePullPolicy: {{ $server.image.pullPolicy }}
   {{- if eq $component "worker" }}
-  command: [/bin/sh, -ec, {{ $root.Files.Get "files/ray-worker.sh" | quote }}]
+  command: [tini, --, /bin/sh, -ec, {{ $root.Files.Get "files/ray-worker.sh" | quote }}]
   {{- else if $several }}
-  command: [/bin/sh, -ec, {{ $root.Files.Get "files/ray-leader.sh" | quote }}, {{ $server.model | quote }}]
+  command: [tini, --, /bin/sh, -ec, {{ $root.Files.Get "files/ray-leader.sh" | quote }}, {{ $server.model | quote }}]
   {{- else }}
-  args: [{{ $server.model | quote }}]
+  args: [serve, {{ $server.model | quote }}]
   {{- end }}
   envFrom:
     - configMapRef:
@@ -35,8 +35,9 @@
   readinessProbe:
     httpGet: {path: /health/ready, port: http}
     {{- toYaml $server.probes.readiness | nindent 4 }}
+  {{- /* Callers who take all connections of the API's port get 503 there; that is no reason to load the model anew. */}}
   livenessProbe:
-    httpGet: {path: /health/live, port: http}
+    httpGet: {path: /health/live, port: {{ ternary "metrics" "http" $server.metrics.enabled }}}
     {{- toYaml $server.probes.liveness | nindent 4 }}
   {{- end }}
   {{- /* All pods of a group are told to end at once; the others' GPUs are needed until the leader has drained. */}}
@@ -50,7 +51,7 @@
   securityContext:
     {{- toYaml $server.securityContext | nindent 4 }}
   resources:
-    {{- $resources := deepCopy $server.resources }}
+    {{- $resources := deepCopy (default dict $server.resources) }}
     {{- if gt (int $server.gpu.count) 0 }}
     {{- $_ := set $resources "limits" (merge (dict $server.gpu.resource $server.gpu.count) (default dict $resources.limits)) }}
     {{- end }}

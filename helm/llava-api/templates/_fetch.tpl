@@ -1,19 +1,46 @@
 {{/* Server: a file whose name goes with what is fetched; it lies in /data when all of it is there. */}}
 {{- define "llava-api.fetchedMark" -}}
-/data/.fetched-{{ include "llava-api.fetchedHash" . }}
+/data/.fetched-{{ list .model .revision .download.include .download.also | toJson | sha256sum | trunc 10 }}
 {{- end }}
 
-{{- define "llava-api.fetchedHash" -}}
-{{- list .model .revision .download.include .download.also | toJson | sha256sum | trunc 10 }}
+{{/* (root, server): the pods of the Job that fetches weights. */}}
+{{- define "llava-api.fetchPod" -}}
+{{- $root := index . 0 -}}
+{{- $server := index . 1 -}}
+metadata:
+  labels:
+    {{- include "llava-api.podLabels" (list $root "download") | nindent 4 }}
+    llava-api/model: {{ $server.key | quote }}
+spec:
+  {{- include "llava-api.podBasics" . | nindent 2 }}
+  restartPolicy: OnFailure
+  initContainers:
+    {{- include "llava-api.fetchContainers" . | trim | nindent 4 }}
+  containers:
+    - name: mark
+      image: {{ include "llava-api.image" . }}
+      imagePullPolicy: {{ $server.image.pullPolicy }}
+      command: [touch, {{ include "llava-api.fetchedMark" $server }}]
+      securityContext:
+        {{- toYaml $server.securityContext | nindent 8 }}
+      resources:
+        requests: {cpu: 10m, memory: 16Mi}
+        limits: {memory: 64Mi}
+      volumeMounts:
+        - name: data
+          mountPath: /data
+  volumes:
+    {{- include "llava-api.dataVolumes" $server | nindent 4 }}
 {{- end }}
 
-{{/* (root, server): a container for each hub id that is fetched; no shell, so no name can mean anything to one. */}}
+{{/* (root, server): a container for each hub id that is fetched; no shell, so no name can mean anything to one.
+tini, here and elsewhere: as a container's first process a program does not hear SIGTERM unless it asks for it. */}}
 {{- define "llava-api.fetchContainers" -}}
 {{- $root := index . 0 -}}
 {{- $server := index . 1 -}}
 {{- if ne $server.download.mode "off" }}
 {{- range $place, $id := prepend $server.download.also $server.model }}
-{{- $command := list "hf" "download" $id "--quiet" }}
+{{- $command := list "tini" "--" "hf" "download" $id "--quiet" }}
 {{- if eq $place 0 }}
 {{- with $server.revision }}{{ $command = concat $command (list "--revision" .) }}{{ end }}
 {{- range $server.download.include }}{{ $command = concat $command (list "--include" .) }}{{ end }}
@@ -33,7 +60,7 @@
       valueFrom:
         secretKeyRef:
           name: {{ . }}
-          key: {{ $root.Values.hub.secretKey }}
+          key: {{ $root.Values.hub.secretKey | quote }}
     {{- end }}
   securityContext:
     {{- toYaml $server.securityContext | nindent 4 }}

@@ -15,9 +15,11 @@ the names of their pods are not cut in turn (they stand in Prometheus' queries).
 
 {{- define "llava-api.fullname" -}}
 {{- $chart := default .Chart.Name .Values.nameOverride -}}
+{{- /* A release's name may have dots, a Service's may not. */}}
+{{- $release := replace "." "-" .Release.Name -}}
 {{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride }}
-{{- else if contains $chart .Release.Name }}{{ include "llava-api.cut" (list .Release.Name 46) }}
-{{- else }}{{ include "llava-api.cut" (list (printf "%s-%s" .Release.Name $chart) 46) }}
+{{- else if contains $chart $release }}{{ include "llava-api.cut" (list $release 46) }}
+{{- else }}{{ include "llava-api.cut" (list (printf "%s-%s" $release $chart) 46) }}
 {{- end }}
 {{- end }}
 

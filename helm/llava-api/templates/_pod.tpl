@@ -46,7 +46,7 @@ spec:
     - name: wait-for-weights
       image: {{ include "llava-api.image" (list $root $server) }}
       imagePullPolicy: {{ $server.image.pullPolicy }}
-      command: [/bin/sh, -ec, 'until [ -e "$0" ]; do sleep 5; done', {{ include "llava-api.fetchedMark" $server }}]
+      command: [tini, --, /bin/sh, -ec, 'until [ -e "$0" ]; do sleep 5; done', {{ include "llava-api.fetchedMark" $server }}]
       securityContext:
         {{- toYaml $server.securityContext | nindent 8 }}
       resources:
@@ -89,7 +89,7 @@ spec:
     {{- end }}
 {{- end }}
 
-{{/* (root, server): what the server's pods and the Job that fetches weights have alike. */}}
+{{/* (root, server): what the server's pods, the Job that fetches weights and the test have alike. */}}
 {{- define "llava-api.podBasics" -}}
 {{- $root := index . 0 -}}
 {{- $server := index . 1 -}}
@@ -107,7 +107,7 @@ securityContext:
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with concat (ternary $server.gpu.tolerations list (gt (int $server.gpu.count) 0)) $server.tolerations }}
+{{- with concat (ternary (default list $server.gpu.tolerations) list (gt (int $server.gpu.count) 0)) $server.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
