@@ -156,6 +156,8 @@ class Busy(Unavailable):
 
 class Draining(Unavailable):
     code = "server_stopping"
+    retry_after_seconds = 1.0
+    """Where there is another replica, the next connection meets it; where there is none, five would not do either."""
 
 
 class EngineStopped(Unavailable):
