@@ -30,8 +30,9 @@ class Lines:
         readline.set_completer_delims(" \t\n")
         readline.set_completer(self.complete)
         readline.parse_and_bind("tab: complete")
-        # A text of several lines that is pasted stays one question.
-        readline.parse_and_bind("set enable-bracketed-paste on")
+        if os.environ.get("TERM") != "dumb":
+            # A text of several lines that is pasted stays one question.
+            readline.parse_and_bind("set enable-bracketed-paste on")
 
     def read(self) -> str:
         """What was typed, stripped. Raises EOFError at the end of the input, KeyboardInterrupt for Ctrl-C."""
