@@ -45,7 +45,7 @@ def read(named: str) -> bytes:
         if named == "-":
             data = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:
-            with Path(named).expanduser().open("rb") as file:
+            with open(os.path.expanduser(named), "rb") as file:
                 data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         # A text with a zero byte in it is a ValueError.
@@ -74,4 +74,4 @@ def path_in(text: str) -> Path:
     """What /save and /load were given; quotes around it are no part of it."""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1]
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
