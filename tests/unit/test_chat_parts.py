@@ -224,6 +224,9 @@ def test_names_with_spaces_and_quotes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names_in("it's.png") == ["it's.png"]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert path_in("'~/my chat.json'") == tmp_path / "my chat.json"
+    for text in ("my\\ chat.json", "my chat.json", '"my chat.json"'):
+        assert path_in(text) == Path("my chat.json")
+    assert path_in("cat's.json") == Path("cat's.json")
     assert path_in("~no-such-person/chat.json") == Path("~no-such-person/chat.json")
 
 
@@ -274,7 +277,7 @@ def test_lines_that_belong_together_are_one_question(monkeypatch: pytest.MonkeyP
 def test_tab_completes_commands_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("cat.png", "my cat.png", "[x].png"):
+    for name in ("cat.png", "my cat.png", "[x].png", 'it\'s \\"q".png'):
         Path(name).touch()
     Path("cats").mkdir()
     lines = Lines(("/image", "/new"), colours=False)
@@ -284,6 +287,12 @@ def test_tab_completes_commands_and_paths(tmp_path: Path, monkeypatch: pytest.Mo
     assert lines.candidates("my\\ ", ["/image"]) == ["my\\ cat.png"]
     assert lines.candidates("~/ca", ["/image"]) == ["~/cat.png", "~/cats/"]
     assert lines.candidates("[", ["/load"]) == ["[x].png"]
+    # What is completed is what the command finds.
+    for start in ("my", "it\\'"):
+        (whole,) = lines.candidates(start, ["/image"])
+        (name,) = names_in(whole)
+        assert Path(name).exists()
+        assert path_in(whole) == Path(name)
 
 
 def test_the_page_names_every_flag_and_command() -> None:

@@ -71,7 +71,6 @@ def names_in(text: str) -> list[str]:
 
 
 def path_in(text: str) -> Path:
-    """What /save and /load were given; quotes around it are no part of it."""
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        text = text[1:-1]
-    return Path(os.path.expanduser(text))
+    """What /save and /load were given: one name, which may have spaces in it, or quotes and backslashes as above."""
+    names = names_in(text)
+    return Path(os.path.expanduser(names[0] if len(names) == 1 else text))
