@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -162,6 +163,7 @@ def test_an_answer_cannot_command_the_terminal(api: ScriptedApi, shell: Shell) -
         (("--query", " "), "--query is empty"),
         (("--image", "-"), "needs --query"),
         (("--image", "-", "-", "--query", "a"), "one picture only"),
+        (("--image", "a.png,-", "--sep", ","), "needs --query"),
         (("--serve", "--base-url", "http://there/v1"), "leave --base-url out"),
         (("--base-url", "localhost:8000"), "must start with http"),
         (("--num_beams", "4"), "beam search"),
@@ -194,6 +196,45 @@ def test_what_is_no_api_is_told(api: ScriptedApi, shell: Shell) -> None:
     code, _, err = shell.chat("--base-url", api.base_url.removesuffix("/v1"), "--query", "What?")
     assert code == 1
     assert "no OpenAI-compatible API: its base URL mostly ends in /v1" in err
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://there/v1\r\nx: y", "http://there\udcff/v1"])
+def test_what_is_no_url_is_told(shell: Shell, url: str) -> None:
+    code, out, err = shell.chat("--base-url", url, "--query", "What?")
+    assert (code, out) == (1, "")
+    assert "is no URL" in err
+
+
+def test_https_where_there_is_none_is_told(api: ScriptedApi, shell: Shell) -> None:
+    url = api.base_url.replace("http:", "https:").replace("//", "//anne:secret@")
+    code, out, err = shell.chat("--base-url", url, "--query", "What?")
+    assert (code, out) == (1, "")
+    assert "is it http, or its certificate not trusted?" in err
+    assert "secret" not in err
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        [1],
+        "text",
+        {"choices": "text"},
+        {"choices": [None]},
+        {"choices": [{"delta": {"content": ["text"]}}]},
+        {"choices": [], "usage": "much"},
+    ],
+)
+def test_what_is_no_part_of_an_answer_is_told(api: ScriptedApi, shell: Shell, event: Any) -> None:
+    api.odd_event = event
+    code, out, err = shell.chat("--query", "odd")
+    assert (code, out) == (1, "A red circle.")
+    # Not by its end, which would be a mistake of this test.
+    assert "the answer broke off (" in err
+
+
+def test_a_last_chunk_without_a_delta_is_an_end(api: ScriptedApi, shell: Shell) -> None:
+    api.odd_event = {"choices": [{"index": 0, "delta": None, "finish_reason": "stop"}]}
+    assert shell.chat("--query", "odd") == (0, "A red circle.\n", "")
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
@@ -260,6 +301,14 @@ def test_a_picture_on_standard_input(api: ScriptedApi) -> None:
     done = run(["--image", "-", "--query", "What?"], PICTURE.read_bytes())
     assert (done.returncode, done.stdout, done.stderr) == (0, b"A red circle.\n", b"")
     assert "iVBOR" in json.dumps(api.requests[0])
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_empty_ones(api: ScriptedApi, closed: str) -> None:
+    line = f"{shlex.quote(sys.executable)} -m llava_api chat {closed}"
+    done = subprocess.run(["sh", "-c", line], input=b"What?", capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == (b"A red circle.\n" if closed == "2>&-" else b"")
 
 
 def test_a_reader_that_went_away_is_no_news_and_ends_the_answer(api: ScriptedApi) -> None:

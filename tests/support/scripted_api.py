@@ -17,12 +17,14 @@ MOST_PIECES = 3000
 
 class ScriptedApi:
     """What a question may be: ``slow`` (pieces without end), ``refuse``, ``busy``, ``break`` (the stream ends in its
-    midst), ``fail`` (an error in the stream), ``long`` (cut by length); else the answer is ``said``.
+    midst), ``fail`` (an error in the stream), ``long`` (cut by length), ``odd`` (``odd_event`` at its end); else the
+    answer is ``said``.
     """
 
     def __init__(self, port: int) -> None:
         self.base_url = f"http://127.0.0.1:{port}/v1"
         self.said = "A red circle."
+        self.odd_event: Any = None
         self.needs_key = False
         self.has_list = True
         self.requests: list[dict[str, Any]] = []
@@ -99,7 +101,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         for letter in (self.api.said[:4], self.api.said[4:]):
             self.chunk({"content": letter})
-        if question == "break":
+        if question == "odd":
+            self.event(self.api.odd_event)
+        if question in ("break", "odd"):
             return
         if question == "fail":
             self.event({"error": {"message": "The engine could not answer.", "code": "engine_failed"}})

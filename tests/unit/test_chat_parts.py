@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava_api.cli.chat.access import NO_KEY, base_url_of, is_here, key_of
+from llava_api.cli.chat.access import NO_KEY, base_url_of, is_here, key_of, shown
 from llava_api.cli.chat.commands import COMMANDS
 from llava_api.cli.chat.conversation import Conversation
 from llava_api.cli.chat.lines import Lines
@@ -81,6 +81,9 @@ def test_what_is_saved_is_loaded_and_is_a_chat_request(tmp_path: Path) -> None:
         (b'{"messages": [{"role": "robot", "content": "a"}]}', "messages.0.role"),
         (b'{"messages": [{"role": "user", "content": [{"type": "audio"}]}]}', "messages.0.content"),
         (b'{"messages": [], "temperature": "hot"}', "temperature"),
+        # What no request can hold.
+        (b'{"messages": [], "temperature": NaN}', "temperature"),
+        (b'{"messages": [], "top_p": 1e999}', "top_p"),
     ],
 )
 def test_a_broken_file_is_told_and_never_written_over(tmp_path: Path, text: bytes, words: str) -> None:
@@ -99,6 +102,24 @@ def test_places_that_cannot_be_written_or_read_are_told(tmp_path: Path) -> None:
         save(tmp_path / "none" / "chat.json", Conversation(), "tiny", Sampling())
     with pytest.raises(StartupError, match=r"cannot be read \(Is a directory\)"):
         load(tmp_path)
+    for name, words in {"x" * 300: "File name too long", "a\0b": "that cannot be a file's name"}.items():
+        with pytest.raises(StartupError, match=f"cannot be written .{words}"):
+            save(tmp_path / name, Conversation(), "tiny", Sampling())
+        with pytest.raises(StartupError, match=f"cannot be read .{words}"):
+            load(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_what_is_no_saved_conversation_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "none")
+    with pytest.raises(StartupError, match="is no saved conversation"):
+        save(tmp_path / "link.json", Conversation(), "tiny", Sampling())
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_file_without_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(StartupError, match="/dev/zero has more than 256 MiB"):
+        load(Path("/dev/zero"))
 
 
 def test_the_key_is_found_where_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +131,11 @@ def test_the_key_is_found_where_it_may_be(tmp_path: Path, monkeypatch: pytest.Mo
     # As the server is given it.
     monkeypatch.setenv("LLAVA_API_KEY", f"bob=sha256:{'0' * 64},anne={KEY}")
     assert key_of(None) == KEY
+    monkeypatch.delenv("LLAVA_API_KEY")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-two\nsecrets")
+    with pytest.raises(StartupError) as failed:
+        key_of(None)
+    assert "secrets" not in str(failed.value)
     file = tmp_path / "keys.txt"
     for text in (KEY, f"# of anne\n\nanne={KEY}\n", f"bob=sha256:{'0' * 64}\nanne = {KEY}"):
         file.write_text(text)
@@ -124,6 +150,8 @@ def test_the_key_is_found_where_it_may_be(tmp_path: Path, monkeypatch: pytest.Mo
     assert "secret" not in str(failed.value)
     with pytest.raises(StartupError, match="cannot be read"):
         key_of(str(tmp_path / "none"))
+    with pytest.raises(StartupError, match="cannot be read"):
+        key_of("~no-such-person/key")
 
 
 def test_the_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +163,11 @@ def test_the_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     here = ["http://127.0.0.1:8000/v1", "http://localhost/v1", "http://[::1]:80/v1"]
     there = ["https://api.example.org/v1", "http://10.0.0.1/v1", "http://["]
     assert [is_here(url) for url in (*here, *there)] == [True] * 3 + [False] * 3
+
+
+def test_a_password_in_a_base_url_is_not_shown() -> None:
+    assert shown("https://anne:secret@there:8000/v1") == "https://there:8000/v1"
+    assert shown("https://there/v1/@a") == "https://there/v1/@a"
 
 
 def test_nothing_that_commands_a_terminal_is_left() -> None:
@@ -176,6 +209,7 @@ def test_what_is_no_picture_is_told_with_its_name(tmp_path: Path, monkeypatch: p
         "none.png": r"none.png cannot be read \(No such file",
         ".": r"cannot be read \(Is a directory",
         "a\0b": "cannot be a file's name",
+        "~no-such-person/a.png": "cannot be read",
     }.items():
         with pytest.raises(StartupError, match=words):
             open_picture(name)
@@ -190,6 +224,10 @@ def test_names_with_spaces_and_quotes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names_in("it's.png") == ["it's.png"]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert path_in("'~/my chat.json'") == tmp_path / "my chat.json"
+    for text in ("my\\ chat.json", "my chat.json", '"my chat.json"'):
+        assert path_in(text) == Path("my chat.json")
+    assert path_in("cat's.json") == Path("cat's.json")
+    assert path_in("~no-such-person/chat.json") == Path("~no-such-person/chat.json")
 
 
 def test_cells_show_the_picture_small_and_in_its_proportions() -> None:
@@ -239,7 +277,7 @@ def test_lines_that_belong_together_are_one_question(monkeypatch: pytest.MonkeyP
 def test_tab_completes_commands_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("cat.png", "my cat.png", "[x].png"):
+    for name in ("cat.png", "my cat.png", "[x].png", 'it\'s \\"q".png'):
         Path(name).touch()
     Path("cats").mkdir()
     lines = Lines(("/image", "/new"), colours=False)
@@ -249,6 +287,12 @@ def test_tab_completes_commands_and_paths(tmp_path: Path, monkeypatch: pytest.Mo
     assert lines.candidates("my\\ ", ["/image"]) == ["my\\ cat.png"]
     assert lines.candidates("~/ca", ["/image"]) == ["~/cat.png", "~/cats/"]
     assert lines.candidates("[", ["/load"]) == ["[x].png"]
+    # What is completed is what the command finds.
+    for start in ("my", "it\\'"):
+        (whole,) = lines.candidates(start, ["/image"])
+        (name,) = names_in(whole)
+        assert Path(name).exists()
+        assert path_in(whole) == Path(name)
 
 
 def test_the_page_names_every_flag_and_command() -> None:

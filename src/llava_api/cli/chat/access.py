@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +20,11 @@ def base_url_of(given: str | None) -> str:
     return given or os.environ.get("OPENAI_BASE_URL") or BASE_URL
 
 
+def shown(base_url: str) -> str:
+    """For people: without a name and a password in it."""
+    return re.sub("//[^/]*@", "//", base_url, count=1)
+
+
 def is_here(base_url: str) -> bool:
     """Whether the server is on this machine."""
     try:
@@ -31,9 +37,9 @@ def is_here(base_url: str) -> bool:
 def key_of(file: str | None) -> str:
     """The key in ``file``, else of the environment. Raises StartupError for a file that has none."""
     if file:
-        return key_in_file(Path(file).expanduser())
+        return key_in_file(Path(os.path.expanduser(file)))
     ours = os.environ.get("LLAVA_API_KEY", "")
-    return first_key(ours.split(",")) or os.environ.get("OPENAI_API_KEY", "").strip() or NO_KEY
+    return first_key(ours.split(",")) or checked(os.environ.get("OPENAI_API_KEY", "").strip()) or NO_KEY
 
 
 def key_in_file(path: Path) -> str:
@@ -57,8 +63,12 @@ def first_key(lines: Iterable[str]) -> str | None:
         _, _, named = text.partition("=")
         key = named.strip() or text
         if key and not key.startswith("#") and not text.startswith("#") and not key.startswith(HASHED):
-            if not key.isascii() or not key.isprintable() or " " in key:
-                # It could not be sent, and the complaint would show it.
-                raise StartupError("the API key has letters that no key has: is it the right file or variable?")
-            return key
+            return checked(key)
     return None
+
+
+def checked(key: str) -> str:
+    """The same. Raises StartupError for one that could not be sent: the complaint about that would show it."""
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise StartupError("the API key has letters that no key has: is it the right file or variable?")
+    return key

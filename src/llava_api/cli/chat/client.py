@@ -8,10 +8,11 @@ from typing import Any
 import openai
 from openai.types.chat import ChatCompletionChunk
 
-from llava_api.cli.chat.access import NO_KEY, is_here
+from llava_api.cli.chat.access import NO_KEY, is_here, shown
 from llava_api.cli.chat.conversation import Message
 from llava_api.cli.chat.sampling import Sampling
 from llava_api.cli.terminal import harmless
+from llava_api.errors import StartupError
 
 MOST_LETTERS = 500
 """Of a server's error that is shown."""
@@ -59,14 +60,14 @@ class Answer:
         while True:
             try:
                 chunk = next(chunks, None)
+                piece = None if chunk is None else self.take(chunk)
             except openai.APIError as error:
                 raise self.client.explained(error) from error
             except Exception as error:
-                # openai 2 lets the errors of its HTTP library through.
+                # openai 2 lets the errors of its HTTP library through, and no version looks at what a chunk holds.
                 raise AskFailed(f"the answer broke off ({type(error).__name__})", again=True) from error
-            if chunk is None:
+            if piece is None:
                 break
-            piece = self.take(chunk)
             if piece:
                 yield piece
         if self.finish_reason is None:
@@ -82,18 +83,24 @@ class Answer:
             return ""
         choice = chunk.choices[0]
         self.finish_reason = choice.finish_reason or self.finish_reason
-        piece = choice.delta.content or ""
+        # Some servers send a last chunk without any.
+        piece = (choice.delta.content or "") if choice.delta else ""
         self.text += piece
         return piece
 
 
 class Client:
     def __init__(self, base_url: str, key: str) -> None:
-        self.base_url = base_url
+        """Raises StartupError for what is no URL."""
+        self.base_url = shown(base_url)
         self.has_key = key != NO_KEY
         # A proxy of the environment is for the internet, not for a server on this machine.
         http = openai.DefaultHttpxClient(trust_env=not is_here(base_url))
-        self.openai = openai.OpenAI(base_url=base_url, api_key=key, http_client=http)
+        try:
+            self.openai = openai.OpenAI(base_url=base_url, api_key=key, http_client=http)
+        except Exception as error:
+            # Of the HTTP library, which another version of openai brings another of.
+            raise StartupError(f"--base-url {self.base_url} is no URL: {one_line(str(error))}") from error
 
     def close(self) -> None:
         self.openai.close()
@@ -103,7 +110,9 @@ class Client:
         try:
             found = [model.id for model in self.openai.with_options(max_retries=0, timeout=30).models.list().data]
         except openai.APIError as error:
-            raise self.explained(error) from error
+            failure = self.explained(error)
+            # Whatever the server says of an address that it does not have: what is wrong is the base URL.
+            raise (AskFailed(self.no_api(), status=404) if failure.status == 404 else failure) from error
         except Exception as error:
             # A page that is no JSON at all.
             raise AskFailed(self.no_api()) from error
@@ -148,6 +157,8 @@ class Client:
 
     def unreachable(self, error: openai.APIConnectionError) -> str:
         reason = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else ""
+        if "[SSL:" in reason:
+            return f"no safe connection to {self.base_url}{reason}: is it http, or its certificate not trusted?"
         if is_here(self.base_url):
             return (
                 f"no server answers at {self.base_url}{reason}: start one with `llava-api serve` in another terminal, "

@@ -8,6 +8,7 @@ import argparse
 import functools
 import io
 import math
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -105,9 +106,10 @@ def number(text: str) -> float:
 
 
 def run(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
-    check_usage(parser, chosen)
     if chosen.sep:
         chosen.images = [part for text in chosen.images for part in text.split(chosen.sep) if part]
+    check_usage(parser, chosen)
+    open_what_is_closed()
     # What is typed may be no text, and what is said may be no letter of the terminal's: neither may end the chat.
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -120,6 +122,13 @@ def run(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
     from llava_api.cli.chat.loop import converse
 
     sys.exit(converse(chosen))
+
+
+def open_what_is_closed() -> None:
+    """Standard streams that whoever started this has closed are Python's None: they become empty ones."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the program
 
 
 def check_usage(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:

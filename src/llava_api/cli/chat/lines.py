@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -30,8 +31,9 @@ class Lines:
         readline.set_completer_delims(" \t\n")
         readline.set_completer(self.complete)
         readline.parse_and_bind("tab: complete")
-        # A text of several lines that is pasted stays one question.
-        readline.parse_and_bind("set enable-bracketed-paste on")
+        if os.environ.get("TERM") != "dumb":
+            # A text of several lines that is pasted stays one question.
+            readline.parse_and_bind("set enable-bracketed-paste on")
 
     def read(self) -> str:
         """What was typed, stripped. Raises EOFError at the end of the input, KeyboardInterrupt for Ctrl-C."""
@@ -66,8 +68,8 @@ class Lines:
             return [f"{command} " for command in self.commands if text.startswith("/") and command.startswith(text)]
         if before[0] not in WITH_PATHS:
             return []
-        plain = text.replace("\\ ", " ")
+        plain = re.sub(r"\\(.)", r"\1", text)
         found = sorted(glob.glob(glob.escape(os.path.expanduser(plain)) + "*"))
         home = os.path.expanduser("~") if plain.startswith("~/") else ""
         ended = [path + "/" if os.path.isdir(path) else path for path in found]
-        return [("~" + path[len(home) :] if home else path).replace(" ", "\\ ") for path in ended]
+        return [re.sub(r"""([\\ '"])""", r"\\\1", "~" + path[len(home) :] if home else path) for path in ended]

@@ -3,6 +3,7 @@
 import argparse
 from contextlib import closing
 
+from llava_api.cli.chat.access import shown
 from llava_api.cli.chat.client import AskFailed, Client
 from llava_api.cli.chat.commands import COMMANDS, Commands, Quit
 from llava_api.cli.chat.conversation import Conversation
@@ -29,7 +30,7 @@ def converse(chosen: argparse.Namespace) -> int:
         model = door.model or models[0]
         talk = Talk(client, models, model, sampling_of(chosen), start, screen, lines.is_terminal)
         if lines.is_terminal:
-            screen.heading(f"llava-api chat: {model} at {door.base_url}")
+            screen.heading(f"llava-api chat: {model} at {shown(door.base_url)}")
             screen.note(HINT)
         for picture in pictures:
             talk.attach(picture)

@@ -45,7 +45,7 @@ def read(named: str) -> bytes:
         if named == "-":
             data = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:
-            with Path(named).expanduser().open("rb") as file:
+            with open(os.path.expanduser(named), "rb") as file:
                 data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         # A text with a zero byte in it is a ValueError.
@@ -71,7 +71,6 @@ def names_in(text: str) -> list[str]:
 
 
 def path_in(text: str) -> Path:
-    """What /save and /load were given; quotes around it are no part of it."""
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        text = text[1:-1]
-    return Path(text).expanduser()
+    """What /save and /load were given: one name, which may have spaces in it, or quotes and backslashes as above."""
+    names = names_in(text)
+    return Path(os.path.expanduser(names[0] if len(names) == 1 else text))

@@ -50,9 +50,10 @@ class Screen:
         """A part of an answer, as it comes."""
         text = harmless(text)
         if text:
+            # First, because Ctrl-C may come in the midst of writing.
+            self.at_line_start = text.endswith("\n")
             sys.stdout.write(text)
             sys.stdout.flush()
-            self.at_line_start = text.endswith("\n")
 
     def end_of_answer(self) -> None:
         if not self.at_line_start:
