@@ -176,6 +176,18 @@ def test_the_panel_shows_text_as_text_in_one_block() -> None:
     assert "\n" not in html
 
 
+@pytest.mark.parametrize("end", ["\n\n", "\r\r", "\r\n\r\n"])
+def test_no_text_ends_the_panels_html(end: str) -> None:
+    """Behind a blank line it would be Markdown, and its links could be scripts."""
+    evil = f"x{end}[y](javascript:z)"
+    told = explanation(format=evil, mode=evil).model_copy(
+        update=dict.fromkeys(("prompt", "version", "family", "family_reason", "image_mode", "image_mode_reason"), evil)
+    )
+    html = panel.panel(told, []) + panel.trouble(evil)
+    assert html.count("[y]") == 9
+    assert len(html.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("cut", "size", "canvas", "expected"),
     [
