@@ -64,6 +64,22 @@ def test_stopping_hangs_up_and_keeps_what_was_said(page: Page, api: DirectedApi,
     assert watch.complaints == []
 
 
+def test_a_question_during_an_answer_is_told_to_wait_and_stays(page: Page, api: DirectedApi, watch: Watch) -> None:
+    api.pieces = ["A "] * 50
+    api.seconds_between = 0.1
+    send(page, "Say much")
+    expect(page.locator("#chat .bot.message")).to_contain_text("A A")
+    send(page, "And now?")
+    expect(page.get_by_role("alert")).to_contain_text("An answer is under way")
+    said = page.locator("#chat .bot.message").inner_text()
+    expect(page.locator("#chat .bot.message")).to_contain_text(f"{said} A A A")
+    expect(page.get_by_role("alert")).to_contain_text("An answer is under way")
+    expect(page.get_by_role("textbox", name="Your message")).to_have_value("And now?")
+    expect(page.locator("#stop")).to_be_hidden()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    assert watch.complaints == []
+
+
 def test_closing_the_page_hangs_up(page: Page, api: DirectedApi) -> None:
     api.held.set()
     send(page, "Say much")

@@ -142,7 +142,13 @@ class Page:
 
     def connect(self) -> None:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        answers: dict[str, Any] = {**quiet, "concurrency_limit": ANSWERS_AT_ONCE, "concurrency_id": "answers"}
+        # "multiple": else a question during an answer would be dropped in the browser, without a word.
+        answers: dict[str, Any] = {
+            **quiet,
+            "trigger_mode": "multiple",
+            "concurrency_limit": ANSWERS_AT_ONCE,
+            "concurrency_id": "answers",
+        }
         now: dict[str, Any] = {**quiet, "concurrency_limit": None}
         self.box.submit(self.ask, [self.box, *self.knobs], self.outputs, **answers)
         for button, example in zip(self.buttons, EXAMPLES, strict=True):
@@ -236,7 +242,7 @@ def drawn(session: Session, update: Update) -> list[Any]:
     return [
         [{"role": message.role, "content": message.text} for message in shown(session.conversation)],
         gr.skip() if update.box is None else {"text": update.box, "files": []},
-        complaint(update.status) if update.status else "",
+        gr.skip() if update.status is None else complaint(update.status) if update.status else "",
         gr.skip() if update.panel is None else update.panel,
         gr.update(visible=update.busy),
         gr.update(visible=not turns),
