@@ -201,7 +201,7 @@ def join(ui: Ui, path: str) -> httpx.Response:
     body = {
         "data": [{"text": "What is it?", "files": [file]}, MODELS[0], 0.2, 16, "", ""],
         "fn_index": submit["id"],
-        "session_hash": "a-program",
+        "session_hash": "aprogram",
     }
     return httpx.post(f"{ui.url}gradio_api/queue/join", json=body)
 

@@ -218,6 +218,8 @@ def test_an_upload_is_found_by_its_path_alone_and_dropped_with_its_copies(tmp_pa
         f"{folder}/../secret",
         f"{folder}/link.png",
         str(folder),
+        f"{folder}/{'x' * 300}",
+        f"{folder}/\0",
         "",
     ):
         assert uploads.find(strange) is None
@@ -396,7 +398,15 @@ async def test_the_gate_reads_which_files_a_question_names(visitor: httpx.AsyncC
     for path in ("/etc/passwd", "http://127.0.0.1/", None, 7):
         assert (await visitor.post(join, json={"data": [[{"deep": {"path": path}}]]})).status_code == 403
     assert (await visitor.post(join, content=b"{")).status_code == 400
-    assert (await visitor.post(join, content=b" " * 2_000_001)).status_code == 413
+
+
+@pytest.mark.parametrize("path", ["queue/join", "cancel", "reset"])
+async def test_the_gate_reads_no_endless_body_and_no_endless_name(visitor: httpx.AsyncClient, path: str) -> None:
+    url = f"/gradio_api/{path}"
+    assert (await visitor.post(url, content=b" " * 2_000_001)).status_code == 413
+    assert (await visitor.post(url, json={"session_hash": "8sx1kk0"})).status_code == 200
+    for name in ("x" * 65, "a/b", 7, ["x"]):
+        assert (await visitor.post(url, json={"session_hash": name})).status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,13 @@ class Uploads:
     def find(self, name: str) -> Path | None:
         """The file of a path that a browser sent; None for whatever is not one of these files."""
         path = Path(name)
-        if ".." in path.parts or not path.is_relative_to(self.folder) or path.is_symlink() or not path.is_file():
+        if ".." in path.parts or not path.is_relative_to(self.folder):
             return None
-        return path
+        try:
+            return path if path.is_file() and not path.is_symlink() else None
+        except OSError:
+            # Such as a name longer than the disk takes.
+            return None
 
     def drop(self, path: Path) -> None:
         """Delete a file and its copies: Gradio makes one of the same name in a folder of its own."""
