@@ -277,6 +277,20 @@ def test_the_session_used_longest_ago_goes_first() -> None:
     assert sessions.get("first") is not first
 
 
+def test_conversations_have_a_limit_of_memory_together() -> None:
+    sessions = Sessions(most_bytes=3 * Turn("", (picture(),)).size_bytes())
+    kept = [sessions.get(name) for name in ("first", "second", "third")]
+    for session in kept:
+        session.conversation.turns.append(Turn("", (picture(),)))
+    assert sessions.get("first") is kept[0]
+    kept[0].conversation.turns.append(Turn("Much text"))
+    assert sessions.get("fourth") is not None
+    assert list(sessions.open) == ["third", "first", "fourth"]
+    alone = Sessions(most_bytes=1)
+    alone.get("only").conversation.turns.append(Turn("Much text"))
+    assert alone.get("only").conversation.turns
+
+
 # Before a server
 
 

@@ -16,7 +16,7 @@ from llava_api.cli.ui import panel
 from llava_api.cli.ui.answering import BUSY, Answering, Update
 from llava_api.cli.ui.client import Knobs, Trouble
 from llava_api.cli.ui.examples import EXAMPLES, Example, style_of
-from llava_api.cli.ui.sessions import Session, Sessions
+from llava_api.cli.ui.sessions import MOST_SESSIONS, Session, Sessions
 from llava_api.cli.ui.shown import shown, turn_of
 
 TITLE = "llava-api"
@@ -69,6 +69,8 @@ class Page:
         with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as self.blocks:
             self.build()
             self.connect()
+        # What Gradio itself knows of a page is 70 KB; it would keep 10,000.
+        self.blocks.state_session_capacity = MOST_SESSIONS
         self.blocks.queue(default_concurrency_limit=ANSWERS_AT_ONCE, max_size=MAX_QUEUE, api_open=False)
 
     def forget_closed(self) -> None:
