@@ -242,6 +242,19 @@ def test_uploads_have_a_limit_and_are_forgotten(tmp_path: Path) -> None:
     assert uploads.files() == []
 
 
+def test_what_is_being_received_has_the_same_limit(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path, 5)
+    with uploads.receiving() as came:
+        came(4)
+        with uploads.receiving() as another:
+            another(1)
+            with pytest.raises(NoRoom):
+                another(1)
+        assert uploads.coming_bytes == 4
+        came(1)
+    assert uploads.coming_bytes == 0
+
+
 # Sessions
 
 
