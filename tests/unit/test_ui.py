@@ -379,6 +379,11 @@ async def test_the_models_and_the_key(answering: Answering, server: DirectedApi)
         await answering.api.models("")
 
 
+async def test_a_key_that_cannot_be_sent_is_told(answering: Answering) -> None:
+    with pytest.raises(Trouble, match="The API key has letters"):
+        await answering.api.models("sk-\N{CYRILLIC SMALL LETTER KA}")
+
+
 async def test_without_a_server_the_trouble_says_how_to_start_one() -> None:
     api = Api("http://127.0.0.1:9/v1")
     with pytest.raises(Trouble, match="llava-api serve"):
