@@ -5,10 +5,14 @@
     const stop = document.querySelector("#stop");
     if (event.key === "Escape" && stop && stop.offsetParent !== null) stop.click();
   });
-  // The box has no label of its own, and is made anew now and then.
-  const name = () => {
-    const box = document.querySelector("#box textarea:not([aria-label])");
-    if (box) box.setAttribute("aria-label", "Your message");
+  // The boxes have no labels of their own, and are made anew now and then; what opens and closes does not say which.
+  const tell = () => {
+    for (const [box, name] of [["#box", "Your message"], ["#chat", "Your question"]])
+      document.querySelector(`${box} textarea:not([aria-label])`)?.setAttribute("aria-label", name);
+    for (const button of document.querySelectorAll("#side button.label-wrap"))
+      button.setAttribute("aria-expanded", button.classList.contains("open"));
   };
-  new MutationObserver(name).observe(document.documentElement, { childList: true, subtree: true });
+  new MutationObserver(tell).observe(document.documentElement, {
+    childList: true, subtree: true, attributeFilter: ["class"],
+  });
 })();
