@@ -80,6 +80,28 @@ def test_a_question_during_an_answer_is_told_to_wait_and_stays(page: Page, api: 
     assert watch.complaints == []
 
 
+def test_a_long_answer_is_followed_but_pulls_nobody_down(page: Page, api: DirectedApi, watch: Watch) -> None:
+    api.pieces = [f"Line {number}\n\n" for number in range(150)]
+    api.seconds_between = 0.04
+    talk = page.get_by_role("log")
+    above = "element => Math.round(element.scrollTop)"
+    below = "element => element.scrollHeight - element.clientHeight - element.scrollTop"
+    send(page, "Say much")
+    expect(talk).to_contain_text("Line 40")
+    assert talk.evaluate(below) < 100
+    talk.hover()
+    page.mouse.wheel(0, -300)
+    expect(talk).to_contain_text("Line 60")
+    place = talk.evaluate(above)
+    expect(talk).to_contain_text("Line 90")
+    assert talk.evaluate(above) == place
+    assert talk.evaluate(below) > 300
+    page.mouse.wheel(0, 100_000)
+    expect(page.locator("#stop")).to_be_hidden()
+    assert talk.evaluate(below) < 100
+    assert watch.complaints == []
+
+
 def test_closing_the_page_hangs_up(page: Page, api: DirectedApi) -> None:
     api.held.set()
     send(page, "Say much")

@@ -95,6 +95,7 @@ class Page:
             height="min(60vh, 44rem)",
             editable="user",
             layout="bubble",
+            autoscroll=False,  # see keys.js
             buttons=["copy"],
             sanitize_html=True,
             allow_tags=False,
