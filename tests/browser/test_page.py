@@ -268,3 +268,19 @@ def test_uploads_are_limited(ui: Ui) -> None:
     back = httpx.get(f"{ui.url}gradio_api/file={path}")
     assert (back.content, back.headers["content-type"]) == (b"<script>", "application/octet-stream")
     assert back.headers["x-content-type-options"] == "nosniff"
+
+
+def test_whoever_leaves_during_an_upload_leaves_nothing(ui: Ui) -> None:
+    """And no word in the terminal, which is the fixture's to see."""
+
+    def half() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + b"0" * 1000
+        raise ConnectionAbortedError
+
+    before = ui.files()
+    with pytest.raises(ConnectionAbortedError):
+        httpx.post(
+            f"{ui.url}gradio_api/upload", content=half(), headers={"Content-Type": "multipart/form-data; boundary=x"}
+        )
+    assert httpx.get(ui.url).status_code == 200
+    assert ui.files() == before

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI, Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from llava_api.cli.ui.answering import Answering
@@ -81,6 +82,8 @@ async def save_files(request: Request, uploads: Uploads, limits: PictureLimits) 
     try:
         with uploads.receiving() as came:
             return await save_received(request, uploads, limits, came)
+    except ClientDisconnect:
+        return Response(status_code=400)
     except NoRoom:
         return PlainTextResponse("Too many pictures are being added at once: try again in a minute.", 503)
 
