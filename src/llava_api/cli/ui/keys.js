@@ -8,7 +8,8 @@
   // The boxes have no labels of their own, and are made anew now and then; what opens and closes does not say which.
   const tell = () => {
     for (const [box, name] of [["#box", "Your message"], ["#chat", "Your question"]])
-      document.querySelector(`${box} textarea:not([aria-label])`)?.setAttribute("aria-label", name);
+      for (const text of document.querySelectorAll(`${box} textarea:not([aria-label])`))
+        text.setAttribute("aria-label", name);
     for (const button of document.querySelectorAll("#side button.label-wrap"))
       button.setAttribute("aria-expanded", button.classList.contains("open"));
   };

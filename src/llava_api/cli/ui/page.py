@@ -145,15 +145,11 @@ class Page:
 
     def connect(self) -> None:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        # "multiple": else a question during an answer would be dropped in the browser, without a word.
-        answers: dict[str, Any] = {
-            **quiet,
-            "trigger_mode": "multiple",
-            "concurrency_limit": ANSWERS_AT_ONCE,
-            "concurrency_id": "answers",
-        }
+        answers: dict[str, Any] = {**quiet, "concurrency_limit": ANSWERS_AT_ONCE, "concurrency_id": "answers"}
         now: dict[str, Any] = {**quiet, "concurrency_limit": None}
-        self.box.submit(self.ask, [self.box, *self.knobs], self.outputs, **answers)
+        # "multiple": else a question during an answer would be dropped in the browser, without a word. Not for the
+        # others: an edited question with pictures is told twice, and the second time is the pictures'.
+        self.box.submit(self.ask, [self.box, *self.knobs], self.outputs, trigger_mode="multiple", **answers)
         for button, example in zip(self.buttons, EXAMPLES, strict=True):
             button.click(self.asking(example), self.knobs, self.outputs, **answers)
         self.chat.retry(self.retry, self.knobs, self.outputs, **answers)
