@@ -177,7 +177,7 @@ def test_a_question_is_asked_again_edited_and_taken_back(page: Page, watch: Watc
     expect(page.locator("#stop")).to_be_hidden()
     expect(answers(page)).to_have_text([described])
     page.get_by_role("button", name="Edit").click()
-    page.locator("#chat textarea").last.fill("Is there a triangle?")
+    page.get_by_role("textbox", name="Your question").fill("Is there a triangle?")
     page.locator("#chat").get_by_role("button", name="Submit").click()
     expect(answers(page)).to_have_text(["No."])
     expect(page.locator("#chat .user.message")).to_contain_text("Is there a triangle?")

@@ -26,7 +26,7 @@ from llava_api.cli.ui.conversation import Conversation, Picture, PictureLimits, 
 from llava_api.cli.ui.examples import EXAMPLES
 from llava_api.cli.ui.gate import Gate
 from llava_api.cli.ui.sessions import GRACE_SECONDS, MOST_SESSIONS, Session, Sessions
-from llava_api.cli.ui.shown import harmless, shown, turn_of
+from llava_api.cli.ui.shown import harmless, is_pictures, shown, turn_of
 from llava_api.cli.ui.uploads import FORGOTTEN_SECONDS, NoRoom, Uploads
 from llava_api.errors import BadImage
 from llava_api.images.decode import Limits
@@ -125,6 +125,7 @@ def test_shown_messages_know_their_turn() -> None:
     assert messages[0].text.startswith('<div class="sent"><img src="data:image/webp;base64,')
     assert messages[4].text == "⚠ no server"
     assert (turn_of(conversation, 1), turn_of(conversation, [3, 0]), turn_of(conversation, 5)) == (0, 1, None)
+    assert [is_pictures(conversation, index) for index in (0, 1, [0, 0], 5, -1)] == [True, False, True, False, False]
 
 
 @pytest.mark.parametrize(

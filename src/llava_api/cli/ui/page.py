@@ -17,7 +17,7 @@ from llava_api.cli.ui.answering import BUSY, Answering, Update
 from llava_api.cli.ui.client import Knobs, Trouble
 from llava_api.cli.ui.examples import EXAMPLES, Example, style_of
 from llava_api.cli.ui.sessions import MOST_SESSIONS, Session, Sessions
-from llava_api.cli.ui.shown import shown, turn_of
+from llava_api.cli.ui.shown import is_pictures, shown, turn_of
 
 TITLE = "llava-api"
 TEMPERATURE = 0.2
@@ -147,13 +147,13 @@ class Page:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         answers: dict[str, Any] = {**quiet, "concurrency_limit": ANSWERS_AT_ONCE, "concurrency_id": "answers"}
         now: dict[str, Any] = {**quiet, "concurrency_limit": None}
-        # "multiple": else a question during an answer would be dropped in the browser, without a word. Not for the
-        # others: an edited question with pictures is told twice, and the second time is the pictures'.
+        # "multiple": else a question during an answer would be dropped in the browser, without a word; and of an edited
+        # question with pictures, which is told once for the pictures and once for the text, one of the two.
         self.box.submit(self.ask, [self.box, *self.knobs], self.outputs, trigger_mode="multiple", **answers)
         for button, example in zip(self.buttons, EXAMPLES, strict=True):
             button.click(self.asking(example), self.knobs, self.outputs, **answers)
         self.chat.retry(self.retry, self.knobs, self.outputs, **answers)
-        self.chat.edit(self.edit, self.knobs, self.outputs, **answers)
+        self.chat.edit(self.edit, self.knobs, self.outputs, trigger_mode="multiple", **answers)
         self.chat.undo(self.undo, None, self.outputs, **now)
         self.chat.clear(self.clear, None, self.outputs, **now)
         self.new.click(self.clear, None, self.outputs, **now)
@@ -193,6 +193,9 @@ class Page:
     async def edit(self, event: gr.EditData, request: gr.Request, *turned: Any) -> Updates:
         session = self.session(request)
         number = turn_of(session.conversation, event.index)
+        if is_pictures(session.conversation, event.index):
+            yield [gr.skip() for _ in self.outputs]
+            return
         async with aclosing(self.answering.ask_again(session, number, knobs_of(turned), str(event.value))) as updates:
             async for update in updates:
                 yield drawn(session, update)
