@@ -96,16 +96,18 @@ def run(server: list[str], page: list[str], children: list[Child]) -> int:
     children.append(serving)
     base_url = serving.wait_until_ready()
     if base_url is None:
-        return serving.process.returncode or 1
+        return max(serving.process.returncode, 1)
     showing = Child([*page, "--base-url", base_url], PAGE_READY, show)
     children.append(showing)
     link = showing.wait_until_ready()
     if link is not None:
         print(f"\n  Open {link} in a browser. Ctrl-C ends page and server.\n", flush=True)
     while True:
-        for child in children:
-            if child.process.poll() is not None:
-                return child.process.returncode or 1
+        for child, name in zip(children, ("server", "page"), strict=True):
+            code = child.process.poll()
+            if code is not None:
+                print(f"\nThe {name} has ended (exit code {code}): that ends the other, too.", flush=True)
+                return max(code, 1)
         time.sleep(0.2)
 
 

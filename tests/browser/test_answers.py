@@ -177,7 +177,7 @@ def test_a_question_is_asked_again_edited_and_taken_back(page: Page, watch: Watc
     expect(page.locator("#stop")).to_be_hidden()
     expect(answers(page)).to_have_text([described])
     page.get_by_role("button", name="Edit").click()
-    page.locator("#chat textarea").last.fill("Is there a triangle?")
+    page.get_by_role("textbox", name="Your question").fill("Is there a triangle?")
     page.locator("#chat").get_by_role("button", name="Submit").click()
     expect(answers(page)).to_have_text(["No."])
     expect(page.locator("#chat .user.message")).to_contain_text("Is there a triangle?")
@@ -208,7 +208,9 @@ def test_by_keyboard_alone(page: Page, watch: Watch) -> None:
             name = page.evaluate("document.activeElement.ariaLabel || document.activeElement.innerText.trim()")
             reached.append(name.split("\n")[0])
         assert reached[-1] == wanted, reached
+    expect(page.get_by_role("button", name="Settings", expanded=False)).to_be_focused()
     page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Settings", expanded=True)).to_be_focused()
     expect(page.get_by_role("combobox", name="Model")).to_have_value(MODEL)
     for _ in range(30):
         page.keyboard.press("Shift+Tab")

@@ -64,6 +64,44 @@ def test_stopping_hangs_up_and_keeps_what_was_said(page: Page, api: DirectedApi,
     assert watch.complaints == []
 
 
+def test_a_question_during_an_answer_is_told_to_wait_and_stays(page: Page, api: DirectedApi, watch: Watch) -> None:
+    api.pieces = ["A "] * 50
+    api.seconds_between = 0.1
+    send(page, "Say much")
+    expect(page.locator("#chat .bot.message")).to_contain_text("A A")
+    send(page, "And now?")
+    expect(page.get_by_role("alert")).to_contain_text("An answer is under way")
+    said = page.locator("#chat .bot.message").inner_text()
+    expect(page.locator("#chat .bot.message")).to_contain_text(f"{said} A A A")
+    expect(page.get_by_role("alert")).to_contain_text("An answer is under way")
+    expect(page.get_by_role("textbox", name="Your message")).to_have_value("And now?")
+    expect(page.locator("#stop")).to_be_hidden()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    assert watch.complaints == []
+
+
+def test_a_long_answer_is_followed_but_pulls_nobody_down(page: Page, api: DirectedApi, watch: Watch) -> None:
+    api.pieces = [f"Line {number}\n\n" for number in range(150)]
+    api.seconds_between = 0.04
+    talk = page.get_by_role("log")
+    above = "element => Math.round(element.scrollTop)"
+    below = "element => element.scrollHeight - element.clientHeight - element.scrollTop"
+    send(page, "Say much")
+    expect(talk).to_contain_text("Line 40")
+    assert talk.evaluate(below) < 100
+    talk.hover()
+    page.mouse.wheel(0, -300)
+    expect(talk).to_contain_text("Line 60")
+    place = talk.evaluate(above)
+    expect(talk).to_contain_text("Line 90")
+    assert talk.evaluate(above) == place
+    assert talk.evaluate(below) > 300
+    page.mouse.wheel(0, 100_000)
+    expect(page.locator("#stop")).to_be_hidden()
+    assert talk.evaluate(below) < 100
+    assert watch.complaints == []
+
+
 def test_closing_the_page_hangs_up(page: Page, api: DirectedApi) -> None:
     api.held.set()
     send(page, "Say much")
@@ -113,6 +151,9 @@ def test_nothing_in_an_answer_is_fetched_or_run(page: Page, ui: Ui, api: Directe
 def test_settings_reach_the_server_and_the_key_stays_out_of_the_page(
     page: Page, ui: Ui, api: DirectedApi, watch: Watch
 ) -> None:
+    page.get_by_role("button", name="Settings").click()
+    # A page that is loaded anew while it still asks for the models complains in the console.
+    expect(page.get_by_role("combobox", name="Model")).to_have_value(MODELS[0])
     api.needed_key = "sk-secret"
     page.reload()
     expect(page.get_by_role("alert")).to_contain_text("asks for an API key")
@@ -185,7 +226,7 @@ def join(ui: Ui, path: str) -> httpx.Response:
     body = {
         "data": [{"text": "What is it?", "files": [file]}, MODELS[0], 0.2, 16, "", ""],
         "fn_index": submit["id"],
-        "session_hash": "a-program",
+        "session_hash": "aprogram",
     }
     return httpx.post(f"{ui.url}gradio_api/queue/join", json=body)
 
@@ -230,3 +271,19 @@ def test_uploads_are_limited(ui: Ui) -> None:
     back = httpx.get(f"{ui.url}gradio_api/file={path}")
     assert (back.content, back.headers["content-type"]) == (b"<script>", "application/octet-stream")
     assert back.headers["x-content-type-options"] == "nosniff"
+
+
+def test_whoever_leaves_during_an_upload_leaves_nothing(ui: Ui) -> None:
+    """And no word in the terminal, which is the fixture's to see."""
+
+    def half() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + b"0" * 1000
+        raise ConnectionAbortedError
+
+    before = ui.files()
+    with pytest.raises(ConnectionAbortedError):
+        httpx.post(
+            f"{ui.url}gradio_api/upload", content=half(), headers={"Content-Type": "multipart/form-data; boundary=x"}
+        )
+    assert httpx.get(ui.url).status_code == 200
+    assert ui.files() == before

@@ -4,6 +4,7 @@ import json
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,8 @@ class DirectedApi:
         self.finish_reason = "stop"
         self.held = threading.Event()
         """Set, no answer goes on behind its first piece."""
+        self.seconds_between = 0.0
+        """Of two pieces of an answer."""
         self.needed_key: str | None = None
         self.refusal: tuple[int, str] | None = None
         """Status and message of all answers to questions."""
@@ -87,6 +90,7 @@ def handler_for(api: DirectedApi) -> type[BaseHTTPRequestHandler]:
                 if number and not self.wait_until_free():
                     api.hung_up.set()
                     return
+                time.sleep(api.seconds_between if number else 0)
                 reason = api.finish_reason if number == len(api.pieces) - 1 else None
                 self.send_chunk({"index": 0, "delta": {"content": piece}, "finish_reason": reason})
             self.wfile.write(b"data: [DONE]\n\n")

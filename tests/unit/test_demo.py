@@ -27,8 +27,9 @@ def program(*lines: str) -> list[str]:
         (["import sys; sys.exit(3)"], [FOREVER], 3),
         ([READY, "import sys, time; time.sleep(1); sys.exit(4)"], [LINK, FOREVER], 4),
         ([READY, FOREVER], [LINK], 1),
+        ([READY, FOREVER], [LINK, "import os; os.kill(os.getpid(), 9)"], 1),
     ],
-    ids=["the server does not start", "the server dies", "the page ends"],
+    ids=["the server does not start", "the server dies", "the page ends", "the page is killed"],
 )
 def test_both_end_when_either_does(server: list[str], page: list[str], code: int) -> None:
     children: list[demo.Child] = []

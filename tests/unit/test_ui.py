@@ -26,7 +26,7 @@ from llava_api.cli.ui.conversation import Conversation, Picture, PictureLimits, 
 from llava_api.cli.ui.examples import EXAMPLES
 from llava_api.cli.ui.gate import Gate
 from llava_api.cli.ui.sessions import GRACE_SECONDS, MOST_SESSIONS, Session, Sessions
-from llava_api.cli.ui.shown import harmless, shown, turn_of
+from llava_api.cli.ui.shown import harmless, is_pictures, shown, turn_of
 from llava_api.cli.ui.uploads import FORGOTTEN_SECONDS, NoRoom, Uploads
 from llava_api.errors import BadImage
 from llava_api.images.decode import Limits
@@ -125,6 +125,7 @@ def test_shown_messages_know_their_turn() -> None:
     assert messages[0].text.startswith('<div class="sent"><img src="data:image/webp;base64,')
     assert messages[4].text == "⚠ no server"
     assert (turn_of(conversation, 1), turn_of(conversation, [3, 0]), turn_of(conversation, 5)) == (0, 1, None)
+    assert [is_pictures(conversation, index) for index in (0, 1, [0, 0], 5, -1)] == [True, False, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,18 @@ def test_the_panel_shows_text_as_text_in_one_block() -> None:
     assert "\n" not in html
 
 
+@pytest.mark.parametrize("end", ["\n\n", "\r\r", "\r\n\r\n"])
+def test_no_text_ends_the_panels_html(end: str) -> None:
+    """Behind a blank line it would be Markdown, and its links could be scripts."""
+    evil = f"x{end}[y](javascript:z)"
+    told = explanation(format=evil, mode=evil).model_copy(
+        update=dict.fromkeys(("prompt", "version", "family", "family_reason", "image_mode", "image_mode_reason"), evil)
+    )
+    html = panel.panel(told, []) + panel.trouble(evil)
+    assert html.count("[y]") == 9
+    assert len(html.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("cut", "size", "canvas", "expected"),
     [
@@ -206,6 +219,8 @@ def test_an_upload_is_found_by_its_path_alone_and_dropped_with_its_copies(tmp_pa
         f"{folder}/../secret",
         f"{folder}/link.png",
         str(folder),
+        f"{folder}/{'x' * 300}",
+        f"{folder}/\0",
         "",
     ):
         assert uploads.find(strange) is None
@@ -226,6 +241,19 @@ def test_uploads_have_a_limit_and_are_forgotten(tmp_path: Path) -> None:
     os.utime(path, (0, 0))
     uploads.forget_old(FORGOTTEN_SECONDS)
     assert uploads.files() == []
+
+
+def test_what_is_being_received_has_the_same_limit(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path, 5)
+    with uploads.receiving() as came:
+        came(4)
+        with uploads.receiving() as another:
+            another(1)
+            with pytest.raises(NoRoom):
+                another(1)
+        assert uploads.coming_bytes == 4
+        came(1)
+    assert uploads.coming_bytes == 0
 
 
 # Sessions
@@ -261,6 +289,20 @@ def test_the_session_used_longest_ago_goes_first() -> None:
     for number in range(MOST_SESSIONS):
         sessions.get(str(number))
     assert sessions.get("first") is not first
+
+
+def test_conversations_have_a_limit_of_memory_together() -> None:
+    sessions = Sessions(most_bytes=3 * Turn("", (picture(),)).size_bytes())
+    kept = [sessions.get(name) for name in ("first", "second", "third")]
+    for session in kept:
+        session.conversation.turns.append(Turn("", (picture(),)))
+    assert sessions.get("first") is kept[0]
+    kept[0].conversation.turns.append(Turn("Much text"))
+    assert sessions.get("fourth") is not None
+    assert list(sessions.open) == ["third", "first", "fourth"]
+    alone = Sessions(most_bytes=1)
+    alone.get("only").conversation.turns.append(Turn("Much text"))
+    assert alone.get("only").conversation.turns
 
 
 # Before a server
@@ -338,6 +380,11 @@ async def test_the_models_and_the_key(answering: Answering, server: DirectedApi)
         await answering.api.models("")
 
 
+async def test_a_key_that_cannot_be_sent_is_told(answering: Answering) -> None:
+    with pytest.raises(Trouble, match="The API key has letters"):
+        await answering.api.models("sk-\N{CYRILLIC SMALL LETTER KA}")
+
+
 async def test_without_a_server_the_trouble_says_how_to_start_one() -> None:
     api = Api("http://127.0.0.1:9/v1")
     with pytest.raises(Trouble, match="llava-api serve"):
@@ -384,7 +431,15 @@ async def test_the_gate_reads_which_files_a_question_names(visitor: httpx.AsyncC
     for path in ("/etc/passwd", "http://127.0.0.1/", None, 7):
         assert (await visitor.post(join, json={"data": [[{"deep": {"path": path}}]]})).status_code == 403
     assert (await visitor.post(join, content=b"{")).status_code == 400
-    assert (await visitor.post(join, content=b" " * 2_000_001)).status_code == 413
+
+
+@pytest.mark.parametrize("path", ["queue/join", "cancel", "reset"])
+async def test_the_gate_reads_no_endless_body_and_no_endless_name(visitor: httpx.AsyncClient, path: str) -> None:
+    url = f"/gradio_api/{path}"
+    assert (await visitor.post(url, content=b" " * 2_000_001)).status_code == 413
+    assert (await visitor.post(url, json={"session_hash": "8sx1kk0"})).status_code == 200
+    for name in ("x" * 65, "a/b", 7, ["x"]):
+        assert (await visitor.post(url, json={"session_hash": name})).status_code == 400
 
 
 @pytest.mark.parametrize(

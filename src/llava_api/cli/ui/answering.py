@@ -30,8 +30,8 @@ class Update:
 
     box: str | None = None
     """What stands in the box from now on, without pictures."""
-    status: str = ""
-    """A complaint, shown until the next update."""
+    status: str | None = ""
+    """A complaint; empty takes the last one away."""
     panel: str | None = None
     busy: bool = False
     """Whether there is something to stop."""
@@ -139,7 +139,8 @@ class Answering:
                     note(turn, new)
                 if told:
                     break
-                yield Update(busy=True)
+                # A complaint that came meanwhile, such as BUSY, is to be read.
+                yield Update(status=None, busy=True)
             if session.stopped:
                 turn.note = STOPPED
             session.answering = None

@@ -106,6 +106,8 @@ class Api:
             )
         if isinstance(error, openai.AuthenticationError):
             return Trouble("The server asks for an API key: enter yours under Settings.")
+        if isinstance(error, UnicodeEncodeError):
+            return Trouble("The API key has letters or signs that no key has: copy it anew.")
         if isinstance(error, openai.APIError):
             return Trouble(said_by_server(error) or f"The server at {self.base_url} refused the request.")
         return Trouble(f"What answers at {self.base_url} does not speak OpenAI's API: is the base URL right?")

@@ -33,6 +33,11 @@ class Turn:
     note: str = ""
     """What is to be known about the answer: that it was stopped, or cut."""
 
+    def size_bytes(self) -> int:
+        """What it takes in memory, about."""
+        pictures = sum(len(picture.data) + len(picture.thumbnail.url) for picture in self.pictures)
+        return pictures + len(self.text) + len(self.answer)
+
     def ask_again(self) -> None:
         self.answer = self.error = self.note = ""
 
@@ -61,6 +66,9 @@ class Conversation:
         """Those of ``messages``, in the same order."""
         asked = [turn for turn in self.turns[:-1] if turn.answer] + self.turns[-1:]
         return [picture for turn in asked for picture in turn.pictures]
+
+    def size_bytes(self) -> int:
+        return sum(turn.size_bytes() for turn in self.turns)
 
     def back_to(self, number: int) -> None:
         """Forget what came after turn ``number``, and its answer."""

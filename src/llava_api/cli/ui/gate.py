@@ -27,8 +27,10 @@ OPEN = {
     "POST": re.compile(r"/gradio_api/(queue/join/?|cancel|reset/?|upload)"),
 }
 ENDLESS = re.compile(r"/gradio_api/(queue/data|heartbeat/\w+)")
-JOIN = re.compile(r"/gradio_api/queue/join/?")
-MAX_JOIN_BYTES = 2_000_000
+UPLOAD = "/gradio_api/upload"
+SESSION = re.compile(r"[A-Za-z0-9]{1,64}")
+"""How a page calls itself. Gradio keeps the names of all pages that there ever were."""
+MAX_BODY_BYTES = 2_000_000
 """Of a question without its pictures, which are uploaded before."""
 POLICY = "; ".join(
     [
@@ -84,8 +86,8 @@ class Gate:
             await send(message)
 
         refusal = self.refusal(scope)
-        if refusal is None and JOIN.fullmatch(scope["path"]):
-            body, refusal = await self.read_join(receive)
+        if refusal is None and scope["method"] == "POST" and scope["path"] != UPLOAD:
+            body, refusal = await self.read_body(receive)
             receive = replayed(body, receive)
         if refusal is not None:
             await refusal(scope, receive, with_headers)
@@ -140,7 +142,7 @@ class Gate:
             return False
         return True
 
-    async def read_join(self, receive: Receive) -> tuple[bytes, Response | None]:
+    async def read_body(self, receive: Receive) -> tuple[bytes, Response | None]:
         """The body of a request that asks for something to be done; every file that it names must be an upload."""
         body = bytearray()
         more = True
@@ -150,13 +152,16 @@ class Gate:
                 return b"", PlainTextResponse("", 400)
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > MAX_JOIN_BYTES:
+            if len(body) > MAX_BODY_BYTES:
                 return b"", JSONResponse({"detail": "The question is too long."}, 413)
         try:
             content = json.loads(body)
             strangers = [path for path in paths_in(content) if not self.known_file(path)]
-        except (ValueError, RecursionError):
-            return b"", JSONResponse({"detail": "This is no JSON."}, 400)
+            named = not isinstance(content, dict) or SESSION.fullmatch(content.get("session_hash") or "none")
+        except (ValueError, TypeError, RecursionError):
+            return b"", JSONResponse({"detail": "This is no JSON that the page sends."}, 400)
+        if not named:
+            return b"", JSONResponse({"detail": "No page is called so."}, 400)
         return bytes(body), JSONResponse({"detail": WRONG_FILE}, 403) if strangers else None
 
 

@@ -16,8 +16,8 @@ from llava_api.cli.ui import panel
 from llava_api.cli.ui.answering import BUSY, Answering, Update
 from llava_api.cli.ui.client import Knobs, Trouble
 from llava_api.cli.ui.examples import EXAMPLES, Example, style_of
-from llava_api.cli.ui.sessions import Session, Sessions
-from llava_api.cli.ui.shown import shown, turn_of
+from llava_api.cli.ui.sessions import MOST_SESSIONS, Session, Sessions
+from llava_api.cli.ui.shown import is_pictures, shown, turn_of
 
 TITLE = "llava-api"
 TEMPERATURE = 0.2
@@ -69,6 +69,8 @@ class Page:
         with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as self.blocks:
             self.build()
             self.connect()
+        # What Gradio itself knows of a page is 70 KB; it would keep 10,000.
+        self.blocks.state_session_capacity = MOST_SESSIONS
         self.blocks.queue(default_concurrency_limit=ANSWERS_AT_ONCE, max_size=MAX_QUEUE, api_open=False)
 
     def forget_closed(self) -> None:
@@ -93,6 +95,7 @@ class Page:
             height="min(60vh, 44rem)",
             editable="user",
             layout="bubble",
+            autoscroll=False,  # see keys.js
             buttons=["copy"],
             sanitize_html=True,
             allow_tags=False,
@@ -144,11 +147,13 @@ class Page:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         answers: dict[str, Any] = {**quiet, "concurrency_limit": ANSWERS_AT_ONCE, "concurrency_id": "answers"}
         now: dict[str, Any] = {**quiet, "concurrency_limit": None}
-        self.box.submit(self.ask, [self.box, *self.knobs], self.outputs, **answers)
+        # "multiple": else a question during an answer would be dropped in the browser, without a word; and of an edited
+        # question with pictures, which is told once for the pictures and once for the text, one of the two.
+        self.box.submit(self.ask, [self.box, *self.knobs], self.outputs, trigger_mode="multiple", **answers)
         for button, example in zip(self.buttons, EXAMPLES, strict=True):
             button.click(self.asking(example), self.knobs, self.outputs, **answers)
         self.chat.retry(self.retry, self.knobs, self.outputs, **answers)
-        self.chat.edit(self.edit, self.knobs, self.outputs, **answers)
+        self.chat.edit(self.edit, self.knobs, self.outputs, trigger_mode="multiple", **answers)
         self.chat.undo(self.undo, None, self.outputs, **now)
         self.chat.clear(self.clear, None, self.outputs, **now)
         self.new.click(self.clear, None, self.outputs, **now)
@@ -188,6 +193,9 @@ class Page:
     async def edit(self, event: gr.EditData, request: gr.Request, *turned: Any) -> Updates:
         session = self.session(request)
         number = turn_of(session.conversation, event.index)
+        if is_pictures(session.conversation, event.index):
+            yield [gr.skip() for _ in self.outputs]
+            return
         async with aclosing(self.answering.ask_again(session, number, knobs_of(turned), str(event.value))) as updates:
             async for update in updates:
                 yield drawn(session, update)
@@ -236,7 +244,7 @@ def drawn(session: Session, update: Update) -> list[Any]:
     return [
         [{"role": message.role, "content": message.text} for message in shown(session.conversation)],
         gr.skip() if update.box is None else {"text": update.box, "files": []},
-        complaint(update.status) if update.status else "",
+        gr.skip() if update.status is None else complaint(update.status) if update.status else "",
         gr.skip() if update.panel is None else update.panel,
         gr.update(visible=update.busy),
         gr.update(visible=not turns),

@@ -36,7 +36,7 @@ def panel(explanation: Explanation | None, pictures: Sequence[Picture]) -> str:
 
 
 def trouble(message: str) -> str:
-    return f'<p class="quiet">{in_one_line(message)}</p>'
+    return f'<p class="quiet">{text(message)}</p>'
 
 
 def token_table(e: Explanation) -> str:
@@ -69,8 +69,8 @@ def picture_figure(number: int, image: ExplainedImage, picture: Picture | None) 
     turned = "" if image.orientation == 1 else f", turned upright (EXIF orientation {image.orientation})"
     return (
         f'<figure class="seen"><div class="drawings">{"".join(drawings)}</div><figcaption>'
-        f"<b>Picture {number}</b>: {escape(image.format)}, {image.width} &times; {image.height}{turned}; "
-        f"{escape(MODES.get(image.mode, image.mode))}: {tiles}; "
+        f"<b>Picture {number}</b>: {text(image.format)}, {image.width} &times; {image.height}{turned}; "
+        f"{text(MODES.get(image.mode, image.mode))}: {tiles}; "
         f"<b>{image.image_tokens:,} tokens</b></figcaption></figure>"
     )
 
@@ -120,11 +120,12 @@ def drawing(inner: str, canvas: Size, name: str, kind: str = "tiles") -> str:
 def how(e: Explanation) -> str:
     return (
         "<details><summary>The prompt, word for word</summary>"
-        f"<pre>{in_one_line(e.prompt)}</pre></details>"
-        f'<p class="quiet">LLaVA-{escape(e.version)}; prompt family {escape(e.family)}: {escape(e.family_reason)}. '
-        f"Image mode {escape(e.image_mode)}: {escape(e.image_mode_reason)}.</p>"
+        f"<pre>{text(e.prompt)}</pre></details>"
+        f'<p class="quiet">LLaVA-{text(e.version)}; prompt family {text(e.family)}: {text(e.family_reason)}. '
+        f"Image mode {text(e.image_mode)}: {text(e.image_mode_reason)}.</p>"
     )
 
 
-def in_one_line(text: str) -> str:
-    return escape(text).replace("\n", "&#10;")
+def text(told: str) -> str:
+    """In one line: behind a blank one the page would read Markdown again, links to scripts among it."""
+    return escape(told).replace("\n", "&#10;").replace("\r", "&#13;")

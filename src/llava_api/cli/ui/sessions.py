@@ -10,6 +10,8 @@ from llava_api.cli.ui.conversation import Conversation
 GRACE_SECONDS = 120
 """Between a page's closing and forgetting: a network that fails for a moment closes nothing."""
 MOST_SESSIONS = 1000
+MOST_BYTES = 1_000_000_000
+"""Of all conversations together: a program can begin one after the other and close none."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,8 +30,9 @@ class Session:
 
 
 class Sessions:
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, most_bytes: int = MOST_BYTES) -> None:
         self.clock = clock
+        self.most_bytes = most_bytes
         self.open: dict[str, Session] = {}
 
     def get(self, name: str) -> Session:
@@ -37,10 +40,19 @@ class Sessions:
         session = self.open.pop(name, None) or Session()
         session.closed_at = None
         self.open[name] = session
-        # The one that was used longest ago.
-        while len(self.open) > MOST_SESSIONS:
-            self.open.pop(next(iter(self.open))).stop()
+        self.make_room(session)
         return session
+
+    def make_room(self, kept: Session) -> None:
+        """The one that was used longest ago goes first; never ``kept``, which was used last."""
+        taken = sum(session.conversation.size_bytes() for session in self.open.values())
+        while len(self.open) > MOST_SESSIONS or taken > self.most_bytes:
+            name, oldest = next(iter(self.open.items()))
+            if oldest is kept:
+                return
+            taken -= oldest.conversation.size_bytes()
+            oldest.stop()
+            del self.open[name]
 
     def close(self, name: str) -> None:
         """The page is gone; an answer that nobody reads any more is stopped."""

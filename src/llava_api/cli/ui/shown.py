@@ -66,3 +66,10 @@ def turn_of(conversation: Conversation, index: int | tuple[int, int] | list[int]
     place = index if isinstance(index, int) else index[0]
     messages = shown(conversation)
     return messages[place].turn if 0 <= place < len(messages) else None
+
+
+def is_pictures(conversation: Conversation, index: int | tuple[int, int] | list[int]) -> bool:
+    """Whether the shown message ``index`` is a question's pictures: nobody edits those."""
+    place = index if isinstance(index, int) else index[0]
+    messages = shown(conversation)
+    return 0 <= place < len(messages) and messages[place].kind == "pictures"

@@ -8,6 +8,8 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 FORGOTTEN_SECONDS = 600
@@ -24,6 +26,25 @@ class Uploads:
         """``folder``: this process's own. ``most_bytes``: of all files that wait together."""
         self.folder = folder.resolve()
         self.most_bytes = most_bytes
+        self.coming_bytes = 0
+        """Of files that are being received: they lie on the disk before they are whole."""
+
+    @contextmanager
+    def receiving(self) -> Iterator[Callable[[int], None]]:
+        """For one request: what it gives is called with the bytes that came. That raises NoRoom."""
+        received = 0
+
+        def came(count: int) -> None:
+            nonlocal received
+            if self.coming_bytes + count > self.most_bytes:
+                raise NoRoom
+            received += count
+            self.coming_bytes += count
+
+        try:
+            yield came
+        finally:
+            self.coming_bytes -= received
 
     def save(self, name: str, data: bytes) -> Path:
         """``name``: as the browser calls it; its ending alone is kept. Raises NoRoom."""
@@ -39,9 +60,13 @@ class Uploads:
     def find(self, name: str) -> Path | None:
         """The file of a path that a browser sent; None for whatever is not one of these files."""
         path = Path(name)
-        if ".." in path.parts or not path.is_relative_to(self.folder) or path.is_symlink() or not path.is_file():
+        if ".." in path.parts or not path.is_relative_to(self.folder):
             return None
-        return path
+        try:
+            return path if path.is_file() and not path.is_symlink() else None
+        except OSError:
+            # Such as a name longer than the disk takes.
+            return None
 
     def drop(self, path: Path) -> None:
         """Delete a file and its copies: Gradio makes one of the same name in a folder of its own."""

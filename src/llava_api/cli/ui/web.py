@@ -4,12 +4,13 @@ Gradio would name a file by its content, so that two people with the same pictur
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI, Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from llava_api.cli.ui.answering import Answering
@@ -78,12 +79,26 @@ async def forget_old(page: Page, uploads: Uploads) -> None:
 
 async def save_files(request: Request, uploads: Uploads, limits: PictureLimits) -> Response:
     """The files of a form; the answer is a list of their paths, as Gradio's page expects it."""
+    try:
+        with uploads.receiving() as came:
+            return await save_received(request, uploads, limits, came)
+    except ClientDisconnect:
+        return Response(status_code=400)
+    except NoRoom:
+        return PlainTextResponse("Too many pictures are being added at once: try again in a minute.", 503)
+
+
+async def save_received(
+    request: Request, uploads: Uploads, limits: PictureLimits, came: Callable[[int], None]
+) -> Response:
+    """``came`` is told of all bytes. Raises NoRoom."""
     most = limits.all_bytes + ENVELOPE_BYTES
 
     async def counted() -> AsyncGenerator[bytes, None]:
         received = 0
         async for chunk in request.stream():
             received += len(chunk)
+            came(len(chunk))
             if received > most:
                 raise MultiPartException(f"The files are larger than {megabytes(limits.all_bytes)} together.")
             yield chunk
@@ -102,7 +117,5 @@ async def save_files(request: Request, uploads: Uploads, limits: PictureLimits) 
                     return PlainTextResponse(f"The file is larger than {megabytes(limits.one_bytes)}.", 413)
                 saved.append(str(uploads.save(file.filename or "", data)))
         return JSONResponse(saved)
-    except NoRoom:
-        return PlainTextResponse("Too many pictures are being added at once: try again in a minute.", 503)
     finally:
         await form.close()
