@@ -1,7 +1,9 @@
 """The page before a server that says what it is told to: stopping, troubles, settings, several people, bad answers."""
 
 import json
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -255,6 +257,25 @@ def test_no_file_of_the_machine_and_no_address_can_be_named(ui: Ui, api: Directe
 )
 def test_what_the_page_does_not_need_is_not_there(ui: Ui, path: str) -> None:
     assert httpx.get(f"{ui.url}{path}").status_code == 404
+
+
+def test_a_key_is_not_in_the_log_of_a_call_that_fails(api: DirectedApi, tmp_path: Path) -> None:
+    """As from a page that stayed open over an update."""
+    with running_ui(api.base_url, tmp_path, quiet=False) as ui:
+        config = json.loads(httpx.get(f"{ui.url}config").text)
+        submit = next(each for each in config["dependencies"] if each["targets"][0][1] == "submit")
+        message = {"text": "What is it?", "files": []}
+        for values in (
+            [message, "sk-a-secret-key"],
+            [message, MODELS[0], {"sk-a-secret-key": 1}, 16, "", ["sk-a-secret-key"]],
+        ):
+            body = {"data": values, "fn_index": submit["id"], "session_hash": "aprogram"}
+            assert httpx.post(f"{ui.url}gradio_api/queue/join", json=body).status_code == 200
+        deadline = time.monotonic() + 20
+        while "belong" not in ui.log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert "belong" in ui.log.read_text()
+    assert "sk-a-secret-key" not in ui.log.read_text()
 
 
 def test_strange_pages_and_names_are_refused(ui: Ui) -> None:

@@ -60,13 +60,27 @@ def mount(app: FastAPI, page: gr.Blocks, max_file_bytes: int) -> None:
     )
 
 
+class Blocks(gr.Blocks):
+    """Gradio writes what it could not use into its log, an API key too. This one's complaints hold no values."""
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        if len(inputs) < len(block_fn.inputs):
+            raise ValueError(f"{len(inputs)} values where {len(block_fn.inputs)} belong: the page is to be loaded anew")
+
+    @staticmethod
+    def _format_processing_error(
+        block_fn: Any, index: int, block: Any, value: Any, is_input: bool, original_error: Exception
+    ) -> str:
+        return f"value {index} of an event cannot be used: {type(original_error).__name__}"
+
+
 class Page:
     """The page's parts, and which event leads to what."""
 
     def __init__(self, answering: Answering, sessions: Sessions) -> None:
         self.answering = answering
         self.sessions = sessions
-        with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as self.blocks:
+        with Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as self.blocks:
             self.build()
             self.connect()
         # What Gradio itself knows of a page is 70 KB; it would keep 10,000.
