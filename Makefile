@@ -2,8 +2,10 @@ SHELL := bash
 PYTHON ?= python3
 # A folder or a hub name of a LLaVA checkpoint; empty serves the bundled demo.
 MODEL ?=
-# Tests that start no engine run several at once. An engine wants all cores, so tests with one run one after another.
-SIDE_BY_SIDE := tests/unit tests/api tests/chart
+# Tests that start no engine run as many at once as there are cores, those with a real one two at once (most of their
+# time is waiting), and those that injure it or look at the clock alone.
+WITHOUT_ENGINE := tests/unit tests/api tests/chart
+WITH_ENGINE := tests/browser tests/clients tests/engine
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test setup-ui serve demo test test-clients test-browser lint soak bench image-test demo-checkpoints clean
@@ -38,8 +40,9 @@ lint: setup-test ## Style, types and the rules on who imports whom
 
 test: lint setup-ui ## Everything continuous integration runs
 	@failed=0; \
-	.venv/bin/python -m pytest -q -n auto --dist worksteal $(SIDE_BY_SIDE) || failed=1; \
-	.venv/bin/python -m pytest -q $(SIDE_BY_SIDE:%=--ignore=%) || failed=1; \
+	.venv/bin/python -m pytest -q -n auto --dist worksteal $(WITHOUT_ENGINE) || failed=1; \
+	.venv/bin/python -m pytest -q -n 2 --dist loadgroup $(WITH_ENGINE) || failed=1; \
+	.venv/bin/python -m pytest -q $(WITHOUT_ENGINE:%=--ignore=%) $(WITH_ENGINE:%=--ignore=%) || failed=1; \
 	exit $$failed
 
 test-clients: setup-test ## Try other people's clients, Python and Node, against a running server

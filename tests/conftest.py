@@ -5,6 +5,16 @@ from collections.abc import Iterator
 
 import pytest
 
+ONE_ENGINE = ("demo", "engine")
+"""Folders all of whose tests share what has been started."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a running server or engine stays in one process where tests are dealt out by group (make test)."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder in ONE_ENGINE else item.path.name))
+
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
