@@ -3,9 +3,9 @@ PYTHON ?= python3
 # A folder or a hub name of a LLaVA checkpoint; empty serves the bundled demo.
 MODEL ?=
 # Tests that start no engine run as many at once as there are cores, those with a real one two at once (most of their
-# time is waiting), and those that injure it or look at the clock alone.
+# time is waiting), and the soak alone. The longest file first.
 WITHOUT_ENGINE := tests/unit tests/api tests/chart
-WITH_ENGINE := tests/browser tests/clients tests/engine
+WITH_ENGINE := tests/faults/test_engine_faults.py tests/browser tests/clients tests/engine
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test setup-ui serve demo test test-clients test-browser lint soak bench image-test demo-checkpoints clean

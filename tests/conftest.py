@@ -9,6 +9,8 @@ ONE_ENGINE = ("demo", "engine")
 """Folders all of whose tests share what has been started."""
 
 
+# First, because xdist reads the marks in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What shares a running server or engine stays in one process where tests are dealt out by group (make test)."""
     for item in items:
