@@ -41,7 +41,7 @@ lint: setup-test ## Style, types and the rules on who imports whom
 test: lint setup-ui ## Everything continuous integration runs
 	@failed=0; \
 	.venv/bin/python -m pytest -q -n auto --dist worksteal $(WITHOUT_ENGINE) || failed=1; \
-	.venv/bin/python -m pytest -q -n 2 --dist loadgroup $(WITH_ENGINE) || failed=1; \
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile $(WITH_ENGINE) || failed=1; \
 	.venv/bin/python -m pytest -q $(WITHOUT_ENGINE:%=--ignore=%) $(WITH_ENGINE:%=--ignore=%) || failed=1; \
 	exit $$failed
 
