@@ -12,7 +12,7 @@ from llava_api.server import error_handlers
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.middleware.access import Access
 from llava_api.server.middleware.allowances import Allowances
-from llava_api.server.middleware.authentication import OPEN, Authentication
+from llava_api.server.middleware.authentication import Authentication
 from llava_api.server.middleware.cors import Cors
 from llava_api.server.middleware.gate import Gate
 from llava_api.server.middleware.head import HeadAsGet
@@ -23,7 +23,7 @@ from llava_api.server.middleware.root_path import RootPath
 from llava_api.server.routes import chat, completions, docs, explain, health, metrics, models, responses, version
 from llava_api.server.services import Services
 from llava_api.settings import Settings
-from llava_api.telemetry.metrics import PROBES, Metrics
+from llava_api.telemetry.metrics import HEALTH, PROBES, Metrics
 from llava_api.telemetry.tracing import Tracing
 from llava_api.versions import all_versions
 
@@ -104,4 +104,4 @@ def open_paths(settings: Settings) -> list[str]:
     """Addresses that need no API key."""
     assets = [f"/{docs.ASSETS}/{name}" for name in docs.ASSET_NAMES]
     open_docs = ("/docs", "/openapi.json", *assets) if settings.docs == "open" else ()
-    return [*OPEN, *open_docs, *((metrics.PATH,) if settings.metrics == "open" else ())]
+    return [*HEALTH, *open_docs, *((metrics.PATH,) if settings.metrics == "open" else ())]

@@ -22,7 +22,8 @@ from llava_api.telemetry.record import GAP_BOUNDS_SECONDS, OUTCOMES, RequestReco
 
 OTHER = "other"
 OPENMETRICS = "application/openmetrics-text"
-PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
+PROBES = HEALTH | {"/metrics"}
 """Routes that machines ask every few seconds."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 REASONS = frozenset(

@@ -1,12 +1,12 @@
 """Where the server is, and with which key it is asked. The key is never shown."""
 
-import ipaddress
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from llava_api.cli.loopback import is_loopback
 from llava_api.errors import StartupError
 from llava_api.limits.keys import HASHED
 
@@ -28,8 +28,7 @@ def shown(base_url: str) -> str:
 def is_here(base_url: str) -> bool:
     """Whether the server is on this machine."""
     try:
-        host = urlsplit(base_url).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return is_loopback(urlsplit(base_url).hostname or "")
     except ValueError:
         return False
 

@@ -12,7 +12,6 @@ from llava_api.errors import Unauthorized
 from llava_api.limits.keys import KeyRing
 from llava_api.server.error_handlers import error_response
 
-OPEN = ("/health", "/health/live", "/health/ready")
 MISSING = (
     "You did not provide an API key: send it as the header Authorization: Bearer YOUR_KEY "
     "(the openai client's api_key)."

@@ -23,8 +23,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_api.errors import Forbidden, InvalidRequest
 from llava_api.server.error_handlers import error_response
-from llava_api.server.middleware.authentication import OPEN
 from llava_api.settings import Settings
+from llava_api.telemetry.metrics import HEALTH
 
 RESERVED = ("localhost", "local", "internal", "home.arpa", "test", "svc")
 """Endings that public DNS does not hand out; ``svc``: Kubernetes, as in llava-api.my-namespace.svc."""
@@ -51,7 +51,7 @@ class Origins:
         self.origins = frozenset(settings.cors_allow_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN:
+        if scope["type"] == "http" and scope["path"] not in HEALTH:
             refusal = self.refusal(scope)
             if refusal is not None:
                 await error_response(refusal)(scope, receive, send)
