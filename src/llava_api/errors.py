@@ -1,51 +1,103 @@
-"""Every error that a caller may see, as one tree.
+"""Every error that a caller may see, as one tree of classes, and the code that each sends.
 
 ::
 
-    ApiError                     status, type, code, param, message
-    +-- InvalidRequest           400 invalid_request_error
-    |   +-- Unauthorized         401 code invalid_api_key
-    |   +-- Forbidden            403 code host_not_allowed or origin_not_allowed
-    |   +-- BadImage             400 code invalid_image
-    |   +-- ContextLengthExceeded 400 code context_length_exceeded
-    |   +-- NotFound             404 code not_found
-    |   |   +-- ModelNotFound    404 code model_not_found
-    |   +-- MethodNotAllowed     405 code method_not_allowed
-    |   +-- RequestTooLarge      413 code request_too_large
-    |   +-- BadHttp              400 code invalid_http
-    |   +-- HeadersTooLarge      431 code headers_too_large
-    |   +-- ReceiveTimeout       408 code receive_timeout
-    |   +-- UnsupportedEncoding  415 code unsupported_content_encoding
-    +-- RateLimited              429 type requests or tokens, code rate_limit_exceeded
-    +-- Unavailable              503 server_error
-    |   +-- NotReady             503 code model_not_ready
-    |   +-- Busy                 503 code server_busy
-    |   +-- Draining             503 code server_stopping
-    |   +-- EngineStopped        503 code engine_stopped
-    |   +-- RequestTimedOut      503 code request_timeout
-    +-- EngineFailed             500 server_error, code engine_failed
+    ApiError
+    +-- InvalidRequest             400
+    |   +-- Unauthorized           401
+    |   +-- Forbidden              403
+    |   +-- BadImage               400
+    |   +-- ContextLengthExceeded  400
+    |   +-- NotFound               404
+    |   |   +-- ModelNotFound      404
+    |   +-- MethodNotAllowed       405
+    |   +-- RequestTooLarge        413
+    |   +-- BadHttp                400
+    |   +-- HeadersTooLarge        431
+    |   +-- ReceiveTimeout         408
+    |   +-- UnsupportedEncoding    415
+    +-- RateLimited                429
+    +-- Unavailable                503
+    |   +-- NotReady               503
+    |   +-- Busy                   503
+    |   +-- Draining               503
+    |   +-- EngineStopped          503
+    |   +-- RequestTimedOut        503
+    +-- EngineFailed               500
 
-    InvalidGrammar               the engine could not keep to a grammar; ``chat`` makes an InvalidRequest of it
-    StartupError                 the server cannot start; one sentence for the person at the terminal
+    InvalidGrammar                 the engine cannot follow a grammar; ``chat`` raises InvalidRequest instead
+    StartupError                   the server cannot start; one sentence for the person at the terminal
 
-Errors are raised, never returned; ``server/error_handlers.py`` alone writes them on the wire. Messages are fixed
-texts that say what to do: no paths, no object addresses, no echoed picture data. This module imports nothing of
-the package.
+Errors are raised, never returned. ``server/error_handlers.py`` writes them on the wire. Messages are fixed texts that
+say what to do, without paths, object addresses or image data. This module imports nothing of the package.
 """
 
-INTERNAL = "The server made a mistake and has noted it; give the x-request-id to whoever runs it."
+from enum import StrEnum
+
+INTERNAL = "The server made a mistake and logged it. Give the x-request-id to the server's operator."
+
+
+class ErrorCode(StrEnum):
+    """The values of ``error.code`` on the wire, of ``code`` in the log and of ``reason`` in the metrics."""
+
+    # The request
+    INVALID_JSON = "invalid_json"
+    UNKNOWN_PARAMETER = "unknown_parameter"
+    MISSING_REQUIRED_PARAMETER = "missing_required_parameter"
+    UNSUPPORTED_PARAMETER = "unsupported_parameter"
+    INVALID_SCHEMA = "invalid_schema"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    MAX_TOKENS_EXCEEDED = "max_tokens_exceeded"
+    PREVIOUS_RESPONSE_NOT_FOUND = "previous_response_not_found"
+    NOT_FOUND = "not_found"
+    MODEL_NOT_FOUND = "model_not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    # Its images
+    INVALID_IMAGE = "invalid_image"
+    IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_URL_NOT_ALLOWED = "image_url_not_allowed"
+    IMAGE_FETCH_FAILED = "image_fetch_failed"
+    UNSUPPORTED_IMAGE_FORMAT = "unsupported_image_format"
+    # Its HTTP
+    INVALID_HTTP = "invalid_http"
+    INVALID_HOST = "invalid_host"
+    HEADERS_TOO_LARGE = "headers_too_large"
+    REQUEST_TOO_LARGE = "request_too_large"
+    RECEIVE_TIMEOUT = "receive_timeout"
+    UNSUPPORTED_CONTENT_ENCODING = "unsupported_content_encoding"
+    # Its sender
+    INVALID_API_KEY = "invalid_api_key"
+    HOST_NOT_ALLOWED = "host_not_allowed"
+    ORIGIN_NOT_ALLOWED = "origin_not_allowed"
+    RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+    REQUEST_EXCEEDS_RATE_LIMIT = "request_exceeds_rate_limit"
+    TOO_MANY_REQUESTS_AT_ONCE = "too_many_requests_at_once"
+    # The server's load and state
+    SERVER_BUSY = "server_busy"
+    QUEUE_FULL = "queue_full"
+    QUEUE_TIMEOUT = "queue_timeout"
+    IMAGES_BUSY = "images_busy"
+    MEMORY_FULL = "memory_full"
+    REQUEST_TIMEOUT = "request_timeout"
+    MODEL_NOT_READY = "model_not_ready"
+    SERVER_STOPPING = "server_stopping"
+    ENGINE_RESTARTING = "engine_restarting"
+    # Its faults
+    ENGINE_FAILED = "engine_failed"
+    ENGINE_STOPPED = "engine_stopped"
+    INTERNAL_ERROR = "internal_error"
 
 
 class ApiError(Exception):
-    """An error with its place in OpenAI's error object."""
+    """An error with its HTTP status and the fields of OpenAI's error object."""
 
     status = 500
     type = "server_error"
-    code: str | None = None
+    code: ErrorCode | None = None
     retry_after_seconds: float | None = None
-    """When to come again, where coming again may help."""
+    """When to try again; None if trying again does not help."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: ErrorCode | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
@@ -53,7 +105,7 @@ class ApiError(Exception):
             self.code = code
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """The wire form: all four keys, always."""
+        """OpenAI's error object, always with all four keys."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
@@ -63,122 +115,120 @@ class InvalidRequest(ApiError):
 
 
 class BadImage(InvalidRequest):
-    code = "invalid_image"
+    code = ErrorCode.INVALID_IMAGE
 
     def at(self, param: str) -> "BadImage":
-        """The same complaint about another place: work on one picture may be shared by several requests."""
+        """A copy for another request: several requests may share the work on one image."""
         return BadImage(self.message, param=param, code=self.code)
 
 
 class Unauthorized(InvalidRequest):
     status = 401
-    code = "invalid_api_key"
+    code = ErrorCode.INVALID_API_KEY
 
 
 class Forbidden(InvalidRequest):
-    """Nobody's request may come this way, whatever is in it."""
+    """The server refuses the host or the origin that the request names."""
 
     status = 403
 
 
 class ContextLengthExceeded(InvalidRequest):
-    code = "context_length_exceeded"
+    code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
 
 
 class NotFound(InvalidRequest):
     status = 404
-    code = "not_found"
+    code = ErrorCode.NOT_FOUND
 
 
 class ModelNotFound(NotFound):
-    code = "model_not_found"
+    code = ErrorCode.MODEL_NOT_FOUND
 
 
 class MethodNotAllowed(InvalidRequest):
     status = 405
-    code = "method_not_allowed"
+    code = ErrorCode.METHOD_NOT_ALLOWED
 
 
 class RequestTooLarge(InvalidRequest):
     status = 413
-    code = "request_too_large"
+    code = ErrorCode.REQUEST_TOO_LARGE
 
 
 class RateLimited(ApiError):
-    """The caller has used up what it may; ``kind``, requests or tokens, is OpenAI's type of the error."""
+    """The caller has used up a limit; ``kind``, requests or tokens, is OpenAI's type of the error."""
 
     status = 429
-    code = "rate_limit_exceeded"
+    code = ErrorCode.RATE_LIMIT_EXCEEDED
 
-    def __init__(self, message: str, *, kind: str, retry_after_seconds: float, code: str | None = None) -> None:
+    def __init__(self, message: str, *, kind: str, retry_after_seconds: float, code: ErrorCode | None = None) -> None:
         super().__init__(message, code=code)
         self.type = kind
         self.retry_after_seconds = retry_after_seconds
 
 
 class BadHttp(InvalidRequest):
-    """No HTTP, or HTTP that two servers might read in two ways."""
+    """Not HTTP, or HTTP that two servers might read differently."""
 
-    code = "invalid_http"
+    code = ErrorCode.INVALID_HTTP
 
 
 class HeadersTooLarge(InvalidRequest):
     status = 431
-    code = "headers_too_large"
+    code = ErrorCode.HEADERS_TOO_LARGE
 
 
 class ReceiveTimeout(InvalidRequest):
-    """The request did not come in time."""
-
     status = 408
-    code = "receive_timeout"
+    code = ErrorCode.RECEIVE_TIMEOUT
 
 
 class UnsupportedEncoding(InvalidRequest):
     status = 415
-    code = "unsupported_content_encoding"
+    code = ErrorCode.UNSUPPORTED_CONTENT_ENCODING
 
 
 class Unavailable(ApiError):
-    """Not now; the same request may be answered later."""
+    """The request may succeed later."""
 
     status = 503
     retry_after_seconds = 5.0
 
 
 class NotReady(Unavailable):
-    code = "model_not_ready"
+    code = ErrorCode.MODEL_NOT_READY
 
 
 class Busy(Unavailable):
-    code = "server_busy"
+    code = ErrorCode.SERVER_BUSY
 
 
 class Draining(Unavailable):
-    code = "server_stopping"
+    code = ErrorCode.SERVER_STOPPING
     retry_after_seconds = 1.0
-    """Where there is another replica, the next connection meets it; where there is none, five would not do either."""
+    """With another replica, the next connection reaches it at once; without one, five seconds would not help either."""
 
 
 class EngineStopped(Unavailable):
-    """The whole engine is gone, with all that it was working on."""
+    """The engine has died, and with it every request that it was computing."""
 
-    code = "engine_stopped"
+    code = ErrorCode.ENGINE_STOPPED
 
 
 class RequestTimedOut(Unavailable):
-    code = "request_timeout"
+    code = ErrorCode.REQUEST_TIMEOUT
 
 
 class EngineFailed(ApiError):
-    """The engine could not make one answer; others are not touched."""
+    """The engine failed at one answer; the others go on."""
 
     status = 500
-    code = "engine_failed"
+    code = ErrorCode.ENGINE_FAILED
 
 
 class InvalidGrammar(Exception):
-    """A grammar that cannot be compiled; the message says why, in llguidance's words about the schema in it."""
+    """A grammar does not compile; the message gives llguidance's reason."""
 
 
 class StartupError(Exception):

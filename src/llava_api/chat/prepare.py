@@ -12,7 +12,7 @@ from llava_api.chat.sampling import answer_room
 from llava_api.chat.schema import Schema
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.grammar_check import GrammarChecker
-from llava_api.errors import ContextLengthExceeded, InvalidGrammar, InvalidRequest, ModelNotFound
+from llava_api.errors import ContextLengthExceeded, ErrorCode, InvalidGrammar, InvalidRequest, ModelNotFound
 from llava_api.images.cache import RenderedImage
 from llava_api.images.load import ImageLoader, MeasuredImage
 from llava_api.images.source import Take, take_all
@@ -207,7 +207,7 @@ def caller_salt(caller: str) -> str:
 
 
 def bad_schema(param: str, error: InvalidGrammar) -> InvalidRequest:
-    return InvalidRequest(f"Invalid schema for '{param}': {error}", param=param, code="invalid_schema")
+    return InvalidRequest(f"Invalid schema for '{param}': {error}", param=param, code=ErrorCode.INVALID_SCHEMA)
 
 
 def engine_choices(sampling: Sampling, choices: int) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from llava_api.chat.model import ServedModel
 from llava_api.engine.base import Sampling
-from llava_api.errors import ContextLengthExceeded, InvalidRequest
+from llava_api.errors import ContextLengthExceeded, ErrorCode, InvalidRequest
 from llava_api.limits.rate import Allowance
 from llava_api.protocol import sampling as wire
 
@@ -28,7 +28,7 @@ class Length:
             raise InvalidRequest(
                 f"{self.param} may be up to {most} for you on this server.",
                 param=self.param,
-                code="max_tokens_exceeded",
+                code=ErrorCode.MAX_TOKENS_EXCEEDED,
             )
         return replace(self, most=most)
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from llava_api.errors import InvalidRequest
+from llava_api.errors import ErrorCode, InvalidRequest
 
 Schema = Mapping[str, Any]
 
@@ -64,7 +64,7 @@ def contents(value: object) -> Iterable[object]:
 
 
 def too_much(param: str, why: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid schema for '{param}': {why}.", param=param, code="invalid_schema")
+    return InvalidRequest(f"Invalid schema for '{param}': {why}.", param=param, code=ErrorCode.INVALID_SCHEMA)
 
 
 def parts_of(schema: Schema) -> Iterator[tuple[Schema, int]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llava_api.chat.schema import MAX_BYTES, Schema, check_schema
-from llava_api.errors import InvalidRequest
+from llava_api.errors import ErrorCode, InvalidRequest
 from llava_api.protocol import tools as wire
 
 INTRODUCTION = (
@@ -95,6 +95,8 @@ def arguments_of(function: wire.Function, param: str) -> Schema:
     param = f"{param}.parameters"
     schema = {"type": "object", **function.parameters}
     if schema["type"] != "object":
-        raise InvalidRequest("A function's parameters are a schema of type object.", param=param, code="invalid_schema")
+        raise InvalidRequest(
+            "A function's parameters are a schema of type object.", param=param, code=ErrorCode.INVALID_SCHEMA
+        )
     check_schema(schema, param)
     return schema

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 
 from llava_api.engine.base import Adapter, Delta, EngineProcesses, GenerationRequest
-from llava_api.errors import Draining, EngineStopped, StartupError
+from llava_api.errors import EngineStopped, ErrorCode, StartupError
 from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class SupervisedEngine:
 
     async def check_health(self) -> None:
         if not self.arrival.done():
-            raise EngineStopped(RESTARTING, code="engine_restarting")
+            raise EngineStopped(RESTARTING, code=ErrorCode.ENGINE_RESTARTING)
         await self.arrival
         await self.engine.check_health()
 
@@ -179,4 +179,4 @@ class SupervisedEngine:
         self.arrival.exception()
 
     def farewell(self) -> EngineStopped:
-        return EngineStopped(CLOSING, code=Draining.code) if self.closing else EngineStopped(GONE)
+        return EngineStopped(CLOSING, code=ErrorCode.SERVER_STOPPING) if self.closing else EngineStopped(GONE)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile
 
-from llava_api.errors import BadImage
+from llava_api.errors import BadImage, ErrorCode
 from llava_api.images.geometry import Size
 from llava_api.images.kinds import name_of
 from llava_api.images.orientation import orientation_of
@@ -39,7 +39,6 @@ RUN_LENGTHS = (1, 2)
 """BMP's compressions RLE8 and RLE4."""
 MAX_SCAN_PIXELS = 1_000_000_000
 """Pixels times scans of a JPEG: each scan of a progressive file costs as much as a picture, and needs a few bytes."""
-TOO_LARGE = "image_too_large"
 WANTED = "send a JPEG, PNG, WebP, GIF or BMP file"
 UNREADABLE = f"The picture cannot be read, or a part of it is missing: {WANTED}, whole."
 
@@ -60,18 +59,18 @@ class Limits:
         if width * height > self.max_pixels:
             raise BadImage(
                 f"The picture has more than the {self.max_pixels} pixels this server takes: scale it down.",
-                code=TOO_LARGE,
+                code=ErrorCode.IMAGE_TOO_LARGE,
             )
         if max(size) > self.max_side:
             raise BadImage(
                 f"The picture has a side of more than the {self.max_side} pixels this server takes: scale it down.",
-                code=TOO_LARGE,
+                code=ErrorCode.IMAGE_TOO_LARGE,
             )
         if max(size) > self.max_aspect_ratio * min(size):
             raise BadImage(
                 f"The picture is more than {self.max_aspect_ratio} times as long as it is wide, or the reverse: crop "
                 "it.",
-                code=TOO_LARGE,
+                code=ErrorCode.IMAGE_TOO_LARGE,
             )
 
 
@@ -140,7 +139,9 @@ def open_picture(data: bytes) -> ImageFile.ImageFile:
         # Pillow's parsers fail over damaged files in many ways.
         name = name_of(data)
         if name is not None:
-            raise BadImage(f"This is {name}, which is not taken: {WANTED}.", code="unsupported_image_format") from error
+            raise BadImage(
+                f"This is {name}, which is not taken: {WANTED}.", code=ErrorCode.UNSUPPORTED_IMAGE_FORMAT
+            ) from error
         raise BadImage(UNREADABLE) from error
 
 

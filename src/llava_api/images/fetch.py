@@ -25,7 +25,7 @@ import httpcore
 import httpx
 
 from llava_api import __version__
-from llava_api.errors import BadImage, Busy
+from llava_api.errors import BadImage, Busy, ErrorCode
 from llava_api.images.guard import Guard
 from llava_api.images.single_flight import SingleFlight
 from llava_api.images.source import too_large
@@ -80,11 +80,11 @@ NOT_DIRECT = "The picture's URL is redirected more than {most} times: use the ad
 
 
 def not_allowed() -> BadImage:
-    return BadImage(NOT_ALLOWED, code="image_url_not_allowed")
+    return BadImage(NOT_ALLOWED, code=ErrorCode.IMAGE_URL_NOT_ALLOWED)
 
 
 def failed(message: str) -> BadImage:
-    return BadImage(message, code="image_fetch_failed")
+    return BadImage(message, code=ErrorCode.IMAGE_FETCH_FAILED)
 
 
 class SystemResolver:
@@ -269,7 +269,7 @@ class Fetcher:
 
     def parse(self, text: str) -> httpx.URL:
         if not self.settings.fetch_images:
-            raise BadImage(SWITCHED_OFF, code="image_url_not_allowed")
+            raise BadImage(SWITCHED_OFF, code=ErrorCode.IMAGE_URL_NOT_ALLOWED)
         if len(text) > MAX_URL_CHARACTERS:
             raise not_allowed()
         try:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from blake3 import blake3
 
-from llava_api.errors import BadImage
+from llava_api.errors import BadImage, ErrorCode
 from llava_api.images import decode, local_file, pixels, source
 from llava_api.images.cache import ImageCache, RenderedImage
 from llava_api.images.fetch import Fetcher, Resolve
@@ -113,7 +113,7 @@ class ImageLoader:
                 data = await self.fetcher.fetch(part.url, part.param, caller, budget.left())
                 fetched = True
             except BadImage as error:
-                if error.code == decode.TOO_LARGE:
+                if error.code == ErrorCode.IMAGE_TOO_LARGE:
                     # The fetcher knows what was left to it; which limit that was, only the budget knows.
                     budget.take(budget.left() + 1)
                 raise

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from llava_api.errors import BadImage
+from llava_api.errors import BadImage, ErrorCode
 from llava_api.images.source import ByteBudget
 
 NONE_ALLOWED = "This server reads no local files: send the picture itself as a base64 data: URL."
@@ -24,15 +24,15 @@ def read_local_file(url: str, folders: Sequence[str], budget: ByteBudget) -> byt
     lies elsewhere. Raises BadImage, without its place.
     """
     if not folders:
-        raise BadImage(NONE_ALLOWED, code="image_url_not_allowed")
+        raise BadImage(NONE_ALLOWED, code=ErrorCode.IMAGE_URL_NOT_ALLOWED)
     try:
         parts = urlsplit(url)
         if parts.netloc not in ("", "localhost"):
-            raise BadImage(NOT_THERE, code="image_url_not_allowed")
+            raise BadImage(NOT_THERE, code=ErrorCode.IMAGE_URL_NOT_ALLOWED)
         # Every symbolic link on the way is followed first; what counts is where the file really is.
         path = Path(unquote(parts.path)).resolve(strict=True)
         if not inside(path, folders):
-            raise BadImage(NOT_THERE, code="image_url_not_allowed")
+            raise BadImage(NOT_THERE, code=ErrorCode.IMAGE_URL_NOT_ALLOWED)
         # O_NONBLOCK: a named pipe would wait for its writer. O_NOFOLLOW: nobody swaps the file for a link now.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
@@ -40,8 +40,8 @@ def read_local_file(url: str, folders: Sequence[str], budget: ByteBudget) -> byt
             # Where the kernel tells, what was opened is judged once more: a folder may have been swapped for a link.
             opened = Path(f"/proc/self/fd/{descriptor}")
             if not stat.S_ISREG(status.st_mode) or (opened.exists() and not inside(opened.resolve(), folders)):
-                raise BadImage(NOT_THERE, code="image_url_not_allowed")
+                raise BadImage(NOT_THERE, code=ErrorCode.IMAGE_URL_NOT_ALLOWED)
             budget.fetch(status.st_size)
             return file.read(status.st_size)
     except (OSError, ValueError, RuntimeError) as error:
-        raise BadImage(NOT_THERE, code="image_url_not_allowed") from error
+        raise BadImage(NOT_THERE, code=ErrorCode.IMAGE_URL_NOT_ALLOWED) from error

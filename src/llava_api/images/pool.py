@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from llava_api.errors import Busy
+from llava_api.errors import Busy, ErrorCode
 
 Result = TypeVar("Result")
 FULL = "The server has many pictures to decode at the moment: try again in a few seconds."
@@ -105,11 +105,11 @@ class Pool(Generic[Result]):
         while self.waiting >= self.most_waiting:
             longest = max(self.queues.values(), key=len, default=deque())
             if len(longest) <= len(self.queues.get(caller, ())) + 1:
-                raise Busy(FULL, code="images_busy")
+                raise Busy(FULL, code=ErrorCode.IMAGES_BUSY)
             last = longest[-1]
             self.leave(last)
             if not last.result.done():
-                last.result.set_exception(Busy(FULL, code="images_busy"))
+                last.result.set_exception(Busy(FULL, code=ErrorCode.IMAGES_BUSY))
 
     def next_turns(self) -> None:
         while self.queues and self.running < self.at_once:

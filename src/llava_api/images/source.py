@@ -6,7 +6,7 @@ from typing import Literal
 
 import pybase64
 
-from llava_api.errors import BadImage
+from llava_api.errors import BadImage, ErrorCode
 
 Scheme = Literal["data", "web", "file"]
 Take = Callable[[int], None]
@@ -27,7 +27,7 @@ def too_large(max_bytes: int) -> BadImage:
     """The complaint about one picture's bytes, without its place."""
     return BadImage(
         f"The picture is larger than the {max_bytes} bytes this server takes: send a smaller one.",
-        code="image_too_large",
+        code=ErrorCode.IMAGE_TOO_LARGE,
     )
 
 
@@ -51,7 +51,7 @@ class ByteBudget:
             raise BadImage(
                 f"The pictures of this request have more than the {self.whole_request} bytes this server takes "
                 "together: send smaller ones, or fewer.",
-                code="image_too_large",
+                code=ErrorCode.IMAGE_TOO_LARGE,
             )
         self.taken += size
 

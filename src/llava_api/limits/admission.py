@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from llava_api.errors import Busy
+from llava_api.errors import Busy, ErrorCode
 
 FULL = "The server is busy and its queue is full: try again in a moment."
 TOO_LONG = "The server is busy: your request waited too long for its turn. Try again in a moment."
@@ -85,7 +85,7 @@ class Admission:
         except BaseException as error:
             self.leave(caller, entry)
             if isinstance(error, TimeoutError):
-                raise Busy(TOO_LONG, code="queue_timeout") from error
+                raise Busy(TOO_LONG, code=ErrorCode.QUEUE_TIMEOUT) from error
             raise
         return Slot(self, cost)
 
@@ -94,7 +94,7 @@ class Admission:
 
         So a caller's flood fills the queue for that caller alone.
         """
-        refusal = Busy(FULL, code="queue_full")
+        refusal = Busy(FULL, code=ErrorCode.QUEUE_FULL)
         own = self.queues.get(caller)
         share = (1 + (len(own.requests) if own is not None else 0)) / weight
         most = max(self.queues, key=lambda name: self.queues[name].share, default=None)

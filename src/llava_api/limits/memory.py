@@ -7,7 +7,7 @@ whose body is there does not fail for want of room for what it brought along.
 import threading
 from collections import defaultdict
 
-from llava_api.errors import Busy
+from llava_api.errors import Busy, ErrorCode
 
 FULL = "The server holds as many bytes of requests as it may: try again in a moment, or send smaller pictures."
 
@@ -58,7 +58,7 @@ class Holding:
         has_others = callers_own > self.held_bytes
         greedy = has_others and callers_own + size > budget.max_bytes // 2
         if size > 0 and (greedy or budget.held_bytes + size > budget.max_bytes):
-            raise Busy(FULL, code="memory_full")
+            raise Busy(FULL, code=ErrorCode.MEMORY_FULL)
 
     def keep(self, size: int) -> None:
         """So many bytes are all that is still held. Raises Busy where that is more than it was."""

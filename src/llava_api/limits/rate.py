@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from llava_api.errors import InvalidRequest, RateLimited
+from llava_api.errors import ErrorCode, InvalidRequest, RateLimited
 from llava_api.limits.table import CallerLimits, LimitTable
 from llava_api.limits.windows import Stand, Windows, open_windows
 from llava_api.settings import Settings
@@ -70,7 +70,7 @@ class Allowance:
             raise RateLimited(
                 f"You may have {most} requests in the works at once, and have them: send the next when one has ended.",
                 kind="requests",
-                code="too_many_requests_at_once",
+                code=ErrorCode.TOO_MANY_REQUESTS_AT_ONCE,
                 retry_after_seconds=AT_ONCE_SECONDS,
             )
         at_once[self.caller] += 1
@@ -91,7 +91,7 @@ class Allowance:
             raise InvalidRequest(
                 f"This request has {count} {what}, and your limit is {limit} in a minute: it can never pass. "
                 "Send a smaller one.",
-                code="request_exceeds_rate_limit",
+                code=ErrorCode.REQUEST_EXCEEDS_RATE_LIMIT,
             )
         stand = await self.limiter.windows.stand(kind, self.caller, limit)
         if stand.remaining >= count:

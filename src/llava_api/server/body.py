@@ -8,7 +8,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from llava_api.errors import InvalidRequest, RequestTooLarge, UnsupportedEncoding
+from llava_api.errors import ErrorCode, InvalidRequest, RequestTooLarge, UnsupportedEncoding
 from llava_api.limits.memory import Holding
 
 MAX_OBJECTS = 20_000
@@ -73,9 +73,9 @@ def parse(body: bytes | bytearray, model: type[Model]) -> Model:
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest("The request's body is not valid JSON.", code="invalid_json") from error
+        raise InvalidRequest("The request's body is not valid JSON.", code=ErrorCode.INVALID_JSON) from error
     if not isinstance(data, dict):
-        raise InvalidRequest("The request's body must be a JSON object.", code="invalid_json")
+        raise InvalidRequest("The request's body must be a JSON object.", code=ErrorCode.INVALID_JSON)
     if commas > MAX_FIELDS:
         check_fields(data)
     try:
@@ -165,9 +165,11 @@ def refusal_of(error: ValidationError, data: dict[str, Any]) -> InvalidRequest:
         return InvalidRequest(f"Invalid value for '{param}': it must be {one_of(details)}.", param=param)
     if details["type"] == "refused":
         param = written([*path, details["ctx"]["field"]])
-        return InvalidRequest(details["ctx"]["reason"], param=param, code="unsupported_parameter")
+        return InvalidRequest(details["ctx"]["reason"], param=param, code=ErrorCode.UNSUPPORTED_PARAMETER)
     if details["type"] == "extra_forbidden":
-        return InvalidRequest(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
+        return InvalidRequest(
+            f"Unrecognized request argument supplied: {param}", param=param, code=ErrorCode.UNKNOWN_PARAMETER
+        )
     if details["type"] == "missing":
         return missing(param)
     if details["type"] in KINDS:
@@ -178,7 +180,9 @@ def refusal_of(error: ValidationError, data: dict[str, Any]) -> InvalidRequest:
 
 
 def missing(param: str) -> InvalidRequest:
-    return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    return InvalidRequest(
+        f"Missing required parameter: '{param}'.", param=param, code=ErrorCode.MISSING_REQUIRED_PARAMETER
+    )
 
 
 def one_of(details: ErrorDetails) -> str:

@@ -17,7 +17,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from llava_api.errors import ApiError, BadHttp, Busy, HeadersTooLarge, ReceiveTimeout
+from llava_api.errors import ApiError, BadHttp, Busy, ErrorCode, HeadersTooLarge, ReceiveTimeout
 from llava_api.server.connections import Connections
 from llava_api.server.deadline import Deadline
 from llava_api.server.error_handlers import rendered
@@ -60,7 +60,7 @@ class HttpProtocol(HttpToolsProtocol):
         *,
         settings: Settings,
         registry: Connections,
-        count_refusal: Callable[[str], None],
+        count_refusal: Callable[[ErrorCode | None], None],
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.settings = settings
@@ -339,7 +339,7 @@ class HttpProtocol(HttpToolsProtocol):
         request_id = f"req_{uuid.uuid4().hex}"
         caller = self.client[0] if self.client else "a Unix socket"
         log.info("%s from %s refused: %d %s", request_id, caller, error.status, error.code)
-        self.count_refusal(error.code or "")
+        self.count_refusal(error.code)
         # It belongs to no request that has a record, though this may run in the midst of one.
         answer = rendered(error, {"x-request-id": request_id, "connection": "close"})
         lines = [f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}".encode()]

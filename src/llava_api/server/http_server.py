@@ -7,6 +7,7 @@ from typing import Any, Literal
 import uvicorn
 from uvicorn.server import ServerState
 
+from llava_api.errors import ErrorCode
 from llava_api.server.connections import Connections
 from llava_api.server.http_protocol import HttpProtocol
 from llava_api.server.listening import room_for_connections
@@ -23,7 +24,7 @@ def make_config(
     *,
     lifespan: Literal["on", "off"] = "on",
     certificates: Certificates | None = None,
-    count_refusal: Callable[[str], None] = lambda code: None,
+    count_refusal: Callable[[ErrorCode | None], None] = lambda code: None,
     connections: Connections | None = None,
 ) -> uvicorn.Config:
     """Raises StartupError for certificates that cannot be used, unless they are given.

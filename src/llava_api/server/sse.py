@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from llava_api.errors import INTERNAL, ApiError
+from llava_api.errors import INTERNAL, ApiError, ErrorCode
 from llava_api.protocol.response_reply import Event
 from llava_api.server.disconnect import ClientGone, unless_disconnected
 from llava_api.server.feed import Ended, Feed
@@ -119,6 +119,6 @@ def as_api_error(error: Exception) -> ApiError:
         known = error
     else:
         log.error("unforeseen error in a stream", exc_info=error)
-        known = ApiError(INTERNAL, code="internal_error")
+        known = ApiError(INTERNAL, code=ErrorCode.INTERNAL_ERROR)
     current().tell(known.code)
     return known

@@ -18,6 +18,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.registry import Collector
 
+from llava_api.errors import ErrorCode
 from llava_api.telemetry.record import GAP_BOUNDS_SECONDS, OUTCOMES, RequestRecord
 
 OTHER = "other"
@@ -26,33 +27,8 @@ HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
 PROBES = HEALTH | {"/metrics"}
 """Routes that machines ask every few seconds."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-REASONS = frozenset(
-    {
-        *(
-            "invalid_request",
-            "invalid_json",
-            "unknown_parameter",
-            "missing_required_parameter",
-            "unsupported_parameter",
-        ),
-        *("invalid_schema", "context_length_exceeded", "previous_response_not_found", "request_too_large"),
-        *(
-            "invalid_image",
-            "image_too_large",
-            "image_url_not_allowed",
-            "image_fetch_failed",
-            "unsupported_image_format",
-        ),
-        *("invalid_api_key", "not_found", "model_not_found", "method_not_allowed", "max_tokens_exceeded"),
-        *("invalid_http", "invalid_host", "headers_too_large", "receive_timeout", "unsupported_content_encoding"),
-        *("host_not_allowed", "origin_not_allowed"),
-        *("rate_limit_exceeded", "request_exceeds_rate_limit", "too_many_requests_at_once", "request_timeout"),
-        *("server_busy", "queue_full", "queue_timeout", "images_busy", "memory_full"),
-        *("model_not_ready", "server_stopping", "engine_restarting"),
-        *("engine_failed", "engine_stopped", "internal_error"),
-    }
-)
-"""Every code of an error; ``invalid_request`` stands for those without one."""
+NO_CODE = "invalid_request"
+"""Counts errors that have no code."""
 
 TOTAL_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 240, 480)
 FIRST_TOKEN_SECONDS = (
@@ -176,7 +152,7 @@ class Metrics:
         self.model_info = gauge("model_info", "The model; 1.", "model", "family", "image_mode", "version", "format")
         for outcome in OUTCOMES:
             self.outcomes.labels(outcome)
-        for reason in sorted(REASONS):
+        for reason in sorted([NO_CODE, *ErrorCode]):
             self.rejections.labels(reason)
         for fetched in ("ok", "failed"):
             self.image_fetch.labels(fetched)
@@ -216,16 +192,15 @@ class Metrics:
             return
         child(self.outcomes, record.outcome).inc()
         if record.error is not None:
-            self.reject(record.error)
+            self.reject(record.error or None)
         if record.images or record.steps:
             self.end_images(record)
         if record.answers:
             self.end_answers(record)
 
-    def reject(self, code: str) -> None:
-        """Count an error that a caller was told; ``code`` may be empty. For those too that no record knows of."""
-        reason = code or "invalid_request"
-        self.child(self.rejections, reason if reason in REASONS else OTHER).inc()
+    def reject(self, code: ErrorCode | None) -> None:
+        """Count an error that was sent to a caller, including those from below the app, which have no record."""
+        self.child(self.rejections, code or NO_CODE).inc()
 
     def end_images(self, record: RequestRecord) -> None:
         self.images.inc(record.images)

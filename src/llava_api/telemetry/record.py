@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from time import perf_counter, time_ns
 from typing import Literal
 
+from llava_api.errors import ErrorCode
+
 Outcome = Literal["ok", "refused", "client_gone", "failed", "cut"]
 """refused: an error instead of an answer, and the caller's or the load's doing; failed: the server's or the engine's
 doing, in a stream too; cut: the server ended the answer early (shutdown, a reader too slow)."""
 StepName = Literal["fetch", "decode"]
 
 OUTCOMES: tuple[Outcome, ...] = ("ok", "refused", "client_gone", "failed", "cut")
-FAILURES = frozenset({"engine_failed", "engine_stopped", "internal_error"})
-"""Codes of errors that are nobody's but the server's doing, whatever their status."""
-STOPPING = "server_stopping"
-"""Code of the error that ends an answer at a shutdown, and refuses what comes then."""
+FAILURES = frozenset({ErrorCode.ENGINE_FAILED, ErrorCode.ENGINE_STOPPED, ErrorCode.INTERNAL_ERROR})
+"""Codes of errors that the server itself causes, whatever their status."""
 GAP_BOUNDS_SECONDS = (
     *(0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1),
     *(0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0),
@@ -134,7 +134,7 @@ class RequestRecord:
     """Before that."""
     cut: bool = False
     """Ended early by the server."""
-    error: str | None = None
+    error: ErrorCode | Literal[""] | None = None
     """Code of the error that the caller was told, "" for one without a code."""
 
     model: str | None = None
@@ -159,7 +159,7 @@ class RequestRecord:
         self.route = route
         self.key = key or "-"
 
-    def tell(self, code: str | None) -> None:
+    def tell(self, code: ErrorCode | None) -> None:
         """The caller is told of an error: with a status, or inside a stream."""
         self.error = code or ""
 
@@ -186,7 +186,7 @@ class RequestRecord:
     def outcome(self) -> Outcome:
         if self.client_gone:
             return "client_gone"
-        if self.cut or (self.error == STOPPING and self.answers):
+        if self.cut or (self.error == ErrorCode.SERVER_STOPPING and self.answers):
             return "cut"
         if self.status == 500 or self.error in FAILURES or (self.error is not None and self.status < 400):
             return "failed"

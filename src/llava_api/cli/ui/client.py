@@ -12,6 +12,7 @@ import openai
 from openai import AsyncOpenAI
 from pydantic import ValidationError
 
+from llava_api.errors import ErrorCode
 from llava_api.protocol.explain import Explanation
 
 NO_KEY = "none"
@@ -115,7 +116,7 @@ class Api:
 
 def names_a_model(error: openai.APIStatusError) -> bool:
     """Whether a 404 is about the model rather than about the address."""
-    return error.code == "model_not_found"
+    return error.code == ErrorCode.MODEL_NOT_FOUND
 
 
 def said_by_server(error: openai.APIError) -> str:

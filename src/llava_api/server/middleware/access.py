@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llava_api.errors import ErrorCode
 from llava_api.telemetry.log_lines import FIELDS, request_fields
 from llava_api.telemetry.metrics import PROBES, Metrics
 from llava_api.telemetry.record import RequestRecord, closed, opened
@@ -55,7 +56,7 @@ class Access:
         except Exception:
             # Starlette answers it outside of here (error_handlers.on_unforeseen).
             record.status = record.status or 500
-            record.tell("internal_error")
+            record.tell(ErrorCode.INTERNAL_ERROR)
             raise
         finally:
             closed(token)

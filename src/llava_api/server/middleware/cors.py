@@ -4,7 +4,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from llava_api.errors import InvalidRequest
+from llava_api.errors import ErrorCode, InvalidRequest
 from llava_api.server.error_handlers import error_response
 
 REFUSED = (
@@ -19,4 +19,4 @@ class Cors(CORSMiddleware):
         if made.status_code < 400:
             return made
         kept = {name: value for name, value in made.headers.items() if name not in ("content-length", "content-type")}
-        return error_response(InvalidRequest(REFUSED, code="origin_not_allowed"), kept)
+        return error_response(InvalidRequest(REFUSED, code=ErrorCode.ORIGIN_NOT_ALLOWED), kept)

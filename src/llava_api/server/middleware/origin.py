@@ -21,7 +21,7 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llava_api.errors import Forbidden, InvalidRequest
+from llava_api.errors import ErrorCode, Forbidden, InvalidRequest
 from llava_api.server.error_handlers import error_response
 from llava_api.settings import Settings
 from llava_api.telemetry.metrics import HEALTH
@@ -65,11 +65,11 @@ class Origins:
             hosts = ["localhost"]
         host = HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if host is None:
-            return InvalidRequest(ONE_HOST, code="invalid_host")
+            return InvalidRequest(ONE_HOST, code=ErrorCode.INVALID_HOST)
         if not self.hosts.know(host["name"]):
-            return Forbidden(WRONG_HOST, code="host_not_allowed")
+            return Forbidden(WRONG_HOST, code=ErrorCode.HOST_NOT_ALLOWED)
         if scope["method"] not in SAFE_METHODS and self.strange(scope, hosts[0]):
-            return Forbidden(WRONG_ORIGIN, code="origin_not_allowed")
+            return Forbidden(WRONG_ORIGIN, code=ErrorCode.ORIGIN_NOT_ALLOWED)
         return None
 
     def strange(self, scope: Scope, host: str) -> bool:

@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from llava_api.chat.response_question import given_items, response_question
 from llava_api.chat.response_reply import ResponseReply, described
 from llava_api.chat.response_store import Kept, written
-from llava_api.errors import InvalidRequest, NotFound
+from llava_api.errors import ErrorCode, InvalidRequest, NotFound
 from llava_api.protocol.response_reply import DeletedResponse
 from llava_api.protocol.responses import ResponseRequest
 from llava_api.server.body import COPIES
@@ -30,7 +30,9 @@ async def answer(services: Services, request: Request, wanted: ResponseRequest) 
     services.preparer.find_adapter(wanted.model)
     store = services.responses
     if wanted.store and not store.keeps:
-        raise InvalidRequest(f"{NO_STORE}leave store out, or send false.", param="store", code="unsupported_parameter")
+        raise InvalidRequest(
+            f"{NO_STORE}leave store out, or send false.", param="store", code=ErrorCode.UNSUPPORTED_PARAMETER
+        )
     owner = key_of(request)
     allowance, held = allowance_of(request), life_of(request).held
     before = kept(services, wanted.previous_response_id, owner).conversation if wanted.previous_response_id else b"[]"
@@ -63,14 +65,14 @@ def kept(services: Services, response_id: str, owner: str) -> Kept:
         raise InvalidRequest(
             f"{NO_STORE}send the earlier items in input instead of previous_response_id.",
             param="previous_response_id",
-            code="unsupported_parameter",
+            code=ErrorCode.UNSUPPORTED_PARAMETER,
         )
     found = services.responses.get(response_id, owner)
     if found is None:
         raise InvalidRequest(
             "There is no response of that id, or it has made room for newer ones.",
             param="previous_response_id",
-            code="previous_response_not_found",
+            code=ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND,
         )
     return found
 
