@@ -15,7 +15,6 @@ from llava_api.checkpoints.cache import ready_checkpoint
 from llava_api.cli.allocator import keep_freed_memory
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.logging import set_up_logging
-from llava_api.cli.loopback import is_loopback
 from llava_api.cli.models import DEMO, MODEL_HELP, demo_folder, find_model
 from llava_api.cli.start_checks import check_start
 from llava_api.cli.terminal import complaint
@@ -29,6 +28,7 @@ from llava_api.server.listening import base_url, listen, listen_tcp
 from llava_api.server.tls import Certificates, certificates_of
 from llava_api.settings import Settings
 from llava_api.telemetry.tracing import Tracing, open_tracing
+from llava_api.web_origins import is_loopback
 
 DEMO_PICTURE = "red-circle.png"
 MADE_KEY_NAME = "made-at-start"

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from llava_api.cli.loopback import is_loopback
 from llava_api.errors import StartupError
 from llava_api.limits.keys import HASHED
+from llava_api.web_origins import is_loopback
 
 BASE_URL = "http://127.0.0.1:8000/v1"
 NO_KEY = "none"

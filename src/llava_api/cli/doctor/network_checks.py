@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
-from llava_api.cli.loopback import is_loopback
 from llava_api.cli.machine import PROC
 from llava_api.cli.serve import check_exposure
 from llava_api.errors import StartupError
@@ -16,6 +15,7 @@ from llava_api.server.listening import listen, listen_tcp
 from llava_api.server.tls import certificates_of
 from llava_api.settings import Settings
 from llava_api.telemetry.tracing import Tracing, open_tracing
+from llava_api.web_origins import is_loopback
 
 LISTENING = "0A"
 """A state in /proc/net/tcp."""

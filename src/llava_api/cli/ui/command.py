@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from llava_api.cli.flags import add_flags, read_settings
-from llava_api.cli.loopback import is_loopback
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
+from llava_api.web_origins import is_loopback
 
 BASE_URL = "http://127.0.0.1:8000/v1"
 PORT = 7860

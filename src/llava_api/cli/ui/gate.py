@@ -7,17 +7,17 @@ from other pages.
 """
 
 import asyncio
-import ipaddress
 import json
 import re
-import socket
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llava_api.web_origins import OriginRules
 
 OPEN = {
     "GET": re.compile(
@@ -55,7 +55,6 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{0,5})?")
 WRONG_HOST = "This page does not know the name it was asked by. Whoever runs it can list the name with --allowed-hosts."
 WRONG_ORIGIN = "This page takes no requests from other web pages."
 WRONG_FILE = "A message names a file that was not added to it."
@@ -67,7 +66,7 @@ class Gate:
     def __init__(self, app: ASGIApp, hosts: Collection[str], known_file: Callable[[str], object]) -> None:
         """``hosts``: names besides IP addresses and names without a dot. ``known_file``: of paths, falsy if strange."""
         self.app = app
-        self.hosts = frozenset(host.lower() for host in (*hosts, socket.gethostname()))
+        self.rules = OriginRules(hosts)
         self.known_file = known_file
         self.closing = asyncio.Event()
         """Set when the program ends."""
@@ -122,25 +121,12 @@ class Gate:
 
     def refusal(self, scope: Scope) -> Response | None:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        headers = Headers(scope=scope)
-        host = HOST.fullmatch(headers.get("host", ""))
-        if host is None or not self.known(host["name"]):
+        broken = self.rules.broken_rule(scope)
+        if broken in ("one host", "known host"):
             return PlainTextResponse(WRONG_HOST, 403)
         if method not in OPEN or not OPEN[method].fullmatch(scope["path"]) or ".." in scope["path"]:
             return PlainTextResponse("There is nothing here.", 404)
-        if method == "POST" and strange(headers):
-            return PlainTextResponse(WRONG_ORIGIN, 403)
-        return None
-
-    def known(self, name: str) -> bool:
-        name = name.lower().rstrip(".")
-        if "*" in self.hosts or name in self.hosts or "." not in name.strip("[]") or name.endswith(".localhost"):
-            return True
-        try:
-            ipaddress.ip_address(name.strip("[]"))
-        except ValueError:
-            return False
-        return True
+        return PlainTextResponse(WRONG_ORIGIN, 403) if broken else None
 
     async def read_body(self, receive: Receive) -> tuple[bytes, Response | None]:
         """The body of a request that asks for something to be done; every file that it names must be an upload."""
@@ -163,15 +149,6 @@ class Gate:
         if not named:
             return b"", JSONResponse({"detail": "No page is called so."}, 400)
         return bytes(body), JSONResponse({"detail": WRONG_FILE}, 403) if strangers else None
-
-
-def strange(headers: Headers) -> bool:
-    """Whether a browser sent this for a page of another origin."""
-    site = headers.get("sec-fetch-site")
-    if site is not None:
-        return site not in ("same-origin", "none")
-    origin = headers.get("origin")
-    return origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower()
 
 
 def paths_in(content: Any) -> list[str]:
