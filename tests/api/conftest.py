@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from llava_api.chat.model import open_model
 from llava_api.engine.base import Adapter
 from llava_api.images.fetch import Fetcher, Resolve
-from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.keys import KeyRing
 from llava_api.limits.rate import RateLimiter
 from llava_api.limits.windows import Windows
 from llava_api.server.app import create_app
@@ -75,7 +75,7 @@ async def app(
     model = open_model(str(write_checkpoint(tmp_path / "model", pinpoints)), ("owner/tiny", "tiny"), settings)
     model = replace(model, adapters=(Adapter("birds", "an adapter's folder", 1, 8),))
     services = open_services(settings, model, engine, resolver)
-    yield create_app(settings, KeyRing(KeySources(settings)), services)
+    yield create_app(settings, KeyRing(settings), services)
     await services.close()
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.keys import KeyRing
 from llava_api.limits.rate import RateLimiter
 from llava_api.server.app import create_app
 from llava_api.server.lifespan import watch_keys
@@ -123,7 +123,7 @@ class TestChanges:
         file = tmp_path / "keys"
         file.write_text("anne=sk-llava-for-anne-0123456789\n")
         settings = app.state.services.settings.model_copy(update={"api_key": [], "api_key_file": [str(file)]})
-        keys = KeyRing(KeySources(settings))
+        keys = KeyRing(settings)
         transport = httpx.ASGITransport(create_app(settings, keys, app.state.services))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             engine.pause_seconds = 0.05
@@ -142,9 +142,9 @@ class TestChanges:
     ) -> None:
         monkeypatch.setattr("llava_api.server.lifespan.KEYS_SECONDS", 0.01)
         limiter: RateLimiter = app.state.services.limiter
-        watching = asyncio.create_task(watch_keys(KeyRing(KeySources(app.state.services.settings)), limiter))
+        watching = asyncio.create_task(watch_keys(KeyRing(app.state.services.settings), limiter))
         (tmp_path / "limits.toml").write_text("[anne]\nrequests_per_minute = 1\n")
-        await until(lambda: limiter.table.of("key anne").requests_per_minute == 1)
+        await until(lambda: limiter.table.limits_of("key anne").requests_per_minute == 1)
         watching.cancel()
         replies = [await client.post(CHAT, json=text_body(), headers=ANNE) for _ in range(2)]
         assert [reply.status_code for reply in replies] == [200, 429]

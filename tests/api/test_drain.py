@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from llava_api.chat.model import open_model
 from llava_api.engine import supervisor
 from llava_api.errors import StartupError
-from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.keys import KeyRing
 from llava_api.limits.rate import open_limiter
 from llava_api.server import lifecycle
 from llava_api.server.app import create_app
@@ -65,7 +65,7 @@ async def running(
     monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(lifecycle, "FAREWELL_SECONDS", 0.6)
     settings = Settings(**settings_made)
-    keys = KeyRing(KeySources(settings))
+    keys = KeyRing(settings)
     model = open_model(str(write_checkpoint(tmp_path / "model", None)), ("tiny",), settings)
     life = Lifecycle(settings.drain_timeout_seconds)
     engine = ScriptedEngine()

@@ -111,7 +111,7 @@ class TestRequests:
     async def test_every_answer_says_what_is_left(
         self, client: httpx.AsyncClient, limiter: RateLimiter, engine: ScriptedEngine
     ) -> None:
-        limiter.table.default = limiter.table.of("key anne")
+        limiter.table.default = limiter.table.limits_of("key anne")
         bad = [
             {"content": b"{"},
             {"json": text_body(model="another")},
@@ -252,7 +252,7 @@ class TestTokens:
         tokens = (await client.post(EXPLAIN, json=bodies[0], headers=BEN)).json()["prompt_tokens"]
         decoded.clear()
         images.cache.images.clear()
-        limiter.table.by_caller = {"key anne": CallerLimits(tokens_per_minute=2 * tokens - 1)}
+        limiter.table.watched.value = {"key anne": CallerLimits(tokens_per_minute=2 * tokens - 1)}
         for body, status in zip(bodies, (200, 429), strict=True):
             assert (await client.post(CHAT, json=body, headers=ANNE)).status_code == status
         assert len(decoded) == 1

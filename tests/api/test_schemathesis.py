@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from llava_api.chat.model import open_model
-from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
 from llava_api.server.openapi import openapi_document
 from llava_api.server.services import open_services
@@ -54,7 +54,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield
         await services.close()
 
-    app = create_app(chosen, KeyRing(KeySources(chosen)), services, lifespan)
+    app = create_app(chosen, KeyRing(chosen), services, lifespan)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     # From here on a connection waits until the server takes it.

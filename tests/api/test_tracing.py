@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from llava_api.images.fetch import Resolve
-from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
 from llava_api.telemetry.record import RequestRecord
 from llava_api.telemetry.tracing import CLOSING_SECONDS, Tracing, open_tracing
@@ -58,7 +58,7 @@ def tracing(exporter: InMemorySpanExporter) -> Iterator[Tracing]:
 async def traced(app: FastAPI, tracing: Tracing) -> AsyncIterator[httpx.AsyncClient]:
     """The same server, which tells of what it does."""
     services = app.state.services
-    second = create_app(services.settings, KeyRing(KeySources(services.settings)), services, tracing=tracing)
+    second = create_app(services.settings, KeyRing(services.settings), services, tracing=tracing)
     transport = httpx.ASGITransport(second, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
         yield opened
@@ -189,7 +189,7 @@ async def test_a_failure_to_export_harms_nobody(app: FastAPI, tracing: Tracing) 
 
     services = app.state.services
     tracing.tell = fail  # type: ignore[method-assign]
-    second = create_app(services.settings, KeyRing(KeySources(services.settings)), services, tracing=tracing)
+    second = create_app(services.settings, KeyRing(services.settings), services, tracing=tracing)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(second), base_url="http://test") as client:
         assert (await client.post(CHAT, json=text_body())).status_code == 200
         page = (await client.get("/metrics")).text

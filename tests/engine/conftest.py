@@ -20,7 +20,7 @@ from llava_api.chat.prepare import Preparer
 from llava_api.cli.models import demo_folder
 from llava_api.engine.base import Engine
 from llava_api.engine.vllm_start import start_engine
-from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
 from llava_api.server.services import open_services
 from llava_api.settings import Settings
@@ -61,7 +61,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     services = open_services(settings, model, engine)
-    app = create_app(settings, KeyRing(KeySources(settings)), services)
+    app = create_app(settings, KeyRing(settings), services)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     yield Running(engine, model, services.preparer, f"http://127.0.0.1:{listener.getsockname()[1]}/v1")

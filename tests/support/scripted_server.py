@@ -17,7 +17,7 @@ import uvicorn
 
 from llava_api.chat.model import open_model
 from llava_api.cli.allocator import keep_freed_memory
-from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
 from llava_api.server.services import open_services
 from llava_api.settings import Settings
@@ -31,7 +31,7 @@ async def serve(folder: Path, chosen: dict[str, Any], pause_seconds: float) -> N
     engine = ScriptedEngine()
     engine.pause_seconds = pause_seconds
     services = open_services(settings, model, engine)
-    app = create_app(settings, KeyRing(KeySources(settings)), services)
+    app = create_app(settings, KeyRing(settings), services)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(2048)

@@ -9,14 +9,14 @@ import pytest
 
 from llava_api.cli.main import main
 from llava_api.errors import StartupError
-from llava_api.limits.keys import KeyRing, KeySources, hashed, new_key
+from llava_api.limits.keys import KeyRing, hashed, new_key
 from llava_api.settings import Settings
 
 ANNE, BEN = new_key(), new_key()
 
 
 def ring(**settings: object) -> KeyRing:
-    return KeyRing(KeySources(Settings.model_validate(settings)))
+    return KeyRing(Settings.model_validate(settings))
 
 
 def test_without_sources_no_key_is_needed() -> None:
@@ -49,11 +49,11 @@ def test_no_key_is_held_as_it_is(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("anne", "line 1: write it as name=key"),
-        ("anne=short", "no key"),
+        ("anne=short", "is invalid"),
         (f"anne={ANNE}\nanne={BEN}", "given twice"),
         ("anne=sha256:12", "hash of key anne"),
         ("an ne=0123456789abcdefgh", "a key's name"),
-        ("anne=0123456789 abcdefgh", "no key"),
+        ("anne=0123456789 abcdefgh", "is invalid"),
     ],
 )
 def test_what_is_no_key_is_said_without_showing_it(tmp_path: Path, text: str, said: str) -> None:
@@ -119,7 +119,7 @@ def test_a_broken_file_is_told_once_until_something_else_is_wrong(
     told = [record.message for record in caplog.records if record.levelno == logging.ERROR]
     assert len(told) == 3
     assert "line 1" in told[0]
-    assert "no key" in told[1]
+    assert "is invalid" in told[1]
     assert told[2] == told[1]
 
 

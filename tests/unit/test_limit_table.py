@@ -23,17 +23,17 @@ def table_of(file: Path, **settings: object) -> LimitTable:
 
 
 def test_without_settings_there_is_no_limit() -> None:
-    assert LimitTable(Settings()).of("192.0.2.1") == CallerLimits(None, None, None, None, None, 1.0)
+    assert LimitTable(Settings()).limits_of("192.0.2.1") == CallerLimits(None, None, None, None, None, 1.0)
 
 
 def test_a_key_has_its_own_limits_and_the_defaults_for_the_rest(file: Path) -> None:
     file.write_text('[anne]\nrequests_per_minute = 600\ntokens_per_minute = "none"\nweight = 4\n[ben]\nweight = 0.5\n')
     table = table_of(file, requests_per_minute=60, tokens_per_minute=1000, images_per_minute=5)
-    assert table.of(ANNE) == CallerLimits(600, None, 5, None, None, 4.0)
-    assert table.of(BEN) == CallerLimits(60, 1000, 5, None, None, 0.5)
+    assert table.limits_of(ANNE) == CallerLimits(600, None, 5, None, None, 4.0)
+    assert table.limits_of(BEN) == CallerLimits(60, 1000, 5, None, None, 0.5)
     # An address called like a key is not the key.
     for other in ("anne", caller_of_key("cleo"), "192.0.2.1"):
-        assert table.of(other) == table.default
+        assert table.limits_of(other) == table.default
 
 
 WRONG = {
@@ -82,11 +82,11 @@ def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(
     table = table_of(file)
     file.write_text("[anne]\nrequests_per_minute = 2\n")
     table.refresh()
-    assert table.of(ANNE).requests_per_minute == 2
+    assert table.limits_of(ANNE).requests_per_minute == 2
     file.write_text("[anne]\nrequests_per_minute = 0\n")
     for _ in range(3):
         table.refresh()
-    assert table.of(ANNE).requests_per_minute == 2
+    assert table.limits_of(ANNE).requests_per_minute == 2
     # Said once, not with each look.
     assert [record.levelname for record in caplog.records] == ["INFO", "ERROR"]
     assert "requests_per_minute" in caplog.text
@@ -96,12 +96,12 @@ def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(
     assert [record.levelname for record in caplog.records] == ["INFO", "ERROR", "ERROR"]
     file.write_text("")
     table.refresh()
-    assert table.of(ANNE).requests_per_minute is None
+    assert table.limits_of(ANNE).requests_per_minute is None
 
 
 def test_a_name_that_no_key_has_is_pointed_out(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     file.write_text("[anne]\n[bem]\n")
-    table_of(file).warn_of_strangers(["anne", "ben"])
+    table_of(file).warn_of_unknown_keys(["anne", "ben"])
     assert "bem" in caplog.text
     assert "anne" not in caplog.text
 

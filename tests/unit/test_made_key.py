@@ -11,7 +11,7 @@ from llava_api.chat.model import open_model
 from llava_api.cli.models import demo_folder
 from llava_api.cli.serve import MADE_KEY_NAME, announce, check_exposure, key_for_this_run
 from llava_api.errors import StartupError
-from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.keys import KeyRing
 from llava_api.settings import Settings
 
 OPEN = {"host": "0.0.0.0"}
@@ -20,7 +20,7 @@ GIVEN = "alice=sk-llava-0123456789abcdef"
 
 def made(**settings: object) -> str | None:
     chosen = Settings(**{**OPEN, **settings})
-    return key_for_this_run(chosen, KeyRing(KeySources(chosen)))
+    return key_for_this_run(chosen, KeyRing(chosen))
 
 
 def test_each_run_has_another_key() -> None:
@@ -32,7 +32,7 @@ def test_each_run_has_another_key() -> None:
 def test_no_key_is_made_unasked() -> None:
     assert made() is None
     with pytest.raises(StartupError, match="--make-key"):
-        check_exposure(Settings(**OPEN), KeyRing(KeySources(Settings(**OPEN))))
+        check_exposure(Settings(**OPEN), KeyRing(Settings(**OPEN)))
 
 
 @pytest.mark.parametrize("settings", [{"api_key": [GIVEN]}, {"allow_anonymous": True}])
@@ -51,7 +51,7 @@ def test_the_key_and_a_curl_line_with_it_are_shown(caplog: pytest.LogCaptureFixt
     settings = Settings(**OPEN, api_key=[f"{MADE_KEY_NAME}={key}"])
     model = open_model(str(demo_folder() / "llava-tiny-1.5"), ("llava-tiny-1.5",), settings)
     with caplog.at_level(logging.INFO, "llava_api"), socket.create_server(("127.0.0.1", 0)) as listener:
-        announce(model, KeyRing(KeySources(settings)), settings, listener, key)
+        announce(model, KeyRing(settings), settings, listener, key)
     assert f"\n{key}\n" in caplog.text
     curl = next(line for line in caplog.text.splitlines() if line.startswith("curl "))
     assert f"-H 'Authorization: Bearer {key}'" in curl

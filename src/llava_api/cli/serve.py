@@ -22,7 +22,7 @@ from llava_api.engine.base import EngineProcesses
 from llava_api.engine.processes import kill_children
 from llava_api.engine.vllm_start import start_engine
 from llava_api.errors import StartupError
-from llava_api.limits.keys import KeyRing, KeySources, new_key
+from llava_api.limits.keys import KeyRing, new_key
 from llava_api.limits.rate import RateLimiter, open_limiter
 from llava_api.server.listening import base_url, listen, listen_tcp
 from llava_api.server.tls import Certificates, certificates_of
@@ -88,13 +88,13 @@ def start(wanted: str, settings: Settings) -> None:
     if settings.log_prompts:
         log.warning("--log-prompts: what people ask is written into this log")
     tracing = open_tracing(settings.otlp_endpoint)
-    keys = KeyRing(KeySources(settings))
+    keys = KeyRing(settings)
     made_key = key_for_this_run(settings, keys)
     if made_key is not None:
-        keys = KeyRing(KeySources(settings.model_copy(update={"api_key": [f"{MADE_KEY_NAME}={made_key}"]})))
+        keys = KeyRing(settings.model_copy(update={"api_key": [f"{MADE_KEY_NAME}={made_key}"]}))
     check_exposure(settings, keys)
     limiter = open_limiter(settings)
-    limiter.table.warn_of_strangers(key.name for key in keys.keys)
+    limiter.table.warn_of_unknown_keys(key.name for key in keys.keys)
     certificates = certificates_of(settings)
     listener = listen(settings)
     # Closed however this ends: a Unix socket's file goes with it.

@@ -29,7 +29,7 @@ class RateLimiter:
         """Requests in the works, by caller; none of a caller without."""
 
     def allowance(self, caller: str) -> "Allowance":
-        return Allowance(caller, self.table.of(caller), self)
+        return Allowance(caller, self.table.limits_of(caller), self)
 
     async def close(self) -> None:
         await self.windows.close()

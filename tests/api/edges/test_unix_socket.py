@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 
 from llava_api.cli.serve import check_exposure
 from llava_api.errors import StartupError
-from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.keys import KeyRing
 from llava_api.server.listening import base_url, listen
 from llava_api.server.services import caller_of
 from llava_api.settings import Settings
@@ -82,9 +82,9 @@ def test_refused_in_a_sentence(tmp_path: Path) -> None:
 
 def test_it_counts_as_this_machine_only(tmp_path: Path) -> None:
     settings = Settings(host="0.0.0.0", unix_socket=str(tmp_path / "llava.sock"))
-    check_exposure(settings, KeyRing(KeySources(settings)))
+    check_exposure(settings, KeyRing(settings))
     with pytest.raises(StartupError):
-        check_exposure(settings.model_copy(update={"unix_socket": None}), KeyRing(KeySources(settings)))
+        check_exposure(settings.model_copy(update={"unix_socket": None}), KeyRing(settings))
 
 
 class TestHosts:

@@ -9,7 +9,7 @@ from llava_api.cli.doctor.finding import Finding, fail, ok, warn
 from llava_api.cli.machine import PROC
 from llava_api.cli.serve import check_exposure
 from llava_api.errors import StartupError
-from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.keys import KeyRing
 from llava_api.limits.rate import open_limiter
 from llava_api.server.listening import listen, listen_tcp
 from llava_api.server.tls import certificates_of
@@ -100,7 +100,7 @@ def listening(table: Path, number: int) -> list[str]:
 
 def exposure(settings: Settings) -> Finding:
     try:
-        keys = KeyRing(KeySources(settings))
+        keys = KeyRing(settings)
         check_exposure(settings, keys)
     except StartupError as error:
         return fail("keys", str(error), "llava-api keys new NAME makes a key and its line for --api-key-file")
