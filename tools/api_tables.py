@@ -6,7 +6,8 @@ from typing import Any
 
 from llava_api.protocol.refused import VLLM
 from llava_api.protocol.wire import Given
-from llava_api.server.openapi import ENDPOINTS, openapi_document
+from llava_api.server.openapi import openapi_document
+from llava_api.server.routes import ENDPOINTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 START, END = "<!-- fields:start -->", "<!-- fields:end -->"
@@ -98,7 +99,7 @@ def models_of(schema: object) -> list[str]:
 
 def tables() -> str:
     """Each endpoint's request and reply, and behind each what it is made of; no model twice."""
-    document = openapi_document()
+    document = openapi_document(ENDPOINTS)
     schemas, refused, told = document["components"]["schemas"], refusals(), set()
     lines: list[str] = []
 
@@ -116,17 +117,18 @@ def tables() -> str:
             waiting = [*models_of(schema.get("properties", {})), *waiting]
 
     for endpoint in ENDPOINTS:
-        lines += ["", f"### {endpoint.method.upper()} {endpoint.path}", "", f"{endpoint.summary}."]
-        for title, models in (
-            ("Request", [endpoint.request] if endpoint.request else []),
-            ("Reply", [endpoint.reply]),
-            ("Stream", list(endpoint.chunks)),
-        ):
+        if endpoint.reply is None:
+            continue
+        request = [endpoint.request] if endpoint.request else []
+        events = list(endpoint.stream.events) if endpoint.stream else []
+        lines += ["", f"### {endpoint.method} {endpoint.path}", "", f"{endpoint.summary}."]
+        for title, models in (("Request", request), ("Reply", [endpoint.reply]), ("Stream", events)):
             if models:
                 names = [model.__name__ for model in models]
                 lines += ["", f"{title}: " + ", ".join(f"[{name}](#{name.lower()})" for name in names) + "."]
-                lines += [endpoint.stream] if title == "Stream" else []
-        for model in [*([endpoint.request] if endpoint.request else []), endpoint.reply, *endpoint.chunks]:
+        if endpoint.stream:
+            lines += [endpoint.stream.description]
+        for model in [*request, endpoint.reply, *events]:
             tell(model.__name__)
     return "\n".join([*lines, *refused_everywhere()]).strip().replace("``", "`")
 

@@ -27,6 +27,7 @@ from llava_api.chat.model import open_model
 from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
 from llava_api.server.openapi import openapi_document
+from llava_api.server.routes import ENDPOINTS
 from llava_api.server.services import open_services
 from llava_api.settings import Settings
 from tests.support.scripted_engine import ScriptedEngine
@@ -67,7 +68,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     thread.join()
 
 
-schema = schemathesis.openapi.from_dict(openapi_document())
+schema = schemathesis.openapi.from_dict(openapi_document(ENDPOINTS))
 schema.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 
 

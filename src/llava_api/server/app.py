@@ -2,28 +2,28 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 
 from fastapi import FastAPI
-from starlette.routing import Route
 
 from llava_api import __version__
 from llava_api.limits.keys import KeyRing
 from llava_api.server import error_handlers
+from llava_api.server.endpoint import Endpoint, add_routes
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.middleware.access import Access
 from llava_api.server.middleware.allowances import Allowances
 from llava_api.server.middleware.authentication import Authentication
 from llava_api.server.middleware.cors import Cors
 from llava_api.server.middleware.gate import Gate
-from llava_api.server.middleware.head import HeadAsGet
 from llava_api.server.middleware.origin import Origins
 from llava_api.server.middleware.proxy import ForwardedFor
 from llava_api.server.middleware.request_id import RequestId
 from llava_api.server.middleware.root_path import RootPath
-from llava_api.server.routes import chat, completions, docs, explain, health, metrics, models, responses, version
+from llava_api.server.routes import ENDPOINTS, docs, health
 from llava_api.server.services import Services
 from llava_api.settings import Settings
-from llava_api.telemetry.metrics import HEALTH, PROBES, Metrics
+from llava_api.telemetry.metrics import Metrics
 from llava_api.telemetry.tracing import Tracing
 from llava_api.versions import all_versions
 
@@ -57,13 +57,15 @@ def create_app(
     # There before the model is.
     app.state.metrics = Metrics(all_versions()) if services is None else services.metrics
     app.state.tracing = tracing
-    # What is added last is met first.
-    app.add_middleware(HeadAsGet)
+    endpoints = served_endpoints(settings)
+    probes = {endpoint.path for endpoint in endpoints if endpoint.probe}
+    open_paths = {endpoint.path for endpoint in endpoints if endpoint.access(settings) == "open"}
+    # The middleware that is added last is called first.
     app.add_middleware(Allowances)
-    app.add_middleware(Gate, root=app, life=life, open_paths=PROBES)
-    app.add_middleware(Authentication, keys=keys, open_paths=open_paths(settings))
+    app.add_middleware(Gate, root=app, life=life, open_paths=probes)
+    app.add_middleware(Authentication, keys=keys, open_paths=open_paths)
     if not keys.needed:
-        app.add_middleware(Origins, settings=settings)
+        app.add_middleware(Origins, settings=settings, open_paths={endpoint.path for endpoint in health.ENDPOINTS})
     if settings.cors_allow_origins:
         app.add_middleware(
             Cors,
@@ -72,36 +74,27 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after", "retry-after-ms", *RATE_LIMIT_HEADERS],
         )
-    routes: set[str] = set()
     app.add_middleware(
-        Access, metrics=app.state.metrics, routes=routes, tracing=tracing, log_prompts=settings.log_prompts
+        Access,
+        metrics=app.state.metrics,
+        routes={endpoint.pattern for endpoint in endpoints},
+        probes=probes,
+        tracing=tracing,
+        log_prompts=settings.log_prompts,
     )
     app.add_middleware(RequestId)
-    # These two say what was asked and by whom, so nothing may stand before them.
+    # These two change the path and the client's address, so they come before everything that reads them.
     if settings.root_path:
         app.add_middleware(RootPath, root_path=settings.root_path)
     if settings.trusted_proxies:
         app.add_middleware(ForwardedFor, trusted=settings.trusted_proxies)
     error_handlers.install(app)
-    for prefix in ("/v1", "") if settings.short_paths else ("/v1",):
-        app.include_router(chat.router, prefix=prefix)
-        app.include_router(completions.router, prefix=prefix)
-        app.include_router(responses.router, prefix=prefix)
-    app.include_router(explain.router)
-    app.include_router(models.router)
-    app.include_router(health.router)
-    app.include_router(version.router)
-    if settings.metrics != "off":
-        app.include_router(metrics.router)
-    if settings.docs != "off":
-        app.include_router(docs.router)
-        app.router.routes.append(docs.assets())
-    routes.update(route.path for route in app.routes if isinstance(route, Route))
+    add_routes(app, endpoints)
     return app
 
 
-def open_paths(settings: Settings) -> list[str]:
-    """Addresses that need no API key."""
-    assets = [f"/{docs.ASSETS}/{name}" for name in docs.ASSET_NAMES]
-    open_docs = ("/docs", "/openapi.json", *assets) if settings.docs == "open" else ()
-    return [*HEALTH, *open_docs, *((metrics.PATH,) if settings.metrics == "open" else ())]
+def served_endpoints(settings: Settings) -> list[Endpoint]:
+    served = [each for each in (*ENDPOINTS, *docs.ENDPOINTS) if each.access(settings) != "off"]
+    if settings.short_paths:
+        served += [replace(each, path=each.path.removeprefix("/v1")) for each in served if each.short_path]
+    return served

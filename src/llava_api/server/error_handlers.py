@@ -39,6 +39,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals: no such route, no such method."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
     if error.status_code == 404:
         return error_response(NotFound("There is nothing at this address; chat is at POST /v1/chat/completions."))
     if error.status_code == 405:

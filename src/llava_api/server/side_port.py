@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from llava_api.server import error_handlers
 from llava_api.server.connections import Connections
+from llava_api.server.endpoint import add_routes
 from llava_api.server.http_server import make_config
 from llava_api.server.middleware.request_id import RequestId
 from llava_api.server.routes import health, metrics
@@ -38,8 +39,7 @@ def side_app(main: FastAPI) -> FastAPI:
     app.state = main.state
     app.add_middleware(RequestId)
     error_handlers.install(app)
-    app.include_router(metrics.router)
-    app.include_router(health.router)
+    add_routes(app, (*metrics.ENDPOINTS, *health.ENDPOINTS))
     return app
 
 

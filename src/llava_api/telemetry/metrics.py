@@ -23,9 +23,6 @@ from llava_api.telemetry.record import GAP_BOUNDS_SECONDS, OUTCOMES, RequestReco
 
 OTHER = "other"
 OPENMETRICS = "application/openmetrics-text"
-HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
-PROBES = HEALTH | {"/metrics"}
-"""Routes that machines ask every few seconds."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 NO_CODE = "invalid_request"
 """Counts errors that have no code."""
@@ -187,8 +184,8 @@ class Metrics:
         method = record.method if record.method in METHODS else OTHER
         child(self.requests, record.route, method, str(record.status), record.key).inc()
         child(self.duration, record.route).observe(record.seconds)
-        if record.route in PROBES:
-            # What a probe is told while the model loads is nobody's failure.
+        if record.probe:
+            # Errors that probes get while the model loads are not failures.
             return
         child(self.outcomes, record.outcome).inc()
         if record.error is not None:

@@ -124,6 +124,8 @@ class RequestRecord:
 
     route: str = "other"
     """The template of its address; "other" where there is none."""
+    probe: bool = False
+    """Whether machines ask this route every few seconds; then only the count and the duration are recorded."""
     key: str = "-"
     """Name of the API key; "-" without."""
     status: int = 0

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_api.errors import ErrorCode
 from llava_api.telemetry.log_lines import FIELDS, request_fields
-from llava_api.telemetry.metrics import PROBES, Metrics
+from llava_api.telemetry.metrics import Metrics
 from llava_api.telemetry.record import RequestRecord, closed, opened
 from llava_api.telemetry.tracing import CARRIED, Tracing
 
@@ -19,14 +19,21 @@ log = logging.getLogger("llava_api.access")
 
 
 class Access:
-    """``routes``: templates of the addresses that there are."""
+    """``routes``: templates of the addresses that there are. ``probes``: those that machines ask every few seconds."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, routes: Collection[str], tracing: Tracing | None, log_prompts: bool
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        routes: Collection[str],
+        probes: Collection[str],
+        tracing: Tracing | None,
+        log_prompts: bool,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.routes = routes
+        self.probes = probes
         self.tracing = tracing
         self.log_prompts = log_prompts
 
@@ -81,11 +88,10 @@ class Access:
     def end(self, record: RequestRecord, scope: Scope) -> None:
         try:
             record.end(self.route_of(scope), scope["state"].get("key_name"))
+            record.probe = record.route in self.probes
             self.metrics.end(record)
-            # At debug level only, and not traced.
-            quiet = record.route in PROBES
-            trace_id = None if self.tracing is None or quiet else self.tracing.tell(record)
-            level = logging.DEBUG if quiet else logging.INFO
+            trace_id = None if self.tracing is None or record.probe else self.tracing.tell(record)
+            level = logging.DEBUG if record.probe else logging.INFO
             if log.isEnabledFor(level):
                 log.log(level, "request", extra={FIELDS: request_fields(record, trace_id)})
         except Exception:

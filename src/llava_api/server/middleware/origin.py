@@ -4,12 +4,13 @@ An API key would keep them out as well, because no page knows it, so this is use
 so that a page from an allowed origin can read why it was refused.
 """
 
+from collections.abc import Collection
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_api.errors import ErrorCode, Forbidden, InvalidRequest
 from llava_api.server.error_handlers import error_response
 from llava_api.settings import Settings
-from llava_api.telemetry.metrics import HEALTH
 from llava_api.web_origins import OriginRules
 
 ONE_HOST = "A request must have one Host header, a name or an address with or without a port."
@@ -24,12 +25,15 @@ WRONG_ORIGIN = (
 
 
 class Origins:
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    """``open_paths`` are answered whatever a request's Host and Origin."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, open_paths: Collection[str]) -> None:
         self.app = app
+        self.open_paths = frozenset(open_paths)
         self.rules = OriginRules((*settings.allowed_hosts, settings.host), settings.cors_allow_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in HEALTH:
+        if scope["type"] == "http" and scope["path"] not in self.open_paths:
             refusal = self.refusal(scope)
             if refusal is not None:
                 await error_response(refusal)(scope, receive, send)

@@ -1,30 +1,31 @@
 """``/openapi.json`` and ``/docs``: Swagger UI from this server's own disk, so that it works without the internet."""
 
+from functools import partial
+
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import Response
-from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
+from llava_api.server.endpoint import Endpoint
 from llava_api.server.openapi import openapi_document
+from llava_api.server.routes import ENDPOINTS as DOCUMENTED
 from llava_api.server.services import Services
 
-router = APIRouter()
-
-# All addresses are relative: behind a proxy the page may stand under a path that this server does not know.
+# Relative addresses, because a proxy may serve the page under a path that this server does not know.
 ASSETS = "docs/assets"
 ASSET_NAMES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
+FILES = StaticFiles(packages=[("fastapi_swagger", "resources")])
 
 
-@router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
     services: Services = request.app.state.services
-    return Response(orjson.dumps(openapi_document(services.model.names[0])), media_type="application/json")
+    document = openapi_document(DOCUMENTED, services.model.names[0])
+    return Response(orjson.dumps(document), media_type="application/json")
 
 
-@router.get("/docs")
-async def docs() -> Response:
+async def docs(_: Request) -> Response:
     return get_swagger_ui_html(
         openapi_url="openapi.json",
         title="llava-api",
@@ -34,5 +35,13 @@ async def docs() -> Response:
     )
 
 
-def assets() -> Mount:
-    return Mount(f"/{ASSETS}", StaticFiles(packages=[("fastapi_swagger", "resources")]), name="docs")
+async def asset(request: Request) -> Response:
+    return await FILES.get_response(request.scope["path"].rpartition("/")[2], request.scope)
+
+
+docs_endpoint = partial(Endpoint, method="GET", access=lambda settings: settings.docs)
+ENDPOINTS = (
+    docs_endpoint(path="/openapi.json", handle=openapi),
+    docs_endpoint(path="/docs", handle=docs),
+    *(docs_endpoint(path=f"/{ASSETS}/{name}", handle=asset) for name in ASSET_NAMES),
+)

@@ -1,27 +1,25 @@
-"""``/health/live``: the process does its work or is about to. ``/health/ready`` and ``/health``: it takes requests."""
+"""``/health/live``: the process works or is about to. ``/health/ready`` and ``/health``: it takes requests."""
 
-from fastapi import APIRouter, Request
+from functools import partial
+
+from fastapi import Request
 from fastapi.responses import Response
 
 from llava_api.protocol.health import Health
+from llava_api.server.endpoint import Endpoint
 from llava_api.server.exchange import json_response
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.middleware.gate import refusal
 
-router = APIRouter(prefix="/health")
 
-
-@router.api_route("/live", methods=["GET", "HEAD"])
 async def live(request: Request) -> Response:
-    """503 only where nothing but a new process helps: not while it loads or drains or its engine is started again."""
+    """503 only if nothing but a new process helps: not while it loads or drains or its engine is started again."""
     life: Lifecycle = request.app.state.lifecycle
     if life.failure is not None:
         raise refusal(life, None) or life.failure
     return json_response(Health(status="live"))
 
 
-@router.api_route("/ready", methods=["GET", "HEAD"])
-@router.api_route("", methods=["GET", "HEAD"])
 async def ready(request: Request) -> Response:
     services = request.app.state.services
     refused = refusal(request.app.state.lifecycle, services)
@@ -29,3 +27,11 @@ async def ready(request: Request) -> Response:
         raise refused
     await services.engine.check_health()
     return json_response(Health(status="ready"))
+
+
+health_endpoint = partial(Endpoint, method="GET", reply=Health, access=lambda _: "open", probe=True)
+ENDPOINTS = (
+    health_endpoint(path="/health/live", handle=live, operation_id="live", summary="Whether the process runs"),
+    health_endpoint(path="/health/ready", handle=ready, operation_id="ready", summary="Whether it takes requests"),
+    health_endpoint(path="/health", handle=ready, operation_id="health", summary="Another name of /health/ready"),
+)

@@ -1,20 +1,22 @@
-"""``GET /metrics``: the page for Prometheus, in its text format or OpenMetrics, as the Accept header asks."""
+"""``GET /metrics`` for Prometheus, in its text format or OpenMetrics, as the Accept header asks."""
 
 import asyncio
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
+from llava_api.server.endpoint import Endpoint
 from llava_api.telemetry.metrics import Metrics
 
-router = APIRouter()
-PATH = "/metrics"
 
-
-@router.get(PATH)
-async def metrics(request: Request) -> Response:
-    made: Metrics = request.app.state.metrics
-    made.sample()
-    # In a thread: some milliseconds, in which no token would go out.
-    content, content_type = await asyncio.to_thread(made.page, request.headers.get("accept", ""))
+async def get_metrics(request: Request) -> Response:
+    metrics: Metrics = request.app.state.metrics
+    metrics.sample()
+    # This takes some milliseconds; in a thread it does not delay the tokens of open streams.
+    content, content_type = await asyncio.to_thread(metrics.page, request.headers.get("accept", ""))
     return Response(content, headers={"content-type": content_type})
+
+
+ENDPOINTS = (
+    Endpoint(method="GET", path="/metrics", handle=get_metrics, access=lambda settings: settings.metrics, probe=True),
+)

@@ -1,13 +1,12 @@
-"""``GET /v1/models`` and ``GET /v1/models/{id}``."""
+"""``GET /v1/models`` and ``GET /v1/models/{model}``."""
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
 from llava_api.protocol.models import ModelCard, ModelList
+from llava_api.server.endpoint import Endpoint
 from llava_api.server.exchange import json_response
 from llava_api.server.services import Services
-
-router = APIRouter(prefix="/v1/models")
 
 
 def card(services: Services, name: str) -> ModelCard:
@@ -17,14 +16,32 @@ def card(services: Services, name: str) -> ModelCard:
     return ModelCard(id=name, created=services.started, max_model_len=services.engine.max_model_len, parent=parent)
 
 
-@router.get("")
 async def list_models(request: Request) -> Response:
     services: Services = request.app.state.services
-    listed = ModelList(data=[card(services, name) for name in services.model.served_names()])
-    return json_response(listed)
+    return json_response(ModelList(data=[card(services, name) for name in services.model.served_names()]))
 
 
-@router.get("/{name:path}")
-async def get_model(request: Request, name: str) -> Response:
-    services: Services = request.app.state.services
-    return json_response(card(services, name))
+async def get_model(request: Request) -> Response:
+    return json_response(card(request.app.state.services, request.path_params["name"]))
+
+
+ENDPOINTS = (
+    Endpoint(
+        method="GET",
+        path="/v1/models",
+        handle=list_models,
+        operation_id="listModels",
+        summary="List the served models",
+        reply=ModelList,
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/models/{model}",
+        # A model's name may have slashes.
+        route="/v1/models/{name:path}",
+        handle=get_model,
+        operation_id="retrieveModel",
+        summary="Get one served model",
+        reply=ModelCard,
+    ),
+)

@@ -2,26 +2,35 @@
 
 import time
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
 from llava_api.chat.response_question import given_items, response_question
 from llava_api.chat.response_reply import ResponseReply, described
 from llava_api.chat.response_store import Kept, written
 from llava_api.errors import ErrorCode, InvalidRequest, NotFound
-from llava_api.protocol.response_reply import DeletedResponse
+from llava_api.protocol.response_reply import (
+    ArgumentsDelta,
+    ArgumentsDone,
+    DeletedResponse,
+    ItemEvent,
+    PartEvent,
+    ResponseEvent,
+    TextDelta,
+    TextDone,
+)
+from llava_api.protocol.response_reply import Response as ResponseObject
 from llava_api.protocol.responses import ResponseRequest
 from llava_api.server.body import COPIES
+from llava_api.server.endpoint import Endpoint, Stream
 from llava_api.server.exchange import exchange, json_response, reply_id
 from llava_api.server.life import life_of
 from llava_api.server.services import Services, allowance_of, key_of
 from llava_api.server.sse import named_stream
 
-router = APIRouter()
 NO_STORE = "This server keeps no responses (it was started without --response-store-bytes): "
 
 
-@router.post("/responses")
 async def create_response(request: Request) -> Response:
     return await exchange(request, ResponseRequest, answer)
 
@@ -77,18 +86,67 @@ def kept(services: Services, response_id: str, owner: str) -> Kept:
     return found
 
 
-@router.api_route("/responses/{response_id}", methods=["GET", "DELETE"])
-async def kept_response(request: Request, response_id: str) -> Response:
+async def get_response(request: Request) -> Response:
+    return Response(kept_for(request).reply, media_type="application/json")
+
+
+async def delete_response(request: Request) -> Response:
+    kept_for(request)
+    services: Services = request.app.state.services
+    services.responses.delete(request.path_params["response_id"])
+    return json_response(DeletedResponse(id=request.path_params["response_id"]))
+
+
+def kept_for(request: Request) -> Kept:
+    """The kept response of the request's path. Raises InvalidRequest and NotFound."""
     services: Services = request.app.state.services
     if request.query_params:
         name = next(iter(request.query_params))
         raise InvalidRequest("A kept response is sent whole: leave the query out.", param=name[:64])
     if not services.responses.keeps:
         raise NotFound(f"{NO_STORE}there is nothing to look up.")
-    found = services.responses.get(response_id, key_of(request))
+    found = services.responses.get(request.path_params["response_id"], key_of(request))
     if found is None:
         raise NotFound("There is no response of that id, or it has made room for newer ones.")
-    if request.method == "GET":
-        return Response(found.reply, media_type="application/json")
-    services.responses.delete(response_id)
-    return json_response(DeletedResponse(id=response_id))
+    return found
+
+
+ENDPOINTS = (
+    Endpoint(
+        method="POST",
+        path="/v1/responses",
+        handle=create_response,
+        operation_id="createResponse",
+        summary="Ask about texts and images with OpenAI's Responses API",
+        request=ResponseRequest,
+        example={"input": "What can you do?"},
+        reply=ResponseObject,
+        stream=Stream(
+            "Server-Sent Events named by their type; the last is response.completed, response.incomplete or "
+            "response.failed.",
+            (ResponseEvent, ItemEvent, PartEvent, TextDelta, TextDone, ArgumentsDelta, ArgumentsDone),
+            done=False,
+        ),
+        short_path=True,
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/responses/{response_id}",
+        handle=get_response,
+        operation_id="getResponse",
+        summary="Get a stored response",
+        reply=ResponseObject,
+        errors=(400,),
+        short_path=True,
+    ),
+    Endpoint(
+        method="DELETE",
+        path="/v1/responses/{response_id}",
+        handle=delete_response,
+        operation_id="deleteResponse",
+        summary="Delete a stored response",
+        reply=DeletedResponse,
+        errors=(400,),
+        short_path=True,
+    ),
+)
