@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from llava_api.settings import Settings
+from llava_api.setting_types import Mark
+from llava_api.settings import Settings, marked
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "llava-api"
@@ -29,16 +30,6 @@ DASHBOARD = ROOT / "dashboards" / "llava-api.json"
 START, END = "<!-- values:start -->", "<!-- values:end -->"
 MARK = re.compile(r"@(\w+)\s*(.*)")
 KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-MADE_BY_THE_CHART = frozenset(
-    {
-        *("host", "port", "metrics", "metrics_host", "metrics_port", "log_format", "cache_dir", "download_dir"),
-        *("served_model_name", "revision", "drain_timeout_seconds", "distributed_executor_backend"),
-        *("api_key", "api_key_file", "api_key_dir", "allow_anonymous", "key_limits_file", "rate_limit_redis_url"),
-        # Probes, Services and the router speak plain HTTP; TLS is the entrance's, or the mesh's.
-        *("unix_socket", "unix_socket_mode", "tls_certificate_file", "tls_key_file", "tls_client_ca_file"),
-    }
-)
-"""Settings that have a value of their own in the chart, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +105,9 @@ def schema_of(value: Value) -> dict[str, Any]:
 def settings_schema() -> dict[str, Any]:
     """The settings that may be named. Lists may be given as one text with commas, as on the command line."""
     found = {}
+    made_by_chart = marked(Mark.MADE_BY_CHART)
     for name, one in sorted(Settings.model_json_schema()["properties"].items()):
-        if name in MADE_BY_THE_CHART:
+        if name in made_by_chart:
             continue
         schema = {key: one[key] for key in ("description", "type", "anyOf", "enum", "minimum", "maximum") if key in one}
         schema["description"] = " ".join(schema.get("description", "").split())

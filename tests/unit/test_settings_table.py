@@ -4,30 +4,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
+from annotated_types import Ge
 
+from llava_api.cli.flags import plain_type, read_settings
 from llava_api.cli.main import build_parser
 from llava_api.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "settings.md"
 ROW = re.compile(r"^\| `(--[a-z0-9-]+)` \| `(LLAVA_[A-Z0-9_]+)` \|")
-VALUES = {
-    "--port": "8001",
-    "--log-level": "debug",
-    "--gpu-memory-utilization": "0.5",
-    "--distributed-executor-backend": "ray",
-    "--image-mode": "pad",
-    "--jpeg-decode": "exact",
-    "--docs": "open",
-    "--log-format": "json",
-    "--metrics": "open",
-    "--unix-socket-mode": "600",
-    "--root-path": "/llava",
-    "--trusted-proxies": "10.1.0.0/16",
-}
-"""A value that fits, for flags that do not take every number."""
 
 
 def documented_rows() -> list[tuple[str, str]]:
@@ -66,9 +54,21 @@ def test_every_setting_has_a_row_and_a_description() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 
+def valid_value(name: str) -> str:
+    """A value that the setting accepts: its example, another choice than the default, or a small number."""
+    field = Settings.model_fields[name]
+    if field.examples:
+        return str(field.examples[0])
+    kind = plain_type(field.annotation)
+    if get_origin(kind) is Literal:
+        return next(choice for choice in get_args(kind) if choice != field.default)
+    return str(max([1, *(bound.ge for bound in field.metadata if isinstance(bound, Ge))]))
+
+
 @pytest.mark.parametrize("flag", [flag for flag, _ in documented_rows()])
 def test_every_flag_in_the_table_is_accepted(flag: str) -> None:
     name = flag.removeprefix("--").replace("-", "_")
-    is_switch = "bool" in str(Settings.model_fields[name].annotation)
-    chosen = build_parser().parse_args(["serve", flag, *([] if is_switch else [VALUES.get(flag, "1")])])
+    is_switch = plain_type(Settings.model_fields[name].annotation) is bool
+    chosen = build_parser().parse_args(["serve", flag, *([] if is_switch else [valid_value(name)])])
     assert getattr(chosen, name) not in (None, [])
+    assert getattr(read_settings(chosen), name) not in (None, [], "")

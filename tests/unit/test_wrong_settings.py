@@ -4,9 +4,9 @@ import pytest
 
 from llava_api.cli.flags import read_settings
 from llava_api.cli.main import build_parser
-from llava_api.cli.wrong_settings import unknown_variables
+from llava_api.cli.wrong_settings import shown, source_of, unknown_variables
 from llava_api.errors import StartupError
-from llava_api.settings import Settings, shown, source_of
+from llava_api.settings import Settings
 
 
 def complaint(*flags: str) -> str:

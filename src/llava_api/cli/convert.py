@@ -10,15 +10,15 @@ from llava_api.chat.model import sources_of
 from llava_api.checkpoints.inspect import inspect_checkpoint
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.logging import set_up_logging
-from llava_api.cli.models import CHECKPOINT_FLAGS
 from llava_api.errors import StartupError
+from llava_api.setting_types import Mark
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("convert", help="convert an original-format checkpoint", description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="folder or hub id of a checkpoint in the original format")
     parser.add_argument("target", type=Path, metavar="TARGET", help="folder to write; it must not exist yet")
-    add_flags(parser, CHECKPOINT_FLAGS)
+    add_flags(parser, Mark.CHECKPOINT)
     parser.set_defaults(run=run)
 
 

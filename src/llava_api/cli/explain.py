@@ -13,7 +13,7 @@ from llava_api.chat.explain import Explained, explain
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.chat.prepare import Preparer
 from llava_api.cli.flags import add_flags, read_settings
-from llava_api.cli.models import CHECKPOINT_FLAGS, DEMO, MODEL_HELP, find_model
+from llava_api.cli.models import DEMO, MODEL_HELP, find_model
 from llava_api.cli.terminal import printable
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ApiError, StartupError
@@ -22,29 +22,8 @@ from llava_api.images.show import save_shown
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.explain import ExplainedImage, Explanation
 from llava_api.server.body import parse
+from llava_api.setting_types import Mark
 from llava_api.settings import Settings
-
-FLAGS = (
-    "prompt_family",
-    "image_mode",
-    "exif_orientation",
-    "flatten_transparency",
-    "max_model_len",
-    "max_images_per_request",
-    "max_image_bytes",
-    "max_request_image_bytes",
-    "max_image_pixels",
-    "max_image_side",
-    "max_image_aspect_ratio",
-    "fetch_images",
-    "allowed_media_domains",
-    "allowed_media_cidrs",
-    "allowed_media_ports",
-    "allowed_media_path",
-    "image_fetch_timeout_seconds",
-    "jpeg_decode",
-    *CHECKPOINT_FLAGS,
-)
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -53,7 +32,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--model", default=DEMO, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON, as POST /v1/explain answers")
     parser.add_argument("--save-images", type=Path, metavar="FOLDER", help="write what the model sees as PNG files")
-    add_flags(parser, FLAGS)
+    add_flags(parser, Mark.CHECKPOINT, Mark.CHECKPOINT_OVERRIDE, Mark.IMAGE_LIMIT, Mark.MODEL_INPUT)
     parser.set_defaults(run=run)
 
 

@@ -1,28 +1,24 @@
-"""Settings fields -> command-line flags; one flag a field, its docstring the help."""
+"""Command-line flags made from the settings: one flag for each field, with its docstring as the help."""
 
 import argparse
 import types
-from collections.abc import Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from llava_api.cli.wrong_settings import complaints, contradictions
+from llava_api.cli.wrong_settings import complaints, contradictions, flag_of
 from llava_api.errors import StartupError
-from llava_api.settings import Settings
-
-OF_A_LOADED_MODEL: dict[str, Any] = {"lora": [], "load_8bit": False, "load_4bit": False}
-"""Settings that may forbid to load a model. A command that has no flags for them loads none, and leaves the variables
-that are there for a server aside."""
+from llava_api.setting_types import Mark
+from llava_api.settings import Settings, marked
 
 
-def add_flags(parser: argparse.ArgumentParser, only: Sequence[str] | None = None) -> None:
-    """A flag for each setting, or for those named in ``only``."""
+def add_flags(parser: argparse.ArgumentParser, *marks: Mark) -> None:
+    """Add a flag for each setting that has one of ``marks``, or for all settings without ``marks``."""
+    names = marked(*marks) if marks else Settings.model_fields
     for name, field in Settings.model_fields.items():
-        if only is not None and name not in only:
+        if name not in names:
             continue
-        flag = "--" + name.replace("_", "-")
         options: dict[str, Any] = {"dest": name, "default": None, "help": help_text(field)}
         kind = plain_type(field.annotation)
         if kind is bool:
@@ -33,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser, only: Sequence[str] | None = None
             options["choices"] = get_args(kind)
         else:
             options["metavar"] = kind.__name__.upper()
-        parser.add_argument(flag, **options)
+        parser.add_argument(flag_of(name), **options)
 
 
 def plain_type(annotation: Any) -> Any:
@@ -48,10 +44,7 @@ def help_text(field: FieldInfo) -> str:
 
 
 def read_settings(chosen: argparse.Namespace) -> Settings:
-    """Flags over environment over defaults. Raises StartupError that names what is wrong, and where it comes from.
-
-    A flag without a text is one that was not given: start scripts write ``--host "$HOST"``.
-    """
+    """Flags over environment over defaults. Raises StartupError that names each wrong setting and its source."""
     given = given_flags(chosen)
     try:
         settings = Settings(**given)
@@ -64,14 +57,18 @@ def read_settings(chosen: argparse.Namespace) -> Settings:
 
 
 def given_flags(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Setting -> its value on the command line, for those that are there."""
+    """The settings that the command line gives. A flag with an empty text counts as not given.
+
+    Start scripts write ``--host "$HOST"`` even if HOST is empty.
+    """
     given = {name: without_empty(getattr(chosen, name, None)) for name in Settings.model_fields}
-    given |= {name: default for name, default in OF_A_LOADED_MODEL.items() if not hasattr(chosen, name)}
+    for name in marked(Mark.LOADED_MODEL):
+        if not hasattr(chosen, name):
+            given[name] = Settings.model_fields[name].get_default()
     return {name: value for name, value in given.items() if value is not None}
 
 
 def without_empty(value: Any) -> Any:
-    """The value of a flag; None where it is empty."""
     if isinstance(value, list):
         value = [text for text in value if text]
     return value if value or isinstance(value, bool | int) else None

@@ -8,17 +8,16 @@ from llava_api.chat.model import ServedModel, open_model
 from llava_api.checkpoints.files import weight_files
 from llava_api.checkpoints.size import count_parameters
 from llava_api.cli.flags import add_flags, read_settings
-from llava_api.cli.models import CHECKPOINT_FLAGS, MODEL_HELP, find_model
+from llava_api.cli.models import MODEL_HELP, find_model
 from llava_api.errors import StartupError
-
-FLAGS = ("prompt_family", "image_mode", *CHECKPOINT_FLAGS)
+from llava_api.setting_types import Mark
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("inspect", help="say what a checkpoint is", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP.replace(" (the default)", ""))
     parser.add_argument("--json", action="store_true", help="print JSON")
-    add_flags(parser, FLAGS)
+    add_flags(parser, Mark.CHECKPOINT, Mark.CHECKPOINT_OVERRIDE)
     parser.set_defaults(run=run)
 
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 DEMO = "llava-tiny-1.5"
 MODEL_HELP = "checkpoint folder, hub id, or a bundled demo: llava-tiny-1.5 (the default), llava-tiny-1.6"
-CHECKPOINT_FLAGS = ("revision", "download_dir", "model_base", "vision_tower")
-"""Settings that say where a checkpoint and what belongs to it come from."""
 
 
 def demo_folder() -> Path:

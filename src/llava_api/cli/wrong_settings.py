@@ -1,12 +1,15 @@
-"""What is wrong with the settings, in plain words: which one, its value, where the value comes from, what it may be."""
+"""Messages about settings: what is wrong with each, its value without secrets, and where the value comes from."""
 
 import difflib
+import os
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from llava_api.settings import Settings, shown, source_of, variable_names
+from llava_api.setting_types import Mark
+from llava_api.settings import Settings, marked, variable_of
 
 BOUNDS = {
     "greater_than_equal": "must be {ge:g} or more",
@@ -18,19 +21,20 @@ BOUNDS = {
 }
 KINDS = {"int": "must be a whole number", "float": "must be a number", "bool": "must be true or false"}
 KUBERNETES = (
-    " (Kubernetes sets this variable for a service of that name: put enableServiceLinks: false into the pod, or name "
-    "the service otherwise)"
+    " (Kubernetes sets this variable for a service of that name: set enableServiceLinks: false in the pod, or rename "
+    "the service)"
 )
+PASSWORD = re.compile(r"(?<=//)\S*@")
+"""User name and password of a URL. They may contain letters that no URL may, such as @ and /."""
+SECRET_ARGUMENT = re.compile(r"password|secret|(token|key)(?![a-z])", re.IGNORECASE)
+"""Matches names of engine arguments with a secret value: hf_token, but not max_num_batched_tokens."""
+LONGEST_SHOWN = 100
 
 
 def complaints(error: ValidationError, given: Mapping[str, Any]) -> dict[str, str]:
     """Setting -> one sentence about it. ``given``: the values of the command line."""
     made: dict[str, str] = {}
     for details in error.errors(include_url=False):
-        if not details["loc"]:
-            # About several settings at once.
-            made.setdefault("", plain(details))
-            continue
         name = str(details["loc"][0]).lower().removeprefix("llava_")
         source = source_of(name, given)
         value = shown(name, details["input"])
@@ -41,7 +45,7 @@ def complaints(error: ValidationError, given: Mapping[str, Any]) -> dict[str, st
 
 
 def plain(details: Mapping[str, Any]) -> str:
-    """pydantic's complaint in plain words."""
+    """One of pydantic's errors in plain words."""
     kind: str = details["type"]
     if kind in BOUNDS:
         return BOUNDS[kind].format(**details.get("ctx", {}))
@@ -52,25 +56,23 @@ def plain(details: Mapping[str, Any]) -> str:
 
 
 def contradictions(settings: Settings) -> list[str]:
-    """Settings of which one would silently be left aside."""
+    """Sentences about settings that would silently be ignored because of others."""
     found = []
     if settings.load_8bit and settings.load_4bit:
         found.append("--load-8bit and --load-4bit exclude each other: leave one out")
     if settings.load_8bit and settings.quantization is not None:
-        found.append(
-            f"--load-8bit and --quantization {settings.quantization} are two methods for one thing: leave one out"
-        )
+        found.append(f"--load-8bit and --quantization {settings.quantization} exclude each other: leave one out")
     for text in settings.engine_arg:
         name = text.partition("=")[0].strip().removeprefix("--").replace("-", "_")
         if name in Settings.model_fields:
-            # It would get past the bounds of the setting, and leave its value aside.
-            found.append(f"--engine-arg {name}: this has a flag of its own, {flag_of(name)}; use that")
+            # As an engine argument it would escape the setting's bounds, and override its value.
+            found.append(f"--engine-arg {name}: this has its own flag, {flag_of(name)}; use that")
     return found
 
 
 def unknown_variables(environment: Collection[str]) -> dict[str, str]:
-    """Variables that look like ours and set nothing -> the one that was probably meant."""
-    known = variable_names()
+    """Variables that look like ours but set nothing -> the one that was probably meant."""
+    known = [variable_of(name) for name in Settings.model_fields]
     found = {}
     for name in environment:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
@@ -81,3 +83,29 @@ def unknown_variables(environment: Collection[str]) -> dict[str, str]:
 
 def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def source_of(name: str, given: Mapping[str, Any]) -> str:
+    """Where a setting's value comes from: ``flag``, the name of a variable, or ``default``. ``given``: the flags."""
+    if name in given:
+        return "flag"
+    # Like pydantic-settings: upper and lower case are equal, and an empty variable counts as unset.
+    found = (variable for variable, text in os.environ.items() if variable.upper() == variable_of(name) and text)
+    return next(found, "default")
+
+
+def shown(name: str, value: object) -> str:
+    """The value for a terminal, shortened, without keys and without passwords in URLs."""
+    if name in marked(Mark.SECRET):
+        count = len(value) if isinstance(value, list) else 1 if value else 0
+        return f"({count} not shown)" if value else ""
+    parts = value if isinstance(value, list) else [] if value is None else [value]
+    text = ",".join(shown_part(name, str(part)) for part in parts)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def shown_part(name: str, text: str) -> str:
+    argument, equals, _ = text.partition("=")
+    if name == "engine_arg" and equals and SECRET_ARGUMENT.search(argument):
+        return f"{argument}=..."
+    return PASSWORD.sub("...@", text)

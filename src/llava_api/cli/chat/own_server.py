@@ -13,6 +13,8 @@ from typing import IO
 
 from llava_api.engine.processes import die_with
 from llava_api.errors import StartupError
+from llava_api.setting_types import Mark
+from llava_api.settings import marked, variable_of
 
 BASE_URL = re.compile(r"ready\. Base URL: (\S+)")
 Tell = Callable[[str], None]
@@ -23,20 +25,6 @@ START_OF_LINE = re.compile(r"^llava-api: \S+Z ")
 LOOK_SECONDS = 0.1
 STOP_SECONDS = 15
 TAIL_LINES = 15
-OF_A_DOOR = (
-    "LLAVA_ALLOWED_HOSTS",
-    "LLAVA_API_KEY",
-    "LLAVA_API_KEY_DIR",
-    "LLAVA_API_KEY_FILE",
-    "LLAVA_MAKE_KEY",
-    "LLAVA_METRICS_PORT",
-    "LLAVA_ROOT_PATH",
-    "LLAVA_TLS_CERTIFICATE_FILE",
-    "LLAVA_TLS_CLIENT_CA_FILE",
-    "LLAVA_TLS_KEY_FILE",
-    "LLAVA_UNIX_SOCKET",
-)
-"""Variables of a server for others; this one listens on this machine, for this chat."""
 
 
 @contextmanager
@@ -58,7 +46,8 @@ def own_server(model: str, flags: Sequence[str], watch: Watch) -> Iterator[str]:
 
 def start(model: str, flags: Sequence[str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "llava_api", "serve", model, "--host", "127.0.0.1", "--port", "0"]
-    environment = {name: value for name, value in os.environ.items() if name.upper() not in OF_A_DOOR}
+    public = {variable_of(name) for name in marked(Mark.PUBLIC_SERVER)}
+    environment = {name: value for name, value in os.environ.items() if name.upper() not in public}
     return subprocess.Popen(
         [*command, "--log-level", "info", "--log-format", "human", *flags],
         stdin=subprocess.DEVNULL,

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
 from llava_api.cli.flags import given_flags
-from llava_api.cli.wrong_settings import complaints, contradictions, flag_of, unknown_variables
-from llava_api.settings import Settings, shown, source_of
+from llava_api.cli.wrong_settings import complaints, contradictions, flag_of, shown, source_of, unknown_variables
+from llava_api.settings import Settings
 
 
 def read(chosen: argparse.Namespace) -> tuple[Settings, list[Finding]]:

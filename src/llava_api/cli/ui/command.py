@@ -19,20 +19,12 @@ import uvicorn
 
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.errors import StartupError
+from llava_api.setting_types import Mark
 from llava_api.settings import Settings
 from llava_api.web_origins import is_loopback
 
 BASE_URL = "http://127.0.0.1:8000/v1"
 PORT = 7860
-LIMITS = (
-    "max_images_per_request",
-    "max_image_bytes",
-    "max_request_image_bytes",
-    "max_image_pixels",
-    "max_image_side",
-    "max_image_aspect_ratio",
-)
-"""Settings of the server that the page holds people to, so that they are told before anything is sent."""
 WAITING_REQUESTS = 8
 """Requests whose pictures may lie in the upload folder at once."""
 MISSING = (
@@ -86,7 +78,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="name by which the page is asked for, as behind a proxy; IP addresses and names without a dot always "
         "may. May be repeated",
     )
-    add_flags(parser, LIMITS)
+    add_flags(parser, Mark.IMAGE_LIMIT)
     parser.set_defaults(run=run)
 
 
