@@ -124,7 +124,7 @@ def test_json_for_scripts(api: ScriptedApi, shell: Shell) -> None:
         ("refuse", "", "The picture cannot be read."),
         # After what the client tried by itself; on one line, whatever the server says.
         ("busy", "", "Come [31magain later."),
-        ("break", "A red circle.", "the answer broke off"),
+        ("break", "A red circle.", "The answer broke off"),
         ("fail", "A red circle.", "The engine could not answer."),
     ],
 )
@@ -162,7 +162,7 @@ def test_an_answer_cannot_command_the_terminal(api: ScriptedApi, shell: Shell) -
         (("--json",), "--json needs --query"),
         (("--query", " "), "--query is empty"),
         (("--image", "-"), "needs --query"),
-        (("--image", "-", "-", "--query", "a"), "one picture only"),
+        (("--image", "-", "-", "--query", "a"), "one image only"),
         (("--image", "a.png,-", "--sep", ","), "needs --query"),
         (("--serve", "--base-url", "http://there/v1"), "leave --base-url out"),
         (("--base-url", "localhost:8000"), "must start with http"),
@@ -195,7 +195,7 @@ def test_no_server_says_how_to_start_one(shell: Shell) -> None:
 def test_what_is_no_api_is_told(api: ScriptedApi, shell: Shell) -> None:
     code, _, err = shell.chat("--base-url", api.base_url.removesuffix("/v1"), "--query", "What?")
     assert code == 1
-    assert "no OpenAI-compatible API: its base URL mostly ends in /v1" in err
+    assert "does not speak OpenAI's API: does its base URL end in /v1?" in err
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://there/v1\r\nx: y", "http://there\udcff/v1"])
@@ -229,7 +229,7 @@ def test_what_is_no_part_of_an_answer_is_told(api: ScriptedApi, shell: Shell, ev
     code, out, err = shell.chat("--query", "odd")
     assert (code, out) == (1, "A red circle.")
     # Not by its end, which would be a mistake of this test.
-    assert "the answer broke off (" in err
+    assert "The answer broke off (" in err
 
 
 def test_a_last_chunk_without_a_delta_is_an_end(api: ScriptedApi, shell: Shell) -> None:
@@ -251,7 +251,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     api.needs_key = True
     code, _, err = shell.chat("--query", "What?")
     assert code == 1
-    assert "the server wants an API key: name a file with it (--api-key-file)" in err
+    assert "The server asks for an API key: name a file with it (--api-key-file)" in err
     file = tmp_path / "key.txt"
     file.write_text(f"anne={KEY}\n")
     assert shell.chat("--query", "What?", "--api-key-file", str(file)) == (0, "A red circle.\n", "")
@@ -259,7 +259,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-another-secret")
     code, out, err = shell.chat("--query", "What?")
     assert (code, out) == (1, "")
-    assert "this API key is not taken" in err
+    assert "The server does not accept this API key" in err
     assert "another-secret" not in err
 
 
@@ -354,7 +354,7 @@ def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
     file = tmp_path / "chat.json"
     with at_terminal() as opened:
         begin(opened)
-        ask(opened, f"/image '{picture}'", "picture for the next question: " + str(picture))
+        ask(opened, f"/image '{picture}'", "image for the next question: " + str(picture))
         # The red of the picture, in cells.
         assert "\x1b[38;2;230;25;25" in opened.raw
         ask(opened, "What?", "A red circle.")
@@ -362,7 +362,7 @@ def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
         opened.enter("slow")
         opened.wait_for("word3 ")
         opened.type(CONTROL_C)
-        opened.wait_for("(stopped; what was said so far stays in the conversation)")
+        opened.wait_for("(stopped; the answer so far stays in the conversation)")
         opened.wait_for("\n> ")
         assert api.hung_up.wait(20)
         ask(opened, "Sure?", "A red circle.")
@@ -392,7 +392,7 @@ def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
         ask(opened, "And?", "A red circle.")
         assert [message["content"] for message in api.requests[-1]["messages"][1:]] == ["Who?", "A red circle.", "And?"]
         shown = ask(opened, f"/load {file}", "assistant: A red circle.")
-        assert "user: [picture] What?" in shown
+        assert "user: [image] What?" in shown
         ask(opened, "Still?", "A red circle.")
         assert api.requests[-1]["messages"][:-2] == said
         # A pasted text of two lines is one question; the arrow keys bring it back.
@@ -420,7 +420,7 @@ def test_a_server_that_goes_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> N
             ask(opened, "What?", "A red circle.")
             assert "iVBOR" in json.dumps(api.requests[-1]["messages"])
             assert len(api.requests[-1]["messages"]) == 1
-            ask(opened, "break", "the answer broke off")
+            ask(opened, "break", "The answer broke off")
             opened.enter("/quit")
             assert opened.end() == 0
     # Colours were not wanted, so there was no picture either.
@@ -440,6 +440,6 @@ def test_other_commands_do_not_wait_for_the_client() -> None:
 
 
 def test_the_chat_loads_no_engine_and_no_server() -> None:
-    loaded = modules_of("llava_api.cli.chat.loop, llava_api.cli.chat.once")
+    loaded = modules_of("llava_api.cli.chat.interactive, llava_api.cli.chat.once")
     assert {"openai", "rich"} <= loaded
     assert not {"torch", "vllm", "transformers", "fastapi", "uvicorn"} & loaded

@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava_api.cli.chat.access import NO_KEY, base_url_of, is_here, key_of, shown
-from llava_api.cli.chat.commands import COMMANDS
-from llava_api.cli.chat.conversation import Conversation
-from llava_api.cli.chat.lines import Lines
-from llava_api.cli.chat.pictures import names_in, open_picture, path_in
-from llava_api.cli.chat.sampling import Sampling
-from llava_api.cli.chat.saved import load, save
+from llava_api.cli.chat.files import load, names_in, open_image, path_in, save
+from llava_api.cli.chat.interactive import COMMANDS
+from llava_api.cli.chat.prompt import Prompt
+from llava_api.cli.conversation import Conversation, Sampling
+from llava_api.cli.endpoint import NO_KEY, base_url_from, find_key, is_on_this_machine, without_password
 from llava_api.cli.main import build_parser
-from llava_api.cli.terminal import harmless
+from llava_api.cli.terminal import without_controls
 from llava_api.errors import BadImage, StartupError
 from llava_api.images.miniature import miniature
 
@@ -50,8 +48,8 @@ def test_a_turn_is_added_and_the_one_before_stays_as_it_was() -> None:
         {"role": "assistant", "content": "A cat."},
         {"role": "user", "content": "Sure?"},
     ]
-    assert done.before_question() == asked.answered("A cat.")
-    assert Conversation().before_question() == Conversation()
+    assert done.without_open_question() == asked.answered("A cat.")
+    assert Conversation().without_open_question() == Conversation()
 
 
 def test_what_is_saved_is_loaded_and_is_a_chat_request(tmp_path: Path) -> None:
@@ -60,13 +58,13 @@ def test_what_is_saved_is_loaded_and_is_a_chat_request(tmp_path: Path) -> None:
     sampling = Sampling(temperature=0.5, max_tokens=12)
     save(path, conversation, "tiny", sampling)
     loaded = load(path)
-    assert (loaded.conversation, loaded.model, loaded.sampling) == (conversation, "tiny", sampling)
+    assert (loaded.conversation(), loaded.model, loaded.sampling()) == (conversation, "tiny", sampling)
     request = json.loads(path.read_text())
     assert request["messages"] == conversation.messages()
     assert (request["model"], request["temperature"], request["max_tokens"]) == ("tiny", 0.5, 12)
     # A conversation is written over, anything else is not.
     save(path, conversation.asked("More?"), "tiny", sampling)
-    assert load(path).conversation == conversation.asked("More?")
+    assert load(path).conversation() == conversation.asked("More?")
     assert [entry.name for entry in tmp_path.iterdir()] == ["chat.json"]
 
 
@@ -125,57 +123,57 @@ def test_a_file_without_end_is_not_read_to_its_end() -> None:
 def test_the_key_is_found_where_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LLAVA_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert key_of(None) == NO_KEY
+    assert find_key(None) == NO_KEY
     monkeypatch.setenv("OPENAI_API_KEY", "of-openai=")
-    assert key_of(None) == "of-openai="
+    assert find_key(None) == "of-openai="
     # As the server is given it.
     monkeypatch.setenv("LLAVA_API_KEY", f"bob=sha256:{'0' * 64},anne={KEY}")
-    assert key_of(None) == KEY
+    assert find_key(None) == KEY
     monkeypatch.delenv("LLAVA_API_KEY")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-two\nsecrets")
     with pytest.raises(StartupError) as failed:
-        key_of(None)
+        find_key(None)
     assert "secrets" not in str(failed.value)
     file = tmp_path / "keys.txt"
     for text in (KEY, f"# of anne\n\nanne={KEY}\n", f"bob=sha256:{'0' * 64}\nanne = {KEY}"):
         file.write_text(text)
-        assert key_of(str(file)) == KEY
+        assert find_key(str(file)) == KEY
     for text in ("", "# nothing\n", f"bob=sha256:{'0' * 64}"):
         file.write_text(text)
         with pytest.raises(StartupError, match="holds no key"):
-            key_of(str(file))
+            find_key(str(file))
     file.write_text("my secret words")
     with pytest.raises(StartupError) as failed:
-        key_of(str(file))
+        find_key(str(file))
     assert "secret" not in str(failed.value)
     with pytest.raises(StartupError, match="cannot be read"):
-        key_of(str(tmp_path / "none"))
+        find_key(str(tmp_path / "none"))
     with pytest.raises(StartupError, match="cannot be read"):
-        key_of("~no-such-person/key")
+        find_key("~no-such-person/key")
 
 
 def test_the_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    assert base_url_of(None) == "http://127.0.0.1:8000/v1"
+    assert base_url_from(None) == "http://127.0.0.1:8000/v1"
     monkeypatch.setenv("OPENAI_BASE_URL", "https://there/v1")
-    assert base_url_of(None) == "https://there/v1"
-    assert base_url_of("http://here/v1") == "http://here/v1"
+    assert base_url_from(None) == "https://there/v1"
+    assert base_url_from("http://here/v1") == "http://here/v1"
     here = ["http://127.0.0.1:8000/v1", "http://localhost/v1", "http://[::1]:80/v1"]
     there = ["https://api.example.org/v1", "http://10.0.0.1/v1", "http://["]
-    assert [is_here(url) for url in (*here, *there)] == [True] * 3 + [False] * 3
+    assert [is_on_this_machine(url) for url in (*here, *there)] == [True] * 3 + [False] * 3
 
 
 def test_a_password_in_a_base_url_is_not_shown() -> None:
-    assert shown("https://anne:secret@there:8000/v1") == "https://there:8000/v1"
-    assert shown("https://there/v1/@a") == "https://there/v1/@a"
+    assert without_password("https://anne:secret@there:8000/v1") == "https://there:8000/v1"
+    assert without_password("https://there/v1/@a") == "https://there/v1/@a"
 
 
 def test_nothing_that_commands_a_terminal_is_left() -> None:
-    assert harmless("a\tb\nc \x1b[31mred\x1b[0m \x9b2J\x07\x08\r\x7f \u202eevil\u202c \ud800") == (
+    assert without_controls("a\tb\nc \x1b[31mred\x1b[0m \x9b2J\x07\x08\r\x7f \u202eevil\u202c \ud800") == (
         "a\tb\nc [31mred[0m 2J evil \ufffd"
     )
     # Letters of people are.
-    assert harmless("für 猫 🏳️‍🌈 עברית\u200f [bold]") == "für 猫 🏳️‍🌈 עברית\u200f [bold]"
+    assert without_controls("für 猫 🏳️‍🌈 עברית\u200f [bold]") == "für 猫 🏳️‍🌈 עברית\u200f [bold]"
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
@@ -183,7 +181,7 @@ def test_a_file_is_sent_as_it_is(tmp_path: Path, image_format: str) -> None:
     data = picture_bytes(Image.new("RGB", (9, 7), "red"), image_format)
     path = tmp_path / "no-telling-name"
     path.write_bytes(data)
-    picture = open_picture(str(path))
+    picture = open_image(str(path))
     header, _, encoded = picture.url.partition(",")
     assert header == f"data:image/{image_format.lower()};base64"
     assert base64.b64decode(encoded) == picture.data == data
@@ -196,7 +194,7 @@ def test_addresses_are_left_to_the_server() -> None:
         "file:///srv/cat.png",
         "data:image/png;base64,",
     ):
-        assert open_picture(url).url == url
+        assert open_image(url).url == url
 
 
 def test_what_is_no_picture_is_told_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +210,7 @@ def test_what_is_no_picture_is_told_with_its_name(tmp_path: Path, monkeypatch: p
         "~no-such-person/a.png": "cannot be read",
     }.items():
         with pytest.raises(StartupError, match=words):
-            open_picture(name)
+            open_image(name)
 
 
 def test_names_with_spaces_and_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +256,7 @@ def test_a_damaged_picture_is_no_miniature() -> None:
 
 def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
-    lines = Lines((), colours=False)
+    lines = Prompt((), colours=False)
     found = []
     while True:
         try:
@@ -280,7 +278,7 @@ def test_tab_completes_commands_and_paths(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("cat.png", "my cat.png", "[x].png", 'it\'s \\"q".png'):
         Path(name).touch()
     Path("cats").mkdir()
-    lines = Lines(("/image", "/new"), colours=False)
+    lines = Prompt(("/image", "/new"), colours=False)
     assert lines.candidates("/i", []) == ["/image "]
     assert lines.candidates("", []) == lines.candidates("What", []) == lines.candidates("ca", ["What"]) == []
     assert lines.candidates("ca", ["/image"]) == ["cat.png", "cats/"]

@@ -6,7 +6,7 @@ import sys
 
 SCRIPT = """
 import logging, sys, warnings
-from llava_api.cli.logging import set_up_logging
+from llava_api.cli.terminal import set_up_logging
 set_up_logging("info", sys.argv[1])
 logging.getLogger("llava_api").info("ready. Base URL: %s", "http://x/v1")
 logging.getLogger("llava_api.engine").debug("never seen")

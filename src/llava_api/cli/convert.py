@@ -9,7 +9,7 @@ from pathlib import Path
 from llava_api.chat.model import sources_of
 from llava_api.checkpoints.inspect import inspect_checkpoint
 from llava_api.cli.flags import add_flags, read_settings
-from llava_api.cli.logging import set_up_logging
+from llava_api.cli.terminal import set_up_logging
 from llava_api.errors import StartupError
 from llava_api.setting_types import Mark
 

@@ -8,7 +8,7 @@ from llava_api import __version__
 from llava_api.cli import convert, explain, inspect, keys, serve
 from llava_api.cli.chat import command as chat
 from llava_api.cli.doctor import command as doctor
-from llava_api.cli.terminal import complaint, output_that_may_end
+from llava_api.cli.terminal import error_line, output_that_may_end
 from llava_api.cli.ui import command as ui
 from llava_api.errors import StartupError
 
@@ -36,6 +36,6 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             chosen.run(chosen)
         except StartupError as error:
-            sys.exit(complaint(error))
+            sys.exit(error_line(error))
         except KeyboardInterrupt:
             sys.exit(130)

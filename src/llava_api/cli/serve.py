@@ -14,10 +14,9 @@ from llava_api.chat.model import ServedModel, describe_model, open_model, source
 from llava_api.checkpoints.cache import ready_checkpoint
 from llava_api.cli.allocator import keep_freed_memory
 from llava_api.cli.flags import add_flags, read_settings
-from llava_api.cli.logging import set_up_logging
 from llava_api.cli.models import DEMO, MODEL_HELP, demo_folder, find_model
 from llava_api.cli.start_checks import check_start
-from llava_api.cli.terminal import complaint
+from llava_api.cli.terminal import error_line, set_up_logging
 from llava_api.engine.base import EngineProcesses
 from llava_api.engine.processes import kill_children
 from llava_api.engine.vllm_start import start_engine
@@ -80,7 +79,7 @@ def tell(error: StartupError, settings: Settings) -> None:
     if settings.log_format == "json":
         log.critical("%s", error)
     else:
-        print(complaint(error), file=sys.stderr, flush=True)
+        print(error_line(error), file=sys.stderr, flush=True)
 
 
 def start(wanted: str, settings: Settings) -> None:

@@ -1,1 +1,1 @@
-"""``llava-api chat``: talk to a model about pictures. A client: it speaks to any OpenAI-compatible API."""
+"""``llava-api chat``: a client of any OpenAI-compatible API, in a terminal."""

@@ -1,71 +1,65 @@
-"""``llava-api chat --query``: one answer on standard output, and nothing else there."""
+"""``llava-api chat --query``: print one answer on standard output, and nothing else there."""
 
 import argparse
+import asyncio
 import json
 import sys
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, aclosing
 from typing import Any
 
-from llava_api.cli.chat.client import Answer, AskFailed, Client
-from llava_api.cli.chat.conversation import Conversation
-from llava_api.cli.chat.own_server import Tell
-from llava_api.cli.chat.pictures import open_picture
-from llava_api.cli.chat.session import door_of, sampling_of
-from llava_api.cli.terminal import harmless
+from llava_api.cli.api_client import Answer
+from llava_api.cli.chat.files import open_image
+from llava_api.cli.chat.interactive import client_of
+from llava_api.cli.chat.own_server import ShowNews, open_endpoint
+from llava_api.cli.chat.screen import Screen
+from llava_api.cli.conversation import Conversation, Sampling
+from llava_api.cli.endpoint import Endpoint
+from llava_api.cli.terminal import without_controls
 from llava_api.errors import StartupError
 
 
-def answer_once(chosen: argparse.Namespace) -> int:
-    """The exit code. Raises StartupError, and without --json KeyboardInterrupt."""
+def answer_once(chosen: argparse.Namespace, sampling: Sampling) -> int:
+    """Return the exit code. Raises StartupError unless errors are printed as JSON."""
     try:
-        return ask(chosen)
-    except (AskFailed, StartupError) as error:
+        # Before a server is started: a wrong name would have it started in vain.
+        images = [open_image(name) for name in chosen.images]
+        conversation = Conversation(chosen.system or None).asked(chosen.query, [image.url for image in images])
+        with open_endpoint(chosen, loading_on_standard_error) as endpoint:
+            answer, model = asyncio.run(ask(endpoint, conversation, sampling, quiet=chosen.json))
+    except StartupError as error:
         if not chosen.json:
-            raise StartupError(str(error)) from error
-        show({"error": {"message": str(error), "code": getattr(error, "code", None)}})
+            raise
+        print_json({"error": {"message": str(error), "code": getattr(error, "code", None)}})
         return 1
-
-
-def ask(chosen: argparse.Namespace) -> int:
-    # Before a server is started for nothing.
-    pictures = [open_picture(named) for named in chosen.images]
-    conversation = Conversation(chosen.system or None).asked(chosen.query, [picture.url for picture in pictures])
-    with door_of(chosen, on_standard_error) as door, closing(Client(door.base_url, door.key)) as client:
-        model = door.model or client.models()[0]
-        with client.ask(model, conversation.messages(), sampling_of(chosen)) as answer:
-            for piece in answer:
-                if not chosen.json:
-                    sys.stdout.write(harmless(piece))
-                    sys.stdout.flush()
-        finish(answer, model, chosen.json)
-    return 0
-
-
-def on_standard_error(text: str) -> AbstractContextManager[Tell]:
-    """Shows that the server starts."""
-    from llava_api.cli.chat.screen import Screen
-
-    return Screen(draw=False, aside=True).loading(text)
-
-
-def finish(answer: Answer, model: str, as_json: bool) -> None:
-    if as_json:
-        usage = None if answer.usage is None else answer.usage.as_dict()
-        show(
-            {
-                "answer": answer.text,
-                "model": answer.model or model,
-                "finish_reason": answer.finish_reason,
-                "usage": usage,
-            }
+    if chosen.json:
+        model = answer.model or model
+        print_json(
+            {"answer": answer.text, "model": model, "finish_reason": answer.finish_reason, "usage": answer.usage}
         )
-        return
+        return 0
     if not answer.text.endswith("\n"):
         print(flush=True)
     if answer.finish_reason == "length":
-        print("llava-api: the answer was cut at its longest length (--max-tokens)", file=sys.stderr)
+        print("llava-api: the answer was cut at its maximum length (--max-tokens)", file=sys.stderr)
+    return 0
 
 
-def show(found: dict[str, Any]) -> None:
-    """ASCII alone: what an answer could do to a terminal is spelled out."""
-    print(json.dumps(found), flush=True)
+async def ask(endpoint: Endpoint, conversation: Conversation, sampling: Sampling, *, quiet: bool) -> tuple[Answer, str]:
+    """The complete answer and the model that was asked. Unless ``quiet``, its text is written as it arrives."""
+    async with aclosing(client_of(endpoint)) as client:
+        model = endpoint.model or (await client.models())[0]
+        async with client.ask(model, conversation.messages(), sampling) as answer:
+            async for text in answer:
+                if not quiet:
+                    sys.stdout.write(without_controls(text))
+                    sys.stdout.flush()
+            return answer, model
+
+
+def loading_on_standard_error(text: str) -> AbstractContextManager[ShowNews]:
+    return Screen(draw=False, to_stderr=True).loading(text)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """In ASCII, where control characters in an answer are escaped and cannot command a terminal."""
+    print(json.dumps(content), flush=True)

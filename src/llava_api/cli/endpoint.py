@@ -1,8 +1,9 @@
-"""Where the server is, and with which key it is asked. The key is never shown."""
+"""Where an OpenAI-compatible API is, and the key for it. No message shows a key or a password."""
 
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,33 +13,43 @@ from llava_api.web_origins import is_loopback
 
 BASE_URL = "http://127.0.0.1:8000/v1"
 NO_KEY = "none"
-"""What is sent to a server that asks for none: the client wants to send something."""
+"""Sent to a server that needs no key: the client library insists on one."""
 
 
-def base_url_of(given: str | None) -> str:
-    """The flag over the environment over this machine's server."""
-    return given or os.environ.get("OPENAI_BASE_URL") or BASE_URL
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    base_url: str
+    key: str
+    model: str | None
+    """None for the first model that the server lists."""
 
 
-def shown(base_url: str) -> str:
-    """For people: without a name and a password in it."""
+def base_url_from(flag: str | None) -> str:
+    """The flag, else the environment's base URL, else that of a server on this machine."""
+    return flag or os.environ.get("OPENAI_BASE_URL") or BASE_URL
+
+
+def is_web_address(base_url: str) -> bool:
+    return base_url.lower().startswith(("http://", "https://"))
+
+
+def without_password(base_url: str) -> str:
     return re.sub("//[^/]*@", "//", base_url, count=1)
 
 
-def is_here(base_url: str) -> bool:
-    """Whether the server is on this machine."""
+def is_on_this_machine(base_url: str) -> bool:
     try:
         return is_loopback(urlsplit(base_url).hostname or "")
     except ValueError:
         return False
 
 
-def key_of(file: str | None) -> str:
-    """The key in ``file``, else of the environment. Raises StartupError for a file that has none."""
+def find_key(file: str | None) -> str:
+    """The key in ``file``, else the environment's, else ``NO_KEY``. Raises StartupError for a file without one."""
     if file:
         return key_in_file(Path(os.path.expanduser(file)))
-    ours = os.environ.get("LLAVA_API_KEY", "")
-    return first_key(ours.split(",")) or checked(os.environ.get("OPENAI_API_KEY", "").strip()) or NO_KEY
+    server_keys = os.environ.get("LLAVA_API_KEY", "").split(",")
+    return first_key(server_keys) or checked(os.environ.get("OPENAI_API_KEY", "").strip()) or NO_KEY
 
 
 def key_in_file(path: Path) -> str:
@@ -56,7 +67,7 @@ def key_in_file(path: Path) -> str:
 
 
 def first_key(lines: Iterable[str]) -> str | None:
-    """A key alone, or in the server's form ``name=key``; comments and hashes are left out."""
+    """The first key, written as ``key`` or, as for the server, as ``name=key``; skips comments and hashes."""
     for line in lines:
         text = line.strip()
         _, _, named = text.partition("=")
@@ -67,7 +78,11 @@ def first_key(lines: Iterable[str]) -> str | None:
 
 
 def checked(key: str) -> str:
-    """The same. Raises StartupError for one that could not be sent: the complaint about that would show it."""
-    if not key.isascii() or not key.isprintable() or " " in key:
+    """Return ``key``. Raises StartupError if it cannot be sent: the HTTP library's own error would show it."""
+    if not can_be_sent(key):
         raise StartupError("the API key has letters that no key has: is it the right file or variable?")
     return key
+
+
+def can_be_sent(key: str) -> bool:
+    return key.isascii() and key.isprintable() and " " not in key
