@@ -183,8 +183,8 @@ class TestTokens:
         # At the start of a stream its answer is not known, or not all of it.
         most = 200 - (prompt if stream else usage["total_tokens"])
         assert 200 - usage["total_tokens"] <= int(of(reply, TOKENS)[1]) <= most
-        stand = await limiter.windows.stand("tokens", "key anne", 200)
-        assert stand.remaining == 200 - usage["total_tokens"]
+        state = await limiter.windows.state("tokens", "key anne", 200)
+        assert state.remaining == 200 - usage["total_tokens"]
 
     async def test_a_debt_is_waited_for_before_the_body_is_read(
         self, client: httpx.AsyncClient, limiter: RateLimiter, engine: ScriptedEngine, clock: Clock
@@ -219,8 +219,8 @@ class TestTokens:
         await until(lambda: engine.unfinished == 0)
         await scope_client.aclose()
         prompt = (await client.post(EXPLAIN, json=text_body(), headers=ANNE)).json()["prompt_tokens"]
-        stand = await limiter.windows.stand("tokens", "key anne", 200)
-        assert 0 < 200 - prompt - stand.remaining < 60
+        state = await limiter.windows.state("tokens", "key anne", 200)
+        assert 0 < 200 - prompt - state.remaining < 60
         assert limiter.at_once == {}
 
     async def test_a_prompt_beyond_the_whole_minute_is_told_that_it_never_passes(
@@ -276,9 +276,9 @@ class TestTokensOfCalls:
             await caller.leave("RST")
             await until(lambda: held(app) == {})
             prompt = (await client.post(EXPLAIN, json=body, headers=ANNE)).json()["prompt_tokens"]
-            counted = limiter.windows.stand
+            state = limiter.windows.state
             async with asyncio.timeout(5):
-                while (await counted("tokens", "key anne", 10_000)).remaining != 10_000 - prompt - engine.deltas:
+                while (await state("tokens", "key anne", 10_000)).remaining != 10_000 - prompt - engine.deltas:
                     await asyncio.sleep(0.01)
 
 

@@ -83,9 +83,9 @@ async def test_a_prompt_waits_for_its_tokens_and_one_beyond_the_limit_is_told_th
             await spend(count)
         assert (never.value.status, never.value.code) == (400, "request_exceeds_rate_limit")
     await allowance.spend_images(2)
-    with pytest.raises(RateLimited, match="pictures") as pictures:
+    with pytest.raises(RateLimited, match="for images") as images:
         await allowance.spend_images(1)
-    assert pictures.value.type == "requests"
+    assert images.value.type == "requests"
     await allowance.spend_images(0)
 
 

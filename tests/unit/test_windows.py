@@ -9,9 +9,8 @@ from contextlib import AsyncExitStack
 import pytest
 import pytest_asyncio
 from fakeredis import FakeAsyncRedis, FakeServer
-from limits.aio.storage.redis import RedisStorage
 
-from llava_api.limits.windows import OwnCounts, Windows, client_of, open_windows
+from llava_api.limits.windows import MemoryCounts, Windows, open_windows
 from tests.support.clock import Clock
 
 
@@ -32,65 +31,59 @@ async def servers(redis: FakeServer) -> AsyncIterator[list[Windows]]:
         made = []
         for _ in range(2):
             client = FakeAsyncRedis(server=redis)
-            stack.push_async_callback(client.aclose)
-            storage = RedisStorage(
-                "redis://fake:1", True, "redispy", "llava-api", connection_pool=client.connection_pool
-            )
-            made.append(Windows(storage))
+            made.append(Windows(client))
             stack.push_async_callback(made[-1].close)
         yield made
 
 
 async def test_a_window_is_full_and_then_passes(clock: Clock) -> None:
     windows = Windows(clock=clock)
-    assert (await windows.stand("requests", "anne", 2)).remaining == 2
+    assert (await windows.state("requests", "anne", 2)).remaining == 2
     first = await windows.add("requests", "anne", 2, 1)
     clock.now += 20
-    assert [within for within, _ in (first, *[await windows.add("requests", "anne", 2, 1) for _ in range(2)])] == [
-        True,
-        True,
-        False,
-    ]
-    stand = await windows.stand("requests", "anne", 2)
-    assert (stand.remaining, stand.ends_at - clock.now) == (0, 40)
-    assert (await windows.stand("requests", "ben", 2)).remaining == 2
-    assert (await windows.stand("tokens", "anne", 2)).remaining == 2
-    clock.now = stand.ends_at
-    assert (await windows.add("requests", "anne", 2, 1))[0]
+    later = [await windows.add("requests", "anne", 2, 1) for _ in range(2)]
+    assert [state.exceeded for state in (first, *later)] == [False, False, True]
+    state = await windows.state("requests", "anne", 2)
+    assert (state.remaining, state.ends_at - clock.now) == (0, 40)
+    assert (await windows.state("requests", "ben", 2)).remaining == 2
+    assert (await windows.state("tokens", "anne", 2)).remaining == 2
+    clock.now = state.ends_at
+    assert not (await windows.add("requests", "anne", 2, 1)).exceeded
 
 
 async def test_what_has_ended_is_forgotten_and_never_more_is_kept_than_said(clock: Clock) -> None:
-    counts = OwnCounts(clock, most=1000)
+    counts = MemoryCounts(clock, most=1000)
     for caller in range(10_000):
-        await counts.incr(str(caller), 60)
+        counts.add(str(caller), 1, 60)
         assert len(counts.windows) <= 1001
     clock.now += 61
-    assert await counts.get("9999") == 0
+    assert counts.add("9999", 0, 60) == (0, 0)
     assert len(counts.windows) == 0
 
 
 async def test_two_servers_count_together(servers: list[Windows]) -> None:
     first, second = servers
-    assert [(await windows.add("requests", "anne", 3, 1))[0] for windows in (first, second, first)] == [True] * 3
-    within, stand = await second.add("requests", "anne", 3, 1)
-    assert (within, stand.remaining) == (False, 0)
+    for windows in (first, second, first):
+        assert not (await windows.add("requests", "anne", 3, 1)).exceeded
+    state = await second.add("requests", "anne", 3, 1)
+    assert (state.exceeded, state.remaining) == (True, 0)
     # With a limit that another server does not know of yet.
-    assert (await second.stand("requests", "anne", 10)).remaining == 6
-    assert 0 < stand.ends_at - second.clock() <= 60
-    assert (await first.stand("requests", "ben", 3)).remaining == 3
+    assert (await second.state("requests", "anne", 10)).remaining == 6
+    assert 0 < state.ends_at - second.clock() <= 60
+    assert (await first.state("requests", "ben", 3)).remaining == 3
 
 
 async def test_a_shared_window_really_passes(redis: FakeServer, servers: list[Windows]) -> None:
     for windows in servers:
         windows.seconds = 1
     await servers[0].add("requests", "anne", 1, 1)
-    within, stand = await servers[1].add("requests", "anne", 1, 1)
-    assert not within
-    await asyncio.sleep(stand.ends_at - servers[1].clock())
-    assert (await servers[1].add("requests", "anne", 1, 1))[0]
+    state = await servers[1].add("requests", "anne", 1, 1)
+    assert state.exceeded
+    await asyncio.sleep(state.ends_at - servers[1].clock())
+    assert not (await servers[1].add("requests", "anne", 1, 1)).exceeded
     await asyncio.sleep(1.1)
     # Nothing stays behind in Redis either.
-    assert await client_of(servers[0].redis).keys("*") == []  # type: ignore[arg-type]
+    assert await FakeAsyncRedis(server=redis).keys("*") == []
 
 
 async def test_while_redis_is_away_each_server_counts_for_itself(
@@ -98,16 +91,17 @@ async def test_while_redis_is_away_each_server_counts_for_itself(
 ) -> None:
     caplog.set_level(logging.ERROR)
     first = servers[0]
-    assert (await first.add("requests", "anne", 2, 2))[0]
+    assert not (await first.add("requests", "anne", 2, 2)).exceeded
     redis.connected = False
     for windows in servers:
-        assert [(await windows.add("requests", "anne", 2, 1))[0] for _ in range(3)] == [True, True, False]
+        added = [await windows.add("requests", "anne", 2, 1) for _ in range(3)]
+        assert [state.exceeded for state in added] == [False, False, True]
     # One line of each server, however many requests there are.
     assert caplog.text.count("Redis does not answer") == 2
     redis.connected = True
-    first.redis_rests_until = 0.0
-    assert (await first.stand("requests", "anne", 2)).remaining == 0
-    assert (await first.stand("requests", "ben", 2)).remaining == 2
+    first.redis_paused_until = 0.0
+    assert (await first.state("requests", "anne", 2)).remaining == 0
+    assert (await first.state("requests", "ben", 2)).remaining == 2
 
 
 @pytest.mark.parametrize("silent", [True, False])
@@ -122,7 +116,8 @@ async def test_a_redis_that_is_silent_or_talks_nonsense_is_not_waited_for(silent
     windows = open_windows(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     started = time.monotonic()
     async with asyncio.timeout(5):
-        assert [(await windows.add("requests", "anne", 2, 1))[0] for _ in range(50)] == [True] * 2 + [False] * 48
+        added = [await windows.add("requests", "anne", 2, 1) for _ in range(50)]
+    assert [state.exceeded for state in added] == [False] * 2 + [True] * 48
     assert time.monotonic() - started < 1
     await windows.close()
     server.close()
@@ -131,5 +126,5 @@ async def test_a_redis_that_is_silent_or_talks_nonsense_is_not_waited_for(silent
 
 async def test_a_redis_that_is_not_there_stops_nobody() -> None:
     windows = open_windows("redis://127.0.0.1:1")
-    assert (await windows.add("requests", "anne", 1, 1))[0]
+    assert not (await windows.add("requests", "anne", 1, 1)).exceeded
     await windows.close()
