@@ -46,6 +46,7 @@ from llava_api.images.decode import Decoded
 from llava_api.images.geometry import select_best_resolution
 from llava_api.images.load import ImageLoader
 from llava_api.images.pixels import anyres_levels, pad_levels
+from llava_api.limits.account import Account
 from llava_api.normalisation import Normalisation
 from llava_api.prompts.families import VICUNA_V1
 from llava_api.protocol.chat import ChatCompletionRequest
@@ -129,7 +130,7 @@ class Ours:
     def prepare(self, messages: list[Json]) -> Any:
         request = ChatCompletionRequest.model_validate({"model": "demo", "max_tokens": 1, "messages": messages})
         question = chat_question(request, self.model, 1)
-        return asyncio.run(self.preparer.prepare(question, "measured", "")).asked.request
+        return asyncio.run(self.preparer.prepare(question, "measured", Account())).spec.request
 
     def readable(self, ids: list[int]) -> str:
         """A prompt as text, special tokens in square brackets, so that a typed one cannot be taken for one."""

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from llava_api.limits.keys import KeyRing
 from llava_api.limits.rate import RateLimiter
 from llava_api.server.app import create_app
+from llava_api.server.exchange import caller_of_address
 from llava_api.server.lifespan import watch_keys
-from llava_api.server.services import caller_of_address
 from tests.api.test_chat import CHAT, text_body
 from tests.api.test_limits import BODIES, two_keys
 from tests.api.test_queue import ANNE, BEN, until

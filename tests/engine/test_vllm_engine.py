@@ -10,6 +10,7 @@ import pytest
 
 from llava_api.chat.question import chat_question
 from llava_api.engine.base import GenerationRequest
+from llava_api.limits.account import Account
 from llava_api.protocol.chat import ChatCompletionRequest
 from tests.engine.conftest import Running
 from tests.support.questions import data_url
@@ -35,7 +36,7 @@ async def picture_request(running: Running, index: int, name: str) -> Generation
         }
     )
     question = chat_question(wanted, running.model, 1)
-    return (await running.preparer.prepare(question, name, "test")).asked.request
+    return (await running.preparer.prepare(question, name, Account("test"))).spec.request
 
 
 async def text_of(running: Running, request: GenerationRequest, progress: list[str] | None = None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from llava_api.chat.calls import CallPiece, CallReader
+from llava_api.chat.calls import CallPart, CallReader
 from llava_api.chat.grammar import ANY_OBJECT, json_grammar, told_from_calls, tools_grammar
 from llava_api.chat.tools import MOST_CALLS, Toolbox, read_tools
 from llava_api.protocol.tools import Function, FunctionName, NamedTool, ToolChoice
@@ -185,7 +185,7 @@ def read_in(pieces: list[str], names: list[str]) -> tuple[str, list[tuple[str, s
     found = [part for piece in pieces for part in reader.read(piece)] + [reader.finish()]
     calls: list[list[str]] = []
     for part in found:
-        if not isinstance(part, CallPiece):
+        if not isinstance(part, CallPart):
             continue
         if part.name is not None:
             assert part.index == len(calls)

@@ -1,4 +1,4 @@
-"""What the engine yields -> pieces of answers, whatever wire they go out on."""
+"""What the engine yields -> parts of answers, whatever wire they go out on."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -6,39 +6,40 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llava_api.chat.calls import CallPiece, CallReader
+from llava_api.chat.calls import CallPart, CallReader
 from llava_api.chat.logprobs import LogprobAligner, TokenWriter, WrittenToken
 from llava_api.engine.base import Delta, Engine, GenerationRequest
 from llava_api.errors import EngineFailed
-from llava_api.limits.admission import Line
-from llava_api.limits.rate import Allowance
+from llava_api.limits.account import Account
+from llava_api.limits.admission import Admission
 from llava_api.prompts.tokenizer import TextTokenizer
-from llava_api.telemetry.record import AnswerRecord, RequestRecord, current
+from llava_api.telemetry.record import current
 
 UNFINISHED = "The engine ended this answer without saying why."
 EndReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class AnswerPart:
     """The next of one answer: text, or a part of a call, or nothing yet; the last has a finish reason."""
 
     index: int
     """Of the choice."""
     text: str = ""
-    call: CallPiece | None = None
+    call: CallPart | None = None
     logprobs: tuple[WrittenToken, ...] = ()
     """Of the tokens that ``text`` is made of; none of a call's."""
     finish_reason: EndReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AnswerSpec:
     """An engine request and how its answers are to be read."""
 
     request: GenerationRequest
     choices: int
     """Answers that are wanted; without chance the engine makes one for all of them."""
+    tokenizer: TextTokenizer
     spaces_cut: bool
     """Leave out an answer's leading spaces, which follow "ASSISTANT:"."""
     call_names: tuple[str, ...] = ()
@@ -48,24 +49,24 @@ class Asked:
 
 
 class AnswerReader:
-    """One answer's deltas -> its pieces."""
+    """One answer's deltas -> its parts."""
 
-    def __init__(self, asked: Asked, tokenizer: TextTokenizer) -> None:
-        sampling = asked.request.sampling
-        self.started = not asked.spaces_cut
-        self.calls = CallReader(asked.call_names) if asked.call_names else None
-        self.json: list[str] | None = [] if asked.json else None
+    def __init__(self, spec: AnswerSpec) -> None:
+        sampling = spec.request.sampling
+        self.started = not spec.spaces_cut
+        self.calls = CallReader(spec.call_names) if spec.call_names else None
+        self.json: list[str] | None = [] if spec.json else None
         """The text so far of an answer that is JSON."""
         self.aligner: LogprobAligner | None = None
         if sampling.logprobs is not None:
-            writer = TokenWriter(tokenizer, sampling.logprobs)
-            self.aligner = LogprobAligner(writer, sampling.skip_special_tokens, asked.spaces_cut)
+            writer = TokenWriter(spec.tokenizer, sampling.logprobs)
+            self.aligner = LogprobAligner(writer, sampling.skip_special_tokens, spec.spaces_cut)
 
-    def read(self, delta: Delta) -> list[Piece]:
-        """One piece at least."""
+    def read(self, delta: Delta) -> list[AnswerPart]:
+        """One part at least."""
         text = delta.text if self.started else delta.text.lstrip(" ")
         self.started = self.started or bool(text)
-        found: list[str | CallPiece] = [text] if self.calls is None else self.calls.read(text)
+        found: list[str | CallPart] = [text] if self.calls is None else self.calls.read(text)
         reason: EndReason | None = delta.finish_reason
         if self.calls is not None and reason is not None:
             found.append(self.calls.finish())
@@ -74,15 +75,15 @@ class AnswerReader:
             self.json.append(said)
         if reason == "stop":
             reason = self.end_reason()
-        calls = [part for part in found if isinstance(part, CallPiece)]
+        calls = [part for part in found if isinstance(part, CallPart)]
         logprobs: list[WrittenToken] = []
         if self.aligner is not None and (self.calls is None or not self.calls.calls):
             logprobs = self.aligner.read(delta.logprobs, said, last=reason == "length")
-        pieces = [Piece(delta.index, call=call) for call in calls]
-        if said or logprobs or not pieces:
-            pieces.insert(0, Piece(delta.index, said, logprobs=tuple(logprobs)))
-        pieces[-1] = replace(pieces[-1], finish_reason=reason)
-        return pieces
+        parts = [AnswerPart(delta.index, call=call) for call in calls]
+        if said or logprobs or not parts:
+            parts.insert(0, AnswerPart(delta.index, said, logprobs=tuple(logprobs)))
+        parts[-1] = replace(parts[-1], finish_reason=reason)
+        return parts
 
     def end_reason(self) -> EndReason:
         """Of an answer that ended by itself. One in a form that is not complete was cut, whatever cut it.
@@ -103,78 +104,62 @@ def is_json(text: str) -> bool:
     return True
 
 
-def tell_of(record: RequestRecord, asked: Asked) -> AnswerRecord:
-    request = asked.request
-    return record.asks(
-        len(request.token_ids),
-        [image.length for image in request.images],
-        request.choices,
-        request.max_tokens,
-        request.sampling.temperature,
-    )
-
-
 class Answers:
-    """The answers to one prompt in the making, with their counts.
+    """The answers to one prompt in the making, with their token counts, which the request's record and account get."""
 
-    ``line``: where it waits for its turn; ``allowance``: whom their tokens are put down to.
-    """
-
-    def __init__(
-        self, engine: Engine, line: Line, asked: Asked, tokenizer: TextTokenizer, allowance: Allowance
-    ) -> None:
+    def __init__(self, engine: Engine, admission: Admission, spec: AnswerSpec, account: Account) -> None:
+        request = spec.request
         self.engine = engine
-        self.line = line
-        self.asked = asked
-        self.tokenizer = tokenizer
-        self.record = current()
-        self.told = tell_of(self.record, asked)
-        self.allowance = allowance
+        self.admission = admission
+        self.spec = spec
+        self.account = account
+        self.record = current().asks(
+            len(request.token_ids),
+            [image.length for image in request.images],
+            request.choices,
+            request.max_tokens,
+            request.sampling.temperature,
+        )
         self.completion_tokens = 0
         self.cached_tokens = 0
         self.prompt: list[WrittenToken | None] = []
-        """The prompt's tokens, where their log-probabilities were asked for; known with the first piece."""
+        """The prompt's tokens if their log-probabilities were asked for; known with the first part."""
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Pieces of all choices as they come; of one choice in order.
+    async def parts(self) -> AsyncGenerator[AnswerPart, None]:
+        """Parts of all choices as they come; those of one choice in order.
 
-        Closing this closes the engine's stream, which aborts the request. Raises Busy before the first, and
-        EngineFailed, also where the engine ends without a finish reason.
+        Closing this closes the engine's stream, which aborts the request. Raises Busy before the first part, and
+        EngineFailed, also if the engine ends without a finish reason.
         """
-        request = self.asked.request
-        self.told.enqueue()
-        slot = await self.line.enter(request.choices)
-        self.told.admit()
+        request = self.spec.request
+        copies = self.spec.choices // request.choices
+        readers = [AnswerReader(self.spec) for _ in range(request.choices)]
+        unfinished = request.choices
+        self.record.enqueue()
+        slot = await self.admission.enter(self.account.caller, request.choices, self.account.weight)
+        self.record.admit()
         try:
-            async with aclosing(self.made_by(request)) as pieces:
-                async for piece in pieces:
-                    if piece.finish_reason is not None:
-                        self.told.finish_reasons.append(piece.finish_reason)
-                    yield piece
+            async with aclosing(self.engine.generate(request)) as deltas:
+                async for delta in deltas:
+                    self.count(delta, copies)
+                    unfinished -= delta.finish_reason is not None
+                    for part in readers[delta.index].read(delta):
+                        if part.finish_reason is not None:
+                            self.record.finish_reasons += [part.finish_reason] * copies
+                        yield part
+                        for copy in range(1, copies):
+                            yield replace(part, index=copy)
+            if unfinished:
+                raise EngineFailed(UNFINISHED)
         finally:
             slot.release()
-            self.told.end(self.completion_tokens, self.cached_tokens)
-            self.allowance.owe(self.completion_tokens)
-
-    async def made_by(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
-        copies = self.asked.choices // request.choices
-        readers = [AnswerReader(self.asked, self.tokenizer) for _ in range(request.choices)]
-        unfinished = request.choices
-        async with aclosing(self.engine.generate(request)) as stream:
-            async for delta in stream:
-                self.count(delta, copies)
-                unfinished -= delta.finish_reason is not None
-                for piece in readers[delta.index].read(delta):
-                    yield piece
-                    for copy in range(1, copies):
-                        yield replace(piece, index=copy)
-        if unfinished:
-            raise EngineFailed(UNFINISHED)
+            self.record.end(self.completion_tokens, self.cached_tokens)
+            self.account.owe(self.completion_tokens)
 
     def count(self, delta: Delta, copies: int) -> None:
-        self.told.count(delta.index, delta.completion_tokens)
+        self.record.count(delta.index, delta.completion_tokens)
         self.completion_tokens += delta.completion_tokens * copies
         self.cached_tokens = delta.cached_tokens
         if delta.prompt_logprobs:
-            writer = TokenWriter(self.tokenizer, self.asked.request.sampling.prompt_logprobs or 0)
+            writer = TokenWriter(self.spec.tokenizer, self.spec.request.sampling.prompt_logprobs or 0)
             self.prompt = [None if entry is None else writer.write(entry) for entry in delta.prompt_logprobs]

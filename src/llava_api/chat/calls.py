@@ -1,4 +1,4 @@
-"""The text of an answer that may call functions -> free text, or calls piece by piece.
+"""The text of an answer that may call functions -> free text, or calls part by part.
 
 The grammar (``grammar.tools_grammar``) has fixed all but names and arguments, so that reading is looking for
 ``{"name": "...", "arguments": `` and counting braces.
@@ -12,11 +12,11 @@ from llava_api.chat.grammar import call_head
 
 
 @dataclass(frozen=True, slots=True)
-class CallPiece:
+class CallPart:
     index: int
     """Which of the answer's calls."""
     name: str | None
-    """In a call's first piece."""
+    """In a call's first part."""
     arguments: str
 
 
@@ -34,23 +34,23 @@ class CallReader:
         """Whether there are calls, and the last has all of its arguments: a stop text may lie within them."""
         return self.state == "behind"
 
-    def read(self, text: str) -> list[str | CallPiece]:
+    def read(self, text: str) -> list[str | CallPart]:
         """What is certain after the next ``text``."""
-        found: list[str | CallPiece] = []
+        found: list[str | CallPart] = []
         while text:
             if self.state == "text":
                 found.append(text)
                 break
             if self.state == "arguments":
                 end = self.end_of_arguments(text)
-                found.append(CallPiece(self.calls - 1, None, text[:end]))
+                found.append(CallPart(self.calls - 1, None, text[:end]))
                 text = text[end:]
                 continue
             self.waiting += text
             text = self.decide(found)
         return found
 
-    def decide(self, found: list[str | CallPiece]) -> str:
+    def decide(self, found: list[str | CallPart]) -> str:
         """Look whether a call begins in what is waiting; returns what stands behind its head."""
         if self.state == "behind":
             # The brace that closes the last call, and the line end before the next.
@@ -58,7 +58,7 @@ class CallReader:
         head = next((head for head in self.heads if self.waiting.startswith(head)), None)
         if head is not None:
             rest, self.waiting = self.waiting[len(head) :], ""
-            found.append(CallPiece(self.calls, self.heads[head], ""))
+            found.append(CallPart(self.calls, self.heads[head], ""))
             self.calls += 1
             self.state = "arguments"
             return rest

@@ -5,17 +5,22 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from llava_api.chat.answers import Answers, Piece
-from llava_api.chat.calls import CallPiece
+from llava_api.chat.answers import AnswerPart, Answers
+from llava_api.chat.calls import CallPart
 from llava_api.chat.logprobs import WrittenToken, as_text
 from llava_api.chat.prepare import Prepared
+from llava_api.errors import ApiError
 from llava_api.protocol import chat_reply as wire
+from llava_api.protocol.chat import StreamOptions
+from llava_api.protocol.error import ErrorReply
 from llava_api.protocol.usage import Usage, usage_of
+
+END_OF_STREAM = "[DONE]"
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What all chunks of a reply, or the reply, have in common."""
+class ReplyMetadata:
+    """What all chunks of a reply have in common."""
 
     id: str
     created: int
@@ -38,14 +43,14 @@ class WholeChoice:
     """Name and pieces of the arguments."""
     finish_reason: wire.FinishReason = "stop"
 
-    def add(self, piece: Piece) -> None:
-        self.texts.append(piece.text)
-        self.logprobs += [logprob_of(token) for token in piece.logprobs]
-        if piece.call is not None:
-            if piece.call.name is not None:
-                self.calls.append((piece.call.name, []))
-            self.calls[-1][1].append(piece.call.arguments)
-        self.finish_reason = piece.finish_reason or self.finish_reason
+    def add(self, part: AnswerPart) -> None:
+        self.texts.append(part.text)
+        self.logprobs += [logprob_of(token) for token in part.logprobs]
+        if part.call is not None:
+            if part.call.name is not None:
+                self.calls.append((part.call.name, []))
+            self.calls[-1][1].append(part.call.arguments)
+        self.finish_reason = part.finish_reason or self.finish_reason
 
     def message(self) -> wire.ReplyMessage:
         calls = [
@@ -56,25 +61,36 @@ class WholeChoice:
 
 
 class ChatReply:
-    def __init__(self, answers: Answers, prepared: Prepared, head: Head) -> None:
+    end_of_stream = END_OF_STREAM
+
+    def __init__(
+        self,
+        answers: Answers,
+        prepared: Prepared,
+        metadata: ReplyMetadata,
+        streamed: bool,
+        options: StreamOptions | None,
+    ) -> None:
         self.prepared = prepared
         self.answers = answers
-        self.head = head
-        self.with_logprobs = prepared.asked.request.sampling.logprobs is not None
+        self.metadata = metadata
+        self.streamed = streamed
+        self.include_usage = options is not None and bool(options.include_usage)
+        self.with_logprobs = prepared.spec.request.sampling.logprobs is not None
 
     async def whole(self) -> wire.ChatCompletion:
-        gathered = [WholeChoice() for _ in range(self.prepared.asked.choices)]
-        async with aclosing(self.answers.pieces()) as pieces:
-            async for piece in pieces:
-                gathered[piece.index].add(piece)
+        gathered = [WholeChoice() for _ in range(self.prepared.spec.choices)]
+        async with aclosing(self.answers.parts()) as parts:
+            async for part in parts:
+                gathered[part.index].add(part)
         choices = [self.choice(index, answer) for index, answer in enumerate(gathered)]
         return wire.ChatCompletion(
-            id=self.head.id,
-            created=self.head.created,
-            model=self.head.model,
+            id=self.metadata.id,
+            created=self.metadata.created,
+            model=self.metadata.model,
             choices=choices,
             usage=self.usage(),
-            system_fingerprint=self.head.system_fingerprint,
+            system_fingerprint=self.metadata.system_fingerprint,
         )
 
     def usage(self) -> Usage:
@@ -90,52 +106,55 @@ class ChatReply:
             logprobs = wire.ChoiceLogprobs(content=answer.logprobs)
         return wire.Choice(index=index, message=message, logprobs=logprobs, finish_reason=answer.finish_reason)
 
-    async def chunks(self, include_usage: bool) -> AsyncGenerator[wire.ChatCompletionChunk, None]:
+    async def items(self) -> AsyncGenerator[wire.ChatCompletionChunk, None]:
         """For each choice: a role chunk, chunks of text or calls, one with the finish reason. Then the usage chunk.
 
         The first chunk comes with the engine's first output, so that a refusal by the engine still has a status.
         """
-        kind = wire.ChunkWithUsage if include_usage else wire.ChatCompletionChunk
+        kind = wire.ChunkWithUsage if self.include_usage else wire.ChatCompletionChunk
         opened: set[int] = set()
-        async with aclosing(self.answers.pieces()) as pieces:
-            async for piece in pieces:
-                if piece.index not in opened:
-                    if self.prepared.asked.call_names and piece == Piece(piece.index):
+        async with aclosing(self.answers.parts()) as parts:
+            async for part in parts:
+                if part.index not in opened:
+                    if self.prepared.spec.call_names and part == AnswerPart(part.index):
                         # Not known yet whether it is text or a call.
                         continue
-                    opened.add(piece.index)
-                    opening = wire.DeltaMessage(role="assistant", content="" if piece.call is None else None)
-                    yield self.chunk(kind, [wire.ChunkChoice(index=piece.index, delta=opening)])
-                for choice in self.deltas(piece):
+                    opened.add(part.index)
+                    opening = wire.DeltaMessage(role="assistant", content="" if part.call is None else None)
+                    yield self.chunk(kind, [wire.ChunkChoice(index=part.index, delta=opening)])
+                for choice in self.deltas(part):
                     yield self.chunk(kind, [choice])
-        if include_usage:
+        if self.include_usage:
             yield self.chunk(wire.ChunkWithUsage, []).model_copy(update={"usage": self.usage()})
 
-    def deltas(self, piece: Piece) -> list[wire.ChunkChoice]:
+    def failure(self, error: ApiError) -> list[ErrorReply]:
+        return [ErrorReply.model_validate(error.body())]
+
+    def deltas(self, part: AnswerPart) -> list[wire.ChunkChoice]:
         found: list[wire.ChunkChoice] = []
-        if piece.text or piece.logprobs:
+        if part.text or part.logprobs:
             logprobs = (
-                wire.ChoiceLogprobs(content=[logprob_of(token) for token in piece.logprobs])
+                wire.ChoiceLogprobs(content=[logprob_of(token) for token in part.logprobs])
                 if self.with_logprobs
                 else None
             )
-            delta = wire.DeltaMessage(content=piece.text)
-            found.append(wire.ChunkChoice(index=piece.index, delta=delta, logprobs=logprobs))
-        if piece.call is not None:
-            delta = wire.DeltaMessage(tool_calls=[call_delta(piece.call)])
-            found.append(wire.ChunkChoice(index=piece.index, delta=delta))
-        if piece.finish_reason is not None:
-            end = wire.ChunkChoice(index=piece.index, delta=wire.DeltaMessage(), finish_reason=piece.finish_reason)
+            delta = wire.DeltaMessage(content=part.text)
+            found.append(wire.ChunkChoice(index=part.index, delta=delta, logprobs=logprobs))
+        if part.call is not None:
+            delta = wire.DeltaMessage(tool_calls=[call_delta(part.call)])
+            found.append(wire.ChunkChoice(index=part.index, delta=delta))
+        if part.finish_reason is not None:
+            end = wire.ChunkChoice(index=part.index, delta=wire.DeltaMessage(), finish_reason=part.finish_reason)
             found.append(end)
         return found
 
     def chunk(self, kind: type[wire.ChatCompletionChunk], choices: list[wire.ChunkChoice]) -> wire.ChatCompletionChunk:
         return kind(
-            id=self.head.id,
-            created=self.head.created,
-            model=self.head.model,
+            id=self.metadata.id,
+            created=self.metadata.created,
+            model=self.metadata.model,
             choices=choices,
-            system_fingerprint=self.head.system_fingerprint,
+            system_fingerprint=self.metadata.system_fingerprint,
         )
 
 
@@ -151,7 +170,7 @@ def logprob_of(token: WrittenToken) -> wire.TokenLogprob:
     )
 
 
-def call_delta(call: CallPiece) -> wire.CallDelta:
+def call_delta(call: CallPart) -> wire.CallDelta:
     if call.name is None:
         return wire.CallDelta(index=call.index, function=wire.FunctionDelta(arguments=call.arguments))
     return wire.CallDelta(

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from llava_api.chat.answers import Answers
-from llava_api.chat.chat_reply import Head
+from llava_api.chat.chat_reply import END_OF_STREAM, ReplyMetadata
 from llava_api.chat.logprobs import LetterCounter, WrittenToken, as_text
 from llava_api.chat.merge import merge
 from llava_api.chat.plain import Plain, PlainPrompt
-from llava_api.prompts.tokenizer import TextTokenizer
+from llava_api.errors import ApiError
 from llava_api.protocol import completions as wire
+from llava_api.protocol.chat import StreamOptions
+from llava_api.protocol.error import ErrorReply
 from llava_api.protocol.usage import Usage, usage_of
 
 
@@ -64,13 +66,24 @@ class WholeText:
 
 
 class CompletionReply:
-    def __init__(self, answers: list[Answers], plain: Plain, tokenizer: TextTokenizer, head: Head) -> None:
+    end_of_stream = END_OF_STREAM
+
+    def __init__(
+        self,
+        answers: list[Answers],
+        plain: Plain,
+        metadata: ReplyMetadata,
+        streamed: bool,
+        options: StreamOptions | None,
+    ) -> None:
         self.plain = plain
-        self.tokenizer = tokenizer
-        self.head = head
+        self.tokenizer = plain.specs[0].tokenizer
+        self.metadata = metadata
+        self.streamed = streamed
+        self.include_usage = options is not None and bool(options.include_usage)
         self.answers = answers
         """Of each prompt."""
-        self.with_logprobs = plain.asked[0].request.sampling.logprobs is not None
+        self.with_logprobs = plain.specs[0].request.sampling.logprobs is not None
 
     def usage(self) -> Usage:
         made = 0 if self.plain.silent else sum(answers.completion_tokens for answers in self.answers)
@@ -80,24 +93,24 @@ class CompletionReply:
     async def of_prompt(self, place: int) -> AsyncGenerator[wire.CompletionChunkChoice, None]:
         columns = [Columns() for _ in range(self.plain.choices)]
         opened: set[int] = set()
-        async with aclosing(self.answers[place].pieces()) as pieces:
-            async for piece in pieces:
-                index = place * self.plain.choices + piece.index
-                if piece.index not in opened:
-                    opened.add(piece.index)
+        async with aclosing(self.answers[place].parts()) as parts:
+            async for part in parts:
+                index = place * self.plain.choices + part.index
+                if part.index not in opened:
+                    opened.add(part.index)
                     if self.plain.echo:
-                        yield self.echoed(place, index, columns[piece.index])
-                text, tokens = ("", ()) if self.plain.silent else (piece.text, piece.logprobs)
+                        yield self.echoed(place, index, columns[part.index])
+                text, tokens = ("", ()) if self.plain.silent else (part.text, part.logprobs)
                 # Where the prompt alone is wanted, nothing ended the answer but its length.
-                cut = self.plain.silent or piece.finish_reason == "length"
+                cut = self.plain.silent or part.finish_reason == "length"
                 reason: wire.EndReason | None = "length" if cut else "stop"
-                if piece.finish_reason is None:
+                if part.finish_reason is None:
                     reason = None
                 if not (text or tokens or reason):
                     continue
                 logprobs = None
                 if self.with_logprobs:
-                    logprobs = columns[piece.index].fill([(token.text, token.letters, token) for token in tokens])
+                    logprobs = columns[part.index].fill([(token.text, token.letters, token) for token in tokens])
                 yield wire.CompletionChunkChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
 
     def echoed(self, place: int, index: int, columns: Columns) -> wire.CompletionChunkChoice:
@@ -135,33 +148,34 @@ class CompletionReply:
             wire.CompletionChoice(index=index, text=it.text, logprobs=it.joined(), finish_reason=it.finish_reason)
             for index, it in enumerate(gathered)
         ]
-        head = self.head
         return wire.Completion(
-            id=head.id,
-            created=head.created,
-            model=head.model,
+            id=self.metadata.id,
+            created=self.metadata.created,
+            model=self.metadata.model,
             choices=made,
             usage=self.usage(),
-            system_fingerprint=head.system_fingerprint,
+            system_fingerprint=self.metadata.system_fingerprint,
         )
 
-    async def chunks(self, include_usage: bool) -> AsyncGenerator[wire.CompletionChunk, None]:
+    async def items(self) -> AsyncGenerator[wire.CompletionChunk, None]:
         """The first comes with the engine's first output, so that a refusal by the engine still has a status."""
-        kind = wire.CompletionChunkWithUsage if include_usage else wire.CompletionChunk
+        kind = wire.CompletionChunkWithUsage if self.include_usage else wire.CompletionChunk
         async with aclosing(self.choices()) as choices:
             async for choice in choices:
                 yield self.chunk(kind, [choice])
-        if include_usage:
+        if self.include_usage:
             yield self.chunk(wire.CompletionChunkWithUsage, []).model_copy(update={"usage": self.usage()})
+
+    def failure(self, error: ApiError) -> list[ErrorReply]:
+        return [ErrorReply.model_validate(error.body())]
 
     def chunk(
         self, kind: type[wire.CompletionChunk], choices: list[wire.CompletionChunkChoice]
     ) -> wire.CompletionChunk:
-        head = self.head
         return kind(
-            id=head.id,
-            created=head.created,
-            model=head.model,
+            id=self.metadata.id,
+            created=self.metadata.created,
+            model=self.metadata.model,
             choices=choices,
-            system_fingerprint=head.system_fingerprint,
+            system_fingerprint=self.metadata.system_fingerprint,
         )

@@ -7,8 +7,7 @@ from llava_api.chat.prepare import LaidOut, Preparer
 from llava_api.chat.question import chat_question
 from llava_api.images.cache import RenderedImage
 from llava_api.images.load import MeasuredImage
-from llava_api.images.source import Take, take_all
-from llava_api.limits.rate import Allowance
+from llava_api.limits.account import Account
 from llava_api.prompts.segments import as_text
 from llava_api.protocol import explain as wire
 from llava_api.protocol.chat import ChatCompletionRequest
@@ -24,9 +23,7 @@ class Explained:
 async def explain(
     preparer: Preparer,
     request: ChatCompletionRequest,
-    caller: str,
-    take: Take = take_all,
-    allowance: Allowance | None = None,
+    account: Account,
 ) -> Explained:
     """Raises InvalidRequest and its kinds, RateLimited and Busy.
 
@@ -34,8 +31,8 @@ async def explain(
     """
     preparer.find_adapter(request.model)
     question = chat_question(request, preparer.model, preparer.settings.max_choices)
-    laid_out = await preparer.lay_out(question.conversation, caller, take, allowance=allowance)
-    rendered = await preparer.images.render(laid_out.measured, caller)
+    laid_out = await preparer.lay_out(question.conversation, account)
+    rendered = await preparer.images.render(laid_out.measured, account.caller)
     return Explained(describe(preparer, request.model, laid_out, rendered), rendered)
 
 

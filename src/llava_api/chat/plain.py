@@ -4,12 +4,12 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import cast
 
-from llava_api.chat.answers import Asked
+from llava_api.chat.answers import AnswerSpec
 from llava_api.chat.prepare import Preparer, engine_choices
 from llava_api.chat.sampling import Length, answer_room, check_ids, check_stream_options, choices_of, read_sampling
 from llava_api.engine.base import GenerationRequest, Sampling
 from llava_api.errors import InvalidRequest
-from llava_api.limits.rate import Allowance
+from llava_api.limits.account import Account
 from llava_api.prompts.render import tokenize
 from llava_api.protocol.completions import CompletionRequest, Prompt
 from llava_api.telemetry.record import current
@@ -28,7 +28,7 @@ class Plain:
     """Prompts to be continued, each with what the engine is asked."""
 
     prompts: list[PlainPrompt]
-    asked: list[Asked]
+    specs: list[AnswerSpec]
     echo: bool
     """The prompt goes before the answer."""
     silent: bool
@@ -37,7 +37,7 @@ class Plain:
     @property
     def choices(self) -> int:
         """Answers to each prompt."""
-        return self.asked[0].choices
+        return self.specs[0].choices
 
 
 def read_prompts(prompt: Prompt) -> list[str | list[int]]:
@@ -49,7 +49,7 @@ def read_prompts(prompt: Prompt) -> list[str | list[int]]:
     return list(cast("list[str | list[int]]", prompt))
 
 
-async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_id: str, allowance: Allowance) -> Plain:
+async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_id: str, account: Account) -> Plain:
     """Raises InvalidRequest and its kinds, and RateLimited."""
     model = preparer.model
     adapter = preparer.find_adapter(request.model)
@@ -69,23 +69,23 @@ async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_
     sampling = read_sampling(request, model)
     sampling = replace(sampling, logprobs=request.logprobs, prompt_logprobs=request.logprobs if echo else None)
     asked_tokens = None if request.max_tokens is None else max(1, request.max_tokens)
-    length = Length(asked_tokens, "max_tokens", "prompt").within(allowance)
+    length = Length(asked_tokens, "max_tokens", "prompt").within(account)
     if asked_tokens is None:
         length = replace(length, max_tokens=min(DEFAULT_MAX_TOKENS, length.most or DEFAULT_MAX_TOKENS))
     prompts = [await read_prompt(preparer, prompt) for prompt in given]
     record = current()
     if record.keeps_prompt:
         record.prompt = "\n\n".join(prompt.text for prompt in prompts)
-    asked = []
+    specs = []
     for place, prompt in enumerate(prompts):
         room = answer_room(length, len(prompt.token_ids), 0, preparer.max_model_len, sampling)
         made = engine_choices(sampling, choices)
         name = f"{request_id}-{place}"
-        salt = preparer.cache_salt(allowance.caller)
+        salt = preparer.cache_salt(account.caller)
         engine_request = GenerationRequest(name, prompt.token_ids, (), sampling, room, adapter, made, salt)
-        asked.append(Asked(engine_request, choices, spaces_cut=False))
-    await allowance.spend_prompt(sum(len(prompt.token_ids) for prompt in prompts))
-    return Plain(prompts, asked, echo, request.max_tokens == 0)
+        specs.append(AnswerSpec(engine_request, choices, model.tokenizer, spaces_cut=False))
+    await account.spend_prompt(sum(len(prompt.token_ids) for prompt in prompts))
+    return Plain(prompts, specs, echo, request.max_tokens == 0)
 
 
 async def read_prompt(preparer: Preparer, prompt: str | list[int]) -> PlainPrompt:

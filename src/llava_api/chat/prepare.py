@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
-from llava_api.chat.answers import Asked
+from llava_api.chat.answers import AnswerSpec
 from llava_api.chat.conversation import Conversation
 from llava_api.chat.grammar import json_grammar
 from llava_api.chat.model import ServedModel
@@ -15,8 +15,7 @@ from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ContextLengthExceeded, ErrorCode, InvalidGrammar, InvalidRequest, ModelNotFound
 from llava_api.images.cache import RenderedImage
 from llava_api.images.load import ImageLoader, MeasuredImage
-from llava_api.images.source import Take, take_all
-from llava_api.limits.rate import Allowance
+from llava_api.limits.account import Account
 from llava_api.prompts.render import RenderedPrompt, tokenize
 from llava_api.prompts.segments import Segment, as_text
 from llava_api.settings import Settings
@@ -48,13 +47,13 @@ class LaidOut:
 class Prepared:
     """Nothing of the pictures but their pixels is in it."""
 
-    asked: Asked
+    spec: AnswerSpec
     text_tokens: int
     image_tokens: int
 
     @property
     def pixel_bytes(self) -> int:
-        return sum(image.pixels.nbytes for image in self.asked.request.images)
+        return sum(image.pixels.nbytes for image in self.spec.request.images)
 
 
 class Preparer:
@@ -84,33 +83,21 @@ class Preparer:
             )
         return adapter
 
-    async def prepare(
-        self,
-        question: Question,
-        request_id: str,
-        caller: str,
-        take: Take = take_all,
-        allowance: Allowance | None = None,
-    ) -> Prepared:
-        """Raises InvalidRequest and its kinds, RateLimited and Busy; after this nothing can be refused any more.
-
-        ``caller``: whose fetches and turns are counted together. ``take`` is asked before memory is filled.
-        ``allowance``: what the caller may; None for all.
-        """
+    async def prepare(self, question: Question, request_id: str, account: Account) -> Prepared:
+        """Raises InvalidRequest and its kinds, RateLimited and Busy; after this nothing can be refused any more."""
         adapter = self.find_adapter(question.model)
-        length = question.length.within(allowance)
+        length = question.length.within(account)
         # Before pictures, which may have to be fetched.
-        await self.check_grammar(question, caller)
-        laid_out = await self.lay_out(question.conversation, caller, take, length.prompt_param, allowance)
+        await self.check_grammar(question, account.caller)
+        laid_out = await self.lay_out(question.conversation, account, length.prompt_param)
         record = current()
         if record.keeps_prompt:
             record.prompt = as_text(laid_out.segments)
         max_tokens = answer_room(
             length, laid_out.text_tokens, laid_out.image_tokens, self.max_model_len, question.sampling
         )
-        if allowance is not None:
-            await allowance.spend_prompt(len(laid_out.prompt.token_ids))
-        rendered = await self.images.render(laid_out.measured, caller)
+        await account.spend_prompt(len(laid_out.prompt.token_ids))
+        rendered = await self.images.render(laid_out.measured, account.caller)
         prompt = laid_out.prompt
         request = GenerationRequest(
             request_id=request_id,
@@ -122,16 +109,17 @@ class Preparer:
             max_tokens=max_tokens,
             adapter=adapter,
             choices=engine_choices(question.sampling, question.choices),
-            cache_salt=self.cache_salt(caller),
+            cache_salt=self.cache_salt(account.caller),
         )
-        asked = Asked(
+        spec = AnswerSpec(
             request,
             question.choices,
+            self.model.tokenizer,
             spaces_cut=not question.conversation.continues,
             call_names=question.call_names,
             json=question.json,
         )
-        return Prepared(asked, laid_out.text_tokens, laid_out.image_tokens)
+        return Prepared(spec, laid_out.text_tokens, laid_out.image_tokens)
 
     def cache_salt(self, caller: str) -> str | None:
         """Apart from whose prompts the engine keeps what it has computed; None where all share it."""
@@ -156,14 +144,7 @@ class Preparer:
         except InvalidGrammar as error:
             raise bad_schema(param, error) from error
 
-    async def lay_out(
-        self,
-        conversation: Conversation,
-        caller: str,
-        take: Take,
-        param: str = "messages",
-        allowance: Allowance | None = None,
-    ) -> LaidOut:
+    async def lay_out(self, conversation: Conversation, account: Account, param: str = "messages") -> LaidOut:
         """Prompt and token counts, from the headers of the pictures alone.
 
         Raises InvalidRequest and its kinds, RateLimited and Busy.
@@ -173,9 +154,8 @@ class Preparer:
             raise InvalidRequest(f"A request may have up to {most} pictures.", param=param)
         characters = conversation.characters()
         self.check_length(characters, param)
-        if allowance is not None:
-            await allowance.spend_images(len(conversation.images))
-        measured = await self.images.measure(conversation.images, caller, take)
+        await account.spend_images(len(conversation.images))
+        measured = await self.images.measure(conversation.images, account.caller, account.take)
         if characters > INLINE_CHARACTERS:
             segments, prompt = await asyncio.to_thread(self.write, conversation, measured)
         else:

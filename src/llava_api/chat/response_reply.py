@@ -5,7 +5,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
-from llava_api.chat.answers import Answers, Piece
+from llava_api.chat.answers import AnswerPart, Answers
 from llava_api.chat.chat_reply import logprob_of, new_call_id
 from llava_api.chat.prepare import Prepared
 from llava_api.errors import ApiError
@@ -17,9 +17,9 @@ from llava_api.protocol.responses import ItemStatus, ResponseRequest, TextOption
 
 def described(request: ResponseRequest, prepared: Prepared, created: int, store: bool) -> wire.Response:
     """The response before there is any answer: what was asked for, defaults filled in."""
-    sampling = prepared.asked.request.sampling
+    sampling = prepared.spec.request.sampling
     return wire.Response(
-        id=prepared.asked.request.request_id,
+        id=prepared.spec.request.request_id,
         created_at=created,
         status="in_progress",
         instructions=request.instructions,
@@ -71,13 +71,17 @@ class OpenItem:
 class ResponseReply:
     """``keep`` is handed the finished response."""
 
+    end_of_stream = None
+
     def __init__(
         self,
         answers: Answers,
         prepared: Prepared,
         response: wire.Response,
         keep: Callable[[wire.Response], None],
+        streamed: bool,
     ) -> None:
+        self.streamed = streamed
         self.prepared = prepared
         self.answers = answers
         self.response = response
@@ -88,24 +92,24 @@ class ResponseReply:
 
     async def whole(self) -> wire.Response:
         """Raises EngineFailed."""
-        async with aclosing(self.events()) as events:
+        async with aclosing(self.items()) as events:
             async for _ in events:
                 pass
         return self.response
 
-    async def events(self) -> AsyncGenerator[wire.Event, None]:
+    async def items(self) -> AsyncGenerator[wire.Event, None]:
         """The first comes with the engine's first output, so that a refusal by the engine still has a status.
 
         Raises Busy before it, and EngineFailed.
         """
         reason = None
-        async with aclosing(self.answers.pieces()) as pieces:
-            async for piece in pieces:
+        async with aclosing(self.answers.parts()) as parts:
+            async for part in parts:
                 if self.sequence < 0:
-                    yield self.told("response.created")
-                    yield self.told("response.in_progress")
-                reason = piece.finish_reason
-                for event in self.pieces_events(piece):
+                    yield self.response_event("response.created")
+                    yield self.response_event("response.in_progress")
+                reason = part.finish_reason
+                for event in self.part_events(part):
                     yield event
         cut = reason == "length"
         if self.open is None and not self.output:
@@ -125,13 +129,13 @@ class ResponseReply:
         )
         if self.response.store:
             self.keep(self.response)
-        yield self.told("response.incomplete" if cut else "response.completed")
+        yield self.response_event("response.incomplete" if cut else "response.completed")
 
     def number(self) -> int:
         self.sequence += 1
         return self.sequence
 
-    def told(self, kind: str) -> wire.ResponseEvent:
+    def response_event(self, kind: str) -> wire.ResponseEvent:
         return wire.ResponseEvent.model_validate(
             {"type": kind, "sequence_number": self.number(), "response": self.response}
         )
@@ -139,40 +143,40 @@ class ResponseReply:
     def failure(self, error: ApiError) -> Iterator[wire.Event]:
         """The last events of a response that failed, whatever came before."""
         if self.sequence < 0:
-            yield self.told("response.created")
+            yield self.response_event("response.created")
         self.response = self.response.model_copy(
             update={"status": "failed", "error": wire.ResponseError(message=error.message), "output": self.output}
         )
-        yield self.told("response.failed")
+        yield self.response_event("response.failed")
 
-    def pieces_events(self, piece: Piece) -> Iterator[wire.Event]:
-        if piece.text or piece.logprobs:
+    def part_events(self, part: AnswerPart) -> Iterator[wire.Event]:
+        if part.text or part.logprobs:
             if self.open is None:
                 yield from self.begin(None)
             assert self.open is not None
-            logprobs = [logprob_of(token) for token in piece.logprobs]
-            self.open.text += piece.text
+            logprobs = [logprob_of(token) for token in part.logprobs]
+            self.open.text += part.text
             self.open.logprobs += logprobs
             yield wire.TextDelta(
                 sequence_number=self.number(),
                 item_id=self.open.id,
                 output_index=self.open.index,
-                delta=piece.text,
+                delta=part.text,
                 logprobs=logprobs,
             )
-        if piece.call is None:
+        if part.call is None:
             return
-        if piece.call.name is not None:
+        if part.call.name is not None:
             yield from self.end("completed")
-            yield from self.begin(piece.call.name)
+            yield from self.begin(part.call.name)
         assert self.open is not None
-        if piece.call.arguments:
-            self.open.text += piece.call.arguments
+        if part.call.arguments:
+            self.open.text += part.call.arguments
             yield wire.ArgumentsDelta(
                 sequence_number=self.number(),
                 item_id=self.open.id,
                 output_index=self.open.index,
-                delta=piece.call.arguments,
+                delta=part.call.arguments,
             )
 
     def begin(self, name: str | None) -> Iterator[wire.Event]:

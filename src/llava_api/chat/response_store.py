@@ -17,7 +17,7 @@ ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredResponse:
     reply: bytes
     """The response."""
     conversation: bytes
@@ -35,14 +35,14 @@ class ResponseStore:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.size = 0
-        self.kept: OrderedDict[str, Kept] = OrderedDict()
+        self.kept: OrderedDict[str, StoredResponse] = OrderedDict()
         self.reading = asyncio.Lock()
 
     @property
     def keeps(self) -> bool:
         return self.max_bytes > 0
 
-    def get(self, response_id: str, owner: str) -> Kept | None:
+    def get(self, response_id: str, owner: str) -> StoredResponse | None:
         """None also for what is another's."""
         found = self.kept.get(response_id)
         if found is None or found.owner != owner:
@@ -56,9 +56,9 @@ class ResponseStore:
             return ITEMS.validate_json(conversation)
 
     def put(self, response: Response, conversation: Sequence[bytes], owner: str) -> None:
-        """``conversation``: what was said before the response, in lists as ``written`` makes them."""
-        whole = joined([*conversation, written([*as_input(response)])])
-        kept = Kept(response.model_dump_json().encode(), whole, owner)
+        """``conversation``: what was said before the response, in lists as ``items_json`` makes them."""
+        whole = joined([*conversation, items_json([*as_input(response)])])
+        kept = StoredResponse(response.model_dump_json().encode(), whole, owner)
         if len(kept) > self.max_bytes:
             return
         self.kept[response.id] = kept
@@ -71,7 +71,7 @@ class ResponseStore:
         self.size -= len(self.kept.pop(response_id))
 
 
-def written(items: Sequence[InputItem]) -> bytes:
+def items_json(items: Sequence[InputItem]) -> bytes:
     """A list in JSON."""
     return ITEMS.dump_json([*items], exclude_none=True)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from llava_api.chat.model import ServedModel
 from llava_api.engine.base import Sampling
 from llava_api.errors import ContextLengthExceeded, ErrorCode, InvalidRequest
-from llava_api.limits.rate import Allowance
+from llava_api.limits.account import Account
 from llava_api.protocol import sampling as wire
 
 
@@ -21,9 +21,9 @@ class Length:
     most: int | None = None
     """The longest that the caller may ask for; None for no limit."""
 
-    def within(self, allowance: Allowance | None) -> "Length":
+    def within(self, account: Account) -> "Length":
         """As long as the caller may. Raises InvalidRequest where more was asked for."""
-        most = None if allowance is None else allowance.limits.max_tokens_per_request
+        most = account.max_tokens
         if most is not None and self.max_tokens is not None and self.max_tokens > most:
             raise InvalidRequest(
                 f"{self.param} may be up to {most} for you on this server.",

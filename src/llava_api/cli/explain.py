@@ -19,6 +19,7 @@ from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ApiError, StartupError
 from llava_api.images.load import ImageLoader
 from llava_api.images.show import save_shown
+from llava_api.limits.account import Account
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.explain import ExplainedImage, Explanation
 from llava_api.server.body import parse
@@ -77,7 +78,7 @@ async def explain_once(model: ServedModel, settings: Settings, request: ChatComp
     images = ImageLoader(model.image_mode, settings)
     try:
         grammars = GrammarChecker(model.checkpoint.tokenizer_json, model.stop_token_ids)
-        return await explain(Preparer(model, settings, context, images, grammars), request, "")
+        return await explain(Preparer(model, settings, context, images, grammars), request, Account())
     finally:
         await images.close()
 

@@ -24,6 +24,7 @@ from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing, new_key
 from llava_api.limits.rate import RateLimiter, open_limiter
 from llava_api.server.listening import base_url, listen, listen_tcp
+from llava_api.server.state import state_of
 from llava_api.server.tls import Certificates, certificates_of
 from llava_api.settings import Settings
 from llava_api.telemetry.tracing import Tracing, open_tracing
@@ -185,7 +186,9 @@ def serve_forever(
             """Uvicorn would close the port at once; ours drains first (server/lifecycle.py)."""
             life.stop()
 
-    server = Server(make_config(app, settings, certificates=door.certificates, count_refusal=app.state.metrics.reject))
+    server = Server(
+        make_config(app, settings, certificates=door.certificates, count_refusal=state_of(app).metrics.reject)
+    )
     server.run(sockets=[door.listener])
     if life.failure is not None:
         tell(life.failure, settings)

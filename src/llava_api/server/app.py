@@ -12,16 +12,16 @@ from llava_api.server import error_handlers
 from llava_api.server.endpoint import Endpoint, add_routes
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.middleware.access import Access
-from llava_api.server.middleware.allowances import Allowances
 from llava_api.server.middleware.authentication import Authentication
+from llava_api.server.middleware.availability import Availability
 from llava_api.server.middleware.cors import Cors
-from llava_api.server.middleware.gate import Gate
+from llava_api.server.middleware.exchange import ExchangeMiddleware
 from llava_api.server.middleware.origin import Origins
 from llava_api.server.middleware.proxy import ForwardedFor
-from llava_api.server.middleware.request_id import RequestId
 from llava_api.server.middleware.root_path import RootPath
 from llava_api.server.routes import ENDPOINTS, docs, health
 from llava_api.server.services import Services
+from llava_api.server.state import AppState, set_state
 from llava_api.settings import Settings
 from llava_api.telemetry.metrics import Metrics
 from llava_api.telemetry.tracing import Tracing
@@ -52,17 +52,18 @@ def create_app(
         # A redirect has no body that a client could read; a wrong address is a 404 like any other.
         redirect_slashes=False,
     )
-    app.state.services = services
-    app.state.lifecycle = life = life or Lifecycle()
+    state = AppState()
+    set_state(app, state)
+    state.services = services
+    state.lifecycle = life or Lifecycle()
     # There before the model is.
-    app.state.metrics = Metrics(all_versions()) if services is None else services.metrics
-    app.state.tracing = tracing
+    state.metrics = Metrics(all_versions()) if services is None else services.metrics
+    state.tracing = tracing
     endpoints = served_endpoints(settings)
     probes = {endpoint.path for endpoint in endpoints if endpoint.probe}
     open_paths = {endpoint.path for endpoint in endpoints if endpoint.access(settings) == "open"}
     # The middleware that is added last is called first.
-    app.add_middleware(Allowances)
-    app.add_middleware(Gate, root=app, life=life, open_paths=probes)
+    app.add_middleware(Availability, state=state, open_paths=probes)
     app.add_middleware(Authentication, keys=keys, open_paths=open_paths)
     if not keys.needed:
         app.add_middleware(Origins, settings=settings, open_paths={endpoint.path for endpoint in health.ENDPOINTS})
@@ -76,13 +77,13 @@ def create_app(
         )
     app.add_middleware(
         Access,
-        metrics=app.state.metrics,
+        metrics=state.metrics,
         routes={endpoint.pattern for endpoint in endpoints},
         probes=probes,
         tracing=tracing,
         log_prompts=settings.log_prompts,
     )
-    app.add_middleware(RequestId)
+    app.add_middleware(ExchangeMiddleware)
     # These two change the path and the client's address, so they come before everything that reads them.
     if settings.root_path:
         app.add_middleware(RootPath, root_path=settings.root_path)

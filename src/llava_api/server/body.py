@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llava_api.errors import ErrorCode, InvalidRequest, RequestTooLarge, UnsupportedEncoding
-from llava_api.limits.memory import Holding
+from llava_api.limits.account import Account
+from llava_api.telemetry.record import current
 
 MAX_OBJECTS = 20_000
 """Objects and lists of one body, or their brackets in its texts: a context of 100,000 tokens has no room for more."""
@@ -33,10 +34,18 @@ BASE64 = b"base64,"
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_body(request: Request, max_body_bytes: int, held: Holding) -> bytearray:
+async def read_request(request: Request, model: type[Model], max_body_bytes: int, account: Account) -> Model:
+    """Raises InvalidRequest and its kinds, and Busy."""
+    wanted = parse(await read_body(request, max_body_bytes, account), model)
+    record = current()
+    record.model, record.stream = getattr(wanted, "model", None), bool(getattr(wanted, "stream", False))
+    return wanted
+
+
+async def read_body(request: Request, max_body_bytes: int, account: Account) -> bytearray:
     """Raises UnsupportedEncoding; RequestTooLarge as soon as the limit is passed, whatever Content-Length said; Busy.
 
-    ``held`` is charged for room as it is made; what could not fit as things are is refused before it comes.
+    ``account`` is charged for memory as it is allocated. A body that cannot fit now is refused before it is read.
     """
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedEncoding("Send the request's body as it is: this server unpacks no Content-Encoding.")
@@ -45,7 +54,7 @@ async def read_body(request: Request, max_body_bytes: int, held: Holding) -> byt
     expected = int(announced) if announced.isdigit() else 0
     if expected > max_body_bytes:
         raise refusal
-    held.check(COPIES_GROWN * expected)
+    account.check(COPIES_GROWN * expected)
     body = bytearray()
     size = 0
     async for part in request.stream():
@@ -54,7 +63,7 @@ async def read_body(request: Request, max_body_bytes: int, held: Holding) -> byt
             raise refusal
         if end > len(body):
             room = max(end, min(expected, max(FIRST_BYTES, 2 * end)))
-            held.take(COPIES_GROWN * (room - len(body)))
+            account.take(COPIES_GROWN * (room - len(body)))
             if expected:
                 body += bytes(room - len(body))
         body[size:end] = part

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from llava_api.errors import INTERNAL, ApiError, ErrorCode, InvalidRequest, MethodNotAllowed, NotFound
+from llava_api.server.state import exchange_of
 from llava_api.telemetry.log_lines import shown
 from llava_api.telemetry.record import current
 
@@ -55,7 +56,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 async def on_unforeseen(request: Request, error: Exception) -> Response:
     log.error("unforeseen error on %r", shown(request.scope["path"]), exc_info=error)
     # Starlette answers these outside all middleware, so the header that INTERNAL speaks of is set here.
-    headers = {"x-request-id": request.state.request_id}
+    headers = {"x-request-id": exchange_of(request.scope).request_id}
     return error_response(ApiError(INTERNAL, code=ErrorCode.INTERNAL_ERROR), headers)
 
 

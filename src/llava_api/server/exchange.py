@@ -1,71 +1,60 @@
-"""One request to one answer: the body is read and parsed, and the work ends when its caller goes or its time is up."""
+"""One request and its answer, as one owner of everything that is held for them.
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+Each step that takes something for a request (a place among the open requests, memory, rate limits, the task that makes
+the reply) registers its release with the ``Exchange``. ``middleware/exchange.py`` opens the exchange before any other
+middleware of ours runs and closes it when the answer's last byte has been sent, or whatever cut it off. So there is one
+place where a request ends, and no step has to know how the others end.
+"""
 
-from fastapi import Request
-from fastapi.responses import Response
-from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
+import ipaddress
+from contextlib import AsyncExitStack
 
-from llava_api.server.body import parse, read_body
-from llava_api.server.disconnect import CLIENT_CLOSED_REQUEST, ClientGone, unless_disconnected
-from llava_api.server.life import Life
-from llava_api.server.services import Services, caller_of
-from llava_api.server.sse import EventStream
-from llava_api.telemetry.record import current
+from starlette.types import Scope
 
-Body = TypeVar("Body", bound=BaseModel)
-Answer = Callable[[Services, Request, Body], Coroutine[Any, Any, Response]]
+from llava_api.limits.account import Account
+from llava_api.limits.memory import MemoryBudget
+from llava_api.limits.rate import Allowance, RateLimiter
+from llava_api.limits.table import caller_of_key
 
 
-async def exchange(request: Request, kind: type[Body], answer: Answer[Body], spends_tokens: bool = True) -> Response:
-    """``answer`` is cancelled where the caller goes before it has an answer; a stream's end is the stream's own care.
+class Exchange(AsyncExitStack):
+    """A request on its way to its answer; releases in reverse order what was registered with it."""
 
-    The request's ``allowance`` is put into its state; ``middleware/allowances.py`` ends it. Raises ApiError.
-    """
-    services: Services = request.app.state.services
-    caller = caller_of(request)
-    request.state.allowance = services.limiter.allowance(caller)
-    await request.state.allowance.enter(spends_tokens)
-    life = Life(services.settings.request_timeout_seconds, services.memory.hold(caller))
-    request.state.life = life
-    response = None
-    clock = asyncio.timeout_at(life.deadline)
+    def __init__(self, scope: Scope, request_id: str) -> None:
+        super().__init__()
+        self.request_id = request_id
+        self.address = scope["client"][0] if scope.get("client") else ""
+        self.key_name = ""
+        """Name of the API key that the request was sent with; "" if the server has no keys."""
+        self.allowance: Allowance | None = None
+        """Set as soon as the request is counted; what is left of it goes into the answer's headers."""
+
+    @property
+    def caller(self) -> str:
+        """Requests with the same caller are counted together: those of one API key, else those of one address."""
+        return caller_of_key(self.key_name) if self.key_name else caller_of_address(self.address)
+
+    async def open_account(self, limiter: RateLimiter, memory: MemoryBudget, spends_tokens: bool) -> Account:
+        """Count this request against its caller's limits until the exchange ends. Raises RateLimited."""
+        self.allowance = limiter.allowance(self.caller)
+        # In reverse: the request no longer counts among those at once, and then its answer's tokens are counted.
+        self.push_async_callback(self.allowance.settle)
+        self.callback(self.allowance.leave)
+        await self.allowance.enter(spends_tokens)
+        holding = memory.hold(self.caller)
+        self.callback(holding.release)
+        return Account(self.caller, holding, self.allowance)
+
+
+def caller_of_address(text: str) -> str:
+    """An IPv6 client counts as its network of 64 bits, since it may use each address of it once."""
     try:
-        async with clock:
-            response = await answer_to(request, services, life, kind, answer)
-    except (ClientGone, ClientDisconnect):
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    except TimeoutError as error:
-        raise (life.timed_out() if clock.expired() else error) from error
-    finally:
-        if not isinstance(response, EventStream):
-            life.end()
-    return response
-
-
-async def answer_to(
-    request: Request, services: Services, life: Life, kind: type[Body], answer: Answer[Body]
-) -> Response:
-    # In one go: whatever held the body's parts here would hold its pictures as long as the answer takes.
-    return await unless_disconnected(
-        request.receive, answer(services, request, await asked_for(request, services, life, kind))
-    )
-
-
-async def asked_for(request: Request, services: Services, life: Life, kind: type[Body]) -> Body:
-    wanted = parse(await read_body(request, services.settings.max_body_bytes, life.held), kind)
-    record = current()
-    record.model, record.stream = getattr(wanted, "model", None), bool(getattr(wanted, "stream", False))
-    return wanted
-
-
-def json_response(body: BaseModel) -> Response:
-    return Response(body.model_dump_json(), media_type="application/json")
-
-
-def reply_id(request: Request, prefix: str) -> str:
-    """The reply's id is the request's, under the name that OpenAI gives it."""
-    return prefix + str(request.state.request_id).removeprefix("req_")
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        # A trusted proxy may forward a name that is no address.
+        return text[:64]
+    if not isinstance(address, ipaddress.IPv6Address):
+        return text
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address), 64), strict=False))

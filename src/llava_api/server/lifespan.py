@@ -19,6 +19,7 @@ from llava_api.server.app import Lifespan
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.services import open_services
 from llava_api.server.side_port import side_port
+from llava_api.server.state import state_of
 from llava_api.server.warm_up import warm_up
 from llava_api.settings import Settings
 
@@ -54,8 +55,9 @@ async def tracing(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if app.state.tracing is not None:
-            await asyncio.to_thread(app.state.tracing.close)
+        traces = state_of(app).tracing
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
 
 def nothing() -> None:
@@ -107,11 +109,11 @@ def make_lifespan(
                 beating.cancel()
             log.info("%s: done in %.1f s", LOADING, time.monotonic() - started)
             engines.append(engine)
-            metrics = app.state.metrics
+            metrics = state_of(app).metrics
             engine.count_restart = metrics.engine_restarts.inc
             services = open_services(settings, model, engine, metrics=metrics, limiter=limiter)
             await warm_up(services)
-            app.state.services = services
+            state_of(app).services = services
             # What is there now stays: a full collection would look through all of torch and vLLM, for a tenth of a
             # second.
             gc.collect()
@@ -132,8 +134,9 @@ def make_lifespan(
             watching.cancel()
             living.cancel()
             await asyncio.gather(living, watching, return_exceptions=True)
-            if app.state.services is not None:
-                await app.state.services.close()
+            services = state_of(app).services
+            if services is not None:
+                await services.close()
             for engine in engines:
                 await engine.shutdown()
 

@@ -1,13 +1,9 @@
 """What the application is handed at its start; it makes none of it itself."""
 
 import hashlib
-import ipaddress
 import time
 from dataclasses import dataclass, field
 
-from fastapi import Request
-
-from llava_api.chat.answers import Answers, Asked
 from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
 from llava_api.chat.response_store import ResponseStore
@@ -15,10 +11,9 @@ from llava_api.engine.base import Engine
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.fetch import Resolve
 from llava_api.images.load import ImageLoader
-from llava_api.limits.admission import Admission, Line
+from llava_api.limits.admission import Admission
 from llava_api.limits.memory import MemoryBudget
-from llava_api.limits.rate import Allowance, RateLimiter, open_limiter
-from llava_api.limits.table import caller_of_key
+from llava_api.limits.rate import RateLimiter, open_limiter
 from llava_api.server.body import COPIES_GROWN
 from llava_api.setting_types import Mark
 from llava_api.settings import Settings, marked
@@ -41,10 +36,6 @@ class Services:
     metrics: Metrics
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds; the creation time of the served model in ``/v1/models``."""
-
-    def answers(self, asked: Asked, allowance: Allowance) -> Answers:
-        line = Line(self.admission, allowance.caller, allowance.limits.weight)
-        return Answers(self.engine, line, asked, self.model.tokenizer, allowance)
 
     async def close(self) -> None:
         """Give back all but the engine, which was made elsewhere."""
@@ -109,36 +100,3 @@ def fingerprint_of(settings: Settings, model: ServedModel) -> str:
     chosen = settings.model_dump_json(exclude=marked(Mark.NOT_IN_FINGERPRINT))
     said = [*versions, model.checkpoint.model, model.family.name, chosen]
     return f"fp_{hashlib.sha256(chr(10).join(said).encode()).hexdigest()[:12]}"
-
-
-def key_of(request: Request) -> str:
-    """The name of the API key that a request has shown; "" without keys."""
-    return getattr(request.state, "key_name", "")
-
-
-def caller_of(request: Request) -> str:
-    """Whose work is counted together: that of one API key, or without keys all that comes from one address."""
-    name = key_of(request)
-    if name:
-        return caller_of_key(name)
-    return "" if request.client is None else caller_of_address(request.client.host)
-
-
-def caller_of_address(text: str) -> str:
-    """An IPv6 client has a network of 64 bits to itself, and may use each of its addresses once."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        # What a proxy of ours forwards need not be an address.
-        return text[:64]
-    if not isinstance(address, ipaddress.IPv6Address):
-        return text
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(address), 64), strict=False))
-
-
-def allowance_of(request: Request) -> Allowance:
-    """What ``exchange`` has put into the request's state."""
-    found: Allowance = request.state.allowance
-    return found

@@ -18,8 +18,9 @@ from llava_api.server import error_handlers
 from llava_api.server.connections import Connections
 from llava_api.server.endpoint import add_routes
 from llava_api.server.http_server import make_config
-from llava_api.server.middleware.request_id import RequestId
+from llava_api.server.middleware.exchange import ExchangeMiddleware
 from llava_api.server.routes import health, metrics
+from llava_api.server.state import set_state, state_of
 from llava_api.setting_types import Mark
 from llava_api.settings import Settings, marked
 
@@ -36,8 +37,8 @@ class SideServer(uvicorn.Server):
 def side_app(main: FastAPI) -> FastAPI:
     """Its health and its metrics are ``main``'s."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.state = main.state
-    app.add_middleware(RequestId)
+    set_state(app, state_of(main))
+    app.add_middleware(ExchangeMiddleware)
     error_handlers.install(app)
     add_routes(app, (*metrics.ENDPOINTS, *health.ENDPOINTS))
     return app
@@ -53,7 +54,7 @@ async def side_port(main: FastAPI, listener: socket.socket | None, settings: Set
         side_app(main),
         settings.model_copy(update=dict.fromkeys(marked(Mark.TLS))),
         lifespan="off",
-        count_refusal=main.state.metrics.reject,
+        count_refusal=state_of(main).metrics.reject,
         connections=Connections(MOST_CONNECTIONS),
     )
     server = SideServer(config)

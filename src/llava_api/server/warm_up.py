@@ -9,6 +9,7 @@ import logging
 
 from llava_api.chat.question import chat_question
 from llava_api.errors import ApiError
+from llava_api.limits.account import Account
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.server.services import Services
 
@@ -29,8 +30,8 @@ async def warm_up(services: Services) -> None:
     try:
         async with asyncio.timeout(SECONDS):
             question = chat_question(ChatCompletionRequest.model_validate(body), services.model, 1)
-            prepared = await services.preparer.prepare(question, "warm-up", "")
-            answer = services.engine.generate(prepared.asked.request)
+            prepared = await services.preparer.prepare(question, "warm-up", Account())
+            answer = services.engine.generate(prepared.spec.request)
             try:
                 async for _ in answer:
                     pass

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 
-from llava_api.server.services import caller_of
+from llava_api.server.state import exchange_of
 from llava_api.settings import Settings
 from tests.support.edge import Edge, edge_of
 
@@ -89,7 +89,7 @@ def watched(app: FastAPI) -> list[tuple[str, str]]:
 
     @app.get("/who")
     async def who(request: Request) -> None:
-        seen.append((caller_of(request), request.url.scheme))
+        seen.append((exchange_of(request.scope).caller, request.url.scheme))
 
     return seen
 

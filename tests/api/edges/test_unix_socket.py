@@ -11,7 +11,7 @@ from llava_api.cli.serve import check_exposure
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing
 from llava_api.server.listening import base_url, listen
-from llava_api.server.services import caller_of
+from llava_api.server.state import exchange_of
 from llava_api.settings import Settings
 from tests.api.test_chat import CHAT, text_body
 from tests.support.edge import HEALTH, Edge, edge_of, post
@@ -38,7 +38,7 @@ async def test_the_caller_has_no_address(app: FastAPI, edge: Edge) -> None:
 
     @app.get("/who")
     async def who(request: Request) -> None:
-        seen.append(caller_of(request))
+        seen.append(exchange_of(request.scope).caller)
 
     await edge.ask(b"GET /who HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n")
     assert seen == [""]

@@ -1,7 +1,7 @@
-"""One record for each request, told at its end: the metrics count it, the log has one line of it, traces its spans.
+"""One record of each request, reported when its exchange ends: the metrics count it, the log and the trace tell it.
 
-Stands outside of all that answers, so that refusals of the other middleware are told too, and ends with the last byte
-or with what cut it off. Nothing that goes wrong in here may harm a request.
+It comes before all middleware that may answer, so that their refusals are reported too. Nothing that goes wrong in
+here may harm a request.
 """
 
 import logging
@@ -10,16 +10,18 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_api.errors import ErrorCode
+from llava_api.server.exchange import Exchange
+from llava_api.server.state import exchange_of
 from llava_api.telemetry.log_lines import FIELDS, request_fields
 from llava_api.telemetry.metrics import Metrics
-from llava_api.telemetry.record import RequestRecord, closed, opened
+from llava_api.telemetry.record import RECORD, RequestRecord
 from llava_api.telemetry.tracing import CARRIED, Tracing
 
 log = logging.getLogger("llava_api.access")
 
 
 class Access:
-    """``routes``: templates of the addresses that there are. ``probes``: those that machines ask every few seconds."""
+    """``routes``: templates of the paths that exist. ``probes``: those that machines ask every few seconds."""
 
     def __init__(
         self,
@@ -41,7 +43,9 @@ class Access:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = self.begin(scope)
+        exchange = exchange_of(scope)
+        record = self.open_record(scope, exchange)
+        exchange.callback(self.report, record, scope, exchange)
 
         async def receive_noted() -> Message:
             message = await receive()
@@ -56,27 +60,25 @@ class Access:
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 record.complete = True
 
-        token = opened(record)
+        token = RECORD.set(record)
         self.metrics.begin()
         try:
             await self.app(scope, receive_noted, send_noted)
         except Exception:
-            # Starlette answers it outside of here (error_handlers.on_unforeseen).
+            # Starlette answers this outside of all middleware (error_handlers.on_unforeseen).
             record.status = record.status or 500
             record.tell(ErrorCode.INTERNAL_ERROR)
             raise
         finally:
-            closed(token)
-            self.end(record, scope)
+            RECORD.reset(token)
 
-    def begin(self, scope: Scope) -> RequestRecord:
-        client = scope.get("client")
+    def open_record(self, scope: Scope, exchange: Exchange) -> RequestRecord:
         record = RequestRecord(
-            request_id=scope["state"]["request_id"],
+            request_id=exchange.request_id,
             method=scope["method"],
             path=scope["path"],
             scheme=scope.get("scheme", "http"),
-            client=client[0] if client else "",
+            client=exchange.address,
             keeps_prompt=self.log_prompts,
         )
         if self.tracing is not None:
@@ -85,9 +87,9 @@ class Access:
             }
         return record
 
-    def end(self, record: RequestRecord, scope: Scope) -> None:
+    def report(self, record: RequestRecord, scope: Scope, exchange: Exchange) -> None:
         try:
-            record.end(self.route_of(scope), scope["state"].get("key_name"))
+            record.end(self.route_of(scope), exchange.key_name)
             record.probe = record.route in self.probes
             self.metrics.end(record)
             trace_id = None if self.tracing is None or record.probe else self.tracing.tell(record)
@@ -98,7 +100,7 @@ class Access:
             log.exception("a request could not be told of")
 
     def route_of(self, scope: Scope) -> str:
-        """The template of the address; "other" for one that nobody answers."""
-        # What was refused early has no route.
+        """The template of the path, or "other" if this server has no such path."""
+        # A request that was refused early has no route.
         path = str(getattr(scope.get("route"), "path", scope["path"]))
         return path if path in self.routes else "other"

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llava_api.errors import Unauthorized
 from llava_api.limits.keys import KeyRing
 from llava_api.server.error_handlers import error_response
+from llava_api.server.state import exchange_of
 
 MISSING = (
     "You did not provide an API key: send it as the header Authorization: Bearer YOUR_KEY "
@@ -20,7 +21,7 @@ WRONG = "Incorrect API key provided: this server has no such key."
 
 
 class Authentication:
-    """Puts the key's name into the request's state as ``key_name``."""
+    """Tells the exchange the key's name."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: Collection[str]) -> None:
         self.app = app
@@ -38,7 +39,7 @@ class Authentication:
             refusal = Unauthorized(WRONG if given else MISSING)
             await error_response(refusal, {"www-authenticate": "Bearer"})(scope, receive, send)
             return
-        scope.setdefault("state", {})["key_name"] = name
+        exchange_of(scope).key_name = name
         await self.app(scope, receive, send)
 
 

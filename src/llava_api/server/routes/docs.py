@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.openapi import openapi_document
 from llava_api.server.routes import ENDPOINTS as DOCUMENTED
-from llava_api.server.services import Services
+from llava_api.server.state import services_of
 
 # Relative addresses, because a proxy may serve the page under a path that this server does not know.
 ASSETS = "docs/assets"
@@ -20,8 +20,7 @@ FILES = StaticFiles(packages=[("fastapi_swagger", "resources")])
 
 
 async def openapi(request: Request) -> Response:
-    services: Services = request.app.state.services
-    document = openapi_document(DOCUMENTED, services.model.names[0])
+    document = openapi_document(DOCUMENTED, services_of(request).model.names[0])
     return Response(orjson.dumps(document), media_type="application/json")
 
 

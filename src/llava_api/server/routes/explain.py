@@ -6,20 +6,16 @@ from fastapi.responses import Response
 from llava_api.chat.explain import explain
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.explain import Explanation
+from llava_api.server.answer import Context, answer
 from llava_api.server.endpoint import Endpoint
-from llava_api.server.exchange import exchange, json_response
-from llava_api.server.life import life_of
-from llava_api.server.services import Services, allowance_of
 
 
 async def explain_request(request: Request) -> Response:
-    return await exchange(request, ChatCompletionRequest, answer, spends_tokens=False)
+    return await answer(request, ChatCompletionRequest, prepare, spends_tokens=False)
 
 
-async def answer(services: Services, request: Request, wanted: ChatCompletionRequest) -> Response:
-    allowance, take = allowance_of(request), life_of(request).held.take
-    explained = await explain(services.preparer, wanted, allowance.caller, take, allowance)
-    return json_response(explained.explanation)
+async def prepare(context: Context, wanted: ChatCompletionRequest) -> Explanation:
+    return (await explain(context.services.preparer, wanted, context.account)).explanation
 
 
 ENDPOINTS = (

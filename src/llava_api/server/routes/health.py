@@ -6,26 +6,25 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from llava_api.protocol.health import Health
+from llava_api.server.answer import json_response
 from llava_api.server.endpoint import Endpoint
-from llava_api.server.exchange import json_response
-from llava_api.server.lifecycle import Lifecycle
-from llava_api.server.middleware.gate import refusal
+from llava_api.server.middleware.availability import refusal
+from llava_api.server.state import services_of, state_of
 
 
 async def live(request: Request) -> Response:
     """503 only if nothing but a new process helps: not while it loads or drains or its engine is started again."""
-    life: Lifecycle = request.app.state.lifecycle
-    if life.failure is not None:
-        raise refusal(life, None) or life.failure
+    state = state_of(request.app)
+    if state.lifecycle.failure is not None:
+        raise refusal(state) or state.lifecycle.failure
     return json_response(Health(status="live"))
 
 
 async def ready(request: Request) -> Response:
-    services = request.app.state.services
-    refused = refusal(request.app.state.lifecycle, services)
+    refused = refusal(state_of(request.app))
     if refused is not None:
         raise refused
-    await services.engine.check_health()
+    await services_of(request).engine.check_health()
     return json_response(Health(status="ready"))
 
 

@@ -6,11 +6,11 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from llava_api.server.endpoint import Endpoint
-from llava_api.telemetry.metrics import Metrics
+from llava_api.server.state import state_of
 
 
 async def get_metrics(request: Request) -> Response:
-    metrics: Metrics = request.app.state.metrics
+    metrics = state_of(request.app).metrics
     metrics.sample()
     # This takes some milliseconds; in a thread it does not delay the tokens of open streams.
     content, content_type = await asyncio.to_thread(metrics.page, request.headers.get("accept", ""))

@@ -4,9 +4,10 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from llava_api.protocol.models import ModelCard, ModelList
+from llava_api.server.answer import json_response
 from llava_api.server.endpoint import Endpoint
-from llava_api.server.exchange import json_response
 from llava_api.server.services import Services
+from llava_api.server.state import services_of
 
 
 def card(services: Services, name: str) -> ModelCard:
@@ -17,12 +18,12 @@ def card(services: Services, name: str) -> ModelCard:
 
 
 async def list_models(request: Request) -> Response:
-    services: Services = request.app.state.services
+    services = services_of(request)
     return json_response(ModelList(data=[card(services, name) for name in services.model.served_names()]))
 
 
 async def get_model(request: Request) -> Response:
-    return json_response(card(request.app.state.services, request.path_params["name"]))
+    return json_response(card(services_of(request), request.path_params["name"]))
 
 
 ENDPOINTS = (

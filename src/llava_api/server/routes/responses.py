@@ -5,9 +5,10 @@ import time
 from fastapi import Request
 from fastapi.responses import Response
 
+from llava_api.chat.answers import Answers
 from llava_api.chat.response_question import given_items, response_question
 from llava_api.chat.response_reply import ResponseReply, described
-from llava_api.chat.response_store import Kept, written
+from llava_api.chat.response_store import StoredResponse, items_json
 from llava_api.errors import ErrorCode, InvalidRequest, NotFound
 from llava_api.protocol.response_reply import (
     ArgumentsDelta,
@@ -21,54 +22,47 @@ from llava_api.protocol.response_reply import (
 )
 from llava_api.protocol.response_reply import Response as ResponseObject
 from llava_api.protocol.responses import ResponseRequest
+from llava_api.server.answer import Context, answer, json_response
 from llava_api.server.body import COPIES
 from llava_api.server.endpoint import Endpoint, Stream
-from llava_api.server.exchange import exchange, json_response, reply_id
-from llava_api.server.life import life_of
-from llava_api.server.services import Services, allowance_of, key_of
-from llava_api.server.sse import named_stream
+from llava_api.server.services import Services
+from llava_api.server.state import exchange_of, services_of
 
 NO_STORE = "This server keeps no responses (it was started without --response-store-bytes): "
 
 
 async def create_response(request: Request) -> Response:
-    return await exchange(request, ResponseRequest, answer)
+    return await answer(request, ResponseRequest, prepare)
 
 
-async def answer(services: Services, request: Request, wanted: ResponseRequest) -> Response:
+async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
+    services, account, owner = context.services, context.account, context.key_name
     services.preparer.find_adapter(wanted.model)
     store = services.responses
     if wanted.store and not store.keeps:
         raise InvalidRequest(
             f"{NO_STORE}leave store out, or send false.", param="store", code=ErrorCode.UNSUPPORTED_PARAMETER
         )
-    owner = key_of(request)
-    allowance, held = allowance_of(request), life_of(request).held
-    before = kept(services, wanted.previous_response_id, owner).conversation if wanted.previous_response_id else b"[]"
+    before = b"[]"
+    if wanted.previous_response_id:
+        before = earlier_response(services, wanted.previous_response_id, owner).conversation
     # As much as if it had been sent anew.
-    held.take(COPIES * len(before))
+    account.take(COPIES * len(before))
     question = response_question(wanted, await store.read(before), services.model)
-    response_id = reply_id(request, "resp_")
-    prepared = await services.preparer.prepare(question, response_id, allowance.caller, held.take, allowance)
+    prepared = await services.preparer.prepare(question, context.reply_id("resp_"), account)
     keeping = store.keeps and wanted.store is not False
-    response = described(wanted, prepared, int(time.time()), keeping)
-    conversation = [before, written(given_items(wanted))] if keeping else []
-    streamed = wanted.stream
-    # The pictures' files and their base64: what is to be kept is kept as it is written.
-    del wanted, question, before
-    held.keep(prepared.pixel_bytes + sum(map(len, conversation)))
-    reply = ResponseReply(
-        services.answers(prepared.asked, allowance),
+    conversation = [before, items_json(given_items(wanted))] if keeping else []
+    account.keep(prepared.pixel_bytes + sum(map(len, conversation)))
+    return ResponseReply(
+        Answers(services.engine, services.admission, prepared.spec, account),
         prepared,
-        response,
-        keep=lambda made: store.put(made, conversation, owner),
+        described(wanted, prepared, int(time.time()), keeping),
+        keep=lambda response: store.put(response, conversation, owner),
+        streamed=bool(wanted.stream),
     )
-    if not streamed:
-        return json_response(await reply.whole())
-    return await named_stream(request, reply.events(), reply.failure)
 
 
-def kept(services: Services, response_id: str, owner: str) -> Kept:
+def earlier_response(services: Services, response_id: str, owner: str) -> StoredResponse:
     """What ``previous_response_id`` stands for. Raises InvalidRequest."""
     if not services.responses.keeps:
         raise InvalidRequest(
@@ -87,25 +81,25 @@ def kept(services: Services, response_id: str, owner: str) -> Kept:
 
 
 async def get_response(request: Request) -> Response:
-    return Response(kept_for(request).reply, media_type="application/json")
+    return Response(stored_response(request).reply, media_type="application/json")
 
 
 async def delete_response(request: Request) -> Response:
-    kept_for(request)
-    services: Services = request.app.state.services
+    stored_response(request)
+    services = services_of(request)
     services.responses.delete(request.path_params["response_id"])
     return json_response(DeletedResponse(id=request.path_params["response_id"]))
 
 
-def kept_for(request: Request) -> Kept:
+def stored_response(request: Request) -> StoredResponse:
     """The kept response of the request's path. Raises InvalidRequest and NotFound."""
-    services: Services = request.app.state.services
+    services = services_of(request)
     if request.query_params:
         name = next(iter(request.query_params))
         raise InvalidRequest("A kept response is sent whole: leave the query out.", param=name[:64])
     if not services.responses.keeps:
         raise NotFound(f"{NO_STORE}there is nothing to look up.")
-    found = services.responses.get(request.path_params["response_id"], key_of(request))
+    found = services.responses.get(request.path_params["response_id"], exchange_of(request.scope).key_name)
     if found is None:
         raise NotFound("There is no response of that id, or it has made room for newer ones.")
     return found

@@ -1,0 +1,85 @@
+"""What all endpoints do that answer a request body: read it, make the reply, and send it whole or as a stream."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from llava_api.limits.account import Account
+from llava_api.server.body import Model, read_request
+from llava_api.server.producer import Deadline, End, Reply, ReplyProducer, Stopped
+from llava_api.server.services import Services
+from llava_api.server.sse import EventStream
+from llava_api.server.state import exchange_of, services_of
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that has closed the connection; it is only seen in logs and metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an endpoint needs besides the request body."""
+
+    services: Services
+    account: Account
+    request_id: str
+    key_name: str
+
+    def reply_id(self, prefix: str) -> str:
+        """The reply's id is the request's, with the prefix that OpenAI's has."""
+        return prefix + self.request_id.removeprefix("req_")
+
+
+async def answer(
+    request: Request,
+    kind: type[Model],
+    prepare: Callable[[Context, Model], Awaitable[Reply | BaseModel]],
+    spends_tokens: bool = True,
+) -> Response:
+    """``prepare`` turns a body of type ``kind`` into a reply that is to be generated, or into one that is complete.
+
+    An error is raised until the status is sent; after that it is the last event of the stream. Raises ApiError.
+    """
+    exchange, services = exchange_of(request.scope), services_of(request)
+    settings = services.settings
+    account = await exchange.open_account(services.limiter, services.memory, spends_tokens)
+    context = Context(services, account, exchange.request_id, exchange.key_name)
+    deadline = Deadline(settings.request_timeout_seconds)
+    try:
+        # The body is no variable here, which would keep its images in memory until the end of the answer.
+        async with deadline.enforced():
+            reading = read_request(request, kind, settings.max_body_bytes, account)
+            producer = ReplyProducer(partial(prepare, context), await reading, deadline)
+        exchange.push_async_callback(producer.close)
+        producer.task.add_done_callback(lambda _: account.release())
+        watching = asyncio.create_task(cancel_on_disconnect(request.receive, producer))
+        try:
+            first = await producer.first(settings.stream_head_seconds)
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+        if isinstance(first, End) and first.error is not None:
+            raise first.error
+    except (Stopped, ClientDisconnect):
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if producer.reply is not None:
+        return EventStream(producer, producer.reply, first, settings.stream_keep_alive_seconds)
+    assert isinstance(first, BaseModel)
+    return json_response(first)
+
+
+async def cancel_on_disconnect(receive: Receive, producer: ReplyProducer) -> None:
+    """A client that only closes its sending side (``shutdown(SHUT_WR)``) counts as gone: uvicorn sees no difference."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    producer.cancel()
+
+
+def json_response(body: BaseModel) -> Response:
+    return Response(body.model_dump_json(), media_type="application/json")

@@ -1,0 +1,141 @@
+"""Makes a reply in a task of its own, which is all that has to be ended when a request ends early."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from pydantic import BaseModel
+
+from llava_api.errors import ApiError, RequestTimedOut
+
+TIMED_OUT = (
+    "The request took longer than the {seconds:g} seconds this server gives it: ask for a shorter answer (max_tokens), "
+    "or try again when the server is less busy."
+)
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class Reply(Protocol):
+    """An answer in the making, in the form of one endpoint."""
+
+    @property
+    def streamed(self) -> bool: ...
+
+    @property
+    def end_of_stream(self) -> str | None:
+        """Data of the event after the last item of a stream that did not fail; None for no such event."""
+
+    async def whole(self) -> BaseModel: ...
+
+    def items(self) -> AsyncGenerator[BaseModel, None]: ...
+
+    def failure(self, error: ApiError) -> Iterable[BaseModel]:
+        """The last items of a stream that failed."""
+
+
+class Deadline:
+    """``seconds`` for one request, counted from now."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.time = asyncio.get_running_loop().time() + seconds
+
+    @asynccontextmanager
+    async def enforced(self) -> AsyncIterator[None]:
+        """Raises RequestTimedOut as soon as the time is up."""
+        clock = asyncio.timeout_at(self.time)
+        try:
+            async with clock:
+                yield
+        except TimeoutError as error:
+            raise (RequestTimedOut(TIMED_OUT.format(seconds=self.seconds)) if clock.expired() else error) from error
+
+
+class Stopped(Exception):
+    """The reply was given up before its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    error: Exception | None
+    """What ended the reply early."""
+
+
+class ReplyProducer:
+    """Prepares a request, generates the reply, and keeps one item of it ready for the reader.
+
+    All of it runs in one task, to its end or to the deadline, whether or not anybody reads. The task is cancelled once
+    at most: the abort of a request inside the engine is awaited, and a second cancellation would break it off.
+    """
+
+    def __init__(self, prepare: Callable[[Body], Awaitable[Reply | BaseModel]], body: Body, deadline: Deadline) -> None:
+        self.reply: Reply | None = None
+        """Set if the reply is streamed, when its generation begins."""
+        self.ready: deque[BaseModel] = deque()
+        self.end: End | None = None
+        self.begun = asyncio.Event()
+        self.came = asyncio.Event()
+        self.taken = asyncio.Event()
+        self.task = asyncio.create_task(self.run(prepare, body, deadline))
+
+    async def run(
+        self, prepare: Callable[[Body], Awaitable[Reply | BaseModel]], body: Body, deadline: Deadline
+    ) -> None:
+        end = End(Stopped())
+        try:
+            async with deadline.enforced():
+                reply = await prepare(body)
+                # The images' files and their base64 can be freed: only their pixels are needed from here on.
+                del body
+                if isinstance(reply, BaseModel):
+                    self.ready.append(reply)
+                elif not reply.streamed:
+                    self.ready.append(await reply.whole())
+                else:
+                    self.reply = reply
+                    self.begun.set()
+                    async with aclosing(reply.items()) as items:
+                        async for item in items:
+                            self.ready.append(item)
+                            self.came.set()
+                            while self.ready:
+                                self.taken.clear()
+                                await self.taken.wait()
+            end = End(None)
+        except Exception as error:
+            end = End(error)
+        finally:
+            self.end = end
+            self.begun.set()
+            self.came.set()
+
+    async def first(self, seconds: float) -> BaseModel | End | None:
+        """The whole reply, or a stream's first item; None if a stream has begun and brought nothing in ``seconds``."""
+        await self.begun.wait()
+        return await self.next(seconds)
+
+    async def next(self, seconds: float) -> BaseModel | End | None:
+        """None if nothing came in ``seconds``."""
+        if not self.ready and self.end is None:
+            self.came.clear()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self.came.wait()
+            except TimeoutError:
+                return None
+        if self.ready:
+            self.taken.set()
+            return self.ready.popleft()
+        return self.end
+
+    def cancel(self) -> None:
+        if not self.task.cancelling():
+            self.task.cancel()
+
+    async def close(self) -> None:
+        """Returns once the task has ended and given back what it held."""
+        self.cancel()
+        await asyncio.wait({self.task})
