@@ -9,7 +9,7 @@ Must not hold pictures, their URLs, or keys.
 """
 
 from bisect import bisect_left
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter, time_ns
 from typing import Literal
@@ -232,12 +232,3 @@ RECORD: ContextVar[RequestRecord] = ContextVar("RECORD")
 def current() -> RequestRecord:
     found = RECORD.get(None)
     return RequestRecord() if found is None else found
-
-
-def opened(record: RequestRecord) -> "Token[RequestRecord]":
-    """From here on ``current()`` is ``record``, until ``closed``."""
-    return RECORD.set(record)
-
-
-def closed(token: "Token[RequestRecord]") -> None:
-    RECORD.reset(token)
