@@ -17,11 +17,12 @@ from llava_api.limits.keys import KeyRing
 from llava_api.limits.rate import RateLimiter
 from llava_api.limits.windows import Windows
 from llava_api.server.app import create_app
+from llava_api.server.listening import listen
 from llava_api.server.services import open_services
 from llava_api.settings import Settings
 from tests.support.clock import Clock
 from tests.support.openai_schemas import ValidatingTransport
-from tests.support.real_socket import served
+from tests.support.running_server import serve_app
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tokenizer import write_checkpoint
 from tests.support.web import Web, small_web
@@ -102,6 +103,8 @@ def limiter(app: FastAPI, clock: Clock) -> RateLimiter:
 
 @pytest_asyncio.fixture
 async def port(app: FastAPI) -> AsyncIterator[int]:
-    """Of the app on a real socket, where a request line can be anything."""
-    async with served(app) as door:
-        yield door.address[1]
+    """The port of the app on a real socket, where a request line can be anything."""
+    # At this address, also for tests whose settings name another.
+    async with serve_app(app, listen(Settings(port=0))) as server:
+        port: int = server.address[1]
+        yield port

@@ -1,25 +1,23 @@
 """One line a request: what it says, what it never says, and that no client can write lines of its own."""
 
-import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from llava_api.images.fetch import Resolve
 from llava_api.telemetry.log_lines import FIELDS, HumanLines, JsonLines
 from tests.api.test_chat import CHAT, RED, picture_message, text_body
-from tests.support.edge import edge_of, post
 from tests.support.metrics_page import read_page
+from tests.support.running_server import post, serve_app
 from tests.support.scripted_engine import ScriptedEngine
+from tests.support.waiting import until
 from tests.support.web import Web
 
 KEY = "sk-llava-for-anne-0123456789"
@@ -201,53 +199,24 @@ async def test_an_unforeseen_errors_path_is_escaped(
     assert complaints[0].isprintable()
 
 
-@asynccontextmanager
-async def listening(app: FastAPI) -> AsyncIterator[tuple[int, uvicorn.Server]]:
-    """(port, server); ends as a server does that was told to, and gives open streams a second."""
-    config = uvicorn.Config(
-        app, port=0, log_config=None, log_level="critical", lifespan="off", timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1], server
-    server.should_exit = True
-    await serving
-
-
-async def ask(port: int, stream: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = json.dumps(text_body(stream=stream)).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
-    return reader, writer
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def test_who_ended_it_is_told_apart(app: FastAPI, engine: ScriptedEngine, lines: Lines) -> None:
     engine.pause_seconds = 0.05
     engine.say(*[" a"] * 200)
-    async with listening(app) as (port, server):
+    async with serve_app(app) as running:
         for number, stream in enumerate((True, False)):
-            reader, writer = await ask(port, stream)
+            connection = await running.connect()
+            await connection.send(post(CHAT, text_body(stream=stream), f"Authorization: Bearer {KEY}"))
             if stream:
-                await reader.readuntil(b"data: ")
+                await connection.reader.readuntil(b"data: ")
             await until(lambda: engine.unfinished)
-            writer.close()
-            await writer.wait_closed()
+            await connection.close()
             await until(lambda number=number: len(lines.fields()) > number)
-        reader, writer = await ask(port, True)
-        await reader.readuntil(b"data: ")
-        server.should_exit = True
+        connection = await running.connect()
+        await connection.send(post(CHAT, text_body(stream=True), f"Authorization: Bearer {KEY}"))
+        await connection.reader.readuntil(b"data: ")
+        # Open streams have a second left.
+        running.server.should_exit = True
         await until(lambda: len(lines.fields()) == 3)
-        writer.close()
-        await writer.wait_closed()
     streamed, whole, cut = lines.fields()
     assert (streamed["status"], streamed["outcome"]) == (200, "client_gone")
     assert streamed["completion_tokens"] > 0
@@ -258,8 +227,8 @@ async def test_who_ended_it_is_told_apart(app: FastAPI, engine: ScriptedEngine, 
 
 async def test_what_comes_behind_a_good_request_is_not_its_failure(app: FastAPI, lines: Lines) -> None:
     metrics = app.state.metrics
-    async with edge_of(app, count_refusal=metrics.reject) as edge:
-        caller = await edge.call()
+    async with serve_app(app, count_refusal=metrics.reject) as edge:
+        caller = await edge.connect()
         await caller.send(post(CHAT, text_body(), f"Authorization: Bearer {KEY}") + b"GARBAGE\r\n\r\n")
         assert [(await caller.answer()).status for _ in range(2)] == [200, 400]
     (line,) = lines.fields()

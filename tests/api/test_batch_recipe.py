@@ -13,8 +13,8 @@ from fastapi import FastAPI
 
 from llava_api.errors import Unavailable
 from tests.support.metrics_page import read_page
-from tests.support.real_socket import served
 from tests.support.recipes import PICTURES, read_recipes
+from tests.support.running_server import serve_app
 from tests.support.scripted_engine import ScriptedEngine
 
 PICTURES_SENT = 10
@@ -36,12 +36,12 @@ async def test_it_comes_again_when_the_queue_is_full(
     folder.mkdir()
     for number in range(PICTURES_SENT):
         shutil.copy(PICTURES / "shapes" / "one.png", folder / f"{number}.png")
-    async with served(app) as door:
+    async with serve_app(app) as server:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             tmp_path / recipe.file,
             folder,
-            env=os.environ | {"OPENAI_BASE_URL": door.base_url, "OPENAI_API_KEY": "none"},
+            env=os.environ | {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": "none"},
             stdout=asyncio.subprocess.PIPE,
         )
         try:

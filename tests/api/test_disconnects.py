@@ -16,9 +16,10 @@ from llava_api.limits.admission import Admission
 from llava_api.server.services import Services
 from tests.api.test_chat import BLUE, CHAT, RED, picture_message, text_body
 from tests.api.test_structured_output import form
-from tests.support.at_rest import held, in_threads, settle, until
-from tests.support.real_socket import Leaving, served
+from tests.support.at_rest import held, in_threads, settle
+from tests.support.running_server import Leaving, post, serve_app
 from tests.support.scripted_engine import ScriptedEngine
+from tests.support.waiting import until
 from tests.support.web import Web
 
 GRAMMAR_SECONDS = 0.5
@@ -182,13 +183,15 @@ async def test_what_was_held_is_free_again(
     world: World, stage: Any, stream: bool, how: Leaving, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked_before = [prefill, answering]
-    async with served(world.app) as door:
+    async with serve_app(world.app) as server:
         tasks = asyncio.all_tasks()
-        async with stage(world) as (body, reached), door.caller() as caller:
+        async with stage(world) as (body, reached):
+            connection = await server.connect()
             others = held(world.app)
-            caller.send(CHAT, {**body, "stream": stream}, missing_bytes=10 if stage is body_comes else 0)
+            request = post(CHAT, {**body, "stream": stream})
+            await connection.send(request[:-10] if stage is body_comes else request)
             await until(reached)
-            await caller.leave(how)
+            await connection.leave(how)
             try:
                 await until(lambda: held(world.app) == others, seconds=2)
             finally:
@@ -198,37 +201,35 @@ async def test_what_was_held_is_free_again(
         # It still answers, and nobody who left is the server's fault.
         world.engine.say("Fine.")
         world.engine.pause_seconds = 0
-        async with door.caller() as caller:
-            caller.send(CHAT, text_body())
-            assert b"Fine." in await caller.answer()
+        assert b"Fine." in (await server.ask(post(CHAT, text_body()))).body
         assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 async def test_a_connection_that_has_answered_before(world: World, how: Leaving) -> None:
-    async with served(world.app) as door:
+    async with serve_app(world.app) as server:
         tasks = asyncio.all_tasks()
-        async with door.caller() as caller:
-            for _ in range(2):
-                caller.send(CHAT, text_body())
-                assert b"A red circle." in await caller.answer()
-            world.engine.pause_seconds = 30
-            caller.send(CHAT, text_body())
-            await until(lambda: world.engine.unfinished)
-            await caller.leave(how)
-            await settle(world.app, tasks)
+        connection = await server.connect()
+        for _ in range(2):
+            assert b"A red circle." in (await connection.ask(post(CHAT, text_body()))).body
+        world.engine.pause_seconds = 30
+        await connection.send(post(CHAT, text_body()))
+        await until(lambda: world.engine.unfinished)
+        await connection.leave(how)
+        await settle(world.app, tasks)
 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_one_who_leaves_does_not_take_the_picture_from_those_who_stay(world: World, stream: bool) -> None:
     there = world.hold_up("render_data")
-    async with served(world.app) as door, door.caller() as leaving, door.caller() as staying:
-        leaving.send(CHAT, {**shows(RED), "stream": stream})
+    async with serve_app(world.app) as server:
+        leaving, staying = await server.connect(), await server.connect()
+        await leaving.send(post(CHAT, {**shows(RED), "stream": stream}))
         await until(there.is_set)
-        staying.send(CHAT, shows(RED))
+        await staying.send(post(CHAT, shows(RED)))
         await until(lambda: [len(job.wanted_by) for job in world.images.pool.jobs.values()] == [2])
         await leaving.leave("RST")
         await until(lambda: [len(job.wanted_by) for job in world.images.pool.jobs.values()] == [1])
         world.go_on.set()
-        assert b"A red circle." in await staying.answer()
+        assert b"A red circle." in (await staying.answer()).body
         assert len(world.engine.requests) == 1

@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-import uvicorn
 from fastapi import FastAPI
 
 from llava_api.chat.model import open_model
@@ -19,13 +18,17 @@ from llava_api.limits.keys import KeyRing
 from llava_api.limits.rate import open_limiter
 from llava_api.server import lifecycle
 from llava_api.server.app import create_app
+from llava_api.server.http_server import make_config
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.lifespan import Moments, make_lifespan
+from llava_api.server.listening import listen
 from llava_api.settings import Settings
 from tests.support.metrics_page import read_page
+from tests.support.running_server import PromptServer
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.sse import events
 from tests.support.tokenizer import write_checkpoint
+from tests.support.waiting import until
 
 SOON = 10.0
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -86,11 +89,11 @@ async def running(
     moments = Moments(abandon_load=abandoned.set, on_end=close_port)
     lifespan = make_lifespan(model, settings, keys, limiter, life, start, moments)
     app = create_app(settings, keys, lifespan=lifespan, life=life)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    server = PromptServer(make_config(app, settings))
+    listener = listen(Settings(port=0))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await until(lambda: server.started)
+    port = listener.getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=SOON) as client:
         yield Running(life, engine, client, loaded, abandoned, serving, starts, app)
     life.stop()

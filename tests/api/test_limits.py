@@ -17,7 +17,7 @@ from tests.api.test_queue import ANNE, BEN, until
 from tests.api.test_tools import TOOLS
 from tests.support.at_rest import held
 from tests.support.clock import Clock
-from tests.support.real_socket import served
+from tests.support.running_server import post, serve_app
 from tests.support.scripted_engine import ScriptedEngine
 
 REQUESTS = ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests")
@@ -270,10 +270,11 @@ class TestTokensOfCalls:
         engine.say(' {"', "na", "me", '": "', *["l"] * 1000)
         engine.pause_seconds, engine.abort_turns = 0.02, 5
         body = text_body(tools=TOOLS)
-        async with served(app) as door, door.caller() as caller:
-            caller.send(CHAT, {**body, "stream": True}, headers=ANNE)
+        async with serve_app(app) as server:
+            connection = await server.connect()
+            await connection.send(post(CHAT, {**body, "stream": True}, f"Authorization: {ANNE['authorization']}"))
             await until(lambda: engine.deltas == 3)
-            await caller.leave("RST")
+            await connection.leave("RST")
             await until(lambda: held(app) == {})
             prompt = (await client.post(EXPLAIN, json=body, headers=ANNE)).json()["prompt_tokens"]
             state = limiter.windows.state

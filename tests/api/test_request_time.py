@@ -14,11 +14,12 @@ from llava_api.images.fetch import Resolve
 from llava_api.server.services import Services
 from tests.api.test_chat import CHAT, RED, picture_message, text_body
 from tests.api.test_errors import error_of
-from tests.support.at_rest import held, settle, until
+from tests.support.at_rest import held, settle
 from tests.support.openai_schemas import validate_event_stream
-from tests.support.real_socket import served
+from tests.support.running_server import post, serve_app
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.sse import chunks, events
+from tests.support.waiting import until
 from tests.support.web import Web
 
 RESPONSES = "/v1/responses"
@@ -97,10 +98,11 @@ async def test_an_answer_that_takes_too_long_frees_the_engine_though_its_reader_
 ) -> None:
     engine.say(*["word " * 2000] * 5000)
     give(services, request_timeout_seconds=1)
-    async with served(app) as door, door.caller() as caller:
+    async with serve_app(app) as server:
+        connection = await server.connect()
         # It reads nothing: the sockets' buffers fill, and then the server's.
-        caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        caller.send(CHAT, text_body(stream=True))
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await connection.send(post(CHAT, text_body(stream=True)))
         await until(lambda: engine.unfinished)
         await until(lambda: engine.unfinished == 0 and services.admission.running == 0)
         assert engine.deltas < 5000
@@ -137,11 +139,12 @@ async def test_too_long_while_a_picture_is_decoded(
 async def test_too_long_in_the_queue_and_while_the_body_comes(app: FastAPI, services: Services) -> None:
     give(services, request_timeout_seconds=0.2)
     slot = await services.admission.enter("somebody else", 1)
-    async with served(app) as door, door.caller() as caller, door.caller() as slow:
-        caller.send(CHAT, text_body())
-        slow.send(CHAT, text_body(), missing_bytes=5)
-        for answer in (await caller.answer(), await slow.answer()):
-            assert json.loads(answer)["error"]["code"] == "request_timeout"
+    async with serve_app(app) as server:
+        whole, slow = await server.connect(), await server.connect()
+        await whole.send(post(CHAT, text_body()))
+        await slow.send(post(CHAT, text_body())[:-5])
+        for connection in (whole, slow):
+            assert (await connection.answer()).error["code"] == "request_timeout"
     slot.release()
     await until(lambda: held(app) == {})
 
@@ -178,8 +181,8 @@ async def test_no_comments_while_chunks_come(
 async def test_who_waits_in_the_queue_has_his_status_in_time(app: FastAPI, services: Services, path: str) -> None:
     give(services, stream_head_seconds=0.1, stream_keep_alive_seconds=0.1)
     slot = await services.admission.enter("somebody else", 1)
-    async with served(app) as door, httpx.AsyncClient() as client:
-        url = door.base_url.removesuffix("/v1") + path
+    async with serve_app(app) as server, httpx.AsyncClient() as client:
+        url = server.base_url.removesuffix("/v1") + path
         async with client.stream("POST", url, json=body_for(path, stream=True)) as reply:
             assert reply.status_code == 200
             assert reply.headers["content-type"].startswith("text/event-stream")
@@ -246,7 +249,10 @@ async def test_a_failure_before_the_status_has_one_of_its_own(
 async def test_the_openai_client_reads_past_comments(app: FastAPI, engine: ScriptedEngine, services: Services) -> None:
     engine.pause_seconds = 0.3
     give(services, stream_head_seconds=0.05, stream_keep_alive_seconds=0.05)
-    async with served(app) as door, openai.AsyncOpenAI(base_url=door.base_url, api_key="none", max_retries=0) as client:
+    async with (
+        serve_app(app) as server,
+        openai.AsyncOpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client,
+    ):
         made = await client.chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": "Hello."}], stream=True
         )

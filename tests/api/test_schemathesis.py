@@ -4,14 +4,12 @@ schemathesis sees to it that nothing is a server error, that no status and no co
 answer fits its schema (so every refusal has the one error shape), and that what the document forbids is refused.
 """
 
-import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 import schemathesis
-import uvicorn
 from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 from schemathesis import GenerationMode
@@ -26,10 +24,13 @@ from schemathesis.specs.openapi.checks import (
 from llava_api.chat.model import open_model
 from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
+from llava_api.server.http_server import make_config
+from llava_api.server.listening import listen
 from llava_api.server.openapi import openapi_document
 from llava_api.server.routes import ENDPOINTS
 from llava_api.server.services import open_services
 from llava_api.settings import Settings
+from tests.support.running_server import PromptServer
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tokenizer import write_checkpoint
 
@@ -56,11 +57,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         await services.close()
 
     app = create_app(chosen, KeyRing(chosen), services, lifespan)
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener = listen(Settings(port=0))
     # From here on a connection waits until the server takes it.
     listener.listen()
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    server = PromptServer(make_config(app, chosen))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"

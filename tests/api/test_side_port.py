@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from llava_api.server.side_port import MOST_CONNECTIONS, side_port
 from llava_api.settings import Settings
 from tests.api.test_chat import CHAT, text_body
-from tests.support.edge import HEALTH, Caller
 from tests.support.metrics_page import read_page
+from tests.support.running_server import HEALTH, Connection
 from tests.support.scripted_engine import ScriptedEngine
 
 ANNE = {"authorization": "Bearer sk-llava-for-anne-0123456789"}
@@ -83,10 +83,10 @@ async def test_without_a_port_nothing_is_done(app: FastAPI) -> None:
 
 async def test_silent_connections_keep_no_probe_out(app: FastAPI) -> None:
     listener, _ = bound()
-    callers: list[Caller] = []
+    callers: list[Connection] = []
 
-    async def call() -> Caller:
-        callers.append(Caller(*await asyncio.open_connection(*listener.getsockname())))
+    async def call() -> Connection:
+        callers.append(Connection(*await asyncio.open_connection(*listener.getsockname())))
         return callers[-1]
 
     async with side_port(app, listener, Settings()):
@@ -101,7 +101,7 @@ async def test_headers_are_bounded_and_tls_is_the_main_ports(app: FastAPI) -> No
     listener, address = bound()
     settings = Settings(max_header_bytes=4096, tls_certificate_file="none.crt", tls_key_file="none.key")
     async with side_port(app, listener, settings), httpx.AsyncClient(base_url=address) as side:
-        caller = Caller(*await asyncio.open_connection(*listener.getsockname()))
+        caller = Connection(*await asyncio.open_connection(*listener.getsockname()))
         answer = await caller.ask(b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 5000)
         assert (answer.status, answer.error["code"]) == (431, "headers_too_large")
         await caller.close()

@@ -111,9 +111,10 @@ async def test_one_host_and_no_more(port: int) -> None:
     assert (await say(port))[0] == 400
     assert await say(port, protocol="HTTP/1.0") == (200, None)
     assert await say(port, "Host: evil.example.net", protocol="HTTP/1.0") == (403, "host_not_allowed")
-    # An absolute target says nothing about where a browser believes to be.
-    path = "http://localhost/v1/models"
-    assert (await say(port, "Host: evil.example.net", method="GET", path=path))[0] == 403
+    # An absolute target must name the same host, and does not make it a known one.
+    for host, status in (("localhost", 400), ("evil.example.net", 403)):
+        path = f"http://{host}/v1/models"
+        assert (await say(port, "Host: evil.example.net", method="GET", path=path))[0] == status
 
 
 FROM_STRANGERS = {

@@ -3,17 +3,14 @@
 The checkpoint is the bundled demo without an end token, so that answers run on as long as a test needs.
 """
 
-import asyncio
 import json
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-import uvicorn
 
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.chat.prepare import Preparer
@@ -24,6 +21,7 @@ from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
 from llava_api.server.services import open_services
 from llava_api.settings import Settings
+from tests.support.running_server import RunningServer, serve_app
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,11 @@ class Running:
     engine: Engine
     model: ServedModel
     preparer: Preparer
-    base_url: str
+    server: RunningServer
+
+    @property
+    def base_url(self) -> str:
+        return self.server.base_url
 
 
 def endless_copy(source: Path, target: Path) -> Path:
@@ -58,14 +60,9 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     settings = Settings()
     model = replace(open_model(str(folder), ("endless",), settings), stop_token_ids=())
     engine = await start_engine(settings, model.to_load())
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
     services = open_services(settings, model, engine)
     app = create_app(settings, KeyRing(settings), services)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    yield Running(engine, model, services.preparer, f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
-    server.should_exit = True
-    await serving
+    async with serve_app(app) as server:
+        yield Running(engine, model, services.preparer, server)
     await services.close()
     await engine.shutdown()

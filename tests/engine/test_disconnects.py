@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import Running
-from tests.support.real_socket import Caller, Leaving
+from tests.support.running_server import Leaving, post
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -27,17 +27,16 @@ async def test_leaving_ends_the_engines_work(running: Running, stream: bool, how
         "ignore_eos": True,
         "stream": stream,
     }
-    host, port = running.base_url.removeprefix("http://").removesuffix("/v1").split(":")
-    caller = Caller(*await asyncio.open_connection(host, int(port)))
+    connection = await running.server.connect()
     try:
-        caller.send("/v1/chat/completions", body)
+        await connection.send(post("/v1/chat/completions", body))
         await until_unfinished(running, 1, 20)
         if stream:
-            await asyncio.wait_for(caller.reader.readuntil(b"data: "), 20)
+            await asyncio.wait_for(connection.reader.readuntil(b"data: "), 20)
         else:
             await asyncio.sleep(0.3)
         # It would go on for long.
         assert running.engine.unfinished_requests() == 1
     finally:
-        await caller.leave(how)
+        await connection.leave(how)
     await until_unfinished(running, 0, 2)

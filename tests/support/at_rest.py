@@ -1,12 +1,12 @@
 """Everything that a request may hold inside the server, by name: nothing of it may be left behind."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
 
 from llava_api.server.services import Services
+from tests.support.waiting import until
 
 
 def held(app: FastAPI) -> dict[str, Any]:
@@ -33,13 +33,6 @@ def held(app: FastAPI) -> dict[str, Any]:
 def in_threads(app: FastAPI) -> int:
     images = app.state.services.preparer.images
     return int(images.pool.running + images.measuring_pool.running)
-
-
-async def until(condition: Callable[[], Any], seconds: float = 5) -> None:
-    """Raises TimeoutError."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def settle(app: FastAPI, tasks: set["asyncio.Task[Any]"], seconds: float = 2) -> None:

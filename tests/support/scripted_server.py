@@ -5,7 +5,6 @@
 
 import asyncio
 import json
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +12,15 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
 
-import uvicorn
-
 from llava_api.chat.model import open_model
 from llava_api.cli.allocator import keep_freed_memory
 from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
+from llava_api.server.http_server import make_config
+from llava_api.server.listening import listen
 from llava_api.server.services import open_services
 from llava_api.settings import Settings
+from tests.support.running_server import PromptServer
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tokenizer import write_checkpoint
 
@@ -32,11 +32,10 @@ async def serve(folder: Path, chosen: dict[str, Any], pause_seconds: float) -> N
     engine.pause_seconds = pause_seconds
     services = open_services(settings, model, engine)
     app = create_app(settings, KeyRing(settings), services)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with listen(settings.model_copy(update={"port": 0})) as listener:
         listener.listen(2048)
         print(listener.getsockname()[1], flush=True)
-        await uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off")).serve(sockets=[listener])
+        await PromptServer(make_config(app, settings, lifespan="off")).serve(sockets=[listener])
     await services.close()
 
 

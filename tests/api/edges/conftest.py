@@ -7,7 +7,7 @@ import pytest_asyncio
 import uvloop
 from fastapi import FastAPI
 
-from tests.support.edge import Edge, edge_of
+from tests.support.running_server import RunningServer, serve_app
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], Any]]:
@@ -15,6 +15,6 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], Any]]:
 
 
 @pytest_asyncio.fixture
-async def edge(app: FastAPI) -> AsyncIterator[Edge]:
-    async with edge_of(app) as made:
+async def edge(app: FastAPI) -> AsyncIterator[RunningServer]:
+    async with serve_app(app) as made:
         yield made

@@ -6,8 +6,9 @@ import tracemalloc
 import pytest
 
 from tests.api.test_chat import CHAT, text_body
-from tests.support.edge import HEALTH, Edge, post, until
+from tests.support.running_server import HEALTH, RunningServer, post
 from tests.support.scripted_engine import ScriptedEngine
+from tests.support.waiting import until
 
 BODY = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = BODY + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -71,8 +72,8 @@ DOUBTFUL = {
 
 
 @pytest.mark.parametrize("name", DOUBTFUL)
-async def test_in_doubt_refused(edge: Edge, engine: ScriptedEngine, name: str) -> None:
-    caller = await edge.call()
+async def test_in_doubt_refused(edge: RunningServer, engine: ScriptedEngine, name: str) -> None:
+    caller = await edge.connect()
     answer = await caller.ask(DOUBTFUL[name])
     assert (answer.status, answer.error["code"]) == (400, "invalid_http")
     assert answer.headers["connection"] == "close"
@@ -83,8 +84,8 @@ async def test_in_doubt_refused(edge: Edge, engine: ScriptedEngine, name: str) -
 
 
 @pytest.mark.parametrize("name", DOUBTFUL)
-async def test_one_byte_at_a_time_the_verdict_is_the_same(edge: Edge, name: str) -> None:
-    caller = await edge.call()
+async def test_one_byte_at_a_time_the_verdict_is_the_same(edge: RunningServer, name: str) -> None:
+    caller = await edge.connect()
     head, _, rest = DOUBTFUL[name].partition(b"0" * 5000)
     pieces = [bytes([byte]) for byte in head] + ([b"0" * 5000, rest] if rest else [])
     for piece in pieces:
@@ -110,13 +111,13 @@ async def test_one_byte_at_a_time_the_verdict_is_the_same(edge: Edge, name: str)
         b"HTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n\r\n",
     ],
 )
-async def test_odd_but_clear_answered(edge: Edge, request_line: bytes) -> None:
+async def test_odd_but_clear_answered(edge: RunningServer, request_line: bytes) -> None:
     assert (await edge.ask(request_line)).status == 200
 
 
-async def test_a_question_that_asks_for_an_upgrade_is_answered_as_any_other(edge: Edge) -> None:
+async def test_a_question_that_asks_for_an_upgrade_is_answered_as_any_other(edge: RunningServer) -> None:
     """As Java's own client does with each first request; its body may come later."""
-    caller = await edge.call()
+    caller = await edge.connect()
     for _ in range(2):
         request = post(CHAT, text_body(), "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMA")
         head, _, body = request.partition(b"\r\n\r\n")
@@ -129,24 +130,24 @@ async def test_a_question_that_asks_for_an_upgrade_is_answered_as_any_other(edge
     assert [(await caller.answer()).status for _ in range(2)] == [200, 200]
 
 
-async def test_trailers_are_no_headers(edge: Edge) -> None:
+async def test_trailers_are_no_headers(edge: RunningServer) -> None:
     """They come when the headers have been judged; those of a body are none of the next request either."""
     body = b'{"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}'
-    caller = await edge.call()
+    caller = await edge.connect()
     for _ in range(2):
         await caller.send(CHUNKED + b"%x\r\n%s\r\n0\r\nContent-Encoding: gzip\r\nHost: b\r\n\r\n" % (len(body), body))
         assert (await caller.answer()).status == 200
 
 
-async def test_a_flood_of_trailers_and_extensions_is_cut(edge: Edge) -> None:
+async def test_a_flood_of_trailers_and_extensions_is_cut(edge: RunningServer) -> None:
     for flood in (b"1;" + b"a" * 100_000, b"1\r\n{\r\n0\r\nX: " + b"a" * 100_000):
         answer = await edge.ask(CHUNKED + flood)
         assert (answer.status, answer.error["code"]) == (431, "headers_too_large")
 
 
-async def test_a_bad_request_behind_a_good_one_waits_its_turn(edge: Edge, engine: ScriptedEngine) -> None:
+async def test_a_bad_request_behind_a_good_one_waits_its_turn(edge: RunningServer, engine: ScriptedEngine) -> None:
     engine.pause_seconds = 0.1
-    caller = await edge.call()
+    caller = await edge.connect()
     await caller.send(post(CHAT, text_body()) + b"nonsense\r\n\r\n" + HEALTH)
     assert (await caller.answer()).status == 200
     assert (await caller.answer()).error["code"] == "invalid_http"
@@ -156,10 +157,10 @@ async def test_a_bad_request_behind_a_good_one_waits_its_turn(edge: Edge, engine
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("body", [post(CHAT, text_body()), CHUNKED + b"2\r\n{}\r\n0\r\n\r\n", CHUNKED + b"zz\r\n"])
 async def test_a_body_behind_a_request_ends_the_connection_after_its_answer(
-    edge: Edge, engine: ScriptedEngine, body: bytes, stream: bool
+    edge: RunningServer, engine: ScriptedEngine, body: bytes, stream: bool
 ) -> None:
     engine.pause_seconds = 0.1
-    caller = await edge.call()
+    caller = await edge.connect()
     await caller.send(post(CHAT, text_body(stream=stream)) + HEALTH + body + HEALTH)
     said = await caller.end()
     assert said.count(b"HTTP/1.1 200 OK") == said.count(b"HTTP/1.1") == 2
@@ -170,11 +171,11 @@ async def test_a_body_behind_a_request_ends_the_connection_after_its_answer(
 
 @pytest.mark.parametrize("behind", [post(CHAT, b"a" * 60_000), post(CHAT, b"a" * 150_000, length=250_000)])
 async def test_bodies_behind_a_request_are_not_kept_and_hide_nobodys_leaving(
-    edge: Edge, engine: ScriptedEngine, behind: bytes
+    edge: RunningServer, engine: ScriptedEngine, behind: bytes
 ) -> None:
     engine.texts = ("word ",) * 1000
     engine.pause_seconds = 0.02
-    caller = await edge.call()
+    caller = await edge.connect()
     await caller.send(post(CHAT, text_body(stream=True)))
     await caller.head()
     tracemalloc.start()
@@ -190,15 +191,15 @@ async def test_bodies_behind_a_request_are_not_kept_and_hide_nobodys_leaving(
     await until(lambda: not engine.unfinished)
 
 
-async def test_requests_in_a_row_are_answered_in_order(edge: Edge, engine: ScriptedEngine) -> None:
+async def test_requests_in_a_row_are_answered_in_order(edge: RunningServer, engine: ScriptedEngine) -> None:
     engine.pause_seconds = 0.05
-    caller = await edge.call()
+    caller = await edge.connect()
     await caller.send(post(CHAT, text_body()) + HEALTH + post("/v1/nowhere", b"") + HEALTH)
     assert [(await caller.answer()).status for _ in range(4)] == [200, 200, 404, 200]
 
 
-async def test_too_many_in_a_row_are_answered_in_part_and_closed(edge: Edge) -> None:
-    caller = await edge.call()
+async def test_too_many_in_a_row_are_answered_in_part_and_closed(edge: RunningServer) -> None:
+    caller = await edge.connect()
     await caller.send(HEALTH * 10_000)
     answers = (await caller.end()).split(b"HTTP/1.1 200 OK")[1:]
     assert 10 < len(answers) < 100
@@ -206,9 +207,9 @@ async def test_too_many_in_a_row_are_answered_in_part_and_closed(edge: Edge) -> 
     assert b"connection: close" not in answers[-2]
 
 
-async def test_long_headers_in_a_row_are_bounded(edge: Edge, engine: ScriptedEngine) -> None:
+async def test_long_headers_in_a_row_are_bounded(edge: RunningServer, engine: ScriptedEngine) -> None:
     engine.pause_seconds = 0.1
-    caller = await edge.call()
+    caller = await edge.connect()
     long = HEALTH.replace(b"\r\n\r\n", b"\r\nX: " + b"a" * 30_000 + b"\r\n\r\n")
     await caller.send(post(CHAT, text_body()) + long * 10)
     answers = (await caller.end()).split(b"HTTP/1.1 200 OK")[1:]
@@ -216,16 +217,16 @@ async def test_long_headers_in_a_row_are_bounded(edge: Edge, engine: ScriptedEng
     assert b"connection: close" in answers[-1]
 
 
-async def test_nothing_is_answered_after_a_farewell(edge: Edge) -> None:
-    caller = await edge.call()
+async def test_nothing_is_answered_after_a_farewell(edge: RunningServer) -> None:
+    caller = await edge.connect()
     await caller.send(HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + HEALTH)
     assert (await caller.end()).count(b"HTTP/1.1") == 1
 
 
-async def test_a_caller_with_a_request_in_waiting_may_leave(edge: Edge, engine: ScriptedEngine) -> None:
+async def test_a_caller_with_a_request_in_waiting_may_leave(edge: RunningServer, engine: ScriptedEngine) -> None:
     engine.texts = ("word ",) * 1000
     engine.pause_seconds = 0.02
-    caller = await edge.call()
+    caller = await edge.connect()
     await caller.send(post(CHAT, text_body(stream=True)) + HEALTH)
     await caller.head()
     assert engine.unfinished == 1

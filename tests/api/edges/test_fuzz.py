@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.api.test_chat import CHAT, text_body
-from tests.support.edge import Edge, post
+from tests.support.running_server import RunningServer, post
 from tests.support.scripted_engine import ScriptedEngine
 
 JSON = b'{"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}'
@@ -81,7 +81,7 @@ def settings_made() -> dict[str, object]:
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_damaged_requests(
-    edge: Edge, engine: ScriptedEngine, seed: int, caplog: pytest.LogCaptureFixture
+    edge: RunningServer, engine: ScriptedEngine, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     chance = random.Random(seed)
     statuses: list[int] = []
@@ -89,7 +89,7 @@ async def test_damaged_requests(
 
     async def one(request: bytes, cut: int) -> None:
         async with at_once:
-            caller = await edge.call()
+            caller = await edge.connect()
             said = b""
             try:
                 async with asyncio.timeout(10):
@@ -102,7 +102,7 @@ async def test_damaged_requests(
                 pass
             finally:
                 await caller.close()
-                edge.callers.remove(caller)
+                edge.connections.remove(caller)
             statuses.extend(int(status) for status in re.findall(rb"HTTP/1\.1 (\d\d\d) ", said))
 
     requests = [damaged(chance) for _ in range(1000)]

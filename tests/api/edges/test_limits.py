@@ -10,8 +10,9 @@ from fastapi import FastAPI
 from llava_api.server.http_protocol import SHORT_BODY_BYTES
 from llava_api.server.listening import OTHER_FILES, room_for_connections
 from tests.api.test_chat import CHAT, text_body
-from tests.support.edge import HEALTH, Caller, Edge, edge_of, post, until
+from tests.support.running_server import HEALTH, Connection, RunningServer, post, serve_app
 from tests.support.scripted_engine import ScriptedEngine
+from tests.support.waiting import until
 
 GET = b"GET /health/live HTTP/1.1\r\nHost: a\r\n"
 
@@ -34,9 +35,9 @@ class TestSizes:
         ],
         ids=["a header", "headers", "half a header", "half a name", "a target", "half a target", "empty lines"],
     )
-    async def test_large_headers(self, edge: Edge, request_line: bytes) -> None:
+    async def test_large_headers(self, edge: RunningServer, request_line: bytes) -> None:
         for size in (len(request_line), 1000):
-            caller = await edge.call()
+            caller = await edge.connect()
             for start in range(0, len(request_line), size):
                 caller.writer.write(request_line[start : start + size])
                 await asyncio.sleep(0.01)
@@ -47,28 +48,28 @@ class TestSizes:
             assert await caller.end() == b""
         assert await edge.is_well()
 
-    async def test_many_headers(self, edge: Edge) -> None:
+    async def test_many_headers(self, edge: RunningServer) -> None:
         assert (await edge.ask(GET + b"X: a\r\n" * 100 + b"\r\n")).status == 200
         assert (await edge.ask(GET + b"X: a\r\n" * 200 + b"\r\n")).status == 431
 
-    async def test_almost_large_headers_one_after_another(self, edge: Edge) -> None:
+    async def test_almost_large_headers_one_after_another(self, edge: RunningServer) -> None:
         """The limit is one request's, not the connection's; large bodies between them do not count."""
-        caller = await edge.call()
+        caller = await edge.connect()
         for _ in range(5):
             await caller.send(post(CHAT, b"[" * 100_000) + GET + b"X: " + b"a" * 3500 + b"\r\n\r\n")
             assert [(await caller.answer()).status for _ in range(2)] == [400, 200]
 
-    async def test_the_reason_is_read_even_where_much_more_was_to_come(self, edge: Edge) -> None:
+    async def test_the_reason_is_read_even_where_much_more_was_to_come(self, edge: RunningServer) -> None:
         """Without waiting for the rest, the kernel would reset the connection and the answer be lost."""
-        caller = await edge.call()
+        caller = await edge.connect()
         for _ in range(50):
             await caller.send(b"GET /" + b"a" * 100_000)
         assert (await caller.answer()).status == 431
 
 
 class TestAnsweredEarly:
-    async def test_a_large_body_is_refused_before_it_comes(self, edge: Edge, engine: ScriptedEngine) -> None:
-        caller = await edge.call()
+    async def test_a_large_body_is_refused_before_it_comes(self, edge: RunningServer, engine: ScriptedEngine) -> None:
+        caller = await edge.connect()
         answer = await caller.ask(post(CHAT, b"", length=10_000_000))
         assert (answer.status, answer.error["code"]) == (413, "request_too_large")
         assert answer.headers["connection"] == "close"
@@ -77,7 +78,7 @@ class TestAnsweredEarly:
             await caller.send(b"a" * 100_000)
         assert await caller.end(3) == b""
 
-    async def test_what_will_be_refused_is_not_asked_for(self, edge: Edge) -> None:
+    async def test_what_will_be_refused_is_not_asked_for(self, edge: RunningServer) -> None:
         refused = {
             post(CHAT, b"", "Expect: 100-continue", length=10_000_000): 413,
             post(CHAT, b"", "Expect: 100-continue", "Content-Encoding: gzip", length=1000): 415,
@@ -85,13 +86,13 @@ class TestAnsweredEarly:
             post("/v1/models", b"", "Expect: 100-continue", length=1000): 405,
         }
         for request, status in refused.items():
-            caller = await edge.call()
+            caller = await edge.connect()
             answer = await caller.ask(request)
             assert (answer.status, answer.headers["connection"]) == (status, "close")
             assert await caller.end() == b""
 
-    async def test_what_is_welcome_is_asked_for(self, edge: Edge) -> None:
-        caller = await edge.call()
+    async def test_what_is_welcome_is_asked_for(self, edge: RunningServer) -> None:
+        caller = await edge.connect()
         for _ in range(2):
             head, _, body = post(CHAT, text_body(), "Expect: 100-continue").partition(b"\r\n\r\n")
             await caller.send(head + b"\r\n\r\n")
@@ -99,8 +100,8 @@ class TestAnsweredEarly:
             answer = await caller.ask(body)
             assert (answer.status, answer.headers.get("connection")) == (200, None)
 
-    async def test_a_short_rest_costs_no_connection(self, edge: Edge) -> None:
-        caller = await edge.call()
+    async def test_a_short_rest_costs_no_connection(self, edge: RunningServer) -> None:
+        caller = await edge.connect()
         answer = await caller.ask(post("/v1/nowhere", b"", length=SHORT_BODY_BYTES))
         assert (answer.status, answer.headers.get("connection")) == (404, None)
         await caller.send(b"a" * SHORT_BODY_BYTES)
@@ -108,7 +109,7 @@ class TestAnsweredEarly:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip", "zstd", "GZIP"])
-async def test_nothing_is_unpacked(edge: Edge, encoding: str) -> None:
+async def test_nothing_is_unpacked(edge: RunningServer, encoding: str) -> None:
     answer = await edge.ask(post(CHAT, text_body(), f"Content-Encoding: {encoding}"))
     assert (answer.status, answer.error["code"]) == (415, "unsupported_content_encoding")
     assert (await edge.ask(post(CHAT, text_body(), "Content-Encoding: identity"))).status == 200
@@ -119,16 +120,16 @@ class TestTimes:
     def settings_made(self) -> dict[str, object]:
         return {"receive_timeout_seconds": 0.5, "body_timeout_seconds": 1, "keep_alive_seconds": 1}
 
-    async def test_headers_that_do_not_end(self, edge: Edge) -> None:
-        caller = await edge.call()
+    async def test_headers_that_do_not_end(self, edge: RunningServer) -> None:
+        caller = await edge.connect()
         await caller.send(b"GET /health/live HTTP/1.1\r\n")
         answer = await caller.answer()
         assert (answer.status, answer.error["code"]) == (408, "receive_timeout")
         assert await caller.end() == b""
 
-    async def test_headers_that_trickle(self, edge: Edge) -> None:
+    async def test_headers_that_trickle(self, edge: RunningServer) -> None:
         """Each byte is in time, all of them are not."""
-        caller = await edge.call()
+        caller = await edge.connect()
         await caller.send(b"GET / HTTP/1.1\r\nX: ")
 
         async def trickle() -> None:
@@ -141,8 +142,8 @@ class TestTimes:
         trickling.cancel()
 
     @pytest.mark.parametrize("chunked", [True, False])
-    async def test_a_body_that_does_not_end(self, edge: Edge, engine: ScriptedEngine, chunked: bool) -> None:
-        caller = await edge.call()
+    async def test_a_body_that_does_not_end(self, edge: RunningServer, engine: ScriptedEngine, chunked: bool) -> None:
+        caller = await edge.connect()
         start = post(CHAT, b"{", length=100)
         if chunked:
             start = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{{".encode()
@@ -153,42 +154,48 @@ class TestTimes:
         assert await caller.end() == b""
         assert engine.requests == []
 
-    async def test_an_answer_that_takes_longer_is_no_slow_request(self, edge: Edge, engine: ScriptedEngine) -> None:
+    async def test_an_answer_that_takes_longer_is_no_slow_request(
+        self, edge: RunningServer, engine: ScriptedEngine
+    ) -> None:
         engine.pause_seconds = 0.5
-        caller = await edge.call()
+        caller = await edge.connect()
         assert (await caller.ask(post(CHAT, text_body()))).status == 200
 
-    async def test_a_request_behind_a_long_answer_has_not_been_slow(self, edge: Edge, engine: ScriptedEngine) -> None:
+    async def test_a_request_behind_a_long_answer_has_not_been_slow(
+        self, edge: RunningServer, engine: ScriptedEngine
+    ) -> None:
         engine.pause_seconds = 0.5
-        caller = await edge.call()
+        caller = await edge.connect()
         await caller.send(post(CHAT, text_body()) + HEALTH)
         assert [(await caller.answer()).status for _ in range(2)] == [200, 200]
 
-    async def test_a_body_behind_a_long_answer_has_not_been_slow(self, edge: Edge, engine: ScriptedEngine) -> None:
+    async def test_a_body_behind_a_long_answer_has_not_been_slow(
+        self, edge: RunningServer, engine: ScriptedEngine
+    ) -> None:
         """It is not waited for, and the connection ends after the answer."""
         engine.pause_seconds = 0.5
-        caller = await edge.call()
+        caller = await edge.connect()
         await caller.send(post(CHAT, text_body()) + post(CHAT, b"", length=1000)[:-30])
         await caller.send(post(CHAT, b"", length=1000)[-30:])
         answer = await caller.answer()
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert await caller.end() == b""
 
-    async def test_a_broken_off_request_behind_an_answer(self, edge: Edge, engine: ScriptedEngine) -> None:
+    async def test_a_broken_off_request_behind_an_answer(self, edge: RunningServer, engine: ScriptedEngine) -> None:
         engine.pause_seconds = 0.4
-        caller = await edge.call()
+        caller = await edge.connect()
         await caller.send(post(CHAT, text_body()) + b"GET /")
         assert [(await caller.answer()).status for _ in range(2)] == [200, 408]
 
-    async def test_the_rest_of_a_refused_body_does_not_come(self, edge: Edge) -> None:
+    async def test_the_rest_of_a_refused_body_does_not_come(self, edge: RunningServer) -> None:
         """There is nothing to say: the answer has been given."""
-        caller = await edge.call()
+        caller = await edge.connect()
         assert (await caller.ask(post("/v1/nowhere", b"", length=100))).status == 404
         await caller.send(b"a")
         assert await caller.end() == b""
 
-    async def test_who_says_nothing_gets_no_answer(self, edge: Edge) -> None:
-        silent, idle = await edge.call(), await edge.call()
+    async def test_who_says_nothing_gets_no_answer(self, edge: RunningServer) -> None:
+        silent, idle = await edge.connect(), await edge.connect()
         assert (await idle.ask(HEALTH)).status == 200
         assert await silent.end(3) == await idle.end(3) == b""
         assert not edge.server.server_state.connections
@@ -199,8 +206,8 @@ class TestManyConnections:
     def settings_made(self) -> dict[str, object]:
         return {"max_connections": 40}
 
-    async def test_five_hundred_slow_callers_hinder_nobody(self, edge: Edge) -> None:
-        slow = [await edge.call() for _ in range(500)]
+    async def test_five_hundred_slow_callers_hinder_nobody(self, edge: RunningServer) -> None:
+        slow = [await edge.connect() for _ in range(500)]
         for number, caller in enumerate(slow):
             if number % 2:
                 caller.writer.write(b"GET /health/live HTTP/1.1\r\nX: ")
@@ -210,10 +217,10 @@ class TestManyConnections:
         # The oldest went first.
         assert await slow[0].end() == b""
 
-    async def test_those_who_are_answered_are_never_closed(self, edge: Edge, engine: ScriptedEngine) -> None:
+    async def test_those_who_are_answered_are_never_closed(self, edge: RunningServer, engine: ScriptedEngine) -> None:
         engine.texts = ("word ",) * 1000
         engine.pause_seconds = 0.01
-        streams = [await edge.call() for _ in range(40)]
+        streams = [await edge.connect() for _ in range(40)]
         for caller in streams:
             await caller.send(post(CHAT, text_body(stream=True)))
         await until(lambda: len(engine.requests) == engine.max_num_seqs)
@@ -221,7 +228,7 @@ class TestManyConnections:
         assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (503, "server_busy", "5")
         # However many come, and leave the connections open.
         for _ in range(100):
-            await edge.call()
+            await edge.connect()
         assert len(edge.server.server_state.connections) <= 42
         for caller in streams[8:]:
             assert not caller.reader.at_eof()
@@ -255,18 +262,18 @@ class TestReaders:
         made.texts = ("word " * 400,) * 100_000
         return made
 
-    async def narrow_caller(self, edge: Edge) -> Caller:
+    async def narrow_caller(self, edge: RunningServer) -> Connection:
         """With a small buffer of its own, and nothing in this process that would read for it."""
         plain = socket.socket()
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         plain.setblocking(False)
         await asyncio.get_running_loop().sock_connect(plain, edge.address)
         reader, writer = await asyncio.open_connection(sock=plain, limit=1024)
-        caller = Caller(reader, writer)
-        edge.callers.append(caller)
+        caller = Connection(reader, writer)
+        edge.connections.append(caller)
         return caller
 
-    async def test_who_stops_reading_is_cut_off(self, edge: Edge, engine: ScriptedEngine) -> None:
+    async def test_who_stops_reading_is_cut_off(self, edge: RunningServer, engine: ScriptedEngine) -> None:
         caller = await self.narrow_caller(edge)
         caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await caller.send(post(CHAT, text_body(stream=True)))
@@ -279,7 +286,7 @@ class TestReaders:
         assert said_then == 1
         assert not [one for one in edge.server.server_state.connections if one.flow.write_paused]  # type: ignore[union-attr]
 
-    async def test_who_reads_a_byte_a_second_is_cut_off(self, edge: Edge, engine: ScriptedEngine) -> None:
+    async def test_who_reads_a_byte_a_second_is_cut_off(self, edge: RunningServer, engine: ScriptedEngine) -> None:
         plain = socket.socket()
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         plain.setblocking(False)
@@ -298,7 +305,7 @@ class TestReaders:
             await until(lambda: engine.unfinished == 0, 6)
             dribbling.cancel()
 
-    async def test_who_reads_slowly_but_steadily_is_not(self, edge: Edge, engine: ScriptedEngine) -> None:
+    async def test_who_reads_slowly_but_steadily_is_not(self, edge: RunningServer, engine: ScriptedEngine) -> None:
         engine.texts = ("word " * 400,) * 700
         caller = await self.narrow_caller(edge)
         await caller.send(post(CHAT, text_body(stream=True), "Connection: close"))
@@ -309,7 +316,9 @@ class TestReaders:
                 await asyncio.sleep(0.005)
         assert size > 700 * 2000
 
-    async def test_a_whole_answer_that_nobody_reads_is_given_up(self, edge: Edge, engine: ScriptedEngine) -> None:
+    async def test_a_whole_answer_that_nobody_reads_is_given_up(
+        self, edge: RunningServer, engine: ScriptedEngine
+    ) -> None:
         """The engine has done its work; the connection must not stay for ever."""
         engine.texts = ("word " * 400,) * 300
         caller = await self.narrow_caller(edge)
@@ -318,7 +327,7 @@ class TestReaders:
         await until(lambda: len(engine.requests) == 1 and engine.unfinished == 0)
         await until(lambda: not edge.server.server_state.connections, 6)
 
-    async def test_memory_for_one_connection_is_bounded(self, edge: Edge, engine: ScriptedEngine) -> None:
+    async def test_memory_for_one_connection_is_bounded(self, edge: RunningServer, engine: ScriptedEngine) -> None:
         caller = await self.narrow_caller(edge)
         caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await caller.send(post(CHAT, text_body(stream=True)))
@@ -329,8 +338,8 @@ class TestReaders:
 
 
 async def test_an_end_with_a_slow_caller_does_not_wait(app: FastAPI) -> None:
-    async with edge_of(app) as edge:
-        silent, half = await edge.call(), await edge.call()
+    async with serve_app(app) as edge:
+        silent, half = await edge.connect(), await edge.connect()
         await half.send(b"GET /health/live HTTP/1.1\r\n")
         await asyncio.sleep(0.05)
         edge.server.should_exit = True

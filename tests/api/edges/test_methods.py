@@ -2,12 +2,12 @@
 
 import pytest
 
-from tests.support.edge import HEALTH, Edge
+from tests.support.running_server import HEALTH, RunningServer
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny", "/health", "/health/live", "/docs", "/openapi.json"])
-async def test_head_is_get_without_its_body(edge: Edge, path: str) -> None:
-    caller = await edge.call()
+async def test_head_is_get_without_its_body(edge: RunningServer, path: str) -> None:
+    caller = await edge.connect()
     got = await caller.ask(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
     await caller.send(f"HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
     head = await caller.answer(has_body=False)
@@ -16,8 +16,8 @@ async def test_head_is_get_without_its_body(edge: Edge, path: str) -> None:
     assert (await caller.ask(HEALTH)).body == b'{"status":"live"}'
 
 
-async def test_head_where_get_is_refused(edge: Edge) -> None:
-    caller = await edge.call()
+async def test_head_where_get_is_refused(edge: RunningServer) -> None:
+    caller = await edge.connect()
     for path, status in (("/v1/chat/completions", 405), ("/nowhere", 404), ("/v1/models/other", 404)):
         await caller.send(f"HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
         assert (await caller.answer(has_body=False)).status == status
@@ -25,13 +25,13 @@ async def test_head_where_get_is_refused(edge: Edge) -> None:
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "PUT", "PATCH", "PROPFIND", "PURGE", "QUERY"])
-async def test_other_methods(edge: Edge, method: str) -> None:
+async def test_other_methods(edge: RunningServer, method: str) -> None:
     answer = await edge.ask(f"{method} /v1/models HTTP/1.1\r\nHost: a\r\n\r\n".encode())
     assert (answer.status, answer.error["code"]) == (405, "method_not_allowed")
     answer = await edge.ask(f"{method} /nowhere HTTP/1.1\r\nHost: a\r\n\r\n".encode())
     assert (answer.status, answer.error["code"]) == (404, "not_found")
 
 
-async def test_options_of_the_server_as_a_whole(edge: Edge) -> None:
+async def test_options_of_the_server_as_a_whole(edge: RunningServer) -> None:
     answer = await edge.ask(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n")
     assert (answer.status, answer.error["code"]) == (404, "not_found")

@@ -8,13 +8,13 @@ from fastapi import FastAPI, Request
 
 from llava_api.server.state import exchange_of
 from llava_api.settings import Settings
-from tests.support.edge import Edge, edge_of
+from tests.support.running_server import RunningServer, serve_app
 
 KEY = "sk-llava-for-anne-0123456789"
 WITH = f"Authorization: Bearer {KEY}\r\n"
 
 
-async def status_of(edge: Edge, target: str, headers: str = "") -> int:
+async def status_of(edge: RunningServer, target: str, headers: str = "") -> int:
     return (await edge.ask(f"GET {target} HTTP/1.1\r\nHost: a\r\n{headers}\r\n".encode("latin-1"))).status
 
 
@@ -24,7 +24,7 @@ class TestRootPath:
         return {"root_path": "/prefix/", "api_key": [f"anne={KEY}"]}
 
     @pytest.mark.parametrize("prefix", ["", "/prefix", "http://a/prefix"])
-    async def test_stripped_or_not(self, edge: Edge, prefix: str) -> None:
+    async def test_stripped_or_not(self, edge: RunningServer, prefix: str) -> None:
         for path in ("/health/live", "/health"):
             assert await status_of(edge, prefix + path) == 200
         assert await status_of(edge, f"{prefix}/v1/models") == 401
@@ -56,11 +56,11 @@ class TestRootPath:
             "http://a/health/../prefix/v1/models",
         ],
     )
-    async def test_no_hole_in_it(self, edge: Edge, target: str) -> None:
+    async def test_no_hole_in_it(self, edge: RunningServer, target: str) -> None:
         assert await status_of(edge, target) == 401
         assert await status_of(edge, target, "X-Forwarded-Prefix: /health\r\nX-Original-URL: /health\r\n") == 401
 
-    async def test_what_is_open_is_health_alone(self, edge: Edge) -> None:
+    async def test_what_is_open_is_health_alone(self, edge: RunningServer) -> None:
         for target in (
             "/prefix/prefix/health",
             "/prefixhealth",
@@ -97,7 +97,9 @@ def watched(app: FastAPI) -> list[tuple[str, str]]:
 FORGED = "X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: https\r\nForwarded: for=9.9.9.9\r\nX-Real-IP: 9.9.9.9\r\n"
 
 
-async def test_nobody_is_believed_unless_told(app: FastAPI, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nobody_is_believed_unless_told(
+    app: FastAPI, edge: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     seen = watched(app)
     await status_of(edge, "/who", FORGED)
@@ -132,13 +134,13 @@ class TestTrusted:
         ],
     )
     async def test_the_caller_is_the_last_that_is_no_proxy(
-        self, app: FastAPI, edge: Edge, headers: str, caller: str
+        self, app: FastAPI, edge: RunningServer, headers: str, caller: str
     ) -> None:
         seen = watched(app)
         await status_of(edge, "/who", headers)
         assert seen == [(caller, "http")]
 
-    async def test_the_scheme(self, app: FastAPI, edge: Edge) -> None:
+    async def test_the_scheme(self, app: FastAPI, edge: RunningServer) -> None:
         seen = watched(app)
         for written in ("https", "HTTPS", "javascript", "wss"):
             await status_of(edge, "/who", f"X-Forwarded-Proto: {written}\r\n")
@@ -149,7 +151,7 @@ async def test_a_proxy_that_is_not_the_trusted_one(app: FastAPI) -> None:
     settings = app.state.services.settings
     app.state.services.settings = settings.model_copy(update={"trusted_proxies": ["10.0.0.0/8"]})
     seen = watched(app)
-    async with edge_of(app) as edge:
+    async with serve_app(app) as edge:
         await status_of(edge, "/who", FORGED)
     assert seen == [("127.0.0.1", "http")]
 
@@ -159,7 +161,7 @@ class TestUnix:
     def settings_made(self, tmp_path: Path) -> dict[str, Any]:
         return {"trusted_proxies": ["unix"], "unix_socket": str(tmp_path / "llava.sock")}
 
-    async def test_the_proxy_at_the_other_end_of_a_unix_socket(self, app: FastAPI, edge: Edge) -> None:
+    async def test_the_proxy_at_the_other_end_of_a_unix_socket(self, app: FastAPI, edge: RunningServer) -> None:
         seen = watched(app)
         await status_of(edge, "/who", FORGED)
         await status_of(edge, "/who")
@@ -171,7 +173,7 @@ class TestBothKinds:
     def settings_made(self) -> dict[str, Any]:
         return {"host": "::", "trusted_proxies": ["127.0.0.0/8"]}
 
-    async def test_ipv4_on_a_socket_for_both_is_the_same_caller(self, app: FastAPI, edge: Edge) -> None:
+    async def test_ipv4_on_a_socket_for_both_is_the_same_caller(self, app: FastAPI, edge: RunningServer) -> None:
         seen = watched(app)
         edge.address = ("127.0.0.1", edge.address[1])
         await status_of(edge, "/who")

@@ -17,8 +17,9 @@ from llava_api.server.tls import Certificates, certificates_of
 from llava_api.settings import Settings
 from tests.api.test_chat import CHAT, text_body
 from tests.support.certificates import Authority
-from tests.support.edge import HEALTH, Caller, Edge, edge_of, post, until
+from tests.support.running_server import HEALTH, Connection, RunningServer, post, serve_app
 from tests.support.scripted_engine import ScriptedEngine
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +44,16 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llava_api.server.tls.LOOK_SECONDS", 0.0)
 
 
-async def call(edge: Edge, trusting: ssl.SSLContext) -> Caller:
-    return await edge.call(ssl=trusting, server_hostname="localhost")
+async def call(edge: RunningServer, trusting: ssl.SSLContext) -> Connection:
+    return await edge.connect(ssl=trusting, server_hostname="localhost")
 
 
-def serial_of(caller: Caller) -> int:
+def serial_of(caller: Connection) -> int:
     return int(caller.writer.get_extra_info("peercert")["serialNumber"], 16)
 
 
 async def test_the_openai_client_verifies_and_is_answered(
-    edge: Edge, trusting: ssl.SSLContext, engine: ScriptedEngine
+    edge: RunningServer, trusting: ssl.SSLContext, engine: ScriptedEngine
 ) -> None:
     url = f"https://localhost:{edge.address[1]}/v1"
     async with openai.AsyncOpenAI(
@@ -69,7 +70,7 @@ async def test_the_openai_client_verifies_and_is_answered(
             await stranger.get(f"{url}/models")
 
 
-async def test_old_versions_are_refused(edge: Edge, trusting: ssl.SSLContext) -> None:
+async def test_old_versions_are_refused(edge: RunningServer, trusting: ssl.SSLContext) -> None:
     caller = await call(edge, trusting)
     assert caller.writer.get_extra_info("ssl_object").version() == "TLSv1.3"
     trusting.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -82,8 +83,8 @@ async def test_old_versions_are_refused(edge: Edge, trusting: ssl.SSLContext) ->
         await call(edge, old)
 
 
-async def test_who_does_not_shake_hands_is_closed(edge: Edge, trusting: ssl.SSLContext) -> None:
-    silent, plain = await edge.call(), await edge.call()
+async def test_who_does_not_shake_hands_is_closed(edge: RunningServer, trusting: ssl.SSLContext) -> None:
+    silent, plain = await edge.connect(), await edge.connect()
     await plain.send(HEALTH)
     assert b"HTTP" not in await plain.end()
     for piece in (b"\x16\x03\x01", b"\x02\x00", b"\x01\x00"):
@@ -93,7 +94,7 @@ async def test_who_does_not_shake_hands_is_closed(edge: Edge, trusting: ssl.SSLC
     await until(lambda: len(edge.server.server_state.connections) == 1)
 
 
-async def test_the_limits_are_the_same(edge: Edge, trusting: ssl.SSLContext) -> None:
+async def test_the_limits_are_the_same(edge: RunningServer, trusting: ssl.SSLContext) -> None:
     caller = await call(edge, trusting)
     answer = await caller.ask(b"GET /" + b"a" * 200_000)
     assert (answer.status, answer.error["code"]) == (431, "headers_too_large")
@@ -105,12 +106,12 @@ async def test_the_limits_are_the_same(edge: Edge, trusting: ssl.SSLContext) -> 
     assert (await caller.ask(HEALTH)).status == 200
 
 
-async def test_what_comes_with_the_handshake_is_not_lost(edge: Edge, trusting: ssl.SSLContext) -> None:
+async def test_what_comes_with_the_handshake_is_not_lost(edge: RunningServer, trusting: ssl.SSLContext) -> None:
     """A request in the same bytes as the handshake's end."""
     for _ in range(20):
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = trusting.wrap_bio(incoming, outgoing, server_hostname="localhost")
-        caller = await edge.call()
+        caller = await edge.connect()
         async with asyncio.timeout(5):
             while True:
                 try:
@@ -132,7 +133,7 @@ async def test_what_comes_with_the_handshake_is_not_lost(edge: Edge, trusting: s
 
 @pytest.mark.usefixtures("eager")
 async def test_a_new_certificate_is_used_at_once_and_nobody_is_dropped(
-    edge: Edge, trusting: ssl.SSLContext, authority: Authority, tmp_path: Path, engine: ScriptedEngine
+    edge: RunningServer, trusting: ssl.SSLContext, authority: Authority, tmp_path: Path, engine: ScriptedEngine
 ) -> None:
     engine.texts = ("word ",) * 100
     engine.pause_seconds = 0.01
@@ -150,7 +151,11 @@ async def test_a_new_certificate_is_used_at_once_and_nobody_is_dropped(
 
 @pytest.mark.usefixtures("eager")
 async def test_a_broken_new_pair_keeps_the_old(
-    edge: Edge, trusting: ssl.SSLContext, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    edge: RunningServer,
+    trusting: ssl.SSLContext,
+    authority: Authority,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     serial = serial_of(await call(edge, trusting))
     other = authority.pair()
@@ -180,7 +185,7 @@ async def test_a_broken_new_pair_keeps_the_old(
 
 @pytest.mark.usefixtures("eager")
 async def test_a_pair_that_was_half_written_when_it_was_looked_at_is_used_when_it_is_whole(
-    edge: Edge, trusting: ssl.SSLContext, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    edge: RunningServer, trusting: ssl.SSLContext, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await call(edge, trusting)
     new, load = authority.pair(), Certificates.load
@@ -211,7 +216,7 @@ class TestClients:
         }
 
     async def test_only_those_with_a_certificate_are_answered(
-        self, edge: Edge, trusting: ssl.SSLContext, authority: Authority, tmp_path: Path
+        self, edge: RunningServer, trusting: ssl.SSLContext, authority: Authority, tmp_path: Path
     ) -> None:
         stranger = ssl.create_default_context(cadata=authority.certificate.decode())
         stranger.load_cert_chain(*Authority().pair().write(tmp_path / "stranger"))
@@ -227,9 +232,9 @@ class TestClients:
 async def test_many_handshakes_that_do_not_end_hinder_nobody(app: FastAPI, trusting: ssl.SSLContext) -> None:
     services: Services = app.state.services
     services.settings = services.settings.model_copy(update={"max_connections": 20, "receive_timeout_seconds": 30})
-    async with edge_of(app) as edge:
+    async with serve_app(app) as edge:
         for _ in range(200):
-            await (await edge.call()).send(b"\x16\x03\x01")
+            await (await edge.connect()).send(b"\x16\x03\x01")
         for _ in range(5):
             assert (await (await call(edge, trusting)).ask(HEALTH)).status == 200
         assert len(edge.server.server_state.connections) <= 21

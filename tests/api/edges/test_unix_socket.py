@@ -14,7 +14,7 @@ from llava_api.server.listening import base_url, listen
 from llava_api.server.state import exchange_of
 from llava_api.settings import Settings
 from tests.api.test_chat import CHAT, text_body
-from tests.support.edge import HEALTH, Edge, edge_of, post
+from tests.support.running_server import HEALTH, RunningServer, post, serve_app
 
 
 @pytest.fixture
@@ -24,16 +24,16 @@ def settings_made(tmp_path: Path) -> dict[str, Any]:
 
 async def test_answered_and_cleaned_up(app: FastAPI, tmp_path: Path) -> None:
     path = tmp_path / "llava.sock"
-    async with edge_of(app) as edge:
+    async with serve_app(app) as edge:
         assert oct(path.stat().st_mode & 0o777) == "0o660"
-        caller = await edge.call()
+        caller = await edge.connect()
         assert (await caller.ask(HEALTH)).status == 200
         assert (await caller.ask(post(CHAT, text_body()))).status == 200
         assert (await edge.ask(b"nonsense\r\n\r\n")).error["code"] == "invalid_http"
     assert not path.exists()
 
 
-async def test_the_caller_has_no_address(app: FastAPI, edge: Edge) -> None:
+async def test_the_caller_has_no_address(app: FastAPI, edge: RunningServer) -> None:
     seen: list[str] = []
 
     @app.get("/who")
