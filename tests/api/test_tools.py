@@ -197,7 +197,7 @@ async def test_what_the_model_may_say(
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("other mode", {"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
-    ("other kind", {"tools": TOOLS, "tool_choice": {"type": "custom", "custom": {"name": "look"}}}, "tool_choice"),
+    ("other kind", {"tools": TOOLS, "tool_choice": {"type": "custom", "custom": {"name": "look"}}}, "tool_choice.type"),
     ("nobody", {"tools": TOOLS, "tool_choice": named("run")}, "tool_choice"),
     ("nobody allowed", {"tools": TOOLS, "tool_choice": allowed("look", "run")}, "tool_choice"),
     ("no one allowed", {"tools": TOOLS, "tool_choice": allowed()}, "tool_choice.allowed_tools.tools"),

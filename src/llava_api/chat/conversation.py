@@ -9,7 +9,6 @@ from llava_api.errors import InvalidRequest
 from llava_api.images.load import ImagePart
 from llava_api.prompts.segments import Turn
 from llava_api.protocol import messages as wire
-from llava_api.protocol import parts as wire_parts
 
 Parts = list[str | int]
 """Texts and indexes of pictures in the order in which they were sent."""
@@ -102,31 +101,31 @@ class HasText(Protocol):
     text: str
 
 
-def plain_text(content: str | Sequence[HasText | wire_parts.RefusalPart] | None) -> str:
+def plain_text(content: str | Sequence[HasText | wire.RefusalPart] | None) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
         return content
-    return "\n".join(part.refusal if isinstance(part, wire_parts.RefusalPart) else part.text for part in content)
+    return "\n".join(part.refusal if isinstance(part, wire.RefusalPart) else part.text for part in content)
 
 
-def read_parts(content: str | Sequence[wire_parts.UserPart], param: str, transcript: Transcript) -> Parts:
+def read_parts(content: str | Sequence[wire.UserPart], param: str, transcript: Transcript) -> Parts:
     """Texts and pictures; ``param``: their place, for what is wrong with a picture."""
     if isinstance(content, str):
         return [content]
     parts: Parts = []
     for index, part in enumerate(content):
-        if isinstance(part, wire_parts.TextPart | wire_parts.InputTextPart):
+        if isinstance(part, wire.TextPart | wire.InputTextPart):
             parts.append(part.text)
         else:
             parts.append(transcript.show(read_image(part, f"{param}[{index}].image_url")))
     return parts
 
 
-def read_image(part: wire_parts.ImagePart | wire_parts.InputImagePart, param: str) -> ImagePart:
-    if isinstance(part, wire_parts.ImagePart) and isinstance(part.image_url, wire_parts.ImageUrl):
+def read_image(part: wire.ImagePart | wire.InputImagePart, param: str) -> ImagePart:
+    if isinstance(part, wire.ImagePart) and isinstance(part.image_url, wire.ImageUrl):
         return ImagePart(part.image_url.url, param, part.image_url.detail)
-    detail = part.detail if isinstance(part, wire_parts.InputImagePart) else None
+    detail = part.detail if isinstance(part, wire.InputImagePart) else None
     return ImagePart(str(part.image_url), param, detail)
 
 

@@ -8,11 +8,14 @@ from llava_api.protocol.chat import StreamOptions
 from llava_api.protocol.refused import NOT_LLAVA, VLLM
 from llava_api.protocol.sampling import Sampling, TokenId
 from llava_api.protocol.usage import Usage
-from llava_api.protocol.wire import Wire
+from llava_api.protocol.wire import JSON_PATHS, Wire
 
 EndReason = Literal["stop", "length"]
 Tokens = Annotated[list[TokenId], Field(fail_fast=True)]
-Prompt = str | Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Tokens], Field(fail_fast=True)]
+Prompt = Annotated[
+    str | Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Tokens], Field(fail_fast=True)],
+    JSON_PATHS,
+]
 
 
 class CompletionRequest(Sampling):

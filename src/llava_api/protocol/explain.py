@@ -1,6 +1,6 @@
 """``POST /v1/explain``: what the model would be shown for a chat request. An endpoint of our own."""
 
-from llava_api.protocol.parts import Detail
+from llava_api.protocol.messages import Detail
 from llava_api.protocol.wire import Wire
 
 

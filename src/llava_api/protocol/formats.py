@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from llava_api.protocol.tools import Name
-from llava_api.protocol.wire import Given
+from llava_api.protocol.wire import JSON_PATHS, Given
 
 
 class TextFormat(Given):
@@ -35,4 +35,4 @@ class JsonSchemaFormat(Given):
     json_schema: JsonSchema
 
 
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type"), JSON_PATHS]

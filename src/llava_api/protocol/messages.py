@@ -1,70 +1,119 @@
-"""Messages of ``/v1/chat/completions``."""
+"""Messages of ``/v1/chat/completions``, and the texts and images that they are made of."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
-from llava_api.protocol.parts import AssistantPart, TextPart, UserPart
 from llava_api.protocol.refused import OLD_TOOLS
 from llava_api.protocol.tools import ToolCall
-from llava_api.protocol.wire import Given, Unused
+from llava_api.protocol.wire import JSON_PATHS, Given, Unused
 
 MAX_PARTS = 2_000
+Detail = Literal["auto", "low", "high"]
 
 
-class BaseMessage(Given):
-    """What is said in each role."""
-
-    @field_validator("content", "output", mode="before", check_fields=False)
-    @classmethod
-    def few_parts(cls, content: object) -> object:
-        """Before each part is looked at: a body has room for a million wrong ones."""
-        if isinstance(content, list) and len(content) > MAX_PARTS:
-            raise ValueError(f"a message may have up to {MAX_PARTS} parts")
-        return content
+class TextPart(Given):
+    type: Literal["text"]
+    text: str
 
 
-class SystemMessage(BaseMessage):
+class ImageUrl(Given):
+    url: str
+    """A ``data:`` URL with the image in base64, an http or https URL, or, if the server allows it, ``file://``."""
+    detail: Detail | None = None
+    """low: only the base tile of LLaVA-1.6; auto and high: its whole tile grid. No difference on LLaVA-1.5."""
+
+
+class ImagePart(Given):
+    type: Literal["image_url"]
+    image_url: Annotated[ImageUrl | str, JSON_PATHS]
+    """An object, as in OpenAI's API, or only the URL, as many clients send it."""
+
+
+class InputTextPart(Given):
+    """A text as the Responses API writes it."""
+
+    type: Literal["input_text"]
+    text: str
+
+
+class InputImagePart(Given):
+    """An image as the Responses API writes it. Clients also send it to chat."""
+
+    refused: ClassVar = {"file_id": "No files are stored here: send the image itself, as image_url."}
+    type: Literal["input_image"]
+    image_url: str
+    """A ``data:`` URL with the image in base64, an http or https URL, or, if the server allows it, ``file://``."""
+    detail: Detail | None = None
+    """low: only the base tile of LLaVA-1.6; auto and high: its whole tile grid. No difference on LLaVA-1.5."""
+
+
+class RefusalPart(Given):
+    type: Literal["refusal"]
+    refusal: str
+
+
+UserPart = Annotated[TextPart | ImagePart | InputTextPart | InputImagePart, Field(discriminator="type"), JSON_PATHS]
+AssistantPart = Annotated[TextPart | RefusalPart, Field(discriminator="type"), JSON_PATHS]
+
+
+def check_number_of_parts(content: object) -> object:
+    """Done before each part is validated, because a body has room for a million wrong ones."""
+    if isinstance(content, list) and len(content) > MAX_PARTS:
+        raise ValueError(f"a message may have up to {MAX_PARTS} parts")
+    return content
+
+
+Part = TypeVar("Part", bound=Given)
+Content = Annotated[
+    str | Annotated[list[Part], Field(fail_fast=True)], JSON_PATHS, BeforeValidator(check_number_of_parts)
+]
+"""A text or a list of parts."""
+
+
+class SystemMessage(Given):
     role: Literal["system", "developer"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    content: Content[TextPart]
     name: str | None = None
     """Accepted and not shown to the model."""
 
 
-class UserMessage(BaseMessage):
+class UserMessage(Given):
     role: Literal["user"]
-    content: str | Annotated[list[UserPart], Field(fail_fast=True)]
+    content: Content[UserPart]
     name: str | None = None
     """Accepted and not shown to the model."""
 
 
-class AssistantMessage(BaseMessage):
-    # What OpenAI's own replies carry, so that a reply can be sent back as it came.
+class AssistantMessage(Given):
+    # OpenAI's own replies have these fields, so that a reply can be sent back as it came.
     refused: ClassVar = {
         "annotations": "LLaVA reads no annotations: leave them out.",
         "audio": "LLaVA neither hears nor speaks: leave audio out.",
         "function_call": OLD_TOOLS["function_call"],
     }
     role: Literal["assistant"]
-    content: str | Annotated[list[AssistantPart], Field(fail_fast=True)] | None = None
+    content: Content[AssistantPart] | None = None
     name: str | None = None
     """Accepted and not shown to the model."""
     refusal: str | None = None
-    """What the model said where it refused; shown to it like any other answer."""
+    """What the model said when it refused; shown to the model like any other answer."""
     tool_calls: list[ToolCall] | None = Field(None, max_length=128, fail_fast=True)
     """Calls that the model made."""
     parsed: Unused = None
-    """What the openai client made of the content; accepted and not used."""
+    """Accepted and not used: the openai client's parsed form of the content."""
 
 
-class ToolMessage(BaseMessage):
+class ToolMessage(Given):
     role: Literal["tool"]
-    content: str | Annotated[list[UserPart], Field(fail_fast=True)]
-    """What the function returned; pictures in it are an extension."""
+    content: Content[UserPart]
+    """What the function returned; images in it are an extension."""
     tool_call_id: str
-    """The call that it answers: an id of the tool_calls before it."""
+    """The call that it answers: an id of an earlier ``tool_calls``."""
     name: str | None = None
     """Accepted; the function's name is known from the call."""
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+Message = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role"), JSON_PATHS
+]

@@ -6,14 +6,13 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from llava_api.protocol.chat import Metadata, ServiceTier
 from llava_api.protocol.formats import JsonObjectFormat, TextFormat
-from llava_api.protocol.messages import BaseMessage
-from llava_api.protocol.parts import InputTextPart, RefusalPart, TextPart, UserPart
+from llava_api.protocol.messages import Content, InputTextPart, RefusalPart, TextPart, UserPart
 from llava_api.protocol.refused import NOT_LLAVA, VLLM
 from llava_api.protocol.sampling import Extensions
 from llava_api.protocol.tools import MAX_TOOLS, Name, ToolMode
-from llava_api.protocol.wire import Given, Unused, absent
+from llava_api.protocol.wire import JSON_PATHS, Given, Unused, absent
 
-SystemPart = Annotated[InputTextPart | TextPart, Field(discriminator="type")]
+SystemPart = Annotated[InputTextPart | TextPart, Field(discriminator="type"), JSON_PATHS]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -27,10 +26,10 @@ class OutputTextPart(Given):
     parsed: Unused = None
 
 
-AssistantPart = Annotated[OutputTextPart | RefusalPart | InputTextPart, Field(discriminator="type")]
+AssistantPart = Annotated[OutputTextPart | RefusalPart | InputTextPart, Field(discriminator="type"), JSON_PATHS]
 
 
-class Item(BaseMessage):
+class Item(Given):
     """What all items may carry; none of it is shown to the model."""
 
     id: str | None = None
@@ -40,19 +39,19 @@ class Item(BaseMessage):
 class UserItem(Item):
     type: Literal["message"] | None = None
     role: Literal["user"]
-    content: str | Annotated[list[UserPart], Field(fail_fast=True)]
+    content: Content[UserPart]
 
 
 class SystemItem(Item):
     type: Literal["message"] | None = None
     role: Literal["system", "developer"]
-    content: str | Annotated[list[SystemPart], Field(fail_fast=True)]
+    content: Content[SystemPart]
 
 
 class AssistantItem(Item):
     type: Literal["message"] | None = None
     role: Literal["assistant"]
-    content: str | Annotated[list[AssistantPart], Field(fail_fast=True)]
+    content: Content[AssistantPart]
     phase: Literal["commentary", "final_answer"] | None = None
     """Accepted and not used."""
 
@@ -73,7 +72,7 @@ class CallOutputItem(Item):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | Annotated[list[UserPart], Field(fail_fast=True)]
+    output: Content[UserPart]
 
 
 def kind_of(item: Any) -> str | None:
@@ -96,6 +95,7 @@ InputItem = Annotated[
         custom_error_message="an item is a message with role user, assistant, system or developer, a function_call, "
         "or a function_call_output",
     ),
+    JSON_PATHS,
 ]
 
 
@@ -116,7 +116,9 @@ class SchemaFormat(Given):
 
 class TextOptions(Given):
     refused: ClassVar = {"verbosity": NOT_LLAVA["verbosity"]}
-    format: Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    format: Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type"), JSON_PATHS] | None = (
+        None
+    )
 
 
 class FlatTool(Given):
@@ -143,6 +145,10 @@ class FlatAllowedTools(Given):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: list[FlatNamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+FlatChosenTools = Annotated[FlatNamedTool | FlatAllowedTools, Field(discriminator="type"), JSON_PATHS]
+FlatToolChoice = Annotated[ToolMode | FlatChosenTools, JSON_PATHS]
 
 
 class ResponseStreamOptions(Given):
@@ -177,7 +183,7 @@ class ResponseRequest(Extensions):
 
     model: str
     """A name of ``GET /v1/models``."""
-    input: str | Annotated[list[InputItem], Field(fail_fast=True, min_length=1)]
+    input: Annotated[str | Annotated[list[InputItem], Field(fail_fast=True, min_length=1)], JSON_PATHS]
     """A user's text, or items: messages with texts and pictures, function calls and what they returned."""
     instructions: str | None = None
     """The system text; not carried over by previous_response_id."""
@@ -199,7 +205,7 @@ class ResponseRequest(Extensions):
     """The form of the answer."""
     tools: list[FlatTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     """Functions that the model may call; they are described to it in the system text."""
-    tool_choice: ToolMode | Annotated[FlatNamedTool | FlatAllowedTools, Field(discriminator="type")] | None = None
+    tool_choice: FlatToolChoice | None = None
     """none, auto (the default), required, one function, or a choice of them (allowed_tools)."""
     parallel_tool_calls: bool | None = None
     """Let it make several calls in one answer; default true."""

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llava_api.protocol.wire import Given
+from llava_api.protocol.wire import JSON_PATHS, Given
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -43,7 +43,7 @@ class Sampling(Extensions):
     """Above 0: tokens become less likely each time they occur in the answer."""
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=LOGIT_BIASES)
     """Token id -> what is added to its logit, -100 to 100."""
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Annotated[Stop | Annotated[list[Stop], Field(max_length=4)], JSON_PATHS] | None = None
     """Up to four texts that end the answer; they are not part of it."""
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     """The same request with the same seed is sampled alike."""

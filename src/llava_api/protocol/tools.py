@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llava_api.protocol.wire import Given, Unused
+from llava_api.protocol.wire import JSON_PATHS, Given, Unused
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 MAX_TOOLS = 128
@@ -49,7 +49,8 @@ class AllowedTools(Given):
 
 
 ToolMode = Literal["none", "auto", "required"]
-ToolChoice = ToolMode | Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
+ChosenTools = Annotated[NamedTool | AllowedTools, Field(discriminator="type"), JSON_PATHS]
+ToolChoice = Annotated[ToolMode | ChosenTools, JSON_PATHS]
 
 
 class FunctionCall(Given):

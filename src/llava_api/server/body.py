@@ -1,7 +1,6 @@
 """Request body -> wire model: read up to a limit, parsed by orjson, checked by pydantic, refused in plain words."""
 
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import orjson
 from fastapi import Request
@@ -10,6 +9,7 @@ from pydantic_core import ErrorDetails
 
 from llava_api.errors import ErrorCode, InvalidRequest, RequestTooLarge, UnsupportedEncoding
 from llava_api.limits.account import Account
+from llava_api.protocol.wire import MAX_ERRORS
 from llava_api.telemetry.record import current
 
 MAX_OBJECTS = 20_000
@@ -17,8 +17,6 @@ MAX_OBJECTS = 20_000
 MAX_VALUES = 500_000
 MAX_FIELDS = 2_500
 """Of one object: twice what any that is meant well has, and each unknown one costs a complaint."""
-MOST_COMPLAINTS = 2_000
-"""Each takes ten microseconds to be read."""
 MAX_SHOWN = 64
 """Letters of one field's name in a message."""
 COPIES = 2
@@ -90,7 +88,7 @@ def parse(body: bytes | bytearray, model: type[Model]) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise refusal_of(error, data) from error
+        raise refusal_of(error) from error
 
 
 def besides_pictures(body: bytes | bytearray) -> bytes:
@@ -145,117 +143,45 @@ BOUNDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Complaint:
-    details: ErrorDetails
-    path: list[int | str]
-
-    def rank(self) -> tuple[int, bool, list[int]]:
-        """The deeper, the more precise; a wrong type is the least that can be said of a member of a union."""
-        return len(self.path), self.details["type"] not in KINDS, [step for step in self.path if isinstance(step, int)]
-
-
-def refusal_of(error: ValidationError, data: dict[str, Any]) -> InvalidRequest:
-    """One sentence about the most precise of pydantic's complaints."""
-    if error.error_count() > MOST_COMPLAINTS:
-        return InvalidRequest("The request's body has so many faults that they are not looked at: send it well-formed.")
-    found = [
-        Complaint(entry, path_in(entry["loc"], data, entry["type"] == "missing"))
-        for entry in error.errors(include_url=False)
-    ]
-    best = max(found, key=Complaint.rank)
-    details, path = best.details, best.path
-    param = written(path)
-    if details["type"].startswith("union_tag"):
-        # Pydantic names the object; what is wrong in it is the field that tells its kind.
-        param = written([*path, details["ctx"]["discriminator"].strip("'")])
-        if details["type"] == "union_tag_not_found":
-            return missing(param)
-        return InvalidRequest(f"Invalid value for '{param}': it must be {one_of(details)}.", param=param)
-    if details["type"] == "refused":
-        param = written([*path, details["ctx"]["field"]])
-        return InvalidRequest(details["ctx"]["reason"], param=param, code=ErrorCode.UNSUPPORTED_PARAMETER)
-    if details["type"] == "extra_forbidden":
-        return InvalidRequest(
-            f"Unrecognized request argument supplied: {param}", param=param, code=ErrorCode.UNKNOWN_PARAMETER
-        )
-    if details["type"] == "missing":
-        return missing(param)
-    if details["type"] in KINDS:
-        here = [other.details["type"] for other in found if other.path == path]
-        kinds = " or ".join(dict.fromkeys(KINDS[kind] for kind in here if kind in KINDS))
-        return InvalidRequest(f"Invalid value for '{param}': it must be {kinds}.", param=param)
-    return InvalidRequest(f"Invalid value for '{param}': {reason(details)}.", param=param)
+def refusal_of(error: ValidationError) -> InvalidRequest:
+    """One sentence about the most precise of pydantic's errors. Their locations are paths in the body (JSON_PATHS)."""
+    if error.error_count() > MAX_ERRORS:
+        return InvalidRequest("The request's body has too many errors to name them.")
+    found = error.errors(include_url=False, include_input=False)
+    best = max(found, key=precision)
+    kind, context, param = best["type"], best.get("ctx", {}), json_path(best["loc"])
+    if kind == "refused":
+        return InvalidRequest(context["reason"], param=param, code=ErrorCode.UNSUPPORTED_PARAMETER)
+    if kind == "extra_forbidden":
+        unknown = f"Unrecognized request argument supplied: {param}"
+        return InvalidRequest(unknown, param=param, code=ErrorCode.UNKNOWN_PARAMETER)
+    if kind == "missing":
+        absent = f"Missing required parameter: '{param}'."
+        return InvalidRequest(absent, param=param, code=ErrorCode.MISSING_REQUIRED_PARAMETER)
+    if kind in KINDS:
+        here = [other["type"] for other in found if other["loc"] == best["loc"]]
+        words = "it must be " + " or ".join(dict.fromkeys(KINDS[one] for one in here if one in KINDS))
+    elif kind in BOUNDS:
+        # Pydantic's name for the key of a dictionary's entry.
+        param = param.removesuffix(".[key]")
+        # As JSON writes them.
+        words = BOUNDS[kind].format(**context).replace("False", "false").replace("True", "true")
+    else:
+        message = best["msg"].removeprefix("Value error, ").removesuffix(".")
+        words = message[0].lower() + message[1:]
+    return InvalidRequest(f"Invalid value for '{param}': {words}.", param=param)
 
 
-def missing(param: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"Missing required parameter: '{param}'.", param=param, code=ErrorCode.MISSING_REQUIRED_PARAMETER
-    )
+def precision(details: ErrorDetails) -> tuple[int, bool, list[int]]:
+    """A deeper error is more precise; a wrong type is the least precise thing to say about a member of a union."""
+    location = details["loc"]
+    return len(location), details["type"] not in KINDS, [step for step in location if isinstance(step, int)]
 
 
-def one_of(details: ErrorDetails) -> str:
-    """``'a', 'b'`` -> ``'a' or 'b'``."""
-    return " or ".join(details["ctx"]["expected_tags"].rsplit(", ", 1))
-
-
-def reason(details: ErrorDetails) -> str:
-    """What was wanted, without echoing a value: our words, else pydantic's without their full stop."""
-    words = BOUNDS.get(details["type"])
-    if words is not None:
-        # JSON's names.
-        return words.format(**details["ctx"]).replace("False", "false").replace("True", "true")
-    message = details["msg"].removeprefix("Value error, ").removesuffix(".")
-    return message[0].lower() + message[1:]
-
-
-def path_in(location: tuple[int | str, ...], data: object, missing: bool = False) -> list[int | str]:
-    """A pydantic location without the names of union members: only steps that exist in the data, or are ``missing``."""
-    path: list[int | str] = []
-    here: object = data
-    told_apart: object = None
-    for index, step in enumerate(location):
-        rest = location[index + 1 :]
-        if isinstance(here, dict) and here is not told_apart and is_tag(step, here, rest, missing):
-            told_apart = here
-            continue
-        if isinstance(here, dict) and step in here:  # noqa: SIM114
-            here = here[step]
-        elif isinstance(here, list) and isinstance(step, int) and step < len(here):
-            here = here[step]
-        elif not rest and isinstance(here, dict) and not names_a_type(step):
-            pass
-        else:
-            continue
-        path.append(step)
-    return path
-
-
-def is_tag(step: int | str, here: dict[str, Any], rest: tuple[int | str, ...], missing: bool) -> bool:
-    """Whether a step is the union's name for this kind of object; a field may be called the same, as in a tool's
-    ``{"type": "function", "function": {...}}``."""
-    if step not in (here.get("type"), here.get("role")):
-        return False
-    if not rest:
-        return not missing
-    inside = here.get(str(step))
-    if missing and isinstance(inside, dict):
-        # What is missing is not what stands there.
-        return rest[0] in inside or rest[0] == step
-    return step not in here or rest[0] == step or rest[0] in here
-
-
-def names_a_type(step: int | str) -> bool:
-    """Whether a step of a location is pydantic's name for a member of a union, as list[constrained-str] or TextPart."""
-    if not isinstance(step, str):
-        return False
-    return not step.isidentifier() or step[0].isupper() or step in ("str", "int", "float", "bool", "list", "dict")
-
-
-def written(path: list[int | str]) -> str:
-    """``["messages", 0, "content"]`` -> ``messages[0].content``."""
+def json_path(location: tuple[int | str, ...]) -> str:
+    """``("messages", 0, "content")`` -> ``messages[0].content``."""
     text = ""
-    for step in path:
+    for step in location:
         if isinstance(step, str) and len(step) > MAX_SHOWN:
             step = f"{step[:MAX_SHOWN]}..."
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
