@@ -115,9 +115,9 @@ def resolver(web: Web) -> Resolve:
 @pytest.fixture
 def prepared_app(app: FastAPI, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     services: Services = app.state.services
-    for pool in (services.preparer.images.pool, services.preparer.images.measuring_pool):
-        pool.close()
-        pool.executor = InPlace()  # type: ignore[assignment]
+    for threads in (services.preparer.images.decoding, services.preparer.images.measuring):
+        threads.close()
+        threads.executor = InPlace()  # type: ignore[assignment]
 
     async def ask(grammar: str) -> str:
         for _ in range(3):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from llava_api.concurrency.admission import Admission
 from llava_api.images.fetch import Resolve
 from llava_api.images.load import ImageLoader
-from llava_api.limits.admission import Admission
 from llava_api.server.services import Services
 from tests.api.test_chat import BLUE, CHAT, RED, picture_message, text_body
 from tests.api.test_structured_output import form
@@ -117,9 +117,9 @@ async def measuring(world: World) -> AsyncIterator[tuple[dict[str, Any], Reached
 
 @asynccontextmanager
 async def waiting_for_a_thread(world: World) -> AsyncIterator[tuple[dict[str, Any], Reached]]:
-    work = asyncio.ensure_future(world.images.pool.run("key", "somebody else", lambda: world.go_on.wait(20)))  # type: ignore[arg-type, return-value]
+    work = asyncio.ensure_future(world.images.decoding.run("somebody else", lambda: world.go_on.wait(20)))  # type: ignore[arg-type, return-value]
     there = world.hold_up("render_data")
-    yield shows(RED, BLUE), lambda: world.images.pool.waiting == 2
+    yield shows(RED, BLUE), lambda: world.images.decoding.admission.waiting == 2
     world.go_on.set()
     await work
     assert not there.is_set()
@@ -227,9 +227,9 @@ async def test_one_who_leaves_does_not_take_the_picture_from_those_who_stay(worl
         await leaving.send(post(CHAT, {**shows(RED), "stream": stream}))
         await until(there.is_set)
         await staying.send(post(CHAT, shows(RED)))
-        await until(lambda: [len(job.wanted_by) for job in world.images.pool.jobs.values()] == [2])
+        await until(lambda: [flight.waiting for flight in world.images.decoding.work.flights.values()] == [2])
         await leaving.leave("RST")
-        await until(lambda: [len(job.wanted_by) for job in world.images.pool.jobs.values()] == [1])
+        await until(lambda: [flight.waiting for flight in world.images.decoding.work.flights.values()] == [1])
         world.go_on.set()
         assert b"A red circle." in (await staying.answer()).body
         assert len(world.engine.requests) == 1

@@ -9,8 +9,8 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import REGISTRY, Counter
 
+from llava_api.concurrency.admission import Admission
 from llava_api.images.fetch import Resolve
-from llava_api.limits.admission import Admission
 from tests.api.test_chat import BLUE, CHAT, RED, picture_message, text_body
 from tests.support.metrics_page import OPENMETRICS, Page, read_page
 from tests.support.scripted_engine import ScriptedEngine

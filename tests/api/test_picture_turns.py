@@ -52,15 +52,15 @@ async def test_one_picture_is_not_behind_anothers_crowd(
 
     monkeypatch.setattr(images, "render_data", slowly)
     crowd = asyncio.create_task(client.post(CHAT, json=asks(*range(16)), headers=ANNE))
-    await until(lambda: images.pool.waiting == 15)
+    await until(lambda: images.decoding.admission.waiting == 15)
     his = asyncio.create_task(client.post(CHAT, json=asks(100), headers=BEN))
-    await until(lambda: len(images.pool.queues) == 2)
+    await until(lambda: len(images.decoding.admission.queues) == 2)
     before = len(rendered)
     assert (await his).status_code == 200
     url = asks(100)["messages"][0]["content"][0]["image_url"]["url"]
     # One turn of hers may come first.
     assert rendered.index(base64.b64decode(url.partition(",")[2])) <= before + 1
-    assert images.pool.waiting > 5
+    assert images.decoding.admission.waiting > 5
     await crowd
 
 
@@ -75,9 +75,9 @@ async def test_too_many_that_wait_are_told_when_to_come_again(
         return render(image)
 
     monkeypatch.setattr(images, "render_data", slowly)
-    images.pool.most_waiting = 3
+    images.decoding.admission.most_waiting = 3
     first = asyncio.create_task(client.post(CHAT, json=asks(1, 2, 3, 4), headers=ANNE))
-    await until(lambda: images.pool.waiting == 3)
+    await until(lambda: images.decoding.admission.waiting == 3)
     reply = await client.post(CHAT, json={**asks(5, 6), "stream": stream}, headers=ANNE)
     assert (reply.status_code, error_of(reply)["code"]) == (503, "images_busy")
     assert int(reply.headers["retry-after"]) > 0

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from llava_api.limits.admission import Admission
+from llava_api.concurrency.admission import Admission
 from tests.api.test_chat import CHAT, text_body
 from tests.support.scripted_engine import ScriptedEngine
 

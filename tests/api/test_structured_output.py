@@ -364,6 +364,6 @@ async def test_one_callers_schemas_do_not_hold_anothers_up() -> None:
         for task in crowd:
             task.cancel()
         await asyncio.gather(*crowd, return_exceptions=True)
-        assert checker.turns == {}
+        assert checker.trials.admission.queues == {}
     finally:
         await checker.close()

@@ -142,7 +142,7 @@ async def test_a_caller_whose_names_take_long_to_look_up_does_not_hold_up_anothe
         assert await fetch(fetcher, web.host.url("/good.png"), caller="quick") == PNG
     finally:
         done.set()
-        await fetcher.close()
+        fetcher.close()
 
 
 async def test_a_failure_gives_its_place_back(web: Web) -> None:

@@ -20,19 +20,20 @@ def held(app: FastAPI) -> dict[str, Any]:
         "engine requests": services.engine.unfinished_requests(),
         "bytes": services.memory.held_bytes,
         "bytes by caller": dict(services.memory.callers),
-        "fetches": dict(fetcher.slots.holding),
-        "shared fetches": [*fetcher.flights.flights, *fetcher.waiting.flights],
-        "connections to picture hosts": len(fetcher.pool.connections),
-        "pictures that wait": images.pool.waiting + images.measuring_pool.waiting,
-        "turns of pictures": [*images.pool.queues, *images.measuring_pool.queues],
-        "turns of grammars": list(services.preparer.grammars.turns),
+        "fetches": dict(fetcher.fetches.admission.running_by_caller),
+        "shared fetches": [*fetcher.fetches.flights],
+        "fetches that wait": [*fetcher.fetches.admission.queues],
+        "look-ups that wait": [*fetcher.look_ups.admission.queues],
+        "pictures that wait": images.decoding.admission.waiting + images.measuring.admission.waiting,
+        "turns of pictures": [*images.decoding.admission.queues, *images.measuring.admission.queues],
+        "turns of grammars": list(services.preparer.grammars.trials.admission.queues),
     }
     return {name: value for name, value in found.items() if value}
 
 
 def in_threads(app: FastAPI) -> int:
     images = app.state.services.preparer.images
-    return int(images.pool.running + images.measuring_pool.running)
+    return int(images.decoding.admission.running + images.measuring.admission.running)
 
 
 async def settle(app: FastAPI, tasks: set["asyncio.Task[Any]"], seconds: float = 2) -> None:

@@ -52,7 +52,7 @@ class Web:
         try:
             yield fetcher
         finally:
-            await fetcher.close()
+            fetcher.close()
 
     async def settle(self) -> None:
         """Wait until the host has noticed that its callers hung up."""

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from llava_api.concurrency.admission import Admission, Slot
 from llava_api.errors import Busy
-from llava_api.limits.admission import Admission, Slot
 
 
 class Callers:

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from llava_api.limits.admission import Admission, Slot
+from llava_api.concurrency.admission import Admission, Slot
 
 
 class Engine:

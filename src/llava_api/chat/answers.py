@@ -8,10 +8,10 @@ from typing import Literal
 
 from llava_api.chat.calls import CallPart, CallReader
 from llava_api.chat.logprobs import LogprobAligner, TokenWriter, WrittenToken
+from llava_api.concurrency.admission import Admission
 from llava_api.engine.base import Delta, Engine, GenerationRequest
 from llava_api.errors import EngineFailed
 from llava_api.limits.account import Account
-from llava_api.limits.admission import Admission
 from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.telemetry.record import current
 

@@ -1,23 +1,19 @@
-"""Pictures from the web: the one fetcher of the product.
+"""Images from the web: the only fetcher of the product.
 
-It stands on httpcore, the transport inside httpx, because there the way to a socket is a public argument: names are
-looked up here, each address is judged by ``guard``, and an address that was judged is what is dialled, so a name that
-changes its mind in between (DNS rebinding) gains nothing. httpcore follows no redirects, keeps no cookies, knows no
-proxies and unpacks no encodings; what of that is wanted is done below, in sight. (httpx-secure 2.0 was looked at: it
-opens a connection to a name's address before it judges it, which tells a stranger which inner ports are open, and it
-judges that one address alone.)
+It uses httpcore, the transport inside httpx, because there the way to a socket is a public argument: this module looks
+names up, ``guard`` judges each address, and an address that was judged is the one that is dialled, so a name that
+changes its answer in between (DNS rebinding) gains nothing. httpcore follows no redirects, keeps no cookies, knows no
+proxies and unpacks no encodings; what is wanted of that is done below. (httpx-secure 2.0 connects to one address of a
+name before it judges it, which shows a stranger which inner ports are open.)
 
-Complaints are fixed words. A name that does not exist and one that stands for an inner address get the same.
+Error messages are fixed texts. A name that does not exist and one that stands for an inner address get equal ones.
 """
 
 import asyncio
 import socket
 import ssl
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -25,18 +21,16 @@ import httpcore
 import httpx
 
 from llava_api import __version__
+from llava_api.concurrency.admission import Admission
+from llava_api.concurrency.single_flight import SingleFlight
+from llava_api.concurrency.threads import FairThreads
 from llava_api.errors import BadImage, Busy, ErrorCode
 from llava_api.images.guard import Guard
-from llava_api.images.single_flight import SingleFlight
 from llava_api.images.source import too_large
 from llava_api.settings import Settings
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """(host, port) -> every numeric address that the host's name stands for."""
-Headers = dict[bytes, bytes]
-LookUps = list["asyncio.Future[list[tuple[Any, ...]]]"]
-LOOK_UPS: ContextVar[LookUps] = ContextVar("LOOK_UPS")
-"""Of the fetch that runs in this task."""
 
 MAX_REDIRECTS = 3
 MAX_URL_CHARACTERS = 8192
@@ -72,6 +66,7 @@ UNREACHABLE = (
 )
 BROKEN = "The picture's host broke off or did not answer as HTTP: try again, or send the picture as a base64 data: URL."
 CRUMBS = "The picture's host sends it in crumbs: send the picture itself as a base64 data: URL."
+MANY_FETCHES = "This server fetches many images at the moment: try again in a few seconds."
 TOO_SLOW = (
     "The picture's host took longer than the {seconds:g} seconds this server waits: try again, or send the picture "
     "itself as a base64 data: URL."
@@ -85,25 +80,6 @@ def not_allowed() -> BadImage:
 
 def failed(message: str) -> BadImage:
     return BadImage(message, code=ErrorCode.IMAGE_FETCH_FAILED)
-
-
-class SystemResolver:
-    """The system's look-up, in threads of its own: a name server that hangs holds up no other work."""
-
-    def __init__(self, at_once: int) -> None:
-        self.threads = ThreadPoolExecutor(at_once, thread_name_prefix="resolve")
-
-    async def __call__(self, host: str, port: int) -> list[str]:
-        look_up = asyncio.get_running_loop().run_in_executor(self.threads, self.look_up, host, port)
-        LOOK_UPS.get().append(look_up)
-        # Shielded, because a look-up in a thread cannot be broken off: whoever gave up on it still holds its slot.
-        return [str(address[4][0]) for address in await asyncio.shield(look_up)]
-
-    def look_up(self, host: str, port: int) -> list[tuple[Any, ...]]:
-        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-
-    def close(self) -> None:
-        self.threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Stream(httpcore.AsyncNetworkStream):
@@ -182,90 +158,47 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
 
-class Slots:
-    """How many fetches run at once: in the server, and for one caller."""
-
-    def __init__(self, at_once: int, per_caller: int) -> None:
-        self.server = asyncio.Semaphore(at_once)
-        self.per_caller = per_caller
-        self.callers: dict[str, asyncio.Semaphore] = {}
-        self.holding: defaultdict[str, int] = defaultdict(int)
-
-    @asynccontextmanager
-    async def hold(self, caller: str) -> AsyncIterator[None]:
-        """Until the end of the block, and of the look-ups that were begun in it."""
-        look_ups: LookUps = []
-        LOOK_UPS.set(look_ups)
-        await self.take(caller)
-        try:
-            yield
-        finally:
-            running = [look_up for look_up in look_ups if not look_up.done()]
-            if running:
-                last = asyncio.gather(*running, return_exceptions=True)
-                last.add_done_callback(lambda _: self.give_back(caller))
-            else:
-                self.give_back(caller)
-
-    async def take(self, caller: str) -> None:
-        mine = self.callers.setdefault(caller, asyncio.Semaphore(self.per_caller))
-        self.holding[caller] += 1
-        taken = False
-        try:
-            await mine.acquire()
-            taken = True
-            await self.server.acquire()
-        except BaseException:
-            if taken:
-                mine.release()
-            self.forget(caller)
-            raise
-
-    def give_back(self, caller: str) -> None:
-        self.server.release()
-        self.callers[caller].release()
-        self.forget(caller)
-
-    def forget(self, caller: str) -> None:
-        self.holding[caller] -= 1
-        if not self.holding[caller]:
-            del self.holding[caller], self.callers[caller]
-
-
 class Fetcher:
-    """Fetches pictures within the settings' limits. ``resolve`` is where tests put names of their own."""
+    """Fetches images within the settings' limits. ``resolve`` replaces the system's look-up of names, for tests."""
 
     def __init__(self, settings: Settings, resolve: Resolve | None = None) -> None:
         self.settings = settings
         self.guard = Guard(settings.allowed_media_cidrs, settings.allowed_media_domains, settings.allowed_media_ports)
-        self.system = SystemResolver(settings.max_image_fetches)
-        self.slots = Slots(settings.max_image_fetches, settings.max_image_fetches_per_caller)
-        self.waiting: SingleFlight[bytes] = SingleFlight()
-        self.flights: SingleFlight[bytes] = SingleFlight()
-        self.pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
-            max_connections=settings.max_image_fetches,
-            # A connection is for one answer: nothing of one host's is left for the next request.
-            max_keepalive_connections=0,
-            network_backend=GuardedBackend(self.guard, resolve or self.system),
+        self.ssl_context = httpx.create_ssl_context()
+        at_once, per_caller = settings.max_image_fetches, settings.max_image_fetches_per_caller
+        self.fetches: SingleFlight[bytes] = SingleFlight(Admission(at_once, per_caller=per_caller))
+        self.resolve = resolve
+        # A look-up cannot be broken off. In threads of their own, those that hang delay only their own callers.
+        self.look_ups: FairThreads[list[str]] = FairThreads(
+            at_once, "resolve", Admission(at_once, per_caller=per_caller)
         )
 
-    async def close(self) -> None:
-        await self.pool.aclose()
-        self.system.close()
+    def close(self) -> None:
+        self.look_ups.close()
 
     async def fetch(self, url: str, param: str, caller: str, max_bytes: int) -> bytes:
-        """The bytes behind an http or https URL; requests that want the same at once share one fetch.
+        """The bytes that an http or https URL leads to; requests that want them at the same time share one fetch.
 
-        ``caller``: whose fetches are counted together. Each caller waits for a place of his own before he joins a
-        fetch, or one could keep others waiting behind hosts of his that hang. Raises BadImage at ``param``, and Busy.
+        ``caller``: whose fetches are counted together. Raises BadImage at ``param``, and Busy.
         """
+        seconds = self.settings.image_fetch_timeout_seconds
+        begun = False
         try:
             target = self.parse(url)
-            key = (caller, str(target), max_bytes)
-            return await self.waiting.do(key, lambda: self.fetch_once(target, caller, max_bytes))
+            owner = caller if self.settings.isolate_caches else ""
+            async with asyncio.timeout(seconds):
+                work = partial(self.follow, target, caller, max_bytes)
+                flight = await self.fetches.join(caller, work, (owner, str(target), max_bytes))
+                begun = True
+                return await flight.result()
         except BadImage as error:
             raise error.at(param) from error
+        except TimeoutError as error:
+            if not begun:
+                raise Busy(MANY_FETCHES) from error
+            raise failed(TOO_SLOW.format(seconds=seconds)).at(param) from error
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
+            raise failed(BROKEN).at(param) from error
 
     def parse(self, text: str) -> httpx.URL:
         if not self.settings.fetch_images:
@@ -282,24 +215,9 @@ class Fetcher:
             raise not_allowed()
         return url.copy_with(fragment=None)
 
-    async def fetch_once(self, url: httpx.URL, caller: str, max_bytes: int) -> bytes:
-        seconds = self.settings.image_fetch_timeout_seconds
-        dialled = False
-        try:
-            async with asyncio.timeout(seconds), self.slots.hold(caller):
-                dialled = True
-                whose = caller if self.settings.isolate_caches else ""
-                return await self.flights.do((whose, str(url), max_bytes), lambda: self.follow(url, max_bytes))
-        except TimeoutError as error:
-            if not dialled:
-                raise Busy("This server fetches many pictures at the moment: try again in a few seconds.") from error
-            raise failed(TOO_SLOW.format(seconds=seconds)) from error
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
-            raise failed(BROKEN) from error
-
-    async def follow(self, url: httpx.URL, max_bytes: int) -> bytes:
+    async def follow(self, url: httpx.URL, caller: str, max_bytes: int) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
-            found = await self.get(url, max_bytes)
+            found = await self.get(url, caller, max_bytes)
             if isinstance(found, bytes):
                 return found
             if url.scheme == "https" and found.scheme != "https":
@@ -307,10 +225,14 @@ class Fetcher:
             url = self.judge(found)
         raise failed(NOT_DIRECT.format(most=MAX_REDIRECTS))
 
-    async def get(self, url: httpx.URL, max_bytes: int) -> bytes | httpx.URL:
-        """The picture, or where it has gone."""
+    async def get(self, url: httpx.URL, caller: str, max_bytes: int) -> bytes | httpx.URL:
+        """The image, or the address that it has moved to."""
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        async with self.pool.stream("GET", target, headers=[(b"Host", url.netloc), *SENT]) as response:
+        backend = GuardedBackend(self.guard, self.resolve or partial(self.look_up, caller))
+        # A connection is for one answer: nothing that a host sends is left for the next request.
+        connection = httpcore.AsyncHTTPConnection(target.origin, self.ssl_context, network_backend=backend)
+        request = connection.stream("GET", target, headers=[(b"Host", url.netloc), *SENT])
+        async with connection, request as response:
             stream = response.extensions.get("network_stream")
             if isinstance(stream, Stream):
                 stream.head_is_there = True
@@ -321,22 +243,33 @@ class Fetcher:
                 except (httpx.InvalidURL, ValueError) as error:
                     raise not_allowed() from error
             check_head(response.status, headers, max_bytes)
-            parts: list[bytes] = []
-            size = 0
-            async for part in response.aiter_stream():
-                size += len(part)
-                if size > max_bytes:
-                    raise too_large(max_bytes)
-                parts.append(part)
-                if len(parts) % PARTS_AT_ONCE == 0:
-                    if size < len(parts) * LEAST_PART_BYTES:
-                        raise failed(CRUMBS)
-                    # Parts that have arrived already are handed out without a pause, and others wait for the loop.
-                    await asyncio.sleep(0)
-            return b"".join(parts)
+            return await read_body(response, max_bytes)
+
+    async def look_up(self, caller: str, host: str, port: int) -> list[str]:
+        return await self.look_ups.run(caller, partial(look_up, host, port))
 
 
-def check_head(status: int, headers: Headers, max_bytes: int) -> None:
+def look_up(host: str, port: int) -> list[str]:
+    return [str(address[4][0]) for address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+async def read_body(response: httpcore.Response, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.aiter_stream():
+        size += len(part)
+        if size > max_bytes:
+            raise too_large(max_bytes)
+        parts.append(part)
+        if len(parts) % PARTS_AT_ONCE == 0:
+            if size < len(parts) * LEAST_PART_BYTES:
+                raise failed(CRUMBS)
+            # Parts that have arrived already are handed out without a pause, and others wait for the loop.
+            await asyncio.sleep(0)
+    return b"".join(parts)
+
+
+def check_head(status: int, headers: dict[bytes, bytes], max_bytes: int) -> None:
     """Refuse by status and headers what cannot be a picture, or is too large. Raises BadImage."""
     if status != 200:
         raise failed(f"The picture's host answered with status {status}: check the URL.")

@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 from blake3 import blake3
 
-from llava_api.errors import BadImage, ErrorCode
+from llava_api.concurrency.admission import Admission
+from llava_api.concurrency.threads import FairThreads
+from llava_api.errors import BadImage, Busy, ErrorCode
 from llava_api.images import decode, local_file, pixels, source
 from llava_api.images.cache import ImageCache, RenderedImage
 from llava_api.images.fetch import Fetcher, Resolve
 from llava_api.images.geometry import Size
 from llava_api.images.mode import Detail, ImageMode
-from llava_api.images.pool import Pool
 from llava_api.normalisation import Pixels
 from llava_api.settings import Settings
 from llava_api.telemetry.record import current
@@ -73,14 +74,18 @@ class ImageLoader:
         self.cache = ImageCache(settings.image_cache_bytes)
         threads = settings.image_threads or min(os.cpu_count() or 1, MOST_THREADS)
         most = settings.max_waiting_images
-        self.pool: Pool[RenderedImage] = Pool(threads, most, "images", ahead=int(threads > 1))
-        # Of their own, so that a refusal or a picture that is known already never waits behind others' decoding.
-        self.measuring_pool: Pool[MeasuredImage] = Pool(MEASURING_THREADS, most, "measure", ahead=MEASURED_AHEAD)
+        self.decoding: FairThreads[RenderedImage] = FairThreads(
+            threads, "decode", Admission(threads + (threads > 1), most, full=images_busy)
+        )
+        # Separate threads, so that a refusal, or an image that is in the cache, never waits for others' decoding.
+        self.measuring: FairThreads[MeasuredImage] = FairThreads(
+            MEASURING_THREADS, "measure", Admission(MEASURING_THREADS + MEASURED_AHEAD, most, full=images_busy)
+        )
 
     async def close(self) -> None:
-        await self.fetcher.close()
-        for pool in (self.pool, self.measuring_pool):
-            pool.close()
+        self.fetcher.close()
+        self.decoding.close()
+        self.measuring.close()
 
     async def measure(
         self, parts: Sequence[ImagePart], caller: str, take: source.Take = source.take_all
@@ -97,7 +102,7 @@ class ImageLoader:
         owner = caller if self.settings.isolate_caches else ""
         try:
             read = await self.reader(part, caller, budget)
-            measured = await self.measuring_pool.run(object(), caller, lambda: self.measure_data(read(), part, owner))
+            measured = await self.measuring.run(caller, lambda: self.measure_data(read(), part, owner))
             width, height = measured.header.stored_size
             current().looked_at(len(measured.data), width * height, measured.tokens)
             return measured
@@ -149,7 +154,7 @@ class ImageLoader:
         record.cache_misses += 1
         started, decoded = perf_counter(), False
         try:
-            rendered = await self.pool.run(key, caller, lambda: self.render_data(image))
+            rendered = await self.decoding.run(caller, lambda: self.render_data(image), key)
             decoded = True
         except BadImage as error:
             raise error.at(image.param) from error
@@ -180,6 +185,10 @@ def render_pixels(picture: decode.Decoded, mode: ImageMode) -> Pixels:
     if mode.name == "square":
         return pixels.square_levels(picture, mode.tile_pixels)
     return pixels.pad_levels(picture, mode.tile_pixels, mode.normalisation)
+
+
+def images_busy() -> Busy:
+    return Busy("This server is decoding many images: try again in a few seconds.", code=ErrorCode.IMAGES_BUSY)
 
 
 async def all_of(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
 from llava_api.chat.response_store import ResponseStore
+from llava_api.concurrency.admission import Admission
 from llava_api.engine.base import Engine
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.fetch import Resolve
 from llava_api.images.load import ImageLoader
-from llava_api.limits.admission import Admission
 from llava_api.limits.memory import MemoryBudget
 from llava_api.limits.rate import RateLimiter, open_limiter
 from llava_api.server.body import COPIES_GROWN
@@ -80,7 +80,7 @@ def watch(
         metrics.slots_in_use.set(admission.running)
         metrics.slots.set(admission.slots)
         metrics.image_cache_bytes.set(images.cache.held_bytes)
-        metrics.images_waiting.set(images.pool.waiting)
+        metrics.images_waiting.set(images.decoding.admission.waiting)
         metrics.inflight_bytes.set(memory.held_bytes)
 
     metrics.before_scrape(sample)

@@ -1,4 +1,4 @@
-"""Threads for pictures: callers take turns, what nobody wants any more is not done, and the queue has a bound."""
+"""Threads: callers take turns, what nobody wants any more is not done, and the queue has a bound."""
 
 import asyncio
 import threading
@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from llava_api.concurrency.admission import Admission
+from llava_api.concurrency.threads import FairThreads
 from llava_api.errors import BadImage, Busy
-from llava_api.images.pool import Pool
+from llava_api.images.load import images_busy
 
 
 class Work:
@@ -32,14 +34,18 @@ class Work:
         self.free.release(jobs)
 
 
+def one_thread(ahead: int = 0) -> FairThreads[str]:
+    return FairThreads(1, "test", Admission(1 + ahead, 4, full=images_busy))
+
+
 @pytest.fixture
 def work() -> Work:
     return Work()
 
 
 @pytest.fixture
-def pool(work: Work) -> Iterator[Pool[str]]:
-    pool: Pool[str] = Pool(1, 4, "test")
+def pool(work: Work) -> Iterator[FairThreads[str]]:
+    pool = one_thread()
     yield pool
     work.end(1000)
     pool.close()
@@ -51,17 +57,17 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.002)
 
 
-def ask(pool: Pool[str], work: Work, name: str, caller: str = "anne") -> "asyncio.Task[str]":
-    return asyncio.create_task(pool.run(name, caller, work.named(name)))
+def ask(pool: FairThreads[str], work: Work, name: str, caller: str = "anne") -> "asyncio.Task[str]":
+    return asyncio.create_task(pool.run(caller, work.named(name), name))
 
 
-async def begin(pool: Pool[str], work: Work, *names: str, caller: str = "anne") -> list["asyncio.Task[str]"]:
+async def begin(pool: FairThreads[str], work: Work, *names: str, caller: str = "anne") -> list["asyncio.Task[str]"]:
     tasks = [ask(pool, work, name, caller) for name in names]
     await asyncio.sleep(0)
     return tasks
 
 
-async def test_callers_take_turns(pool: Pool[str], work: Work) -> None:
+async def test_callers_take_turns(pool: FairThreads[str], work: Work) -> None:
     crowd = await begin(pool, work, "a1", "a2", "a3", "a4")
     (single,) = await begin(pool, work, "b1", caller="ben")
     work.end(3)
@@ -70,46 +76,48 @@ async def test_callers_take_turns(pool: Pool[str], work: Work) -> None:
     assert work.begun[:3] == ["a1", "a2", "b1"]
     work.end(10)
     assert await asyncio.gather(*crowd) == ["a1", "a2", "a3", "a4"]
-    assert (pool.running, pool.waiting, pool.jobs, pool.queues) == (0, 0, {}, {})
+    assert (pool.admission.running, pool.admission.waiting, pool.work.flights, pool.admission.queues) == (0, 0, {}, {})
 
 
-async def test_what_nobody_wants_any_more_is_not_done(pool: Pool[str], work: Work) -> None:
+async def test_what_nobody_wants_any_more_is_not_done(pool: FairThreads[str], work: Work) -> None:
     first, second, third = await begin(pool, work, "1", "2", "3")
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)
-    assert pool.waiting == 1
+    assert pool.admission.waiting == 1
     work.end(3)
     assert [await first, await third] == ["1", "3"]
     assert work.begun == ["1", "3"]
 
 
-async def test_a_thread_whose_caller_has_left_keeps_its_place_until_it_has_ended(pool: Pool[str], work: Work) -> None:
+async def test_a_thread_whose_caller_has_left_keeps_its_place_until_it_has_ended(
+    pool: FairThreads[str], work: Work
+) -> None:
     first, second = await begin(pool, work, "1", "2")
     await until(lambda: work.begun)
     first.cancel()
     await asyncio.sleep(0.05)
-    assert (pool.running, work.begun) == (1, ["1"])
+    assert (pool.admission.running, work.begun) == (1, ["1"])
     work.end(2)
     assert await second == "2"
-    assert (pool.running, pool.jobs) == (0, {})
+    assert (pool.admission.running, pool.work.flights) == (0, {})
 
 
 async def test_ahead_of_the_threads_too_what_nobody_wants_is_not_done(work: Work) -> None:
-    pool: Pool[str] = Pool(1, 4, "test", ahead=2)
+    pool = one_thread(ahead=2)
     first, second, third, fourth = await begin(pool, work, "1", "2", "3", "4")
     await until(lambda: work.begun)
-    assert (pool.running, pool.waiting) == (3, 1)
+    assert (pool.admission.running, pool.admission.waiting) == (3, 1)
     second.cancel()
-    await until(lambda: "2" not in pool.jobs)
+    await until(lambda: "2" not in pool.work.flights)
     again = ask(pool, work, "2", "ben")
     work.end(5)
     assert await asyncio.gather(first, third, fourth, again) == ["1", "3", "4", "2"]
     assert sorted(work.begun) == ["1", "2", "3", "4"]
-    assert (pool.running, pool.waiting, pool.jobs, pool.queues) == (0, 0, {}, {})
+    assert (pool.admission.running, pool.admission.waiting, pool.work.flights, pool.admission.queues) == (0, 0, {}, {})
     pool.close()
 
 
-async def test_what_several_want_is_done_once_at_the_first_of_their_turns(pool: Pool[str], work: Work) -> None:
+async def test_what_several_want_is_done_once_at_the_first_of_their_turns(pool: FairThreads[str], work: Work) -> None:
     hers = await begin(pool, work, "a1", "a2", "a3", "same")
     (his,) = await begin(pool, work, "same", caller="ben")
     work.end(3)
@@ -117,13 +125,13 @@ async def test_what_several_want_is_done_once_at_the_first_of_their_turns(pool: 
     work.end(5)
     assert await asyncio.gather(*hers) == ["a1", "a2", "a3", "same"]
     assert work.begun == ["a1", "a2", "same", "a3"]
-    assert not pool.queues
+    assert not pool.admission.queues
 
 
 @pytest.mark.parametrize("leaving", ["first", "second"])
 @pytest.mark.parametrize("when", ["waiting", "running"])
 async def test_one_who_leaves_does_not_take_it_from_the_others(
-    pool: Pool[str], work: Work, leaving: str, when: str
+    pool: FairThreads[str], work: Work, leaving: str, when: str
 ) -> None:
     if when == "waiting":
         await begin(pool, work, "before")
@@ -138,10 +146,10 @@ async def test_one_who_leaves_does_not_take_it_from_the_others(
     work.end(2)
     assert await stays == "same"
     assert work.begun.count("same") == 1
-    await until(lambda: not pool.jobs and not pool.queues)
+    await until(lambda: not pool.work.flights and not pool.admission.queues)
 
 
-async def test_an_error_is_everybodys_who_wanted_it(pool: Pool[str], work: Work) -> None:
+async def test_an_error_is_everybodys_who_wanted_it(pool: FairThreads[str], work: Work) -> None:
     tasks = [ask(pool, work, "bad", caller) for caller in ("anne", "ben", "anne")]
     await until(lambda: work.begun)
     work.end()
@@ -150,13 +158,13 @@ async def test_an_error_is_everybodys_who_wanted_it(pool: Pool[str], work: Work)
     again.cancel()
     work.end()
     await asyncio.gather(again, return_exceptions=True)
-    await until(lambda: not pool.running)
+    await until(lambda: not pool.admission.running)
 
 
-async def test_the_queue_is_bounded(pool: Pool[str], work: Work) -> None:
+async def test_the_queue_is_bounded(pool: FairThreads[str], work: Work) -> None:
     tasks = await begin(pool, work, "1", "2", "3", "4", "5")
     with pytest.raises(Busy) as refused:
-        await pool.run("6", "anne", work.named("6"))
+        await pool.run("anne", work.named("6"), "6")
     assert (refused.value.status, refused.value.code) == (503, "images_busy")
     assert refused.value.retry_after_seconds is not None
     # What is waited for already costs nothing more.
@@ -165,22 +173,22 @@ async def test_the_queue_is_bounded(pool: Pool[str], work: Work) -> None:
     assert await asyncio.gather(*tasks, same) == ["1", "2", "3", "4", "5", "5"]
 
 
-async def test_a_crowd_that_fills_the_queue_makes_room_for_others(pool: Pool[str], work: Work) -> None:
+async def test_a_crowd_that_fills_the_queue_makes_room_for_others(pool: FairThreads[str], work: Work) -> None:
     crowd = await begin(pool, work, "a1", "a2", "a3", "a4", "a5")
     his = await begin(pool, work, "b1", "b2", caller="ben")
     # Of equal shares none is taken away.
     with pytest.raises(Busy):
-        await pool.run("b3", "ben", work.named("b3"))
+        await pool.run("ben", work.named("b3"), "b3")
     work.end(10)
     assert await asyncio.gather(*his) == ["b1", "b2"]
     ends = await asyncio.gather(*crowd, return_exceptions=True)
     assert ends[:3] == ["a1", "a2", "a3"]
     assert [type(end) for end in ends[3:]] == [Busy, Busy]
-    assert (pool.waiting, pool.running, pool.queues) == (0, 0, {})
+    assert (pool.admission.waiting, pool.admission.running, pool.admission.queues) == (0, 0, {})
 
 
 async def test_closing_cancels_what_waits(work: Work) -> None:
-    pool: Pool[str] = Pool(1, 4, "test")
+    pool = one_thread()
     first, second = await begin(pool, work, "1", "2")
     await until(lambda: work.begun)
     pool.close()

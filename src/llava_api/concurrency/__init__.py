@@ -1,0 +1,1 @@
+"""Whose work is next, and work that several callers share."""
