@@ -36,12 +36,10 @@ class Context:
         return prefix + self.request_id.removeprefix("req_")
 
 
-async def answer(
-    request: Request,
-    kind: type[Model],
-    prepare: Callable[[Context, Model], Awaitable[Reply | BaseModel]],
-    spends_tokens: bool = True,
-) -> Response:
+Prepare = Callable[[Context, Model], Awaitable[Reply | BaseModel]]
+
+
+async def answer(request: Request, kind: type[Model], prepare: Prepare[Model], spends_tokens: bool) -> Response:
     """``prepare`` turns a body of type ``kind`` into a reply that is to be generated, or into one that is complete.
 
     An error is raised until the status is sent; after that it is the last event of the stream. Raises ApiError.

@@ -1,4 +1,4 @@
-"""The application: middleware, handlers and routes in one list. No module-level app, no singletons."""
+"""The application: state, middleware, error handlers and routes. Everything is made per app; there are no globals."""
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -41,7 +41,7 @@ def create_app(
     life: Lifecycle | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The API over ``services``; where they are made at start-up, ``lifespan`` puts them on ``app.state``."""
+    """``services`` is None if ``lifespan`` makes them when the server starts."""
     app = FastAPI(
         title="llava-api",
         version=__version__,
@@ -49,14 +49,14 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        # A redirect has no body that a client could read; a wrong address is a 404 like any other.
+        # An address with a slash too many is a 404 in the API's own form. A redirect would have no such body.
         redirect_slashes=False,
     )
     state = AppState()
     set_state(app, state)
     state.services = services
     state.lifecycle = life or Lifecycle()
-    # There before the model is.
+    # /metrics answers before the services are there.
     state.metrics = Metrics(all_versions()) if services is None else services.metrics
     state.tracing = tracing
     endpoints = served_endpoints(settings)

@@ -1,13 +1,15 @@
-"""How an endpoint is declared, beside its handler. The app, the OpenAPI document, docs/api.md and tests read this."""
+"""How an endpoint is declared, beside its code. The app, the OpenAPI document, docs/api.md and the tests read this."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
+from llava_api.server.answer import Prepare, answer
 from llava_api.settings import Settings
 
 Access = Literal["key", "open", "off"]
@@ -33,7 +35,9 @@ class Endpoint:
     """As in the OpenAPI document: ``/v1/models/{model}``."""
     route: str = ""
     """Starlette's pattern and the route's name in metrics, if it differs from ``path``."""
-    handle: Handler
+    handle: Handler | None = None
+    prepare: Prepare[Any] | None = None
+    """Takes the place of ``handle`` in an endpoint with a ``request``, which ``answer`` reads and parses."""
     operation_id: str = ""
     summary: str = ""
     reply: type[BaseModel] | None = None
@@ -44,6 +48,8 @@ class Endpoint:
     stream: Stream | None = None
     errors: tuple[int, ...] = ()
     """Statuses of errors that do not follow from the other fields (see ``error_statuses``)."""
+    spends_tokens: bool = True
+    """Whether a request needs some of its caller's tokens per minute."""
     access: Callable[[Settings], Access] = lambda _: "key"
     probe: bool = False
     """Asked by machines every few seconds: answered while the model loads and the server drains, logged at debug level
@@ -55,7 +61,15 @@ class Endpoint:
     def pattern(self) -> str:
         return self.route or self.path
 
+    def handler(self) -> Handler:
+        if self.handle is not None:
+            return self.handle
+        assert self.request is not None
+        assert self.prepare is not None
+        return partial(answer, kind=self.request, prepare=self.prepare, spends_tokens=self.spends_tokens)
+
     def error_statuses(self) -> list[int]:
+        """Statuses that the OpenAPI document names besides 200."""
         found = {405, 503, *self.errors}
         if not self.probe:
             found |= {401, 403}
@@ -70,7 +84,7 @@ def add_routes(app: FastAPI, endpoints: Iterable[Endpoint]) -> None:
     """One route for each pattern, so that a 405 names all methods that the address takes."""
     handlers: dict[str, dict[str, Handler]] = {}
     for endpoint in endpoints:
-        handlers.setdefault(endpoint.pattern, {})[endpoint.method] = endpoint.handle
+        handlers.setdefault(endpoint.pattern, {})[endpoint.method] = endpoint.handler()
     for pattern, by_method in handlers.items():
         if "GET" in by_method:
             # The HTTP server leaves out the body of an answer to HEAD.

@@ -2,21 +2,14 @@
 
 import time
 
-from fastapi import Request
-from fastapi.responses import Response
-
 from llava_api.chat.answers import Answers
 from llava_api.chat.chat_reply import ChatReply, ReplyMetadata
 from llava_api.chat.question import chat_question
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.chat_reply import ChatCompletion, ChatCompletionChunk, ChunkWithUsage
 from llava_api.protocol.error import ErrorReply
-from llava_api.server.answer import Context, answer
+from llava_api.server.answer import Context
 from llava_api.server.endpoint import Endpoint, Stream
-
-
-async def create_chat_completion(request: Request) -> Response:
-    return await answer(request, ChatCompletionRequest, prepare)
 
 
 async def prepare(context: Context, wanted: ChatCompletionRequest) -> ChatReply:
@@ -38,7 +31,7 @@ ENDPOINTS = (
     Endpoint(
         method="POST",
         path="/v1/chat/completions",
-        handle=create_chat_completion,
+        prepare=prepare,
         operation_id="createChatCompletion",
         summary="Ask about texts and images",
         request=ChatCompletionRequest,

@@ -2,22 +2,15 @@
 
 import time
 
-from fastapi import Request
-from fastapi.responses import Response
-
 from llava_api.chat.answers import Answers
 from llava_api.chat.chat_reply import ReplyMetadata
 from llava_api.chat.completion_reply import CompletionReply
 from llava_api.chat.plain import prepare_plain
 from llava_api.protocol.completions import Completion, CompletionChunk, CompletionChunkWithUsage, CompletionRequest
 from llava_api.protocol.error import ErrorReply
-from llava_api.server.answer import Context, answer
+from llava_api.server.answer import Context
 from llava_api.server.endpoint import Endpoint, Stream
 from llava_api.server.routes.chat import CHUNKS
-
-
-async def create_completion(request: Request) -> Response:
-    return await answer(request, CompletionRequest, prepare)
 
 
 async def prepare(context: Context, wanted: CompletionRequest) -> CompletionReply:
@@ -32,7 +25,7 @@ ENDPOINTS = (
     Endpoint(
         method="POST",
         path="/v1/completions",
-        handle=create_completion,
+        prepare=prepare,
         operation_id="createCompletion",
         summary="Continue a plain text",
         request=CompletionRequest,

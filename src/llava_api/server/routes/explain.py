@@ -1,17 +1,10 @@
 """``POST /v1/explain``: what the model would be shown for a chat request, without asking the engine."""
 
-from fastapi import Request
-from fastapi.responses import Response
-
 from llava_api.chat.explain import explain
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.explain import Explanation
-from llava_api.server.answer import Context, answer
+from llava_api.server.answer import Context
 from llava_api.server.endpoint import Endpoint
-
-
-async def explain_request(request: Request) -> Response:
-    return await answer(request, ChatCompletionRequest, prepare, spends_tokens=False)
 
 
 async def prepare(context: Context, wanted: ChatCompletionRequest) -> Explanation:
@@ -22,11 +15,12 @@ ENDPOINTS = (
     Endpoint(
         method="POST",
         path="/v1/explain",
-        handle=explain_request,
+        prepare=prepare,
         operation_id="explain",
         summary="What the model would be shown for a chat request",
         request=ChatCompletionRequest,
         example={"messages": [{"role": "user", "content": "What can you do?"}]},
         reply=Explanation,
+        spends_tokens=False,
     ),
 )

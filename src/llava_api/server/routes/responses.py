@@ -22,17 +22,13 @@ from llava_api.protocol.response_reply import (
 )
 from llava_api.protocol.response_reply import Response as ResponseObject
 from llava_api.protocol.responses import ResponseRequest
-from llava_api.server.answer import Context, answer, json_response
+from llava_api.server.answer import Context, json_response
 from llava_api.server.body import COPIES
 from llava_api.server.endpoint import Endpoint, Stream
 from llava_api.server.services import Services
 from llava_api.server.state import exchange_of, services_of
 
 NO_STORE = "This server keeps no responses (it was started without --response-store-bytes): "
-
-
-async def create_response(request: Request) -> Response:
-    return await answer(request, ResponseRequest, prepare)
 
 
 async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
@@ -109,7 +105,7 @@ ENDPOINTS = (
     Endpoint(
         method="POST",
         path="/v1/responses",
-        handle=create_response,
+        prepare=prepare,
         operation_id="createResponse",
         summary="Ask about texts and images with OpenAI's Responses API",
         request=ResponseRequest,
