@@ -5,6 +5,7 @@ The checkpoint is the bundled demo without an end token, so that answers run on 
 
 import json
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,10 +31,38 @@ class Running:
     model: ServedModel
     preparer: Preparer
     server: RunningServer
+    reports: Path
+    """What ``SPY`` found: for each process of vLLM's a file with [whether vLLM is changed, death signal]."""
 
     @property
     def base_url(self) -> str:
         return self.server.base_url
+
+
+SPY = """
+import ctypes, json, multiprocessing, os
+from pathlib import Path
+
+def register():
+    if multiprocessing.parent_process() is None:
+        return
+    from vllm.distributed.device_communicators.shm_broadcast import ShmRingBuffer, SpinCondition
+    signal = ctypes.c_int()
+    ctypes.CDLL(None).prctl(2, ctypes.byref(signal))  # PR_GET_PDEATHSIG
+    changed = hasattr(ShmRingBuffer, "fitted") and hasattr(SpinCondition.wait, "naps")
+    report = Path(os.environ["SPY_REPORTS"], f"{multiprocessing.current_process().name}.json")
+    report.write_text(json.dumps([changed, signal.value]))
+"""
+"""A plugin for vLLM that writes down how vLLM is changed in a process."""
+
+
+def plugin_folder(folder: Path) -> Path:
+    """A folder with ``SPY`` as an installed package, for sys.path."""
+    (folder / "spy.dist-info").mkdir(parents=True)
+    (folder / "spy.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: spy\nVersion: 1\n")
+    (folder / "spy.dist-info" / "entry_points.txt").write_text("[vllm.general_plugins]\nspy = spy_plugin:register\n")
+    (folder / "spy_plugin.py").write_text(SPY)
+    return folder
 
 
 def endless_copy(source: Path, target: Path) -> Path:
@@ -59,10 +88,15 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     folder = endless_copy(demo_folder() / "llava-tiny-1.5", tmp_path_factory.mktemp("endless") / "model")
     settings = Settings()
     model = replace(open_model(str(folder), ("endless",), settings), stop_token_ids=())
-    engine = await start_engine(settings, model.to_load())
+    reports = tmp_path_factory.mktemp("reports")
+    with pytest.MonkeyPatch.context() as patched:
+        # Processes that are spawned begin with this process's sys.path; plugins are loaded in its order.
+        patched.setattr(sys, "path", [*sys.path, str(plugin_folder(tmp_path_factory.mktemp("spy") / "site"))])
+        patched.setenv("SPY_REPORTS", str(reports))
+        engine = await start_engine(settings, model.to_load())
     services = open_services(settings, model, engine)
     app = create_app(settings, KeyRing(settings), services)
     async with serve_app(app) as server:
-        yield Running(engine, model, services.preparer, server)
+        yield Running(engine, model, services.preparer, server, reports)
     await services.close()
     await engine.shutdown()

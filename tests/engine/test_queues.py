@@ -7,7 +7,7 @@ from collections import namedtuple
 import pytest
 from vllm.distributed.device_communicators import shm_broadcast
 
-from llava_api.engine.vllm_queues import chunk_that_fits, fit_queues_into_shared_memory
+from llava_api.engine.vllm_plugin import chunk_that_fits, fit_queues_into_shared_memory
 
 MIB = 2**20
 Usage = namedtuple("Usage", "total used free")

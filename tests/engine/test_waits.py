@@ -10,13 +10,13 @@ import zmq
 from vllm.distributed.device_communicators import shm_broadcast
 from vllm.utils.network_utils import get_open_zmq_ipc_path
 
-from llava_api.engine.vllm_waits import nap_between_messages
+from llava_api.engine.vllm_plugin import nap_between_messages
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Any, Any]]:
     """A reader that has just read, and its writer."""
-    assert nap_between_messages(), "this vLLM waits in another way: see engine/vllm_waits.py"
+    assert nap_between_messages(), "this vLLM waits in another way: see engine/vllm_plugin.py"
     context = zmq.Context()
     address = get_open_zmq_ipc_path()
     writer = shm_broadcast.SpinCondition(is_reader=False, context=context, notify_address=address)
@@ -37,7 +37,7 @@ def test_waiting_for_a_message_costs_next_to_nothing(pair: tuple[Any, Any]) -> N
 
 
 def test_a_message_ends_a_nap(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_api.engine.vllm_waits.NAP_MILLISECONDS", 5000)
+    monkeypatch.setattr("llava_api.engine.vllm_plugin.NAP_MILLISECONDS", 5000)
     reader, writer = pair
     time.sleep(0.05)
     threading.Timer(0.1, writer.notify).start()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from llava_api.engine.vllm_cause import FILE, StartErrors, record_start_errors, start_errors
+from llava_api.engine.start_errors import VARIABLE, EngineStart, engine_start, record_start_errors
 
 GENERIC = "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': %d}"
 
@@ -26,9 +26,9 @@ def logger(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
 
 
 @contextmanager
-def failing_start(logger: logging.Logger, *errors: Exception) -> Iterator[StartErrors]:
-    with start_errors() as told:
-        record_start_errors()
+def failing_start(logger: logging.Logger, *errors: Exception) -> Iterator[EngineStart]:
+    with engine_start() as start:
+        record_start_errors(start)
         before = sys.stderr
         for error in errors:
             try:
@@ -39,39 +39,39 @@ def failing_start(logger: logging.Logger, *errors: Exception) -> Iterator[StartE
         silent, sys.stderr = sys.stderr, before
         assert silent is not before
         silent.close()
-        yield told
+        yield start
 
 
 @pytest.mark.parametrize("plain", [ValueError, OSError, MemoryError])
 def test_the_first_exception_at_first_hand_is_told(logger: logging.Logger, plain: type[Exception]) -> None:
     worker = plain("No room for it.\nTry less.\n\nA page of details.")
     core = RuntimeError("WorkerProc initialization failed due to an exception in a background process.")
-    with failing_start(logger, worker, core) as told:
-        assert told.cause(GENERIC % 1) == "No room for it. Try less."
+    with failing_start(logger, worker, core) as start:
+        assert start.cause(GENERIC % 1) == "No room for it. Try less."
 
 
 def test_an_exception_without_words_is_told_by_its_name(logger: logging.Logger) -> None:
-    with failing_start(logger, MemoryError()) as told:
-        assert told.cause(GENERIC % 1) == "MemoryError"
+    with failing_start(logger, MemoryError()) as start:
+        assert start.cause(GENERIC % 1) == "MemoryError"
 
 
 def test_words_of_our_own_process_stay() -> None:
-    with start_errors() as told:
-        assert told.cause("max_model_len is too large") == "max_model_len is too large"
-    assert FILE not in os.environ
+    with engine_start() as start:
+        assert start.cause("max_model_len is too large") == "max_model_len is too large"
+    assert VARIABLE not in os.environ
 
 
-@pytest.mark.parametrize(("code", "words"), [(-9, "memory runs out"), (-7, "/dev/shm"), (1, "without a word")])
+@pytest.mark.parametrize(("code", "words"), [(-9, "memory runs out"), (-7, "/dev/shm"), (1, "without a message")])
 def test_a_process_that_said_nothing(code: int, words: str) -> None:
-    with start_errors() as told:
-        assert words in told.cause(GENERIC % code)
+    with engine_start() as start:
+        assert words in start.cause(GENERIC % code)
 
 
 def test_what_is_logged_at_other_times_is_left_alone(logger: logging.Logger) -> None:
-    with start_errors() as told:
-        record_start_errors()
+    with engine_start() as start:
+        record_start_errors(start)
         try:
             raise ValueError("of a request")
         except ValueError:
             logger.exception("could not answer")
-        assert "without a word" in told.cause(GENERIC % 1)
+        assert "without a message" in start.cause(GENERIC % 1)

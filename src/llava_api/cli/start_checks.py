@@ -17,7 +17,7 @@ from llava_api.settings import Settings
 log = logging.getLogger("llava_api")
 
 SHARED_MEMORY_BYTES = 40 * 2**20
-"""For the queues between vLLM's processes as small as they may get (``engine/vllm_queues.py``)."""
+"""For the queues between vLLM's processes as small as they may get (``engine/vllm_plugin.py``)."""
 PROCESSES_BYTES = 1_200_000_000
 """What three processes with torch and vLLM in them hold beside weights and KV cache: measured 1.4 GB."""
 GPU_SHARE = 0.92

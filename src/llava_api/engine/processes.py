@@ -1,4 +1,4 @@
-"""The engine's processes: tied to this one, looked at from outside, and ended for certain."""
+"""The engine's processes: bound to this one, looked at from outside, and ended."""
 
 import ctypes
 import multiprocessing
@@ -13,31 +13,31 @@ PR_SET_PDEATHSIG = 1
 """``prctl`` option, from <linux/prctl.h>."""
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent_id: int) -> None:
     """Have the kernel end this process when its parent ends, however that happens.
 
-    To be called in a process that ``multiprocessing`` has started; elsewhere it does nothing. Linux sends the signal
-    when the *thread* ends that started the process, so that thread must live as long (``vllm_start``).
+    Does nothing unless ``multiprocessing`` started this process in process ``parent_id``. Linux sends the signal when
+    the *thread* ends that started the process, so that thread must live as long as the parent (``vllm_start``).
     """
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        die_with(parent.pid)
+    if parent is not None and parent.pid == parent_id:
+        die_with(parent_id)
 
 
-def die_with(parent_id: int | None) -> None:
-    """The same in a process that ``parent_id`` has forked in some other way."""
+def die_with(parent_id: int) -> None:
+    """As ``die_with_parent``, in a process that ``parent_id`` forked in some other way."""
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     except (OSError, AttributeError):
-        # Not Linux: the parent's orderly end is all there is.
+        # Not Linux: only the parent's orderly end can end this process.
         return
     if os.getppid() != parent_id:
-        # It ended before the kernel was told.
+        # The parent ended before the signal was set.
         os._exit(1)
 
 
 def family(process_ids: Iterable[int]) -> list[psutil.Process]:
-    """The processes and all that they have started; those that are gone are left out."""
+    """The processes and their descendants that still exist."""
     found: list[psutil.Process] = []
     for process_id in process_ids:
         try:
@@ -59,7 +59,7 @@ def any_paused(processes: Iterable[psutil.Process]) -> bool:
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:
-    """psutil knows a process by its time of birth as well: a number that was given to another is left alone."""
+    """psutil compares the start time as well, so a process that was given the same id later is left alone."""
     for process in processes:
         try:
             process.kill()
@@ -68,11 +68,11 @@ def kill_all(processes: Iterable[psutil.Process]) -> None:
 
 
 def kill_children() -> None:
-    """End all that this process has started, but for Python's resource tracker.
+    """End all that this process has started, except Python's resource tracker.
 
-    It ends by itself after the last of the others, and gives back the shared memory that they could not.
+    The tracker ends by itself after the others, and frees the shared memory that they could not free.
     """
-    # Twice, and a moment between: a thread may be just about to start one.
+    # Twice, because a thread may just be starting a process.
     for _ in range(2):
         kill_all(child for child in psutil.Process().children(recursive=True) if not tracks_resources(child))
         time.sleep(0.1)
@@ -80,7 +80,7 @@ def kill_children() -> None:
 
 def tracks_resources(process: psutil.Process) -> bool:
     try:
-        # Its name alone stands in the warning options of all children (vllm_options).
+        # "resource_tracker" by itself is also in the warning options of all children (vllm_options).
         return "from multiprocessing.resource_tracker import" in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return True

@@ -39,7 +39,7 @@ from llava_api.engine.base import (
     TokenLogprob,
 )
 from llava_api.engine.processes import any_paused, family, kill_all
-from llava_api.engine.vllm_cause import start_errors
+from llava_api.engine.start_errors import engine_start
 from llava_api.engine.vllm_options import engine_arguments, known_arguments
 from llava_api.errors import EngineFailed, EngineStopped, StartupError
 from llava_api.settings import Settings
@@ -88,12 +88,12 @@ class VllmEngine:
     def start(cls, settings: Settings, model: ModelToLoad, *, on_cpu: bool) -> "VllmEngine":
         """Load the model; blocks until it is ready. Raises StartupError with vLLM's reason."""
         arguments = engine_arguments(settings, model, on_cpu=on_cpu, known=known_arguments(AsyncEngineArgs))
-        with start_errors() as told:
+        with engine_start() as start:
             try:
                 return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
             except Exception as error:  # Of many kinds, assertions among them.
                 log.debug("the engine did not start", exc_info=True)
-                cause = told.cause(reason(error))
+                cause = start.cause(reason(error))
                 raise StartupError(f"the engine could not load the checkpoint: {cause}") from error
 
     async def load_adapters(self, adapters: Sequence[Adapter]) -> None:

@@ -6,6 +6,7 @@
 - Pictures as levels, 0 to 255: the normalised value of each is looked up here, next to the vision tower.
 """
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
 
+from llava_api.engine.start_errors import EngineStart
+from llava_api.errors import StartupError
 from llava_api.normalisation import Normalisation
 from llava_api.weight_names import classic_name
 
@@ -95,3 +98,27 @@ class LlavaNext(Extended, LlavaNextForConditionalGeneration):
         wanted = getattr(self.config, "mm_patch_merge_type", strategy)
         merged: torch.Tensor = super()._merge_image_patch_embeddings(image_size, patch_embeddings, strategy=wanted)
         return merged
+
+
+def check_overrides(model: type[Extended]) -> None:
+    """Raises StartupError if ``model`` overrides a method that vLLM's model does not have.
+
+    vLLM would never call such a method, so the vision tower would be fed levels, or tiles be merged in another way.
+    """
+    ours, vllm = {Extended: vars(Extended), model: vars(model)}, model.__mro__[2]
+    names = [name for methods in ours.values() for name, value in methods.items() if inspect.isfunction(value)]
+    missing = [name for name in names if not callable(getattr(vllm, name, None))]
+    if missing:
+        error = StartupError(
+            f"the installed vLLM's {vllm.__name__} has no method {', '.join(missing)}, which llava-api overrides: "
+            "install a version of vLLM that this llava-api supports"
+        )
+        # vLLM imports this module in a subprocess first, whose exception it only logs.
+        start = EngineStart.current()
+        if start is not None:
+            start.record(error)
+        raise error
+
+
+check_overrides(Llava)
+check_overrides(LlavaNext)

@@ -1,31 +1,115 @@
 """What vLLM loads in each of its processes (entry point ``vllm.general_plugins``).
 
-Our two models, how it waits for its queue, with whom it ends, and how it tells why it does not start.
-
-It must stay cheap: vLLM runs it before anything is known about the model. The classes are imported when one is used.
+vLLM runs it in every program of the environment, before anything is known about the model: it must stay cheap, and it
+must leave other people's programs as they are. Every process gets our models registered, under names of our own. The
+changes to vLLM below are made only in processes that a server of ours has started (``EngineStart.current``).
 """
 
+import shutil
+import time
+from typing import Any
+
 from llava_api.engine.processes import die_with_parent
-from llava_api.engine.vllm_cause import record_start_errors
+from llava_api.engine.start_errors import EngineStart, record_start_errors
 from llava_api.engine.vllm_options import OWN_ARCHITECTURES
-from llava_api.engine.vllm_queues import fit_queues_into_shared_memory
-from llava_api.engine.vllm_waits import nap_between_messages
 
 CLASSES = {
     "LlavaApiForConditionalGeneration": "llava_api.engine.vllm_models:Llava",
     "LlavaApiNextForConditionalGeneration": "llava_api.engine.vllm_models:LlavaNext",
 }
+POLL_SECONDS = 0.002
+"""How long vLLM's own polling goes on after a message: within a step the next message comes sooner."""
+NAP_MILLISECONDS = 1
+"""A message ends a nap. The bound is for a message whose notice was lost, which vLLM itself would find after 5 s."""
+READER_NEEDS = {"last_read", "busy_loop_s", "poller", "local_notify_socket"}
+"""What ``nap_between_messages`` uses of vLLM's reader, as of vllm 0.32."""
+SHARED_MEMORY = "/dev/shm"
+SHARE_OF_ALL = 6
+"""A queue takes at most this part of the free space: there are two queues, and others use the place too."""
+SMALLEST_CHUNK_BYTES = 64 * 2**10
+BUFFER_NEEDS = {"max_chunk_bytes", "max_chunks", "total_bytes_of_buffer"}
+"""What ``fit_queues_into_shared_memory`` relies on in vLLM's buffer, as of vllm 0.32."""
 
 
 def register() -> None:
-    die_with_parent()
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 
-    record_start_errors()
+    for name in OWN_ARCHITECTURES.values():
+        ModelRegistry.register_model(name, CLASSES[name])
+    start = EngineStart.current()
+    if start is None:
+        return
+    # EngineCore only. Workers are its children and have vLLM's own death pipe.
+    die_with_parent(start.server_id)
+    record_start_errors(start)
     fit_queues_into_shared_memory()
     if current_platform.is_cpu():
         nap_between_messages()
 
-    for name in OWN_ARCHITECTURES.values():
-        ModelRegistry.register_model(name, CLASSES[name])
+
+def nap_between_messages() -> bool:
+    """Change how this process waits for vLLM's shared-memory queue. Returns False if this vLLM has another queue.
+
+    EngineCore and its worker each poll their queue for a whole second after a message before they sleep. With a GPU,
+    the cores that they burn are idle anyway; without one, those cores decode images and compute the model. Measured on
+    2 cores with the demo checkpoint: two to four times the requests per second, and a fifth to a half of the time to
+    the first token (``docs/performance.md``).
+    """
+    import zmq
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    condition: Any = getattr(shm_broadcast, "SpinCondition", None)
+    if condition is None or not set(condition.__init__.__code__.co_names) >= READER_NEEDS:
+        return False
+    wait_as_vllm_does = condition.wait
+    if getattr(wait_as_vllm_does, "naps", False):
+        return True
+
+    def wait(self: Any, timeout_ms: int | None = None) -> None:
+        since_message = time.monotonic() - self.last_read
+        if since_message < POLL_SECONDS or since_message > self.busy_loop_s:
+            # Yields the processor and returns; or, after that second, sleeps until there is a message.
+            wait_as_vllm_does(self, timeout_ms)
+        elif self.local_notify_socket in dict(self.poller.poll(NAP_MILLISECONDS)):
+            self.local_notify_socket.recv(flags=zmq.NOBLOCK, copy=False)
+
+    wait.naps = True  # type: ignore[attr-defined]
+    condition.wait = wait
+    return True
+
+
+def fit_queues_into_shared_memory() -> bool:
+    """Make this process's queues as small as /dev/shm requires. Returns False if this vLLM has other queues.
+
+    vLLM asks for 160 MiB for the way to the workers and 240 MiB for each worker's way back, and refuses to start if
+    less is free: in every container with Docker's default of 64 MiB, on the CPU for a model of any size. The room is
+    for the largest messages only, and a message that is larger than its place goes through a socket instead.
+    """
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    buffer: Any = getattr(shm_broadcast, "ShmRingBuffer", None)
+    if buffer is None or not set(buffer.__init__.__code__.co_names) >= BUFFER_NEEDS:
+        return getattr(buffer, "fitted", False)
+    make_as_vllm_does = buffer.__init__
+
+    def make(self: Any, n_reader: int, max_chunk_bytes: int, max_chunks: int, name: str | None = None) -> None:
+        # A buffer with a name was made by another process and has its size.
+        if name is None:
+            max_chunk_bytes = chunk_that_fits(max_chunk_bytes, max_chunks)
+        make_as_vllm_does(self, n_reader, max_chunk_bytes, max_chunks, name)
+
+    buffer.__init__ = make
+    buffer.fitted = True
+    return True
+
+
+def chunk_that_fits(chunk_bytes: int, chunks: int) -> int:
+    """``chunk_bytes`` if several queues of ``chunks`` such chunks fit into /dev/shm, else a smaller size."""
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return chunk_bytes
+    if chunk_bytes * chunks * SHARE_OF_ALL // 2 <= free:
+        return chunk_bytes
+    return max(SMALLEST_CHUNK_BYTES, min(chunk_bytes, free // SHARE_OF_ALL // chunks))
