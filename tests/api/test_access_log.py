@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from llava_api.images.fetch import Resolve
 from llava_api.telemetry.log_lines import FIELDS, HumanLines, JsonLines
 from tests.api.test_chat import CHAT, RED, picture_message, text_body
+from tests.support.endpoints import PROBES
 from tests.support.metrics_page import read_page
 from tests.support.running_server import post, serve_app
 from tests.support.scripted_engine import ScriptedEngine
@@ -128,7 +129,7 @@ async def test_an_unforeseen_error(
 
 
 async def test_machines_that_look_in_leave_no_line(client: httpx.AsyncClient, lines: Lines) -> None:
-    for path in ("/health", "/health/live", "/health/ready", "/metrics"):
+    for path in PROBES:
         assert (await client.get(path, headers=ANNE)).status_code == 200
     assert lines.fields() == []
     logging.getLogger("llava_api").setLevel("DEBUG")

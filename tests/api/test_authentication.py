@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from llava_api.server.services import fingerprint_of
 from tests.api.test_chat import CHAT, text_body
+from tests.support.endpoints import ALL, HEALTH, example_address
 from tests.support.scripted_engine import ScriptedEngine
 
 KEY = "sk-llava-for-anne-0123456789"
@@ -28,12 +29,9 @@ def settings_made(tmp_path: Path) -> dict[str, Any]:
 
 
 async def test_a_key_is_needed_everywhere_but_for_health(client: httpx.AsyncClient, app: FastAPI) -> None:
-    addresses = [("POST", CHAT), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("POST", "/v1/explain")]
-    addresses += [
-        ("GET", path) for path in ("/v1/models", "/v1/models/tiny", "/docs", "/openapi.json", "/nowhere", "/")
-    ]
-    addresses += [("GET", "/docs/assets/swagger-ui.css"), ("GET", CHAT), ("DELETE", "/v1/responses/resp_1")]
-    for method, path in addresses:
+    keyed = [(endpoint.method, example_address(endpoint)) for endpoint in ALL if endpoint.path not in HEALTH]
+    assert len(keyed) > 10
+    for method, path in [*keyed, ("GET", "/nowhere"), ("GET", "/"), ("GET", CHAT)]:
         for headers in (
             {},
             {"authorization": "Bearer wrong"},
@@ -46,7 +44,7 @@ async def test_a_key_is_needed_everywhere_but_for_health(client: httpx.AsyncClie
             assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
             assert reply.headers["www-authenticate"] == "Bearer"
             assert reply.headers["x-request-id"].startswith("req_")
-    for path in ("/health", "/health/live", "/health/ready"):
+    for path in HEALTH:
         assert (await client.get(path)).status_code == 200
 
 

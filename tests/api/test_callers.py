@@ -14,9 +14,10 @@ from llava_api.server.app import create_app
 from llava_api.server.exchange import caller_of_address
 from llava_api.server.lifespan import watch_keys
 from tests.api.test_chat import CHAT, text_body
-from tests.api.test_limits import BODIES, two_keys
+from tests.api.test_limits import two_keys
 from tests.api.test_queue import ANNE, BEN, until
 from tests.support.clock import Clock
+from tests.support.endpoints import EXAMPLE_BODIES
 from tests.support.scripted_engine import ScriptedEngine
 
 
@@ -78,7 +79,7 @@ class TestAnswers:
     async def test_an_answer_is_no_longer_than_its_caller_may_ask_for(
         self, client: httpx.AsyncClient, engine: ScriptedEngine, path: str, field: str
     ) -> None:
-        body = BODIES[path]
+        body = {name: value for name, value in EXAMPLE_BODIES[path].items() if name != field}
         refused = await client.post(path, json={**body, field: 17}, headers=ANNE)
         error = refused.json()["error"]
         assert (refused.status_code, error["code"], error["param"]) == (400, "max_tokens_exceeded", field)

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.support.endpoints import HEALTH
 from tests.support.questions import data_url
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.sse import chunks
@@ -155,7 +156,7 @@ async def test_models_and_health(client: httpx.AsyncClient, engine: ScriptedEngi
     assert [card["id"] for card in listed["data"]] == ["owner/tiny", "tiny", "birds"]
     one = (await client.get("/v1/models/owner/tiny")).json()
     assert (one["id"], one["object"]) == ("owner/tiny", "model")
-    for path in ("/health", "/health/ready", "/health/live"):
+    for path in HEALTH:
         assert (await client.get(path)).status_code == 200
     engine.dead = True
     assert (await client.get("/health/live")).status_code == 200

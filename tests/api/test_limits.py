@@ -17,18 +17,13 @@ from tests.api.test_queue import ANNE, BEN, until
 from tests.api.test_tools import TOOLS
 from tests.support.at_rest import held
 from tests.support.clock import Clock
+from tests.support.endpoints import EXAMPLE_BODIES, GENERATING
 from tests.support.running_server import post, serve_app
 from tests.support.scripted_engine import ScriptedEngine
 
 REQUESTS = ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests")
 TOKENS = ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens")
 EXPLAIN = "/v1/explain"
-BODIES = {
-    CHAT: text_body(),
-    "/v1/completions": {"model": "tiny", "prompt": "x"},
-    "/v1/responses": {"model": "tiny", "input": "x"},
-    EXPLAIN: text_body(),
-}
 
 
 def two_keys(folder: Path, limits: str) -> dict[str, Any]:
@@ -66,7 +61,7 @@ class TestRequests:
         self, client: httpx.AsyncClient, limiter: RateLimiter, clock: Clock, engine: ScriptedEngine
     ) -> None:
         replies = []
-        for path, body in BODIES.items():
+        for path, body in EXAMPLE_BODIES.items():
             replies.append(await client.post(path, json=body, headers=ANNE))
             clock.now += 4
         assert [reply.status_code for reply in replies] == [200] * 4
@@ -79,7 +74,7 @@ class TestRequests:
         assert all(of(reply, TOKENS) == [None] * 3 for reply in replies)
         asked = len(engine.requests)
         clock.now += 0.25
-        for path, body in BODIES.items():
+        for path, body in EXAMPLE_BODIES.items():
             # Of whatever body: it is not read.
             refused = await client.post(path, content=b"{" * 290_000, headers=ANNE)
             assert refused.status_code == 429
@@ -171,14 +166,14 @@ class TestTokens:
         return "[anne]\ntokens_per_minute = 200\n[ben]\ntokens_per_minute = 200\n"
 
     @pytest.mark.parametrize("stream", [False, True])
-    @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses"])
+    @pytest.mark.parametrize("path", GENERATING)
     async def test_prompt_and_answer_are_counted_as_the_usage_says(
         self, client: httpx.AsyncClient, limiter: RateLimiter, path: str, stream: bool
     ) -> None:
-        whole = await client.post(path, json=BODIES[path], headers=BEN)
+        whole = await client.post(path, json=EXAMPLE_BODIES[path], headers=BEN)
         usage = whole.json()["usage"]
         assert of(whole, TOKENS) == ["200", str(200 - usage["total_tokens"]), "1m0s"]
-        reply = await client.post(path, json={**BODIES[path], "stream": stream}, headers=ANNE)
+        reply = await client.post(path, json={**EXAMPLE_BODIES[path], "stream": stream}, headers=ANNE)
         prompt = usage.get("prompt_tokens") or usage["input_tokens"]
         # At the start of a stream its answer is not known, or not all of it.
         most = 200 - (prompt if stream else usage["total_tokens"])

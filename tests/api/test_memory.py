@@ -22,6 +22,7 @@ from llava_api.server.services import Services
 from tests.api.test_chat import CHAT, RED, picture_message, text_body
 from tests.api.test_errors import error_of
 from tests.support.at_rest import held
+from tests.support.endpoints import EXAMPLE_BODIES
 from tests.support.running_server import post, serve_app
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.scripted_server import scripted_server
@@ -173,15 +174,13 @@ async def test_announced_bodies_leave_room_for_those_that_come(app: FastAPI, ser
     await until(lambda: held(app) == {})
 
 
-@pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/completions", "/v1/explain"])
+@pytest.mark.parametrize("path", EXAMPLE_BODIES)
 async def test_everything_is_given_back(
     app: FastAPI, client: httpx.AsyncClient, engine: ScriptedEngine, path: str
 ) -> None:
-    body: dict[str, Any] = {"model": "tiny", "messages": [picture_message("What?", RED)]}
-    if path == "/v1/responses":
-        body = {"model": "tiny", "input": "Hello."}
-    elif path == "/v1/completions":
-        body = {"model": "tiny", "prompt": "Hello."}
+    body = EXAMPLE_BODIES[path]
+    if "messages" in body:
+        body = {**body, "messages": [picture_message("What?", RED)]}
     for fail_at in (None, 0, 1):
         engine.fail_at = fail_at
         for more in ({}, {"stream": path != "/v1/explain"}, {"model": "unknown"}, {"temperature": "warm"}):

@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY, Counter
 from llava_api.concurrency.admission import Admission
 from llava_api.images.fetch import Resolve
 from tests.api.test_chat import BLUE, CHAT, RED, picture_message, text_body
+from tests.support.endpoints import ALL
 from tests.support.metrics_page import OPENMETRICS, Page, read_page
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.web import Web
@@ -170,10 +171,7 @@ async def test_no_client_can_add_a_series(client: httpx.AsyncClient) -> None:
 
 NO_SEPARATORS = str.maketrans(dict.fromkeys('()<>@,;:\\"/[]?={} \t', "-"))
 METHODS = ("GET", "POST", "OPTIONS", "PATCH", "PUT", "HEAD", "DELETE")
-ROUTES = (
-    *(CHAT, "/v1/completions", "/v1/responses", "/v1/responses/{response_id}", "/v1/explain", "/v1/models"),
-    *("/v1/models/{name:path}", "/health", "/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json"),
-)
+ROUTES = {endpoint.pattern for endpoint in ALL}
 
 
 async def test_both_formats(client: httpx.AsyncClient) -> None:

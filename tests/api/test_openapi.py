@@ -27,6 +27,19 @@ async def test_every_route_is_described(client: httpx.AsyncClient, app: FastAPI)
     assert described == {(method, path) for method, path in served if method != "HEAD"}
 
 
+async def test_every_example_is_a_right_request(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    examples = {
+        path: operation["requestBody"]["content"]["application/json"]["example"]
+        for path, item in document["paths"].items()
+        for operation in item.values()
+        if "requestBody" in operation
+    }
+    assert len(examples) == 4
+    for path, example in examples.items():
+        assert (await client.post(path, json=example)).status_code == 200
+
+
 async def test_every_reference_leads_somewhere(client: httpx.AsyncClient) -> None:
     text = (await client.get("/openapi.json")).text
     schemas = json.loads(text)["components"]["schemas"]

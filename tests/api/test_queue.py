@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from llava_api.concurrency.admission import Admission
 from tests.api.test_chat import CHAT, text_body
+from tests.support.endpoints import EXAMPLE_BODIES, GENERATING
 from tests.support.scripted_engine import ScriptedEngine
 
 ANNE, BEN = ({"authorization": f"Bearer sk-llava-for-{name}-0123456789"} for name in ("anne", "ben"))
@@ -59,10 +60,8 @@ async def test_a_full_queue_is_a_503_that_says_when_to_come_again(
     admission.most_waiting = 1
     taken = [asyncio.create_task(client.post(CHAT, json=text_body(), headers=ANNE)) for _ in range(2)]
     await until(lambda: admission.waiting == 1)
-    for path in (CHAT, "/v1/responses", "/v1/completions"):
-        body = {"model": "tiny", "prompt": "x"} if path.endswith("/completions") and "chat" not in path else text_body()
-        body = {"model": "tiny", "input": "x"} if path.endswith("responses") else body
-        reply = await client.post(path, json={**body, "stream": stream}, headers=BEN)
+    for path in GENERATING:
+        reply = await client.post(path, json={**EXAMPLE_BODIES[path], "stream": stream}, headers=BEN)
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "queue_full")
         assert int(reply.headers["retry-after"]) > 0
     assert [(await task).status_code for task in taken] == [200, 200]

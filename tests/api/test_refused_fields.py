@@ -7,52 +7,55 @@ import pytest
 from openai.types.chat import ChatCompletion
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
+from openai.types.responses.response_create_params import ResponseCreateParamsBase as ResponseParams
 
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.completions import CompletionRequest
+from llava_api.protocol.responses import ResponseRequest
 from tests.api.test_chat import CHAT, prompt_of, text_body
-from tests.api.test_sampling_fields import COMPLETIONS, asked
+from tests.support.endpoints import EXAMPLE_BODIES
 from tests.support.scripted_engine import ScriptedEngine
 
-REFUSED = [(CHAT, name, sentence) for name, sentence in ChatCompletionRequest.refused.items()] + [
-    (COMPLETIONS, name, sentence) for name, sentence in CompletionRequest.refused.items()
-]
+COMPLETIONS, RESPONSES = "/v1/completions", "/v1/responses"
+REQUESTS = {CHAT: ChatCompletionRequest, COMPLETIONS: CompletionRequest, RESPONSES: ResponseRequest}
 HUGE = "x" * 200_000
 
 
 @pytest.mark.parametrize(
-    ("params", "model"), [(ChatParams, ChatCompletionRequest), (CompletionParams, CompletionRequest)]
+    ("params", "model"),
+    [(ChatParams, ChatCompletionRequest), (CompletionParams, CompletionRequest), (ResponseParams, ResponseRequest)],
 )
 def test_every_field_of_the_openai_client_is_known_here(params: type[Any], model: type[Any]) -> None:
-    """Fails where a new client has a field that this server has no opinion about."""
+    """Fails if a new client has a field that this server neither takes nor refuses."""
     known = set(model.model_fields) | set(model.refused)
     assert set(params.__annotations__) - known == set()
 
 
 def test_no_field_is_both_taken_and_refused() -> None:
-    for model in (ChatCompletionRequest, CompletionRequest):
+    for model in REQUESTS.values():
         assert set(model.model_fields) & set(model.refused) == set()
 
 
-@pytest.mark.parametrize(("address", "name", "sentence"), REFUSED, ids=[f"{row[0]} {row[1]}" for row in REFUSED])
+@pytest.mark.parametrize("address", REQUESTS)
 async def test_a_refused_field_is_named_with_the_reason(
-    client: httpx.AsyncClient, engine: ScriptedEngine, address: str, name: str, sentence: str
+    client: httpx.AsyncClient, engine: ScriptedEngine, address: str
 ) -> None:
-    for value in (True, 1, "x", ["x"], {"x": "y"}):
-        reply = await client.post(address, json=asked(address, **{name: value}))
-        error = reply.json()["error"]
-        assert (reply.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
-        assert error["message"] == sentence
+    for name, sentence in REQUESTS[address].refused.items():
+        for value in (True, 1, "x", ["x"], {"x": "y"}):
+            reply = await client.post(address, json={**EXAMPLE_BODIES[address], name: value})
+            error = reply.json()["error"]
+            assert (reply.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+            assert error["message"] == sentence
     assert engine.requests == []
 
 
-@pytest.mark.parametrize("address", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("address", REQUESTS)
 @pytest.mark.parametrize("value", [None, False, [], {}, ""], ids=repr)
 async def test_refused_fields_pass_where_they_say_nothing(
     client: httpx.AsyncClient, engine: ScriptedEngine, address: str, value: Any
 ) -> None:
-    names = [name for place, name, _ in REFUSED if place == address]
-    reply = await client.post(address, json=asked(address, **dict.fromkeys(names, value)))
+    refused = dict.fromkeys(REQUESTS[address].refused, value)
+    reply = await client.post(address, json=EXAMPLE_BODIES[address] | refused)
     assert reply.status_code == 200
 
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from llava_api.server.side_port import MOST_CONNECTIONS, side_port
 from llava_api.settings import Settings
 from tests.api.test_chat import CHAT, text_body
+from tests.support.endpoints import ALL, PROBES, example_address
 from tests.support.metrics_page import read_page
 from tests.support.running_server import HEALTH, Connection
 from tests.support.scripted_engine import ScriptedEngine
@@ -37,9 +38,10 @@ async def test_metrics_and_health_and_nothing_else(client: httpx.AsyncClient, ap
         # The main server's, which has none of them on its own port here.
         assert page.value("llava_api_completion_tokens_total", model="tiny", key="anne") == 3
         assert (await client.get("/metrics", headers=ANNE)).status_code == 404
-        for path in ("/health", "/health/live", "/health/ready"):
+        for path in PROBES:
             assert (await side.get(path)).status_code == 200
-        for path in (CHAT, "/v1/models", "/v1/responses", "/docs", "/openapi.json", "/", "/metrics/x"):
+        others = [example_address(endpoint) for endpoint in ALL if not endpoint.probe]
+        for path in (*others, "/", "/metrics/x"):
             for method in ("GET", "POST"):
                 reply = await side.request(method, path, headers=ANNE, json=text_body() if method == "POST" else None)
                 assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.api.test_chat import CHAT, text_body
+from tests.support.endpoints import ALL, HEALTH, example_address
 from tests.support.scripted_engine import ScriptedEngine
 
 OURS = "https://chat.example.com"
@@ -93,7 +94,10 @@ async def test_a_name_that_was_made_to_stand_for_this_machine(port: int, engine:
     # To the browser all of it is of one origin.
     lines = [f"Host: {host}", f"Origin: http://{host}", "Sec-Fetch-Site: same-origin"]
     assert await say(port, *lines) == (403, "host_not_allowed")
-    for path in ("/v1/models", "/docs", "/openapi.json", "/nowhere", "/version"):
+    for path in [
+        "/nowhere",
+        *(example_address(each) for each in ALL if each.method == "GET" and each.path not in HEALTH),
+    ]:
         assert await say(port, *lines, method="GET", path=path) == (403, "host_not_allowed")
     assert engine.requests == []
     assert await say(port, *lines, method="GET", path="/health/live") == (200, None)
@@ -136,12 +140,11 @@ FROM_STRANGERS = {
 
 @pytest.mark.parametrize("who", FROM_STRANGERS)
 async def test_a_page_of_another_origin_uses_nothing(port: int, engine: ScriptedEngine, who: str) -> None:
-    for path in (CHAT, "/v1/completions", "/v1/responses", "/v1/explain"):
-        said = await say(port, "Host: localhost:8000", *FROM_STRANGERS[who], path=path)
-        assert said == (403, "origin_not_allowed")
-    assert (await say(port, "Host: localhost:8000", *FROM_STRANGERS[who], method="DELETE", path="/v1/responses/r"))[
-        0
-    ] == 403
+    for endpoint in ALL:
+        if endpoint.method != "GET":
+            lines = ["Host: localhost:8000", *FROM_STRANGERS[who]]
+            said = await say(port, *lines, method=endpoint.method, path=example_address(endpoint))
+            assert said == (403, "origin_not_allowed")
     assert engine.requests == []
 
 

@@ -25,6 +25,7 @@ from llava_api.server.app import create_app
 from llava_api.telemetry.record import RequestRecord
 from llava_api.telemetry.tracing import CLOSING_SECONDS, Tracing, open_tracing
 from tests.api.test_chat import CHAT, picture_message, text_body
+from tests.support.endpoints import PROBES
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.web import Web
 
@@ -169,7 +170,7 @@ async def test_errors_are_marked(
 
 
 async def test_health_leaves_no_trace(traced: httpx.AsyncClient, exporter: InMemorySpanExporter) -> None:
-    for path in ("/health", "/metrics"):
+    for path in PROBES:
         assert (await traced.get(path)).status_code == 200
     assert exporter.get_finished_spans() == ()
 

@@ -1,0 +1,21 @@
+"""The declared endpoints with addresses and bodies to try, for tests that go through all of them."""
+
+from typing import Any
+
+from llava_api.server import routes
+from llava_api.server.endpoint import Endpoint
+from llava_api.server.routes import docs, health
+
+ALL = (*routes.ENDPOINTS, *docs.ENDPOINTS)
+HEALTH = tuple(endpoint.path for endpoint in health.ENDPOINTS)
+PROBES = tuple(endpoint.path for endpoint in ALL if endpoint.probe)
+EXAMPLE_BODIES: dict[str, dict[str, Any]] = {
+    endpoint.path: {"model": "tiny", **endpoint.example} for endpoint in ALL if endpoint.request
+}
+"""Path -> a right request, of every endpoint that takes a body."""
+GENERATING = tuple(endpoint.path for endpoint in ALL if endpoint.request and endpoint.spends_tokens)
+"""Paths of the endpoints that ask the engine."""
+
+
+def example_address(endpoint: Endpoint) -> str:
+    return endpoint.path.format(model="tiny", response_id="resp_1")
