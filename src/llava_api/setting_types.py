@@ -18,8 +18,6 @@ class Mark(Enum):
     """The Helm chart sets it itself or does not support it, so the chart's values cannot."""
     NOT_IN_FINGERPRINT = auto()
     """No answer depends on it, and nothing derived from it may be published: addresses, keys, logs, metrics."""
-    TLS = auto()
-    """Has no effect without TLS."""
     PUBLIC_SERVER = auto()
     """Concerns a server that others use. ``llava-api chat --serve`` ignores its variable."""
     LOADED_MODEL = auto()

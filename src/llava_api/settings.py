@@ -122,17 +122,11 @@ class Settings(BaseSettings):
         "660", pattern="^0?[0-7]{3}$", examples=["600"]
     )
     """Permissions of the Unix socket, in octal."""
-    tls_certificate_file: Annotated[
-        str | None, Mark.TLS, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER, Mark.MADE_BY_CHART
-    ] = None
+    tls_certificate_file: Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER, Mark.MADE_BY_CHART] = None
     """Certificate chain in PEM, for https; read again when it changes, without dropping connections."""
-    tls_key_file: Annotated[str | None, Mark.TLS, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER, Mark.MADE_BY_CHART] = (
-        None
-    )
+    tls_key_file: Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER, Mark.MADE_BY_CHART] = None
     """Key of the certificate in PEM, without a password."""
-    tls_client_ca_file: Annotated[
-        str | None, Mark.TLS, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER, Mark.MADE_BY_CHART
-    ] = None
+    tls_client_ca_file: Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER, Mark.MADE_BY_CHART] = None
     """Certificate authorities in PEM; each client, probes too, needs a certificate of one of them (mutual TLS)."""
     root_path: Annotated[PathPrefix, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER] = ""
     """Path under which a proxy publishes this server, as /llava; requests are answered with it and without it."""
@@ -145,7 +139,7 @@ class Settings(BaseSettings):
     max_header_bytes: int = Field(32_768, ge=1024)
     """Bytes of a request's first line and headers together; beyond it 431."""
     receive_timeout_seconds: float = Field(30, gt=0)
-    """Longest time for a request's headers, from their first byte, and for a TLS handshake; then 408."""
+    """Longest time for a request's headers, from their first byte; then 408."""
     body_timeout_seconds: float = Field(120, gt=0)
     """Longest time for a request's body, from the end of its headers; then 408."""
     reader_timeout_seconds: float = Field(30, gt=0)

@@ -12,7 +12,7 @@ from llava_api.limits.keys import KeyRing
 from llava_api.limits.rate import RateLimiter
 from llava_api.server.app import create_app
 from llava_api.server.exchange import caller_of_address
-from llava_api.server.lifespan import watch_keys
+from llava_api.server.lifespan import watch_files
 from tests.api.test_chat import CHAT, text_body
 from tests.api.test_limits import two_keys
 from tests.api.test_queue import ANNE, BEN, until
@@ -141,9 +141,9 @@ class TestChanges:
     async def test_a_changed_file_of_limits_counts_for_the_next_request(
         self, app: FastAPI, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("llava_api.server.lifespan.KEYS_SECONDS", 0.01)
+        monkeypatch.setattr("llava_api.server.lifespan.WATCH_SECONDS", 0.01)
         limiter: RateLimiter = app.state.services.limiter
-        watching = asyncio.create_task(watch_keys(KeyRing(app.state.services.settings), limiter))
+        watching = asyncio.create_task(watch_files([limiter.table.refresh]))
         (tmp_path / "limits.toml").write_text("[anne]\nrequests_per_minute = 1\n")
         await until(lambda: limiter.table.limits_of("key anne").requests_per_minute == 1)
         watching.cancel()

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from llava_api.server.side_port import MOST_CONNECTIONS, side_port
+from llava_api.server.side_port import MAX_CONNECTIONS, side_port
 from llava_api.settings import Settings
 from tests.api.test_chat import CHAT, text_body
 from tests.support.endpoints import ALL, PROBES, example_address
@@ -92,7 +92,7 @@ async def test_silent_connections_keep_no_probe_out(app: FastAPI) -> None:
         return callers[-1]
 
     async with side_port(app, listener, Settings()):
-        for _ in range(2 * MOST_CONNECTIONS):
+        for _ in range(2 * MAX_CONNECTIONS):
             await call()
         assert (await (await call()).ask(HEALTH)).status == 200
         for caller in callers:

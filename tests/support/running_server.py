@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from llava_api.server.http_server import make_config
 from llava_api.server.listening import listen
 from llava_api.server.services import Services
+from llava_api.server.tls import Certificates, open_certificates
 from llava_api.settings import Settings
 
 HEALTH = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -97,6 +98,7 @@ class RunningServer:
     address: Any
     """(host, port), or the path of a Unix socket."""
     server: uvicorn.Server
+    certificates: Certificates | None
     connections: list[Connection] = field(default_factory=list)
 
     @property
@@ -155,11 +157,12 @@ async def serve_app(app: FastAPI, listener: socket.socket | None = None, **other
     if listener is None:
         listener = listen(settings if settings.unix_socket else settings.model_copy(update={"port": 0}))
     address = listener.getsockname()
-    server = PromptServer(make_config(app, settings, lifespan="off", **others))
+    certificates = open_certificates(settings)
+    server = PromptServer(make_config(app, settings, lifespan="off", certificates=certificates, **others))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0)
-    running = RunningServer(settings, address, server)
+    running = RunningServer(settings, address, server, certificates)
     try:
         yield running
     finally:

@@ -25,7 +25,7 @@ from llava_api.limits.keys import KeyRing, new_key
 from llava_api.limits.rate import RateLimiter, open_limiter
 from llava_api.server.listening import base_url, listen, listen_tcp
 from llava_api.server.state import state_of
-from llava_api.server.tls import Certificates, certificates_of
+from llava_api.server.tls import Certificates, open_certificates
 from llava_api.settings import Settings
 from llava_api.telemetry.tracing import Tracing, open_tracing
 from llava_api.web_origins import is_loopback
@@ -95,7 +95,7 @@ def start(wanted: str, settings: Settings) -> None:
     check_exposure(settings, keys)
     limiter = open_limiter(settings)
     limiter.table.warn_of_unknown_keys(key.name for key in keys.keys)
-    certificates = certificates_of(settings)
+    certificates = open_certificates(settings)
     listener = listen(settings)
     # Closed however this ends: a Unix socket's file goes with it.
     with listener:
@@ -178,7 +178,7 @@ def serve_forever(
 
     life = Lifecycle(settings.drain_timeout_seconds)
     moments = Moments(lambda: announce(model, keys, settings, door.listener, made_key), end, close_port)
-    lifespan = make_lifespan(model, settings, keys, limiter, life, load, moments, door.side)
+    lifespan = make_lifespan(model, settings, keys, limiter, life, load, moments, door.side, door.certificates)
     app = create_app(settings, keys, lifespan=lifespan, life=life, tracing=tracing)
 
     class Server(uvicorn.Server):

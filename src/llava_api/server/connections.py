@@ -1,44 +1,45 @@
-"""The open connections of a server: how many there may be, and which one goes when another comes."""
+"""How many connections a server keeps open, and which one it closes to make room."""
 
 from typing import Protocol
 
 
 class Connection(Protocol):
     def evict(self) -> None:
-        """Close at once, without a word."""
+        """Close at once, without an answer."""
 
 
-class Connections:
-    """Beyond ``limit`` the connection that has been idle longest makes room.
+class ConnectionLimit:
+    """Beyond ``limit``, a new connection takes the place of the one that has been idle longest.
 
-    Idle is whoever has sent no whole request, so thousands of connections that say nothing, or one letter a second,
-    keep nobody out. One that is being answered is never closed for another.
+    A connection is idle until it has sent the head of a request, and again when it has been answered. So thousands of
+    clients that send nothing, or one byte a second, keep no other client out. A connection with a request that is being
+    answered is never closed.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.open: set[Connection] = set()
         self.idle: dict[Connection, None] = {}
-        """In the order in which they became so."""
+        """The connection that has been idle longest comes first."""
 
-    def admit(self, connection: Connection) -> bool:
-        """False where all are at work. It counts as open and idle all the same, until it is forgotten."""
+    def add(self, connection: Connection) -> bool:
+        """Count the connection as open and idle. Returns False if too many are being answered for one more."""
         has_room = len(self.open) - len(self.idle) < self.limit
         if len(self.open) >= self.limit and self.idle:
             oldest = next(iter(self.idle))
-            self.forget(oldest)
+            self.remove(oldest)
             oldest.evict()
         self.open.add(connection)
         self.idle[connection] = None
         return has_room
 
-    def is_busy(self, connection: Connection) -> None:
+    def mark_busy(self, connection: Connection) -> None:
         self.idle.pop(connection, None)
 
-    def is_idle(self, connection: Connection) -> None:
+    def mark_idle(self, connection: Connection) -> None:
         if connection in self.open:
             self.idle[connection] = None
 
-    def forget(self, connection: Connection) -> None:
+    def remove(self, connection: Connection) -> None:
         self.open.discard(connection)
         self.idle.pop(connection, None)

@@ -1,8 +1,8 @@
-"""One connection: uvicorn's, with limits on what a caller may send, how slowly, and how slowly it may read.
+"""The HTTP protocol of one connection: uvicorn's, with limits on what a client sends and on how slow it is.
 
-Below the app: what is refused here is no whole request yet, or none at all. It is answered in the API's own shape all
-the same, in its turn among the connection's answers, and then the connection is closed. uvicorn's part is to parse
-(httptools), to speak ASGI and to keep connections alive.
+Requests that are refused here never reach the app. They get an error in the API's own shape, and the connection is
+closed. uvicorn parses (by httptools), speaks ASGI and keeps connections alive. ``tests/unit/test_uvicorn_names.py``
+lists which of its names are used here.
 """
 
 import asyncio
@@ -10,360 +10,310 @@ import http
 import logging
 import uuid
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import httptools
-from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
 from llava_api.errors import ApiError, BadHttp, Busy, ErrorCode, HeadersTooLarge, ReceiveTimeout
-from llava_api.server.connections import Connections
-from llava_api.server.deadline import Deadline
+from llava_api.server.connections import ConnectionLimit
 from llava_api.server.error_handlers import rendered
-from llava_api.server.framing import NOT_HTTP, check_head, framing_of, has_long_body
-from llava_api.server.outlet import Outlet
+from llava_api.server.framing import NOT_HTTP, body_framing, check_head, has_long_body
 from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WAITING, HEADERS, BODY = range(3)
-"""What of a request comes next: its first byte, more of its headers, more of its body."""
 WRITE_HIGH_BYTES, WRITE_LOW_BYTES = 65_536, 32_768
-MAX_FIELDS = 128
-MAX_PIPELINE = 32
-"""Requests that wait behind one that is being answered; the connection is closed after them."""
-MAX_PIPELINE_BYTES = 65_536
-"""Of their first lines and headers together; the same."""
+MAX_HEADERS = 128
 SHORT_BODY_BYTES = 65_536
-"""What is left of a body this long when its request has been answered is read and forgotten; longer, nobody waits."""
-PIECE_BYTES = 16
-"""Frame of one chunk of a body: more than a length and two line ends are no use to anybody."""
-LINE_BYTES = 64
-"""Of a head beside its target and its headers."""
+"""If a request is answered before its body has come, a body up to this size is read and the connection stays open."""
+CHUNK_FRAME_BYTES = 16
+"""Framing bytes that each piece of a body may have: the length of a chunk and two line ends."""
+REQUEST_LINE_BYTES = 64
+"""Bytes of a head that are in neither the target nor a header."""
 LINGER_SECONDS = 10.0
-"""For the rest of a request that was refused or answered early: it is read and forgotten; its sender may read why."""
-LAST_SECONDS = 1.0
-"""The same, where the server itself ends."""
-FULL = "The server holds as many connections as it may; try again in a moment."
+"""Longest time for which the rest of a refused request is read, so that its client can read the answer."""
+SHUTDOWN_LINGER_SECONDS = 1.0
+FULL = "The server has as many open connections as it allows. Try again in a moment."
 SLOW_HEADERS = "The request's headers did not come in time."
-SLOW_BODY = "The request's body did not come in time; send it faster, or less at once."
+SLOW_BODY = "The request's body did not come in time. Send it faster, or send less at once."
+
+
+class Phase(Enum):
+    """What the connection expects next from its client."""
+
+    IDLE = "a request"
+    HEADERS = "more of a request's head"
+    BODY = "more of a request's body"
+    ANSWERING = "nothing, until its complete request is answered"
+
+
+class ClosingTransport(asyncio.Transport):
+    """The transport that uvicorn sees. ``close`` calls the protocol, which knows what the client may still send."""
+
+    def __init__(self, real: asyncio.Transport, on_close: Callable[[], None]) -> None:
+        super().__init__()
+        self.real = real
+        self.on_close = on_close
+        self.closing = False
+        self.write = real.write  # type: ignore[method-assign]
+        self.pause_reading = real.pause_reading  # type: ignore[method-assign]
+        self.resume_reading = real.resume_reading  # type: ignore[method-assign]
+        self.get_extra_info = real.get_extra_info  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        if not self.closing:
+            self.closing = True
+            self.on_close()
+
+    def is_closing(self) -> bool:
+        return self.closing or self.real.is_closing()
 
 
 class HttpProtocol(HttpToolsProtocol):
+    transport: ClosingTransport
+
     def __init__(
         self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
         *,
         settings: Settings,
-        registry: Connections,
+        connection_limit: ConnectionLimit,
         count_refusal: Callable[[ErrorCode | None], None],
+        **uvicorns: Any,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+        super().__init__(**uvicorns)
         self.settings = settings
-        self.registry = registry
+        self.connection_limit = connection_limit
         self.count_refusal = count_refusal
-        self.outlet: Outlet
-        self.phase = WAITING
-        self.received = 0
-        """Whole requests."""
-        self.field_bytes = 0
-        """Of the first line and the headers that are complete."""
-        self.loose_bytes = 0
-        """Received, and not yet part of a complete header or of a body."""
-        self.active: Any = None
-        """uvicorn's cycle of the request that is being answered; its own ``cycle`` is the one that came last."""
-        self.refusal: ApiError | None = None
-        """Why the parser was stopped."""
-        self.parting: ApiError | None = None
-        """What is still to be said when all answers have been given."""
-        self.persistent = False
-        """Whether the last request's sender wants the connection kept."""
-        self.waiting_bytes = 0
-        """First lines and headers of requests that wait behind the one that is being answered."""
-        self.last = False
-        """Whether there is to be no further request."""
-        self.deaf = False
-        self.declined_body: bytes | None = None
-        """Of a request that asks for an upgrade and has a body: the header that says how long it is."""
-        self.muted = False
-        """While a parser is told what another has read already."""
-        self.ending = False
-        self.timed: tuple[int, int] | None = None
-        self.deadline = Deadline(self.loop, self.on_late)
+        self.phase = Phase.IDLE
+        self.head_bytes = 0
+        """Size of the headers that the parser has read of the current request, trailers included."""
+        self.framing_bytes = 0
+        """Bytes received of the current request that are not yet part of a complete head, or not part of its body."""
+        self.stays_open = False
+        """Whether the client wants the connection to stay open after the answer to its current request."""
+        self.declined_framing: bytes | None = None
+        """For a request with a body that asks for an upgrade: the header that frames the body."""
+        self.ignores_input = False
+        self.linger_seconds = LINGER_SECONDS
+        self.timer: asyncio.TimerHandle | None = None
+        """For what the client must send next; after ``close``, for the end of the connection."""
         self.reader_timer: asyncio.TimerHandle | None = None
-        self.close_timer: asyncio.TimerHandle | None = None
 
-    # The connection
+    # Opening and closing
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport.set_write_buffer_limits(WRITE_HIGH_BYTES, WRITE_LOW_BYTES)
-        self.outlet = Outlet(transport, self.on_close)
-        super().connection_made(self.outlet)
+        super().connection_made(ClosingTransport(transport, self.on_close))
         if self.client is not None and self.client[0].startswith("::ffff:"):
-            # An IPv4 address as a socket for both kinds writes it; limits and --trusted-proxies mean the same caller.
+            # An IPv4 address, as a socket for both kinds writes it. Limits and --trusted-proxies need the usual form.
             self.client = (self.client[0].removeprefix("::ffff:"), self.client[1])
-        if not self.registry.admit(self):
+        if self.connection_limit.add(self):
+            self.start_timer()
+        else:
             self.refuse(Busy(FULL))
-            return
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.deaf = self.outlet.closing = True
-        self.registry.forget(self)
-        self.deadline.cancel_timer()
-        for timer in (self.reader_timer, self.close_timer, self.timeout_keep_alive_task):
-            if timer is not None:
-                timer.cancel()
-        self.drop(self.active)
-        self.pipeline.clear()
+        self.ignores_input = self.transport.closing = True
+        self.connection_limit.remove(self)
+        self.set_timer(None)
+        self._unset_keepalive_if_required()
+        if self.reader_timer is not None:
+            self.reader_timer.cancel()
         super().connection_lost(exc)
 
-    def drop(self, cycle: Any) -> None:
-        """Tell the app that its caller has gone."""
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-
     def on_close(self) -> None:
-        """All ends that uvicorn or this class wants to make. What has been written still goes out, but not for ever."""
-        self.deaf = True
-        self.deadline.set(None)
-        wire = self.outlet.wire
-        lingers = self.phase != WAITING or self.refusal is not None
+        """Close, for uvicorn or for this class. What has been written is still sent, but within a time."""
+        lingers = self.ignores_input or self.phase in (Phase.HEADERS, Phase.BODY)
+        self.ignores_input = True
+        transport = self.transport.real
         if lingers:
-            # Closed while bytes come in, the kernel answers with a reset, and the caller never reads why.
-            self.registry.is_idle(self)
+            # If the socket were closed while bytes come in, the kernel would reset the connection, and the client
+            # would never read the answer.
+            self.connection_limit.mark_idle(self)
             self.flow.resume_reading()
-            if wire.can_write_eof():
-                wire.write_eof()
+            if transport.can_write_eof():
+                transport.write_eof()
         else:
-            wire.close()
-        unread = wire.get_write_buffer_size() > 0
-        if lingers or unread:
-            seconds = LAST_SECONDS if self.ending else LINGER_SECONDS
-            if unread:
-                seconds = self.settings.reader_timeout_seconds
-            self.close_timer = self.loop.call_later(seconds, wire.abort)
+            transport.close()
+        unsent = transport.get_write_buffer_size() > 0
+        self.set_timer(self.settings.reader_timeout_seconds if unsent else self.linger_seconds, transport.abort)
 
     def evict(self) -> None:
-        self.deaf = self.outlet.closing = True
-        wire = self.outlet.wire
-        if wire.get_write_buffer_size():
-            wire.close()
-            self.close_timer = self.loop.call_later(self.settings.reader_timeout_seconds, wire.abort)
+        self.ignores_input = self.transport.closing = True
+        transport = self.transport.real
+        if transport.get_write_buffer_size():
+            transport.close()
+            self.set_timer(self.settings.reader_timeout_seconds, transport.abort)
         else:
-            wire.abort()
+            transport.abort()
 
     def shutdown(self) -> None:
-        self.ending = True
-        if self.outlet.closing and not self.outlet.wire.get_write_buffer_size():
-            self.outlet.abort()
+        self.stays_open = False
+        self.linger_seconds = SHUTDOWN_LINGER_SECONDS
+        if self.transport.closing and not self.transport.real.get_write_buffer_size():
+            self.transport.real.abort()
         super().shutdown()
 
-    # Bytes in
+    # Receiving
 
     def data_received(self, data: bytes) -> None:
-        if self.deaf:
+        if self.ignores_input:
             return
         self._unset_keepalive_if_required()
-        if self.phase == WAITING:
-            self.phase = HEADERS
-        before = self.received
-        self.loose_bytes += len(data)
+        before = (self.cycle, self.phase)
+        if self.phase is Phase.IDLE:
+            self.phase = Phase.HEADERS
+            self.framing_bytes = 0
+        self.framing_bytes += len(data)
         try:
-            self.feed(data)
-        except httptools.HttpParserError:
-            # An error of our own callbacks, or the parser's.
-            if not self.deaf:
-                self.refuse(self.refusal or BadHttp(NOT_HTTP))
+            self.parse(data)
+        except httptools.HttpParserError as error:
+            if self.phase is Phase.ANSWERING:
+                self.refuse_pipelining()
+            else:
+                # httptools puts what one of our callbacks raised into __context__.
+                reason = error.__context__
+                self.refuse(reason if isinstance(reason, ApiError) else BadHttp(NOT_HTTP))
             return
-        if self.received != before:
-            # Where in these bytes the next request begins is not known; what it says counts from now on.
-            self.loose_bytes = 0
-        if self.phase != WAITING and self.loose_bytes > self.settings.max_header_bytes:
+        if self.phase is not Phase.ANSWERING and self.framing_bytes > self.settings.max_header_bytes:
             self.refuse(too_large(self.settings.max_header_bytes))
-            return
-        if (self.received, self.phase) != self.timed:
-            self.timed = (self.received, self.phase)
-            self.expect_more()
+        elif (self.cycle, self.phase) != before:
+            self.start_timer()
 
-    def feed(self, data: bytes) -> None:
-        """An upgrade is declined by answering as if it had not been asked for."""
+    def parse(self, data: bytes) -> None:
+        """An upgrade is declined: the request is answered as if it had not asked for one."""
         while data:
             try:
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
-                if self.declined_body is not None:
-                    self.go_on_with(self.declined_body)
+                if self.declined_framing is not None:
+                    self.parse_body_by(self.declined_framing)
 
-    def go_on_with(self, framing: bytes) -> None:
-        """httptools takes the body behind an upgrade for another protocol's; a second parser is told what it is."""
+    def parse_body_by(self, framing: bytes) -> None:
+        """Go on with a new parser, because httptools does not parse the body of a request that asks for an upgrade."""
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.muted = True
+        # In Phase.BODY the callbacks ignore this second head.
         self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
-        self.muted = False
-        self.declined_body = None
+        self.declined_framing = None
 
-    def _should_upgrade(self) -> bool:
-        return False
+    def refuse_pipelining(self) -> None:
+        """Close the connection after the answer to the open request, and ignore what has come since.
 
-    def stop(self, refusal: ApiError) -> None:
-        """Within the parser's callbacks: end the parsing and answer with ``refusal``."""
-        self.refusal = refusal
-        raise refusal
-
-    def hear_no_more(self) -> None:
-        """Within the parser's callbacks: what comes now is read and forgotten, and so a caller that leaves is seen."""
-        self.deaf = True
-        self.deadline.set(None)
-        raise BadHttp(NOT_HTTP)
+        Requests that wait would need limits on their number and size, and uvicorn does not notice that a client has
+        gone while one waits. The HTTP clients in use send their next request after the answer.
+        """
+        self.cycle.keep_alive = False
+        self.ignores_input = True
+        self.set_timer(None)
 
     def on_message_begin(self) -> None:
-        if self.muted:
+        if self.phase is Phase.BODY:
             return
-        if self.last:
-            self.hear_no_more()
-        self.phase = HEADERS
-        self.field_bytes = 0
+        if self.phase is Phase.ANSWERING:
+            raise BadHttp(NOT_HTTP)
+        self.phase = Phase.HEADERS
+        self.head_bytes = 0
         super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        if self.muted:
-            return
-        self.count(len(url))
-        super().on_url(url)
-
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.muted:
-            return
-        self.count(len(name) + len(value) + 4)
-        # Trailers come when the headers have been judged already, so nobody gets to see them.
-        if self.phase == HEADERS:
+        self.count_head(len(name) + len(value) + 4)
+        # Trailers come after the head has been checked, so the app never sees them.
+        if self.phase is Phase.HEADERS:
             super().on_header(name, value)
 
-    def count(self, size: int) -> None:
-        self.field_bytes += size
-        if self.field_bytes > self.settings.max_header_bytes or len(self.headers) > MAX_FIELDS:
-            self.stop(too_large(self.settings.max_header_bytes))
+    def count_head(self, size: int) -> None:
+        self.head_bytes += size
+        if self.head_bytes > self.settings.max_header_bytes or len(self.headers) > MAX_HEADERS:
+            raise too_large(self.settings.max_header_bytes)
 
     def on_headers_complete(self) -> None:
-        if self.muted:
+        if self.phase is Phase.BODY:
             return
-        version = self.parser.get_http_version()
-        try:
-            self.url = check_head(version, self.parser.get_method(), self.url, self.headers)
-        except ApiError as refusal:
-            self.stop(refusal)
-        waits = self.active is not None and not self.active.response_complete
-        if waits and framing_of(self.headers) is not None:
-            # Nobody would count this body in memory, nor read it, and unread it would hide that the caller leaves. So
-            # the connection ends after what came before. RFC 9112, 9.3.2: a client must not pipeline behind a POST, and
-            # sends again what a closed connection left unanswered; none of the known ones pipelines POSTs.
-            self.cycle.keep_alive = False
-            self.hear_no_more()
+        self.count_head(len(self.url))
+        self.url = check_head(self.parser.get_http_version(), self.parser.get_method(), self.url, self.headers)
         super().on_headers_complete()
-        self.declined_body = framing_of(self.headers) if self.parser.should_upgrade() else None
-        self.phase = BODY
-        self.loose_bytes = max(0, self.loose_bytes - self.field_bytes - LINE_BYTES)
-        self.registry.is_busy(self)
-        self.persistent = version == "1.1" and self.parser.should_keep_alive()
-        # An answer that comes before a long body has come ends the connection, and says so.
-        self.cycle.keep_alive = (
-            self.persistent and not self.ending and not has_long_body(self.headers, SHORT_BODY_BYTES)
-        )
-        if waits:
-            # uvicorn reads no more while a request waits behind another, and would not see the caller go.
-            self.flow.resume_reading()
-            self.waiting_bytes += self.field_bytes
-            self.last = len(self.pipeline) >= MAX_PIPELINE or self.waiting_bytes > MAX_PIPELINE_BYTES
-        else:
-            self.active = self.cycle
+        self.phase = Phase.BODY
+        self.framing_bytes = max(0, self.framing_bytes - self.head_bytes - REQUEST_LINE_BYTES)
+        self.declined_framing = body_framing(self.headers) if self.parser.should_upgrade() else None
+        self.connection_limit.mark_busy(self)
+        self.stays_open = self.cycle.keep_alive
+        # An answer that comes before all of a long body closes the connection, and its headers must say so.
+        self.cycle.keep_alive = self.stays_open and not has_long_body(self.headers, SHORT_BODY_BYTES)
 
     def on_body(self, body: bytes) -> None:
-        self.loose_bytes = max(0, self.loose_bytes - len(body) - PIECE_BYTES)
+        self.framing_bytes = max(0, self.framing_bytes - len(body) - CHUNK_FRAME_BYTES)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self.declined_body is not None:
+        if self.declined_framing is not None:
             return
         super().on_message_complete()
-        self.phase = WAITING
-        self.received += 1
+        self.phase = Phase.IDLE if self.cycle.response_complete else Phase.ANSWERING
         if not self.cycle.response_started:
-            self.cycle.keep_alive = self.persistent and not self.ending and not self.last
-        self.last = not self.cycle.keep_alive
+            self.cycle.keep_alive = self.stays_open
 
-    # Answers
+    # Answering
 
     def on_response_complete(self) -> None:
-        following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
-        if self.outlet.is_closing():
-            return
-        if not self.pipeline:
-            self.waiting_bytes = 0
-        if following is not None:
-            self.active = following
-        elif self.parting is not None:
-            self.say(self.parting)
-        else:
-            self.registry.is_idle(self)
+        if not self.transport.is_closing():
+            self.connection_limit.mark_idle(self)
+            if self.phase is Phase.ANSWERING:
+                self.phase = Phase.IDLE
 
     def refuse(self, error: ApiError) -> None:
-        """The last word on this connection, said in its turn, or not at all where the answer has begun already."""
-        self.deaf = True
-        self.refusal = error
-        self.deadline.set(None)
-        waits = self.active is not None and not self.active.response_complete
-        if self.phase == BODY:
-            if self.active.response_started:
-                self.drop(self.active)
-                self.outlet.close()
-                return
-            else:
-                self.drop(self.active)
-                waits = False
-        if waits:
-            self.parting = error
-        else:
-            self.say(error)
+        """Answer with ``error``, unless the request's answer has begun, and close the connection."""
+        self.ignores_input = True
+        if self.phase is Phase.BODY:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.phase is not Phase.BODY or not self.cycle.response_started:
+            self.write_error(error)
+        self.transport.close()
 
-    def say(self, error: ApiError) -> None:
+    def write_error(self, error: ApiError) -> None:
         request_id = f"req_{uuid.uuid4().hex}"
-        caller = self.client[0] if self.client else "a Unix socket"
-        log.info("%s from %s refused: %d %s", request_id, caller, error.status, error.code)
+        log.info("%s from %s refused: %d %s", request_id, self.client_name(), error.status, error.code)
         self.count_refusal(error.code)
-        # It belongs to no request that has a record, though this may run in the midst of one.
+        # Not error_response: the request has no record, and the current record may be another request's.
         answer = rendered(error, {"x-request-id": request_id, "connection": "close"})
         lines = [f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}".encode()]
         lines += [name + b": " + value for name, value in [*self.server_state.default_headers, *answer.raw_headers]]
-        self.outlet.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
-        self.outlet.close()
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
+
+    def client_name(self) -> str:
+        return self.client[0] if self.client else "a Unix socket"
 
     # Time
 
-    def expect_more(self) -> None:
-        """The time runs from now for what comes next."""
-        if self.phase == WAITING:
-            self.deadline.set(None)
-        elif self.phase == HEADERS:
-            self.deadline.set(self.settings.receive_timeout_seconds)
-        else:
-            self.deadline.set(self.settings.body_timeout_seconds)
+    def set_timer(self, seconds: float | None, action: Callable[[], None] = lambda: None) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = None if seconds is None else self.loop.call_later(seconds, action)
+
+    def start_timer(self) -> None:
+        """Limit the time for what the client must send now."""
+        match self.phase:
+            case Phase.IDLE:
+                self.set_timer(self.settings.keep_alive_seconds, self.transport.close)
+            case Phase.HEADERS:
+                self.set_timer(self.settings.receive_timeout_seconds, self.on_late)
+            case Phase.BODY:
+                self.set_timer(self.settings.body_timeout_seconds, self.on_late)
+            case Phase.ANSWERING:
+                self.set_timer(None)
 
     def on_late(self) -> None:
         if self.flow.read_paused:
-            # We are the slow ones.
-            self.expect_more()
+            # It is the app that is slow, not the client.
+            self.start_timer()
         else:
-            self.refuse(ReceiveTimeout(SLOW_HEADERS if self.phase == HEADERS else SLOW_BODY))
+            self.refuse(ReceiveTimeout(SLOW_HEADERS if self.phase is Phase.HEADERS else SLOW_BODY))
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -375,8 +325,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def cut_reader(self) -> None:
-        log.info("%s does not read its answer: cut off", self.client[0] if self.client else "a Unix socket")
-        self.outlet.abort()
+        log.info("%s does not read its answer: cut off", self.client_name())
+        self.transport.real.abort()
 
 
 def too_large(limit: int) -> ApiError:

@@ -5,7 +5,7 @@ import gc
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -20,12 +20,13 @@ from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.services import open_services
 from llava_api.server.side_port import side_port
 from llava_api.server.state import state_of
+from llava_api.server.tls import Certificates
 from llava_api.server.warm_up import warm_up
 from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
 
-KEYS_SECONDS = 2.0
+WATCH_SECONDS = 2.0
 LOADING = "loading the engine and the checkpoint"
 
 
@@ -37,16 +38,16 @@ async def beat(what: str, every_seconds: float = 10.0) -> None:
         log.info("%s ... %.0f s", what, time.monotonic() - started)
 
 
-async def watch_keys(keys: KeyRing, limiter: RateLimiter) -> None:
-    """Read keys and limits again every other second; the files are small, and Kubernetes changes them by swapping."""
+async def watch_files(refreshes: Sequence[Callable[[], None]]) -> None:
+    """Read keys, limits and certificates again every two seconds. The files are small."""
     while True:
-        await asyncio.sleep(KEYS_SECONDS)
-        for refresh in (keys.refresh, limiter.table.refresh):
+        await asyncio.sleep(WATCH_SECONDS)
+        for refresh in refreshes:
             try:
                 await asyncio.to_thread(refresh)
             except Exception:
-                # A key that was taken away must not stay good because of one look that failed.
-                log.exception("keys or limits could not be read again; the next look is in %g s", KEYS_SECONDS)
+                # A key that was removed must not stay valid because reading failed once.
+                log.exception("files could not be read again; the next try is in %g s", WATCH_SECONDS)
 
 
 @asynccontextmanager
@@ -84,6 +85,7 @@ def make_lifespan(
     start: Start,
     moments: Moments,
     side_listener: socket.socket | None = None,
+    certificates: Certificates | None = None,
 ) -> Lifespan:
     """The lifespan of a serving process.
 
@@ -127,7 +129,10 @@ def make_lifespan(
             finally:
                 moments.on_end()
 
-        living, watching = asyncio.create_task(live()), asyncio.create_task(watch_keys(keys, limiter))
+        refreshes = [keys.refresh, limiter.table.refresh]
+        if certificates is not None:
+            refreshes.append(certificates.refresh)
+        living, watching = asyncio.create_task(live()), asyncio.create_task(watch_files(refreshes))
         try:
             yield
         finally:

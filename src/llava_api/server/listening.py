@@ -1,4 +1,4 @@
-"""The socket to listen on, taken before the model is loaded: a port in use must not cost half a minute."""
+"""The socket to listen on. It is bound before the model is loaded, so that a port in use is reported at once."""
 
 import logging
 import os
@@ -13,13 +13,13 @@ from llava_api.settings import Settings
 log = logging.getLogger(__name__)
 
 SEND_BUFFER_BYTES = 131_072
-"""The kernel's, of each connection (it takes twice as much); left alone, it grows to megabytes for a slow reader."""
+"""Size of the kernel's buffer, of which it takes twice as much. By default it grows to megabytes for a slow reader."""
 OTHER_FILES = 512
-"""Files that everything else may have open: the engine's, fetches, logs."""
+"""Open files for everything but connections: the engine, fetches, logs."""
 
 
 def listen(settings: Settings) -> socket.socket:
-    """Raises StartupError, in one sentence."""
+    """Raises StartupError."""
     unix = settings.unix_socket is not None
     listener = listen_unix(settings) if unix else listen_tcp(settings.host, settings.port, "--port")
     # Connections inherit it.
@@ -28,13 +28,13 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def listen_tcp(host: str, port: int, flag: str) -> socket.socket:
-    """``flag`` is the setting that named the port. Raises StartupError."""
+    """``flag`` is the flag for the port. Raises StartupError."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         name = flag.replace("port", "host")
         raise StartupError(f"{name} {host} is neither an address nor a name that this machine knows") from error
-    # Of a name with several, an IPv4 address.
+    # Prefer IPv4 for a name with several addresses.
     family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -52,13 +52,13 @@ def listen_tcp(host: str, port: int, flag: str) -> socket.socket:
 
 
 class UnixListener(socket.socket):
-    """Takes its file along when it is closed, unless another server has put its own there."""
+    """Deletes its file when it is closed, unless the file is another server's by then."""
 
     path: Path | None = None
     file: tuple[int, int] = (0, 0)
 
     def bind_to(self, path: Path, mode: int) -> None:
-        # Nobody but the owner may come in before the permissions are as they should be.
+        # Until the permissions are set, only the owner may connect.
         before = os.umask(0o177)
         try:
             self.bind(str(path))
@@ -85,7 +85,7 @@ def identity(path: Path) -> tuple[int, int]:
 
 def listen_unix(settings: Settings) -> socket.socket:
     path = Path(str(settings.unix_socket)).expanduser().absolute()
-    make_way(path)
+    remove_stale_socket(path)
     listener = UnixListener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind_to(path, int(settings.unix_socket_mode, 8))
@@ -98,14 +98,14 @@ def listen_unix(settings: Settings) -> socket.socket:
     return listener
 
 
-def make_way(path: Path) -> None:
-    """Remove a socket's file that a server left behind. Raises StartupError where it is in use, or no socket."""
+def remove_stale_socket(path: Path) -> None:
+    """Delete the file of a server that no longer runs. Raises StartupError if it is in use or is no socket."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise StartupError(f"--unix-socket {path}: there is a file that is no socket")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
-            caller.settimeout(1)
-            caller.connect(str(path))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(1)
+            client.connect(str(path))
     except FileNotFoundError:
         return
     except ConnectionRefusedError:
@@ -113,13 +113,13 @@ def make_way(path: Path) -> None:
         return
     except OSError as error:
         raise StartupError(
-            f"--unix-socket {path} cannot be used: {error.strerror or 'nobody answers there'}"
+            f"--unix-socket {path} cannot be used: {error.strerror or 'its server does not answer'}"
         ) from error
     raise StartupError(f"another server listens on {path}; stop it, or choose another with --unix-socket")
 
 
 def base_url(settings: Settings, listener: socket.socket) -> str:
-    """Where this machine's clients find the API; over a Unix socket the host is a mere form."""
+    """The base URL for clients on this machine. Over a Unix socket, its host has no meaning."""
     scheme = "http" if settings.tls_certificate_file is None else "https"
     if settings.unix_socket is not None:
         return f"{scheme}://localhost/v1"
@@ -130,9 +130,9 @@ def base_url(settings: Settings, listener: socket.socket) -> str:
 
 
 def room_for_connections(wanted: int) -> int:
-    """As many connections as the process may have files open for, up to ``wanted``; the limit is raised if it may be.
+    """The number of connections, up to ``wanted``, for which the process may open files. Raises its limit if possible.
 
-    With no file left, a server can neither accept nor refuse, and its engine fails.
+    A server that can open no more files can neither accept nor refuse connections, and its engine fails.
     """
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + OTHER_FILES

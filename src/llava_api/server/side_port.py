@@ -1,9 +1,9 @@
-"""A second port with nothing on it but ``/metrics`` and ``/health``, without keys: for machines inside a cluster.
+"""A second port for machines inside a cluster: only ``/metrics`` and ``/health``, without API keys.
 
-It has the main port's limits on what a caller may send, and how slowly: whoever can reach it must not be able to use up
-the server's memory, or to keep the probes out.
+It has the main port's limits on what a client may send, and how slowly, because clients of this port must not use up
+the server's memory or keep the probes out.
 
-In the same process and event loop as the main server, from before the model is loaded until after the last answer.
+It runs in the main server's process and event loop, from before the model is loaded until after the last answer.
 """
 
 import asyncio
@@ -15,27 +15,25 @@ import uvicorn
 from fastapi import FastAPI
 
 from llava_api.server import error_handlers
-from llava_api.server.connections import Connections
 from llava_api.server.endpoint import add_routes
 from llava_api.server.http_server import make_config
 from llava_api.server.middleware.exchange import ExchangeMiddleware
 from llava_api.server.routes import health, metrics
 from llava_api.server.state import set_state, state_of
-from llava_api.setting_types import Mark
-from llava_api.settings import Settings, marked
+from llava_api.settings import Settings
 
-MOST_CONNECTIONS = 64
+MAX_CONNECTIONS = 64
 
 
 class SideServer(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Signals are the main server's."""
+        """Leave signals to the main server."""
         yield
 
 
 def side_app(main: FastAPI) -> FastAPI:
-    """Its health and its metrics are ``main``'s."""
+    """An app that shows the health and the metrics of ``main``."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     set_state(app, state_of(main))
     app.add_middleware(ExchangeMiddleware)
@@ -46,16 +44,16 @@ def side_app(main: FastAPI) -> FastAPI:
 
 @asynccontextmanager
 async def side_port(main: FastAPI, listener: socket.socket | None, settings: Settings) -> AsyncIterator[None]:
-    """Answer at ``listener``, a bound socket, until the end of the block; nothing is done where there is none."""
+    """Answer at ``listener``, a bound socket, until the end of the block. None means no second port."""
     if listener is None:
         yield
         return
     config = make_config(
         side_app(main),
-        settings.model_copy(update=dict.fromkeys(marked(Mark.TLS))),
+        settings,
         lifespan="off",
         count_refusal=state_of(main).metrics.reject,
-        connections=Connections(MOST_CONNECTIONS),
+        max_connections=MAX_CONNECTIONS,
     )
     server = SideServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -125,9 +125,9 @@ async def test_a_question_that_asks_for_an_upgrade_is_answered_as_any_other(edge
         await asyncio.sleep(0.05)
         answer = await caller.ask(body)
         assert (answer.status, answer.headers.get("connection")) == (200, None)
-    # And what follows in the same bytes is answered too.
-    await caller.send(b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n" + HEALTH)
-    assert [(await caller.answer()).status for _ in range(2)] == [200, 200]
+    # One without a body too, and the request after it.
+    upgrade = b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+    assert [(await caller.ask(request)).status for request in (upgrade, HEALTH)] == [200, 200]
 
 
 async def test_trailers_are_no_headers(edge: RunningServer) -> None:
@@ -145,92 +145,105 @@ async def test_a_flood_of_trailers_and_extensions_is_cut(edge: RunningServer) ->
         assert (answer.status, answer.error["code"]) == (431, "headers_too_large")
 
 
-async def test_a_bad_request_behind_a_good_one_waits_its_turn(edge: RunningServer, engine: ScriptedEngine) -> None:
-    engine.pause_seconds = 0.1
-    caller = await edge.connect()
-    await caller.send(post(CHAT, text_body()) + b"nonsense\r\n\r\n" + HEALTH)
-    assert (await caller.answer()).status == 200
-    assert (await caller.answer()).error["code"] == "invalid_http"
-    assert await caller.end() == b""
+PIPELINED = {
+    "a request": HEALTH,
+    "many requests": HEALTH * 10_000,
+    "long headers": HEALTH.replace(b"\r\n\r\n", b"\r\nX: " + b"a" * 30_000 + b"\r\n\r\n") * 10,
+    "a question": post(CHAT, text_body()),
+    "a body in chunks": CHUNKED + b"2\r\n{}\r\n0\r\n\r\n",
+    "a broken chunk": CHUNKED + b"zz\r\n",
+    "half a request": b"GET /",
+    "no HTTP": b"nonsense\r\n\r\n",
+    "an upgrade": post(CHAT, text_body(), "Connection: Upgrade", "Upgrade: h2c"),
+}
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("body", [post(CHAT, text_body()), CHUNKED + b"2\r\n{}\r\n0\r\n\r\n", CHUNKED + b"zz\r\n"])
-async def test_a_body_behind_a_request_ends_the_connection_after_its_answer(
-    edge: RunningServer, engine: ScriptedEngine, body: bytes, stream: bool
-) -> None:
-    engine.pause_seconds = 0.1
-    caller = await edge.connect()
-    await caller.send(post(CHAT, text_body(stream=stream)) + HEALTH + body + HEALTH)
-    said = await caller.end()
-    assert said.count(b"HTTP/1.1 200 OK") == said.count(b"HTTP/1.1") == 2
-    assert (b"[DONE]" in said) == stream
-    assert b"connection: close" in said.rpartition(b"HTTP/1.1")[2]
-    assert len(engine.requests) == 1
+class TestPipelining:
+    """Only the first of several requests that are sent without waiting is answered; then the connection is closed."""
 
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize("later", PIPELINED)
+    async def test_what_comes_in_the_same_bytes_is_ignored(
+        self, edge: RunningServer, engine: ScriptedEngine, later: str, stream: bool
+    ) -> None:
+        engine.pause_seconds = 0.05
+        caller = await edge.connect()
+        await caller.send(post(CHAT, text_body(stream=stream)) + PIPELINED[later])
+        received = await caller.end()
+        assert received.startswith(b"HTTP/1.1 200 OK")
+        assert received.count(b"HTTP/1.1") == received.count(b"connection: close") == 1
+        assert (b"[DONE]" in received) == stream
+        assert len(engine.requests) == 1
 
-@pytest.mark.parametrize("behind", [post(CHAT, b"a" * 60_000), post(CHAT, b"a" * 150_000, length=250_000)])
-async def test_bodies_behind_a_request_are_not_kept_and_hide_nobodys_leaving(
-    edge: RunningServer, engine: ScriptedEngine, behind: bytes
-) -> None:
-    engine.texts = ("word ",) * 1000
-    engine.pause_seconds = 0.02
-    caller = await edge.connect()
-    await caller.send(post(CHAT, text_body(stream=True)))
-    await caller.head()
-    tracemalloc.start()
-    try:
-        async with asyncio.timeout(10):
-            for _ in range(200):
-                await caller.send(behind)
-        assert tracemalloc.get_traced_memory()[1] < 1_200_000
-    finally:
-        tracemalloc.stop()
-    assert engine.unfinished == 1
-    await caller.close()
-    await until(lambda: not engine.unfinished)
+    @pytest.mark.parametrize("later", PIPELINED)
+    async def test_what_comes_during_the_answer_is_ignored(
+        self, edge: RunningServer, engine: ScriptedEngine, later: str
+    ) -> None:
+        """It is too late for a Connection header, but the answer is complete, and nothing comes after it."""
+        engine.texts = ("word ",) * 20
+        engine.pause_seconds = 0.02
+        caller = await edge.connect()
+        await caller.send(post(CHAT, text_body(stream=True)))
+        status, headers = await caller.head()
+        assert (status, headers.get("connection")) == (200, None)
+        await caller.send(PIPELINED[later])
+        received = await caller.end()
+        assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert b"HTTP/1.1" not in received
+        assert len(engine.requests) == 1
 
+    async def test_a_short_answer_is_no_exception(self, edge: RunningServer) -> None:
+        caller = await edge.connect()
+        await caller.send(HEALTH + HEALTH)
+        assert (await caller.answer()).headers["connection"] == "close"
+        assert await caller.end() == b""
 
-async def test_requests_in_a_row_are_answered_in_order(edge: RunningServer, engine: ScriptedEngine) -> None:
-    engine.pause_seconds = 0.05
-    caller = await edge.connect()
-    await caller.send(post(CHAT, text_body()) + HEALTH + post("/v1/nowhere", b"") + HEALTH)
-    assert [(await caller.answer()).status for _ in range(4)] == [200, 200, 404, 200]
+    async def test_an_empty_line_after_a_body_is_no_request(self, edge: RunningServer) -> None:
+        """Old clients send one."""
+        caller = await edge.connect()
+        for _ in range(3):
+            answer = await caller.ask(post(CHAT, text_body()) + b"\r\n")
+            assert (answer.status, answer.headers.get("connection")) == (200, None)
 
+    async def test_requests_one_after_another_share_a_connection(self, edge: RunningServer) -> None:
+        caller = await edge.connect()
+        requests = (post(CHAT, text_body()), HEALTH, post("/v1/nowhere", b""), HEALTH)
+        assert [(await caller.ask(request)).status for request in requests] == [200, 200, 404, 200]
 
-async def test_too_many_in_a_row_are_answered_in_part_and_closed(edge: RunningServer) -> None:
-    caller = await edge.connect()
-    await caller.send(HEALTH * 10_000)
-    answers = (await caller.end()).split(b"HTTP/1.1 200 OK")[1:]
-    assert 10 < len(answers) < 100
-    assert b"connection: close" in answers[-1]
-    assert b"connection: close" not in answers[-2]
+    @pytest.mark.parametrize("behind", [post(CHAT, b"a" * 60_000), post(CHAT, b"a" * 150_000, length=250_000)])
+    async def test_it_takes_no_memory_and_does_not_hide_that_the_caller_leaves(
+        self, edge: RunningServer, engine: ScriptedEngine, behind: bytes
+    ) -> None:
+        engine.texts = ("word ",) * 1000
+        engine.pause_seconds = 0.02
+        caller = await edge.connect()
+        await caller.send(post(CHAT, text_body(stream=True)))
+        await caller.head()
+        tracemalloc.start()
+        try:
+            async with asyncio.timeout(10):
+                for _ in range(200):
+                    await caller.send(behind)
+            assert tracemalloc.get_traced_memory()[1] < 1_200_000
+        finally:
+            tracemalloc.stop()
+        assert engine.unfinished == 1
+        await caller.close()
+        await until(lambda: not engine.unfinished)
 
+    async def test_nothing_is_answered_after_a_farewell(self, edge: RunningServer) -> None:
+        caller = await edge.connect()
+        await caller.send(HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + HEALTH)
+        assert (await caller.end()).count(b"HTTP/1.1") == 1
 
-async def test_long_headers_in_a_row_are_bounded(edge: RunningServer, engine: ScriptedEngine) -> None:
-    engine.pause_seconds = 0.1
-    caller = await edge.connect()
-    long = HEALTH.replace(b"\r\n\r\n", b"\r\nX: " + b"a" * 30_000 + b"\r\n\r\n")
-    await caller.send(post(CHAT, text_body()) + long * 10)
-    answers = (await caller.end()).split(b"HTTP/1.1 200 OK")[1:]
-    assert len(answers) == 4
-    assert b"connection: close" in answers[-1]
-
-
-async def test_nothing_is_answered_after_a_farewell(edge: RunningServer) -> None:
-    caller = await edge.connect()
-    await caller.send(HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + HEALTH)
-    assert (await caller.end()).count(b"HTTP/1.1") == 1
-
-
-async def test_a_caller_with_a_request_in_waiting_may_leave(edge: RunningServer, engine: ScriptedEngine) -> None:
-    engine.texts = ("word ",) * 1000
-    engine.pause_seconds = 0.02
-    caller = await edge.connect()
-    await caller.send(post(CHAT, text_body(stream=True)) + HEALTH)
-    await caller.head()
-    assert engine.unfinished == 1
-    await caller.close()
-    async with asyncio.timeout(2):
-        while engine.unfinished:
-            await asyncio.sleep(0.01)
+    async def test_a_caller_that_has_sent_more_may_leave(self, edge: RunningServer, engine: ScriptedEngine) -> None:
+        engine.texts = ("word ",) * 1000
+        engine.pause_seconds = 0.02
+        caller = await edge.connect()
+        await caller.send(post(CHAT, text_body(stream=True)) + HEALTH)
+        await caller.head()
+        assert engine.unfinished == 1
+        await caller.close()
+        async with asyncio.timeout(2):
+            while engine.unfinished:
+                await asyncio.sleep(0.01)

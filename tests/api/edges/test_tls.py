@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fastapi import FastAPI
 
 from llava_api.errors import StartupError
 from llava_api.server.services import Services
-from llava_api.server.tls import Certificates, certificates_of
+from llava_api.server.tls import Certificates, open_certificates
 from llava_api.settings import Settings
 from tests.api.test_chat import CHAT, text_body
 from tests.support.certificates import Authority
@@ -38,13 +39,10 @@ def trusting(authority: Authority) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=authority.certificate.decode())
 
 
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files are looked at for each connection."""
-    monkeypatch.setattr("llava_api.server.tls.LOOK_SECONDS", 0.0)
-
-
 async def call(edge: RunningServer, trusting: ssl.SSLContext) -> Connection:
+    """A connection after the files have been looked at, as they are every two seconds."""
+    assert edge.certificates is not None
+    edge.certificates.refresh()
     return await edge.connect(ssl=trusting, server_hostname="localhost")
 
 
@@ -84,14 +82,26 @@ async def test_old_versions_are_refused(edge: RunningServer, trusting: ssl.SSLCo
 
 
 async def test_who_does_not_shake_hands_is_closed(edge: RunningServer, trusting: ssl.SSLContext) -> None:
-    silent, plain = await edge.connect(), await edge.connect()
+    plain = await edge.connect()
     await plain.send(HEALTH)
     assert b"HTTP" not in await plain.end()
-    for piece in (b"\x16\x03\x01", b"\x02\x00", b"\x01\x00"):
-        await silent.send(piece)
-    assert await silent.end() == b""
     assert (await (await call(edge, trusting)).ask(HEALTH)).status == 200
     await until(lambda: len(edge.server.server_state.connections) == 1)
+
+
+def test_a_handshake_has_the_time_of_the_event_loop(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute. uvloop's cannot be shortened for a test, so this is asyncio's own loop."""
+    monkeypatch.setattr("asyncio.constants.SSL_HANDSHAKE_TIMEOUT", 0.5)
+
+    async def wait_for_the_end() -> None:
+        async with serve_app(app) as edge:
+            silent = await edge.connect()
+            for piece in (b"\x16\x03\x01", b"\x02\x00", b"\x01\x00"):
+                await silent.send(piece)
+            assert await silent.end() == b""
+
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(wait_for_the_end())
 
 
 async def test_the_limits_are_the_same(edge: RunningServer, trusting: ssl.SSLContext) -> None:
@@ -131,7 +141,6 @@ async def test_what_comes_with_the_handshake_is_not_lost(edge: RunningServer, tr
         assert answer.startswith(b"HTTP/1.1 200")
 
 
-@pytest.mark.usefixtures("eager")
 async def test_a_new_certificate_is_used_at_once_and_nobody_is_dropped(
     edge: RunningServer, trusting: ssl.SSLContext, authority: Authority, tmp_path: Path, engine: ScriptedEngine
 ) -> None:
@@ -149,7 +158,6 @@ async def test_a_new_certificate_is_used_at_once_and_nobody_is_dropped(
     assert b"[DONE]" in await before.end()
 
 
-@pytest.mark.usefixtures("eager")
 async def test_a_broken_new_pair_keeps_the_old(
     edge: RunningServer,
     trusting: ssl.SSLContext,
@@ -172,7 +180,7 @@ async def test_a_broken_new_pair_keeps_the_old(
             assert (await caller.ask(HEALTH)).status == 200
         # Said once, not for every connection.
         assert len([one for one in caplog.records if one.levelno == logging.ERROR]) == 1
-        assert "stays as it was" in caplog.text
+        assert "stay as they were" in caplog.text
         for name, content in zip(("tls.crt", "tls.key"), old, strict=True):
             (tmp_path / "tls" / name).write_bytes(content)
         assert serial_of(await call(edge, trusting)) == serial
@@ -183,23 +191,24 @@ async def test_a_broken_new_pair_keeps_the_old(
     assert serial_of(await call(edge, trusting)) == other.serial
 
 
-@pytest.mark.usefixtures("eager")
 async def test_a_pair_that_was_half_written_when_it_was_looked_at_is_used_when_it_is_whole(
     edge: RunningServer, trusting: ssl.SSLContext, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await call(edge, trusting)
-    new, load = authority.pair(), Certificates.load
+    assert edge.certificates is not None
+    watched = edge.certificates.watched
+    new, load = authority.pair(), watched.make
     certificate, _ = new.write(tmp_path / "tls")
 
-    def load_in_the_midst_of_writing(certificates: Certificates) -> ssl.SSLContext:
+    def load_in_the_midst_of_writing(contents: list[bytes]) -> ssl.SSLContext:
         Path(certificate).write_bytes(b"")
         try:
-            return load(certificates)
+            return load(contents)
         finally:
             Path(certificate).write_bytes(new.certificate)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Certificates, "load", load_in_the_midst_of_writing)
+        patched.setattr(watched, "make", load_in_the_midst_of_writing)
         assert serial_of(await call(edge, trusting)) != new.serial
     assert serial_of(await call(edge, trusting)) == new.serial
 
@@ -228,6 +237,32 @@ class TestClients:
         known.load_cert_chain(*authority.pair().write(tmp_path / "known"))
         assert (await (await call(edge, known)).ask(HEALTH)).status == 200
 
+    async def test_an_authority_that_is_taken_away_is_not_trusted_any_more(
+        self, edge: RunningServer, authority: Authority, tmp_path: Path
+    ) -> None:
+        """Not in a session that is resumed either: none is, in TLS 1.3."""
+        known = ssl.create_default_context(cadata=authority.certificate.decode())
+        known.load_cert_chain(*authority.pair().write(tmp_path / "known"))
+
+        def ask(session: ssl.SSLSession | None) -> ssl.SSLSession | None:
+            with (
+                socket.create_connection(edge.address, 5) as wire,
+                known.wrap_socket(wire, server_hostname="localhost", session=session) as encrypted,
+            ):
+                encrypted.sendall(HEALTH)
+                assert encrypted.recv(1000).startswith(b"HTTP/1.1 200")
+                assert not encrypted.session_reused
+                return encrypted.session
+
+        session = await asyncio.to_thread(ask, None)
+        await asyncio.to_thread(ask, session)
+        (tmp_path / "clients.crt").write_bytes(Authority().certificate)
+        assert edge.certificates is not None
+        edge.certificates.refresh()
+        for old in (session, None):
+            with pytest.raises((OSError, AssertionError)):
+                await asyncio.to_thread(ask, old)
+
 
 async def test_many_handshakes_that_do_not_end_hinder_nobody(app: FastAPI, trusting: ssl.SSLContext) -> None:
     services: Services = app.state.services
@@ -245,12 +280,12 @@ class TestTheStart:
 
     def refused(self, **given: str) -> str:
         with pytest.raises(StartupError) as caught:
-            certificates_of(Settings(**given))  # type: ignore[arg-type]
+            open_certificates(Settings(**given))  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
     def test_nothing_is_no_tls(self) -> None:
-        assert certificates_of(Settings()) is None
+        assert open_certificates(Settings()) is None
 
     def test_half_of_it(self, tmp_path: Path) -> None:
         assert "need each other" in self.refused(tls_certificate_file="a")
@@ -270,4 +305,4 @@ class TestTheStart:
         assert "password" in self.refused(tls_certificate_file=certificate, tls_key_file=locked)
         given = {"tls_certificate_file": certificate, "tls_key_file": key, "tls_client_ca_file": str(nonsense)}
         assert "no certificates" in self.refused(**given)
-        assert isinstance(certificates_of(Settings(tls_certificate_file=certificate, tls_key_file=key)), Certificates)
+        assert isinstance(open_certificates(Settings(tls_certificate_file=certificate, tls_key_file=key)), Certificates)

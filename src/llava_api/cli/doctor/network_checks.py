@@ -12,7 +12,7 @@ from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing
 from llava_api.limits.rate import open_limiter
 from llava_api.server.listening import listen, listen_tcp
-from llava_api.server.tls import certificates_of
+from llava_api.server.tls import open_certificates
 from llava_api.settings import Settings
 from llava_api.telemetry.tracing import Tracing, open_tracing
 from llava_api.web_origins import is_loopback
@@ -45,7 +45,7 @@ def openings(settings: Settings) -> Iterator[Finding]:
         place = f"{settings.metrics_host} port {settings.metrics_port}"
         yield opening("metrics port", f"{place} is free", lambda: side_port(settings))
     if settings.tls_certificate_file or settings.tls_key_file:
-        yield opening("TLS", "certificate and key fit", lambda: certificates_of(settings))
+        yield opening("TLS", "certificate and key fit", lambda: open_certificates(settings))
     yield opening("limits", "limits of callers can be read", lambda: open_limiter(settings))
     if settings.otlp_endpoint is not None:
         yield opening("traces", "they would go out", lambda: close(open_tracing(settings.otlp_endpoint)))

@@ -1,4 +1,4 @@
-"""CORS, as Starlette does it, but for refusals: they are errors in the shape of all the others."""
+"""Starlette's CORS, except that a refused preflight request gets an error in the API's own shape."""
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -8,15 +8,16 @@ from llava_api.errors import ErrorCode, InvalidRequest
 from llava_api.server.error_handlers import error_response
 
 REFUSED = (
-    "This server does not take such requests from that origin: it allows the origins of --cors-allow-origins, "
-    "and the methods GET, POST and DELETE."
+    "Requests from this origin, or with this method, are not allowed. The allowed origins are those of "
+    "--cors-allow-origins, and the allowed methods are GET, POST and DELETE."
 )
 
 
 class Cors(CORSMiddleware):
     def preflight_response(self, request_headers: Headers) -> Response:
-        made = super().preflight_response(request_headers)
-        if made.status_code < 400:
-            return made
-        kept = {name: value for name, value in made.headers.items() if name not in ("content-length", "content-type")}
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        body_headers = ("content-length", "content-type")
+        kept = {name: value for name, value in response.headers.items() if name not in body_headers}
         return error_response(InvalidRequest(REFUSED, code=ErrorCode.ORIGIN_NOT_ALLOWED), kept)

@@ -1,30 +1,28 @@
-"""Who is asking, behind a proxy: ``X-Forwarded-For`` and ``X-Forwarded-Proto``, of proxies that are named alone."""
+"""The client's address and scheme as trusted proxies name them, in ``X-Forwarded-For`` and ``X-Forwarded-Proto``."""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-Addresses = list[IPv4Network | IPv6Network]
-
 
 class ForwardedFor:
-    """Puts the client that a trusted proxy names in the place of the proxy.
+    """Replaces a trusted proxy's address in the scope by the address of the proxy's client.
 
-    Each proxy writes the address that it was called from at the end of the list, so the client is the last one that is
-    no trusted proxy itself; what stands before it was written by the client. ``unix`` among ``trusted`` is the peer of
-    a Unix socket.
+    Each proxy appends the address that called it, so the client is the last address that is no trusted proxy. The
+    addresses before it were written by the client and may be forged. In ``trusted``, ``unix`` means the other side of a
+    Unix socket.
     """
 
     def __init__(self, app: ASGIApp, trusted: Sequence[str]) -> None:
         self.app = app
-        self.unix = "unix" in trusted
-        self.networks: Addresses = [ip_network(one) for one in trusted if one != "unix"]
+        self.trusts_unix = "unix" in trusted
+        self.networks: list[IPv4Network | IPv6Network] = [ip_network(one) for one in trusted if one != "unix"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             peer = scope.get("client")
-            if self.unix if peer is None else self.trusts(peer[0]):
+            if self.trusts_unix if peer is None else self.trusts(peer[0]):
                 self.rewrite(scope)
         await self.app(scope, receive, send)
 
@@ -36,18 +34,17 @@ class ForwardedFor:
         return any(address in network for network in self.networks)
 
     def rewrite(self, scope: Scope) -> None:
-        chain: list[str] = []
+        addresses: list[str] = []
         for name, value in scope["headers"]:
             if name == b"x-forwarded-for":
-                chain += value.decode("latin-1").split(",")
+                addresses += value.decode("latin-1").split(",")
             elif name == b"x-forwarded-proto" and value.strip().lower() in (b"http", b"https"):
                 scope["scheme"] = value.strip().lower().decode()
-        for written in reversed(chain):
-            address = without_port(written.strip())
+        for text in reversed(addresses):
             try:
-                client = str(ip_address(address))
+                client = str(ip_address(without_port(text.strip())))
             except ValueError:
-                # No address: whoever wrote it hides behind the proxy before it.
+                # An unreadable address: the client counts as the last proxy that was named.
                 return
             scope["client"] = (client, 0)
             if not self.trusts(client):

@@ -1,6 +1,6 @@
-"""A server that a proxy shows under a path: ``/llava/v1/models`` is ``/v1/models``, whether the proxy strips it or not.
+"""For a proxy that serves the API under a path: ``/llava/v1/models`` is ``/v1/models``, stripped by the proxy or not.
 
-Taken off once, before anything else reads the path, so that routes, keys and logs all see the same one.
+The path is stripped before anything else reads it, so that routes, API keys and logs see the same one.
 """
 
 from starlette.types import ASGIApp, Receive, Scope, Send
