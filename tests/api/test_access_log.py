@@ -226,12 +226,12 @@ async def test_who_ended_it_is_told_apart(app: FastAPI, engine: ScriptedEngine, 
     assert engine.unfinished == 0
 
 
-async def test_what_comes_behind_a_good_request_is_not_its_failure(app: FastAPI, lines: Lines) -> None:
+async def test_what_comes_after_a_good_request_is_not_its_failure(app: FastAPI, lines: Lines) -> None:
     metrics = app.state.metrics
     async with serve_app(app, count_refusal=metrics.reject) as edge:
         caller = await edge.connect()
-        await caller.send(post(CHAT, text_body(), f"Authorization: Bearer {KEY}") + b"GARBAGE\r\n\r\n")
-        assert [(await caller.answer()).status for _ in range(2)] == [200, 400]
+        requests = (post(CHAT, text_body(), f"Authorization: Bearer {KEY}"), b"GARBAGE\r\n\r\n")
+        assert [(await caller.ask(request)).status for request in requests] == [200, 400]
     (line,) = lines.fields()
     assert (line["outcome"], line["code"]) == ("ok", None)
     page = read_page(metrics.page("")[0].decode())
