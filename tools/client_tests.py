@@ -1,9 +1,9 @@
 """Try other people's clients against a running server: openai, langchain, litellm, Vercel's ai and more.
 
 ``python -m tools.client_tests`` makes the clients' environments under ``.venv-clients`` (Python, by pip) and
-``tests/clients/node/node_modules`` (Node, by npm), which returns at once where nothing changed, serves the demo
-checkpoint, and runs each client's tests against it. The clients do not fit into the server's own environment, and not
-all into one: litellm and llama-index need openai 2, langchain runs on openai 3.
+``tests/clients/node/node_modules`` (Node, by npm) unless they are up to date, serves the demo checkpoint, and runs each
+client's tests against it. The clients fit neither into the server's environment nor all into one: litellm and
+llama-index need openai 2, langchain runs on openai 3.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def say(line: str) -> None:
 class PythonClient:
     package: str
     requirements: str
-    """The file of its environment's packages, without the ending."""
+    """The name of the file with its environment's packages, without ``.txt``."""
     tests: str
 
     @property
@@ -53,7 +53,7 @@ class PythonClient:
 
     def command(self) -> list[str]:
         python = python_environment(self.requirements) / "bin" / "python"
-        # A root folder of its own: the project's settings and conftest files are for the project's own environment.
+        # With a root folder of its own, because the project's conftest files need the project's environment.
         own = ["-c", str(PYTHON_TESTS / "pytest.ini"), "--rootdir", str(PYTHON_TESTS)]
         return [str(python), "-m", "pytest", "-q", *own, str(PYTHON_TESTS / self.tests)]
 
@@ -89,10 +89,10 @@ CLIENTS: dict[str, Client] = {
 
 
 def install_once(folder: Path, made_from: list[bytes], install: Callable[[], None]) -> None:
-    """Returns at once where ``folder`` was made from the same before.
+    """Call ``install`` unless it has made ``folder`` from the same files before.
 
-    The stamp is written last, so that half an installation counts as none. The folder is part of it: scripts in a
-    virtual environment hold its absolute path.
+    The stamp is written last, so that an incomplete installation is made again. It names the folder, because scripts in
+    a virtual environment hold its absolute path.
     """
     stamp = folder / "clients-stamp.txt"
     digest = hashlib.sha256(b"\0".join([str(folder).encode(), *made_from])).hexdigest()
@@ -107,7 +107,7 @@ def install_once(folder: Path, made_from: list[bytes], install: Callable[[], Non
 
 
 def virtual_environment(folder: Path, made_from: list[bytes], packages: list[str]) -> None:
-    """Raises SetupError where pip fails."""
+    """Raises SetupError if pip fails."""
 
     def install() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -125,7 +125,7 @@ def python_environment(name: str) -> Path:
 
 
 def node_folder() -> Path:
-    """Where node and npm are: the system's, else those of a Python package. Node 18, 20 and 22 were tried."""
+    """The folder of node and npm: the system's, else those of a Python package. Tested with Node 18, 20 and 22."""
     node = shutil.which("node")
     if node is not None and shutil.which("npm") is not None:
         return Path(node).parent
@@ -135,13 +135,13 @@ def node_folder() -> Path:
 
 
 def node_environment() -> str:
-    """The path of Node, with the clients installed."""
+    """Install the clients and return the path of Node."""
     folder = node_folder()
     lock = NODE_TESTS / "package-lock.json"
 
     def install() -> None:
         command = [str(folder / "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        # npm looks for node itself.
+        # npm finds node on the path.
         environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
         made = subprocess.run(
             command, cwd=NODE_TESTS, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -164,9 +164,9 @@ class Outcome:
 
 
 def try_client(client: Client, base_url: str) -> Outcome:
-    """The client's tests against the server at ``base_url``. Raises SetupError where its environment cannot be made."""
+    """The client's tests against the server at ``base_url``. Raises SetupError if its environment cannot be made."""
     command = client.command()
-    # Not the project's PYTHONPATH, and no account of the developer's that a client would rather use.
+    # Without the project's PYTHONPATH and the developer's own account, which a client would use instead.
     others = ("PYTHON", "PYTEST_", "OPENAI_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environment |= {"CLIENTS_BASE_URL": base_url, "CLIENTS_MODEL": MODEL}
@@ -184,7 +184,7 @@ def try_client(client: Client, base_url: str) -> Outcome:
 
 
 def try_clients(names: list[str], base_url: str) -> bool:
-    """One line for each client, and what it said where it failed; whether all passed."""
+    """Print one line for each client, and its output if it failed. Return whether all passed."""
     passed = True
     for name in names:
         client = CLIENTS[name]
@@ -200,11 +200,11 @@ def try_clients(names: list[str], base_url: str) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Try other people's clients against a running server.")
     parser.add_argument("--only", nargs="+", choices=CLIENTS, default=list(CLIENTS), help="default: all of them")
-    parser.add_argument("--base-url", help=f"of a server that serves {MODEL}; default: one is started")
+    parser.add_argument("--base-url", help=f"a server that serves {MODEL}; default: start one")
     arguments = parser.parse_args()
     try:
         for name in arguments.only:
-            # Before the server starts, which would otherwise wait for minutes.
+            # Install first: the server would otherwise wait for minutes.
             CLIENTS[name].command()
         if arguments.base_url is not None:
             return 0 if try_clients(arguments.only, arguments.base_url) else 1

@@ -1,7 +1,7 @@
-"""Server and chat page together: ``make demo``. Both end on Ctrl-C, or when either does.
+"""Run the server and the chat page together: ``make demo``. Ctrl-C ends both, and when one ends, so does the other.
 
-Standard library only; each runs in the environment that tools/setup_venv.py made for it. Exit code 0 after Ctrl-C,
-else that of the one that ended by itself, at least 1.
+Needs only the standard library; each program runs in the environment that tools/setup_venv.py made for it. The exit
+code is 0 after Ctrl-C, otherwise that of the program that ended by itself, but at least 1.
 """
 
 import argparse
@@ -28,18 +28,18 @@ STOP_SECONDS = 30
 
 
 class Interrupted(Exception):
-    """Somebody wants an end."""
+    """Ctrl-C or SIGTERM."""
 
 
 class Child:
-    """A program whose lines are passed on, and of which one says that it is ready."""
+    """A program whose output is passed on until and after one line says that it is ready."""
 
     def __init__(self, command: list[str], ready: re.Pattern[str], show: Callable[[str], None]) -> None:
-        # A group of its own: Ctrl-C reaches it through us, once.
+        # In a process group of its own, so that Ctrl-C reaches it once, from here.
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", process_group=0
         )
-        self.found: str | None = None
+        self.address: str | None = None
         self.ready = ready
         self.show = show
         assert self.process.stdout is not None
@@ -48,19 +48,19 @@ class Child:
 
     def read(self, lines: IO[str]) -> None:
         for line in lines:
-            told = self.ready.search(line)
-            if told is not None and self.found is None:
-                self.found = told[1]
+            match = self.ready.search(line)
+            if match is not None and self.address is None:
+                self.address = match[1]
             self.show(line)
 
     def wait_until_ready(self) -> str | None:
-        """What it said; None where it ended before."""
-        while self.found is None:
+        """The address that the line names; None if the program ended before."""
+        while self.address is None:
             if self.process.poll() is not None:
                 self.reader.join()
-                return self.found
+                return self.address
             time.sleep(0.1)
-        return self.found
+        return self.address
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -76,7 +76,7 @@ class Child:
 
 
 def free_port(wanted: int) -> int:
-    """``wanted``, or 0 for any where somebody listens there already."""
+    """``wanted``, or 0 (any port) if it is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -91,7 +91,7 @@ def show(line: str) -> None:
 
 
 def run(server: list[str], page: list[str], children: list[Child]) -> int:
-    """``children`` is filled as they are started."""
+    """Return the exit code. ``children`` receives the programs as they are started."""
     serving = Child(server, SERVER_READY, show)
     children.append(serving)
     base_url = serving.wait_until_ready()
@@ -106,7 +106,7 @@ def run(server: list[str], page: list[str], children: list[Child]) -> int:
         for child, name in zip(children, ("server", "page"), strict=True):
             code = child.process.poll()
             if code is not None:
-                print(f"\nThe {name} has ended (exit code {code}): that ends the other, too.", flush=True)
+                print(f"\nThe {name} has ended (exit code {code}): the other ends too.", flush=True)
                 return max(code, 1)
         time.sleep(0.2)
 
@@ -130,7 +130,7 @@ def main() -> int:
     except Interrupted:
         return 0
     finally:
-        # A second Ctrl-C must not leave one of them behind.
+        # A second Ctrl-C must not leave a program running.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for child in reversed(children):
             child.end()

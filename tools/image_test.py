@@ -1,8 +1,8 @@
 """Build the CPU image without a container engine or a registry, and try it: ``make image-test`` (as root).
 
-Needs Debian's buildah, podman and debootstrap. The base is made by debootstrap unless ``--base`` names one; the image
-is built by buildah with chroot isolation, looked through, and run twice: by ``buildah run``, and with a root file
-system that is really read-only, no capability, and Docker's 64 MB of /dev/shm. Some 15 GB of disk, ten minutes.
+Needs Debian's buildah, podman and debootstrap, 15 GB of disk and ten minutes. debootstrap makes the base unless
+``--base`` names one; buildah builds the image with chroot isolation. Then its files are checked, and it runs twice: by
+``buildah run``, and with a read-only root file system, without capabilities, and with Docker's 64 MB of /dev/shm.
 """
 
 import argparse
@@ -28,7 +28,7 @@ BASE, IMAGE = "localhost/llava-base:bookworm", "localhost/llava-api:cpu"
 LABEL = "org.opencontainers.image."
 TOOLS = ("gcc", "cc", "c++", "g++", "clang", "make", "ld", "as", "cmake", "ninja", "git", "curl", "wget", "pip", "pip3")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""As the bases of the registries have it."""
+"""As in the base images of the registries."""
 TRACES = (
     "etc/pip.conf",
     "root/.cache",
@@ -40,7 +40,7 @@ TRACES = (
     "opt/llava-api/install.log",
     "opt/llava-api/lib/python3*/site-packages/pip",
 )
-"""What a build may leave behind and must not."""
+"""What a build can leave behind and must not."""
 READ_ONLY = """
 set -e
 root=$1; shift
@@ -62,7 +62,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.options = [f"--root={folder}/storage", f"--runroot={folder}/run", "--storage-driver=vfs"]
-        # buildah's cache mounts lie there too.
+        # buildah puts its cache mounts there too.
         self.environment = {**os.environ, "TMPDIR": str(folder / "tmp")}
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
 
@@ -75,7 +75,7 @@ class Store:
         return done.stdout.decode().strip()
 
     def import_base(self, base: Path) -> None:
-        """A folder with a root file system becomes an image."""
+        """Make an image of a folder with a root file system."""
         with subprocess.Popen(["tar", "-C", str(base), "-c", "."], stdout=subprocess.PIPE) as packing:
             command = self.command("podman", "import", "-q", "--change", f"ENV PATH={PATH}", "-", BASE)
             imported = subprocess.run(command, stdin=packing.stdout, stdout=subprocess.DEVNULL, env=self.environment)
@@ -83,7 +83,7 @@ class Store:
 
     @contextmanager
     def container(self) -> Iterator[tuple[str, Path]]:
-        """(name, where its root file system is mounted)"""
+        """Gives the name and the folder where the root file system is mounted."""
         name = self.buildah("from", IMAGE)
         try:
             yield name, Path(self.buildah("mount", name))
@@ -108,7 +108,7 @@ def make_base(folder: Path, mirror: str) -> Path:
 
 
 def build(store: Store, folder: Path, base: str) -> float:
-    """Seconds. pip's settings and certificate go in as secrets."""
+    """Return the seconds that it took. pip's settings and certificate are passed as secrets."""
     started = time.monotonic()
     settings = pip_settings()
     with pip_conf(settings) as text:
@@ -119,7 +119,7 @@ def build(store: Store, folder: Path, base: str) -> float:
             secrets += ["--secret", f"id=ca.crt,src={settings['cert']}"]
         revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         arguments = ["--build-arg", f"CPU_BASE={base}", "--build-arg", f"REVISION={revision}", "--target", "cpu"]
-        # OCI's own format has no HEALTHCHECK.
+        # The OCI format has no HEALTHCHECK.
         command = store.command("buildah", "bud", "--isolation=chroot", "--format=docker", *secrets, *arguments)
         log = folder / "build.log"
         try:
@@ -189,7 +189,7 @@ def writable_by_all(root: Path) -> list[str]:
 
 
 def private_words(settings: dict[str, str]) -> list[bytes]:
-    """The addresses and paths in pip's settings, but for the one that everybody has."""
+    """The addresses and paths in pip's settings, except pypi.org, which is public."""
     words = [word for option, value in settings.items() if option in PASSED_ON for word in value.split()]
     return [word.encode() for word in words if "/" in word and not word.startswith("https://pypi.org/")]
 
@@ -205,7 +205,7 @@ def files_of(root: Path) -> Iterator[Path]:
 
 
 def tree(root: Path) -> dict[str, tuple[int, int, int]]:
-    """Every file and folder with its kind, size and time of change, but for what is mounted over when it runs."""
+    """Every file and folder with its mode, size and time of change, except those that are mounted over when it runs."""
     found = {}
     for folder, folders, names in os.walk(root):
         if Path(folder) == root:
@@ -218,7 +218,7 @@ def tree(root: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def try_with_buildah(store: Store, config: dict[str, Any], folder: Path) -> None:
-    """As the image says it is run; and nothing is written outside of what is mounted."""
+    """Run it as the image declares, and check that it writes only into what is mounted."""
     say("running it by buildah run")
     port = free_port()
     with store.container() as (name, root):

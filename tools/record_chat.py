@@ -4,8 +4,8 @@
 
     python -m tools.record_chat
 
-Runs the chat at a terminal, types what stands in ``TYPED`` once the prompt is there, and draws what was shown. Whoever
-looks at the drawing loads nothing from elsewhere: it has no fonts in it and no addresses of any.
+Runs the chat at a terminal, types the lines of ``TYPED`` at its prompts, and draws what was shown. The drawing loads
+nothing from elsewhere: it has no fonts and no addresses of any.
 """
 
 import io
@@ -32,15 +32,15 @@ TYPED = (
     "/quit",
 )
 COLUMNS = 80
-OF_A_LIVE_TERMINAL = re.compile(r"\x1b\[\?[0-9]+[hl]|\r")
+TERMINAL_MODES = re.compile(r"\x1b\[\?[0-9]+[hl]|\r")
 FONT_FACES = re.compile(r"@font-face \{\{.*?\}\}\n", re.DOTALL)
 
 
 def record(folder: Path) -> str:
-    """What the terminal was sent, the shell's line included. The chat runs in ``folder``, which has the pictures."""
-    for picture in (HERE / "tests" / "clients" / "pictures").iterdir():
-        (folder / picture.name).write_bytes(picture.read_bytes())
-    # A drawing stands still: no spinner.
+    """The terminal's output with the shell's line. The chat runs in ``folder``, into which the images are copied."""
+    for image in (HERE / "tests" / "clients" / "pictures").iterdir():
+        (folder / image.name).write_bytes(image.read_bytes())
+    # Without a spinner, which a drawing cannot show.
     environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "TTY_INTERACTIVE": "0"}
     before = Path.cwd()
     os.chdir(folder)
@@ -56,13 +56,13 @@ def record(folder: Path) -> str:
 
 
 def drawing(shown: str) -> str:
-    """As an SVG file."""
+    """``shown`` as SVG."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(Text.from_ansi(OF_A_LIVE_TERMINAL.sub("", shown).rstrip()), soft_wrap=True)
+    console.print(Text.from_ansi(TERMINAL_MODES.sub("", shown).rstrip()), soft_wrap=True)
     svg = console.export_svg(
         title="llava-api chat", code_format=FONT_FACES.sub("", CONSOLE_SVG_FORMAT), unique_id="llava-api-chat"
     )
-    # Spaces at the ends of lines come from rich's template.
+    # rich's template leaves spaces at the ends of lines.
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The page before the real server with the demo checkpoint: right answers, and what the model saw of the pictures."""
+"""The page before the real server with the demo checkpoint: right answers, and what the model saw of the images."""
 
 import base64
 import os
@@ -78,7 +78,7 @@ def test_a_drawn_picture_is_described_and_a_second_question_knows_it(
     expect(answers(page)).to_have_text([description(picture), "Yes."])
     # What lay on the disk is gone now that it is part of the conversation, and no other place has a copy.
     assert ui.files() == []
-    panel_tells_the_same(
+    panel_says_the_same(
         page, explained(server, png, "What is in this image?", description(picture), f"Is there a {kind}?")
     )
     assert watch.complaints == []
@@ -98,16 +98,16 @@ def explained(server: Server, png: bytes, *said: str) -> dict[str, Any]:
     return told
 
 
-def panel_tells_the_same(page: Page, told: dict[str, Any]) -> None:
+def panel_says_the_same(page: Page, told: dict[str, Any]) -> None:
     rows = {
         "Text": told["text_tokens"],
-        "Picture 1": told["images"][0]["image_tokens"],
+        "Image 1": told["images"][0]["image_tokens"],
         "Prompt, all together": told["prompt_tokens"],
         "Left for the answer": told["context_left"],
         "Longest prompt with answer": told["context_length"],
     }
     expect(page.locator("#panel tr")).to_have_text([f"{name}{count:,}" for name, count in rows.items()])
-    drawing = page.get_by_role("img", name="Picture 1 in its tiles")
+    drawing = page.get_by_role("img", name="Image 1 in its tiles")
     side = told["images"][0]["pixels_shape"][-1]
     assert drawing.get_attribute("viewBox") == f"0 0 {side} {side}"
     place = drawing.locator("image")
@@ -120,7 +120,7 @@ def panel_tells_the_same(page: Page, told: dict[str, Any]) -> None:
     ]
 
 
-def test_pictures_are_pasted_and_dropped(page: Page, ui: Ui, watch: Watch) -> None:
+def test_images_are_pasted_and_dropped(page: Page, ui: Ui, watch: Watch) -> None:
     files = [base64.b64encode(encode(drawn(seed).image, "PNG")).decode() for seed in (2, 3)]
     for data, event in zip(files, ("paste", "drop"), strict=True):
         page.locator("#box textarea").evaluate(
@@ -139,7 +139,7 @@ def test_pictures_are_pasted_and_dropped(page: Page, ui: Ui, watch: Watch) -> No
     send(page, "How many shapes are there?")
     expect(page.locator("#chat .sent img")).to_have_count(2)
     expect(page.locator("#panel figcaption")).to_have_count(2)
-    expect(page.locator("#panel tr").nth(2)).to_have_text("Picture 264")
+    expect(page.locator("#panel tr").nth(2)).to_have_text("Image 264")
     assert ui.files() == []
     assert watch.complaints == []
 
@@ -153,7 +153,7 @@ def test_pictures_are_pasted_and_dropped(page: Page, ui: Ui, watch: Watch) -> No
     ],
     ids=["broken", "PDF", "too many pixels"],
 )
-def test_a_picture_that_is_not_taken_is_told_and_the_question_stays(page: Page, data: bytes, message: str) -> None:
+def test_an_image_that_is_refused_is_reported_and_the_question_stays(page: Page, data: bytes, message: str) -> None:
     add(page, ("bad.png", data))
     send(page, "What is in this image?")
     expect(page.get_by_role("alert")).to_contain_text(message)
@@ -247,7 +247,7 @@ def test_a_narrow_page_fits_and_follows_the_systems_colours(
     assert watch.complaints == []
 
 
-@pytest.mark.skipif(not os.environ.get("SCREENSHOTS"), reason="pictures for docs/ are made with SCREENSHOTS=1")
+@pytest.mark.skipif(not os.environ.get("SCREENSHOTS"), reason="screenshots for docs/ are made with SCREENSHOTS=1")
 @pytest.mark.parametrize(
     ("name", "size", "scheme"),
     [("light", (1280, 900), "light"), ("dark", (1280, 900), "dark"), ("narrow", (360, 760), "light")],

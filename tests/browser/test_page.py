@@ -72,10 +72,10 @@ def test_a_question_during_an_answer_is_told_to_wait_and_stays(page: Page, api: 
     send(page, "Say much")
     expect(page.locator("#chat .bot.message")).to_contain_text("A A")
     send(page, "And now?")
-    expect(page.get_by_role("alert")).to_contain_text("An answer is under way")
+    expect(page.get_by_role("alert")).to_contain_text("An answer is in progress")
     said = page.locator("#chat .bot.message").inner_text()
     expect(page.locator("#chat .bot.message")).to_contain_text(f"{said} A A A")
-    expect(page.get_by_role("alert")).to_contain_text("An answer is under way")
+    expect(page.get_by_role("alert")).to_contain_text("An answer is in progress")
     expect(page.get_by_role("textbox", name="Your message")).to_have_value("And now?")
     expect(page.locator("#stop")).to_be_hidden()
     expect(page.get_by_role("alert")).to_have_count(0)
@@ -286,7 +286,7 @@ def test_strange_pages_and_names_are_refused(ui: Ui) -> None:
 
 def test_uploads_are_limited(ui: Ui) -> None:
     large = httpx.post(f"{ui.url}gradio_api/upload", files={"files": ("x.png", b"0" * 20_000_001, "image/png")})
-    assert (large.status_code, large.text) == (413, "The file is larger than 20 MB.")
+    assert (large.status_code, large.text) == (413, "The file is larger than 20.0 MB.")
     html = httpx.post(f"{ui.url}gradio_api/upload", files={"files": ("x.html", b"<script>", "text/html")})
     (path,) = html.json()
     back = httpx.get(f"{ui.url}gradio_api/file={path}")

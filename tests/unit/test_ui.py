@@ -18,15 +18,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from llava_api.cli.api_client import ApiClient, ApiFailed
 from llava_api.cli.main import main
 from llava_api.cli.ui import panel
-from llava_api.cli.ui.answering import BUSY, CUT, GONE, STOPPED, Answering, Update
-from llava_api.cli.ui.client import Api, Knobs, Trouble
-from llava_api.cli.ui.conversation import Conversation, Picture, PictureLimits, Turn
+from llava_api.cli.ui.answering import BUSY, CUT, STOPPED, UPLOAD_GONE, Answering, PageSettings, Update
 from llava_api.cli.ui.examples import EXAMPLES
-from llava_api.cli.ui.gate import Gate
-from llava_api.cli.ui.sessions import GRACE_SECONDS, MOST_SESSIONS, Session, Sessions
-from llava_api.cli.ui.shown import harmless, is_pictures, shown, turn_of
+from llava_api.cli.ui.messages import message_at, shown_messages, without_markup
+from llava_api.cli.ui.open_pages import GRACE_SECONDS, MAX_PAGES, AttachedImage, ImageLimits, OpenPage, OpenPages, Turn
+from llava_api.cli.ui.request_filter import RequestFilter
 from llava_api.cli.ui.uploads import FORGOTTEN_SECONDS, NoRoom, Uploads
 from llava_api.errors import BadImage
 from llava_api.images.decode import Limits
@@ -36,8 +35,8 @@ from llava_api.settings import Settings
 from tests.support.clock import Clock
 from tests.support.directed_api import MODELS, DirectedApi, directed_api
 
-LIMITS = PictureLimits(20_000, 30_000, 3, Limits(250_000, 16_384, 200))
-KNOBS = Knobs("m", 0.2, 16, "", "")
+LIMITS = ImageLimits(20_000, 30_000, 3, Limits(250_000, 16_384, 200))
+SETTINGS = PageSettings("m", 0.2, 16, "", "")
 
 
 def png(width: int = 40, height: int = 20) -> bytes:
@@ -46,7 +45,7 @@ def png(width: int = 40, height: int = 20) -> bytes:
     return buffer.getvalue()
 
 
-def picture(width: int = 40, height: int = 20) -> Picture:
+def image(width: int = 40, height: int = 20) -> AttachedImage:
     return LIMITS.read([png(width, height)], [])[0]
 
 
@@ -54,42 +53,42 @@ def picture(width: int = 40, height: int = 20) -> Picture:
 
 
 def test_messages_hold_pictures_first_and_leave_out_what_got_no_answer() -> None:
-    red = picture()
+    red = image()
     turns = [Turn("What?", (red,), "A square."), Turn("Lost", error="no server"), Turn("Is it red?")]
-    messages = Conversation(turns).messages("Be brief.")
+    messages = OpenPage(turns).conversation("Be brief.").messages()
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert [part["type"] for part in messages[1]["content"]] == ["image_url", "text"]
     assert messages[1]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
     assert messages[3] == {"role": "user", "content": "Is it red?"}
-    assert Conversation(turns).pictures() == [red]
-    assert Conversation(turns[:1]).messages(" ")[0]["role"] == "user"
+    assert OpenPage(turns).sent_images() == [red]
+    assert OpenPage(turns[:1]).conversation(" ").messages()[0]["role"] == "user"
 
 
 def test_going_back_forgets_what_came_after() -> None:
-    conversation = Conversation([Turn("a", answer="1", note="cut"), Turn("b", answer="2")])
-    conversation.back_to(0)
-    assert conversation.turns == [Turn("a")]
+    page = OpenPage([Turn("a", answer="1", note="cut"), Turn("b", answer="2")])
+    page.back_to(0)
+    assert page.turns == [Turn("a")]
 
 
 @pytest.mark.parametrize(
     ("files", "earlier", "message"),
     [
-        ([b"x" * 20_001], 0, "The file is larger than 0.02 MB"),
-        ([png(), b"nonsense"], 0, "Picture 2: The picture cannot be read"),
+        ([b"x" * 20_001], 0, "The file is larger than 20.0 kB"),
+        ([png(), b"nonsense"], 0, "Image 2: The picture cannot be read"),
         ([png(1000, 251)], 0, "more than the 250000 pixels"),
-        ([png(), png()], 2, "may have 3 pictures, these would be 4"),
-        ([b"x" * 15_000, b"x" * 15_001], 0, "larger than 0.03 MB together"),
+        ([png(), png()], 2, "may have 3 images, these would be 4"),
+        ([b"x" * 15_000, b"x" * 15_001], 0, "larger than 30.0 kB together"),
     ],
 )
 def test_pictures_beyond_the_limits_are_told(files: list[bytes], earlier: int, message: str) -> None:
     with pytest.raises(BadImage, match=message):
-        LIMITS.read(files, [picture()] * earlier)
+        LIMITS.read(files, [image()] * earlier)
 
 
 def test_the_limits_are_the_servers_own_by_default() -> None:
     settings = Settings()
-    limits = PictureLimits.of(settings)
-    assert (limits.one_bytes, limits.limits.max_pixels) == (settings.max_image_bytes, settings.max_image_pixels)
+    limits = ImageLimits.from_settings(settings)
+    assert (limits.one_bytes, limits.header.max_pixels) == (settings.max_image_bytes, settings.max_image_pixels)
 
 
 def test_a_thumbnail_is_small_and_upright() -> None:
@@ -113,8 +112,8 @@ def test_the_examples_are_pictures() -> None:
 
 
 def test_shown_messages_know_their_turn() -> None:
-    conversation = Conversation([Turn("a", (picture(),), "1"), Turn("b", error="no server")])
-    messages = shown(conversation)
+    turns = [Turn("a", (image(),), "1"), Turn("b", error="no server")]
+    messages = shown_messages(turns)
     assert [(message.role, message.turn) for message in messages] == [
         ("user", 0),
         ("user", 0),
@@ -124,8 +123,8 @@ def test_shown_messages_know_their_turn() -> None:
     ]
     assert messages[0].text.startswith('<div class="sent"><img src="data:image/webp;base64,')
     assert messages[4].text == "⚠ no server"
-    assert (turn_of(conversation, 1), turn_of(conversation, [3, 0]), turn_of(conversation, 5)) == (0, 1, None)
-    assert [is_pictures(conversation, index) for index in (0, 1, [0, 0], 5, -1)] == [True, False, True, False, False]
+    assert [message_at(turns, index) for index in (1, [3, 0], 5, -1)] == [messages[1], messages[3], None, None]
+    assert [message.is_images for message in messages] == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +139,7 @@ def test_shown_messages_know_their_turn() -> None:
     ],
 )
 def test_answers_lose_their_tags_and_pictures_but_not_in_code(markdown: str, expected: str) -> None:
-    assert harmless(markdown) == expected
+    assert without_markup(markdown) == expected
 
 
 # The panel
@@ -161,9 +160,9 @@ def explanation(**image: Any) -> Explanation:
 
 
 def test_the_panel_draws_tiles_and_counts() -> None:
-    html = panel.panel(explanation(), [picture(400, 200)])
+    html = panel.panel(explanation(), [image(400, 200)])
     assert "<td>1,720</td>" in html
-    assert "2 &times; 1 tiles of 336 &times; 336 pixels, and the whole picture as one" in html
+    assert "2 &times; 1 tiles of 336 &times; 336 pixels, and the whole image as one" in html
     assert 'viewBox="0 0 672 336"' in html
     assert html.count('<path d="M336 0V336"/>') == 1
     assert html.count('href="data:image/webp') == 2
@@ -184,7 +183,7 @@ def test_no_text_ends_the_panels_html(end: str) -> None:
     told = explanation(format=evil, mode=evil).model_copy(
         update=dict.fromkeys(("prompt", "version", "family", "family_reason", "image_mode", "image_mode_reason"), evil)
     )
-    html = panel.panel(told, []) + panel.trouble(evil)
+    html = panel.panel(told, []) + panel.problem(evil)
     assert html.count("[y]") == 9
     assert len(html.splitlines()) == 1
 
@@ -251,61 +250,61 @@ def test_what_is_being_received_has_the_same_limit(tmp_path: Path) -> None:
             another(1)
             with pytest.raises(NoRoom):
                 another(1)
-        assert uploads.coming_bytes == 4
+        assert uploads.receiving_bytes == 4
         came(1)
-    assert uploads.coming_bytes == 0
+    assert uploads.receiving_bytes == 0
 
 
-# Sessions
+# Open pages
 
 
-def test_sessions_are_apart_and_forgotten_after_a_while() -> None:
+def test_pages_are_apart_and_forgotten_after_a_while() -> None:
     clock = Clock()
-    sessions = Sessions(clock)
-    one = sessions.get("one")
-    assert sessions.get("one") is one
-    assert sessions.get("two") is not one
-    sessions.close("one")
-    sessions.close("unknown")
-    assert sessions.forget_closed() == []
+    pages = OpenPages(clock)
+    one = pages.get("one")
+    assert pages.get("one") is one
+    assert pages.get("two") is not one
+    pages.close("one")
+    pages.close("unknown")
+    assert pages.forget_closed() == []
     clock.now += GRACE_SECONDS
-    assert sessions.forget_closed() == ["one"]
-    assert sessions.get("one") is not one
+    assert pages.forget_closed() == ["one"]
+    assert pages.get("one") is not one
 
 
 def test_a_page_that_comes_back_keeps_its_conversation() -> None:
     clock = Clock()
-    sessions = Sessions(clock)
-    one = sessions.get("one")
-    sessions.close("one")
-    assert sessions.get("one") is one
+    pages = OpenPages(clock)
+    one = pages.get("one")
+    pages.close("one")
+    assert pages.get("one") is one
     clock.now += GRACE_SECONDS
-    assert sessions.forget_closed() == []
+    assert pages.forget_closed() == []
 
 
-def test_the_session_used_longest_ago_goes_first() -> None:
-    sessions = Sessions()
-    first = sessions.get("first")
-    for number in range(MOST_SESSIONS):
-        sessions.get(str(number))
-    assert sessions.get("first") is not first
+def test_the_page_used_longest_ago_goes_first() -> None:
+    pages = OpenPages()
+    first = pages.get("first")
+    for number in range(MAX_PAGES):
+        pages.get(str(number))
+    assert pages.get("first") is not first
 
 
 def test_conversations_have_a_limit_of_memory_together() -> None:
-    sessions = Sessions(most_bytes=3 * Turn("", (picture(),)).size_bytes())
-    kept = [sessions.get(name) for name in ("first", "second", "third")]
-    for session in kept:
-        session.conversation.turns.append(Turn("", (picture(),)))
-    assert sessions.get("first") is kept[0]
-    kept[0].conversation.turns.append(Turn("Much text"))
-    assert sessions.get("fourth") is not None
-    assert list(sessions.open) == ["third", "first", "fourth"]
-    alone = Sessions(most_bytes=1)
-    alone.get("only").conversation.turns.append(Turn("Much text"))
-    assert alone.get("only").conversation.turns
+    pages = OpenPages(max_bytes=3 * Turn("", (image(),)).size_bytes())
+    kept = [pages.get(name) for name in ("first", "second", "third")]
+    for page in kept:
+        page.turns.append(Turn("", (image(),)))
+    assert pages.get("first") is kept[0]
+    kept[0].turns.append(Turn("Much text"))
+    assert pages.get("fourth") is not None
+    assert list(pages.pages) == ["third", "first", "fourth"]
+    alone = OpenPages(max_bytes=1)
+    alone.get("only").turns.append(Turn("Much text"))
+    assert alone.get("only").turns
 
 
-# Before a server
+# With a server
 
 
 @pytest.fixture
@@ -314,85 +313,89 @@ def server() -> Any:
         yield api
 
 
+def client(base_url: str) -> ApiClient:
+    return ApiClient(base_url, start_advice="start one with `llava-api serve`", key_advice="enter yours")
+
+
 @pytest_asyncio.fixture
 async def answering(server: DirectedApi, tmp_path: Path) -> AsyncIterator[Answering]:
-    api = Api(server.base_url)
+    api = client(server.base_url)
     yield Answering(api, Uploads(tmp_path, 100_000), LIMITS)
-    await api.close()
+    await api.aclose()
 
 
-async def updates(answering: Answering, session: Session, text: str, *paths: str) -> list[Update]:
-    return [update async for update in answering.ask(session, text, paths, KNOBS)]
+async def updates(answering: Answering, page: OpenPage, text: str, *paths: str) -> list[Update]:
+    return [update async for update in answering.ask(page, text, paths, SETTINGS)]
 
 
 async def test_an_answer_comes_and_its_file_goes(answering: Answering, server: DirectedApi) -> None:
-    session = Session()
+    page = OpenPage()
     path = answering.uploads.save("a.png", png())
-    got = await updates(answering, session, "What?", str(path))
+    got = await updates(answering, page, "What?", str(path))
     assert (got[0].box, got[0].busy, got[-1].busy) == ("", True, False)
     assert got[-1].panel == panel.UNKNOWN
-    (turn,) = session.conversation.turns
+    (turn,) = page.turns
     assert (turn.answer, turn.error, turn.note) == ("A red circle.", "", "")
     assert answering.uploads.files() == []
-    assert session.answering is None
+    assert page.answering is None
     server.finish_reason = "length"
-    await updates(answering, session, "And?")
-    assert session.conversation.turns[1].note == CUT
+    await updates(answering, page, "And?")
+    assert page.turns[1].note == CUT
 
 
 async def test_a_stop_keeps_what_was_said(answering: Answering, server: DirectedApi) -> None:
-    session = Session()
+    page = OpenPage()
     server.held.set()
-    async for _ in answering.ask(session, "Say much", [], KNOBS):
-        if session.conversation.turns[0].answer and session.answering is not None:
-            assert [update.status for update in await updates(answering, session, "Now")] == [BUSY]
-            session.stop()
-    assert (session.conversation.turns[0].answer, session.conversation.turns[0].note) == ("A ", STOPPED)
+    async for _ in answering.ask(page, "Say much", [], SETTINGS):
+        if page.turns[0].answer and page.answering is not None:
+            assert [update.status for update in await updates(answering, page, "Now")] == [BUSY]
+            page.stop()
+    assert (page.turns[0].answer, page.turns[0].note) == ("A ", STOPPED)
     assert await asyncio.to_thread(server.hung_up.wait, 10)
 
 
 async def test_whoever_leaves_hangs_up(answering: Answering, server: DirectedApi) -> None:
-    session = Session()
+    page = OpenPage()
     server.held.set()
-    asking = answering.ask(session, "Say much", [], KNOBS)
+    asking = answering.ask(page, "Say much", [], SETTINGS)
     async for _ in asking:
-        if session.conversation.turns[0].answer:
+        if page.turns[0].answer:
             break
     await asking.aclose()  # type: ignore[attr-defined]
-    assert session.answering is None
+    assert page.answering is None
     assert await asyncio.to_thread(server.hung_up.wait, 10)
 
 
 async def test_a_file_that_is_gone_or_wrong_asks_nothing(answering: Answering, server: DirectedApi) -> None:
-    session = Session()
-    assert [update.status for update in await updates(answering, session, "What?", "/etc/passwd")] == [GONE]
+    page = OpenPage()
+    assert [update.status for update in await updates(answering, page, "What?", "/etc/passwd")] == [UPLOAD_GONE]
     wrong = answering.uploads.save("a.png", b"nonsense")
-    (told,) = await updates(answering, session, "What?", str(wrong))
+    (told,) = await updates(answering, page, "What?", str(wrong))
     assert told.status.startswith("The picture cannot be read")
     assert wrong.exists()
-    assert (server.questions, session.conversation.turns) == ([], [])
+    assert (server.questions, page.turns) == ([], [])
 
 
 async def test_the_models_and_the_key(answering: Answering, server: DirectedApi) -> None:
     server.needed_key = "k"
-    assert await answering.api.models(" k ") == list(MODELS)
-    with pytest.raises(Trouble, match="asks for an API key"):
-        await answering.api.models("")
+    assert await answering.api.with_key(" k ").models() == list(MODELS)
+    with pytest.raises(ApiFailed, match="asks for an API key"):
+        await answering.api.models()
 
 
 async def test_a_key_that_cannot_be_sent_is_told(answering: Answering) -> None:
-    with pytest.raises(Trouble, match="The API key has letters"):
-        await answering.api.models("sk-\N{CYRILLIC SMALL LETTER KA}")
+    with pytest.raises(ApiFailed, match="The API key has letters"):
+        await answering.api.with_key("sk-\N{CYRILLIC SMALL LETTER KA}").models()
 
 
 async def test_without_a_server_the_trouble_says_how_to_start_one() -> None:
-    api = Api("http://127.0.0.1:9/v1")
-    with pytest.raises(Trouble, match="llava-api serve"):
-        await api.models("")
-    await api.close()
+    api = client("http://127.0.0.1:9/v1")
+    with pytest.raises(ApiFailed, match="llava-api serve"):
+        await api.models()
+    await api.aclose()
 
 
-# The gate
+# The request filter
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -402,12 +405,12 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest_asyncio.fixture
 async def visitor() -> AsyncIterator[httpx.AsyncClient]:
-    gate = Gate(echo, ("chat.example.com",), lambda path: path == "/uploads/a.png")
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://127.0.0.1:7860") as client:
+    filtered = RequestFilter(echo, ("chat.example.com",), lambda path: path == "/uploads/a.png")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(filtered), base_url="http://127.0.0.1:7860") as client:
         yield client
 
 
-async def test_the_gate_lets_the_page_through_with_its_policy(visitor: httpx.AsyncClient) -> None:
+async def test_the_filter_lets_the_page_through_with_its_policy(visitor: httpx.AsyncClient) -> None:
     reply = await visitor.get("/")
     assert (reply.status_code, reply.text) == (200, "page")
     assert "default-src 'self'" in reply.headers["content-security-policy"]
@@ -419,12 +422,12 @@ async def test_the_gate_lets_the_page_through_with_its_policy(visitor: httpx.Asy
 @pytest.mark.parametrize(
     "path", ["/gradio_api/info", "/gradio_api/proxy=http://x/", "/assets/../secret", "/gradio_api/run/x", "/docs"]
 )
-async def test_the_gate_knows_what_is_needed(visitor: httpx.AsyncClient, path: str) -> None:
+async def test_the_filter_knows_what_is_needed(visitor: httpx.AsyncClient, path: str) -> None:
     assert (await visitor.get(path)).status_code == 404
     assert (await visitor.delete("/")).status_code == 404
 
 
-async def test_the_gate_reads_which_files_a_question_names(visitor: httpx.AsyncClient) -> None:
+async def test_the_filter_reads_which_files_a_question_names(visitor: httpx.AsyncClient) -> None:
     join = "/gradio_api/queue/join"
     good = await visitor.post(join, json={"data": [{"files": [{"path": "/uploads/a.png"}]}]})
     assert good.json() == {"data": [{"files": [{"path": "/uploads/a.png"}]}]}
@@ -434,7 +437,7 @@ async def test_the_gate_reads_which_files_a_question_names(visitor: httpx.AsyncC
 
 
 @pytest.mark.parametrize("path", ["queue/join", "cancel", "reset"])
-async def test_the_gate_reads_no_endless_body_and_no_endless_name(visitor: httpx.AsyncClient, path: str) -> None:
+async def test_the_filter_reads_no_endless_body_and_no_endless_name(visitor: httpx.AsyncClient, path: str) -> None:
     url = f"/gradio_api/{path}"
     assert (await visitor.post(url, content=b" " * 2_000_001)).status_code == 413
     assert (await visitor.post(url, json={"session_hash": "8sx1kk0"})).status_code == 200
@@ -451,7 +454,9 @@ async def test_the_gate_reads_no_endless_body_and_no_endless_name(visitor: httpx
         ({"Sec-Fetch-Site": "same-origin"}, 200),
     ],
 )
-async def test_the_gate_keeps_other_pages_out(visitor: httpx.AsyncClient, headers: dict[str, str], status: int) -> None:
+async def test_the_filter_keeps_other_pages_out(
+    visitor: httpx.AsyncClient, headers: dict[str, str], status: int
+) -> None:
     assert (await visitor.post("/gradio_api/cancel", json={}, headers=headers)).status_code == status
 
 
@@ -462,7 +467,7 @@ async def test_the_gate_keeps_other_pages_out(visitor: httpx.AsyncClient, header
     ("arguments", "said"),
     [
         (["--host", "0.0.0.0"], "--allow-anonymous"),
-        (["--base-url", "localhost:8000"], "--base-url is not a URL"),
+        (["--base-url", "localhost:8000"], "--base-url must start with http"),
         (["--max-image-bytes", "0"], "max-image-bytes"),
     ],
 )
@@ -482,7 +487,7 @@ def test_without_gradio_the_command_says_how_to_get_it(monkeypatch: pytest.Monke
 
 def test_what_decides_needs_neither_gradio_nor_the_server() -> None:
     program = (
-        "import sys, llava_api.cli.ui.answering, llava_api.cli.ui.gate\n"
+        "import sys, llava_api.cli.ui.answering, llava_api.cli.ui.request_filter\n"
         "heavy = {'gradio', 'torch', 'vllm', 'transformers', 'llava_api.server', 'llava_api.engine'}\n"
         "sys.exit(str(heavy & set(sys.modules) or ''))"
     )

@@ -25,6 +25,7 @@ from llava_api.checkpoints.lora import Lora
 from llava_api.checkpoints.size import tensor_shapes
 from llava_api.checkpoints.tensors import Tensors, read_tensors
 from llava_api.errors import StartupError
+from llava_api.units import readable_size
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def write(checkpoint: Checkpoint, sources: Sources, target: Path, elsewhere: str
 def cannot_write(target: Path, error: Exception, elsewhere: str, needed: int = 0) -> StartupError:
     """``needed``: bytes of the source's weights; 0 where it did not come so far as to know."""
     reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix("Error while serializing: ")
-    room = f" for {amount(needed)} and its vision tower" if needed else ""
+    room = f" for {readable_size(needed)} and its vision tower" if needed else ""
     return StartupError(
         f"cannot write the converted checkpoint to {target} ({reason}): see that there is room{room} and that you may "
         f"write there, or {elsewhere}"
@@ -288,10 +289,6 @@ def check_space(target: Path, needed: int, elsewhere: str) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed * 1.05:
         raise StartupError(
-            f"the converted checkpoint needs {amount(needed)} and {target.parent} has {amount(free)} free: make room, "
-            f"or {elsewhere}"
+            f"the converted checkpoint needs {readable_size(needed)} and {target.parent} has {readable_size(free)} "
+            f"free: make room, or {elsewhere}"
         )
-
-
-def amount(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -11,6 +11,7 @@ from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.models import MODEL_HELP, find_model
 from llava_api.errors import StartupError
 from llava_api.setting_types import Mark
+from llava_api.units import readable_size
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -70,16 +71,12 @@ def weights_here(model: ServedModel) -> str:
     except StartupError as error:
         return str(error)
     size = sum(file.stat().st_size for file in files)
-    return f"{len(files)} files, {gigabytes(size)}" if files else "none in this folder"
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    return f"{len(files)} files, {readable_size(size)}" if files else "none in this folder"
 
 
 def written(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{gigabytes(size)} at {name}" for name, size in value.items()) + ", KV cache on top"
+        return ", ".join(f"{readable_size(size)} at {name}" for name, size in value.items()) + ", KV cache on top"
     if isinstance(value, int):
         return f"{value:,}"
     return "not said" if value is None else str(value)

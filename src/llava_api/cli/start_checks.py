@@ -13,6 +13,7 @@ from llava_api.cli import machine
 from llava_api.cli.wrong_settings import unknown_variables
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
+from llava_api.units import readable_size
 
 log = logging.getLogger("llava_api")
 
@@ -69,10 +70,11 @@ def check_memory(weights: Weights, settings: Settings, quantization: str | None,
     total = (needed + cache) * settings.data_parallel_size + PROCESSES_BYTES
     if found is not None and total > found.available:
         raise StartupError(
-            f"out of memory: the weights ({gigabytes(needed)}) and the KV cache ({gigabytes(cache)}, "
-            f"--cpu-kvcache-space {settings.cpu_kvcache_space}) need {gigabytes(total)} with the engine's processes, "
-            f"and {gigabytes(found.available)} are free{' in this container' if found.of_container else ''}: make "
-            "room, serve a smaller checkpoint, or start all the same with --no-check-memory"
+            f"out of memory: the weights ({readable_size(needed)}) and the KV cache ({readable_size(cache)}, "
+            f"--cpu-kvcache-space {settings.cpu_kvcache_space}) need {readable_size(total)} with the engine's "
+            f"processes, and {readable_size(found.available)} are free"
+            f"{' in this container' if found.of_container else ''}: make room, serve a smaller checkpoint, or start "
+            "all the same with --no-check-memory"
         )
 
 
@@ -86,14 +88,10 @@ def check_gpu_memory(needed: int, settings: Settings) -> None:
     share = settings.gpu_memory_utilization or GPU_SHARE
     if 0 < largest * share < part:
         raise StartupError(
-            f"out of memory: the weights need {gigabytes(part)} on each GPU, and {share:.0%} of the largest is "
-            f"{gigabytes(int(largest * share))}: use more GPUs (--tensor-parallel-size), a quantized checkpoint or "
+            f"out of memory: the weights need {readable_size(part)} on each GPU, and {share:.0%} of the largest is "
+            f"{readable_size(int(largest * share))}: use more GPUs (--tensor-parallel-size), a quantized checkpoint or "
             "--load-8bit, or start all the same with --no-check-memory"
         )
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def megabytes(size: int) -> str:

@@ -16,6 +16,7 @@ from llava_api.images.geometry import Size
 from llava_api.images.kinds import name_of
 from llava_api.images.orientation import orientation_of
 from llava_api.images.structure import check_structure, count_scans
+from llava_api.settings import Settings
 
 # Limits below stand in its place; it would warn at the same size in one deployment and be silent in the next.
 Image.MAX_IMAGE_PIXELS = None
@@ -50,6 +51,10 @@ class Limits:
     max_pixels: int
     max_side: int
     max_aspect_ratio: int
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Limits":
+        return cls(settings.max_image_pixels, settings.max_image_side, settings.max_image_aspect_ratio)
 
     def check(self, size: Size) -> None:
         """Raises BadImage, without its place."""

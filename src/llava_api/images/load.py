@@ -69,7 +69,7 @@ class ImageLoader:
     def __init__(self, mode: ImageMode, settings: Settings, resolve: Resolve | None = None) -> None:
         self.mode = mode
         self.settings = settings
-        self.limits = decode.Limits(settings.max_image_pixels, settings.max_image_side, settings.max_image_aspect_ratio)
+        self.limits = decode.Limits.from_settings(settings)
         self.fetcher = Fetcher(settings, resolve)
         self.cache = ImageCache(settings.image_cache_bytes)
         threads = settings.image_threads or min(os.cpu_count() or 1, MOST_THREADS)

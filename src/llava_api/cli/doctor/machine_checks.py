@@ -9,8 +9,9 @@ from pathlib import Path
 
 from llava_api.cli import machine
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
-from llava_api.cli.start_checks import SHARED_MEMORY_BYTES, gigabytes, megabytes, needs_shared_memory
+from llava_api.cli.start_checks import SHARED_MEMORY_BYTES, megabytes, needs_shared_memory
 from llava_api.settings import Settings
+from llava_api.units import readable_size
 
 OLDEST_PYTHON = (3, 11)
 LEAST_MEMORY = 3 * 10**9
@@ -48,9 +49,9 @@ def memory(found: machine.Memory | None) -> Finding:
     if found is None:
         return warn("memory", "the system does not tell", "see yourself that weights and KV cache fit")
     place = "in this container" if found.of_container else "on this machine"
-    text = f"{gigabytes(found.available)} free of {gigabytes(found.total)} {place}"
+    text = f"{readable_size(found.available)} free of {readable_size(found.total)} {place}"
     if found.available < LEAST_MEMORY:
-        return fail("memory", text, f"even the demo checkpoint takes {gigabytes(LEAST_MEMORY)}: make room")
+        return fail("memory", text, f"even the demo checkpoint takes {readable_size(LEAST_MEMORY)}: make room")
     return ok("memory", text)
 
 
@@ -93,7 +94,7 @@ def disk(check: str, folder: Path, needed: int, flag: str) -> Finding:
     free = machine.free_bytes(folder)
     if free is None:
         return warn(check, f"{folder}: nobody can tell how much is free", f"name another with {flag}")
-    text = f"{folder}: {gigabytes(free)} free"
+    text = f"{folder}: {readable_size(free)} free"
     if free < needed / 20:
         return fail(check, text, f"make room, or name another with {flag}")
     if free < needed:

@@ -7,9 +7,10 @@ from llava_api.checkpoints.files import weight_files
 from llava_api.checkpoints.whole import Weights, check_whole, unfinished_downloads
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
 from llava_api.cli.models import find_model
-from llava_api.cli.start_checks import check_memory, gigabytes
+from llava_api.cli.start_checks import check_memory
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
+from llava_api.units import readable_size
 
 
 def model_findings(name: str, settings: Settings, on_gpu: bool | None) -> list[Finding]:
@@ -57,7 +58,7 @@ def not_here(model: str) -> Finding:
 
 
 def whole_weights(folder: Path, weights: Weights) -> Finding:
-    text = f"{weights.files} files, {gigabytes(weights.bytes)}, whole"
+    text = f"{weights.files} files, {readable_size(weights.bytes)}, whole"
     left = unfinished_downloads(folder)
     if left:
         return warn("weights", f"{text}; {len(left)} unfinished downloads beside them", f"remove {left[0].name}")
@@ -65,7 +66,7 @@ def whole_weights(folder: Path, weights: Weights) -> Finding:
 
 
 def fits(weights: Weights, settings: Settings, quantization: str | None, on_gpu: bool | None) -> Finding:
-    needed = gigabytes(weights.in_memory(settings.dtype, quantized=quantization is not None))
+    needed = readable_size(weights.in_memory(settings.dtype, quantized=quantization is not None))
     try:
         check_memory(weights, settings.model_copy(update={"check_memory": True}), quantization, on_gpu=bool(on_gpu))
     except StartupError as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llava_api.cli import machine
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
-from llava_api.cli.start_checks import gigabytes
+from llava_api.units import readable_size
 from llava_api.versions import VLLM, installed
 
 IMPORT_SECONDS = 25.0
@@ -129,7 +129,7 @@ def gpu(torch: Import) -> Finding:
             f"torch is built for CUDA {torch.cuda}, and {error}",
             "install NVIDIA's driver (in a container: its container toolkit, and --gpus all), or the CPU build of vLLM",
         )
-    text = "; ".join(f"{card.name}, {gigabytes(card.free)} free of {gigabytes(card.total)}" for card in cards)
+    text = "; ".join(f"{card.name}, {readable_size(card.free)} free of {readable_size(card.total)}" for card in cards)
     text = f"{text}, driver {cards[0].driver}" if cards else "nvidia-smi lists none"
     if torch.cuda is None:
         if torch.version and cards:

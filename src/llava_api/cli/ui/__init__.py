@@ -1,5 +1,4 @@
-"""``llava-api ui``: a chat page in the browser, for any OpenAI-compatible base URL.
+"""``llava-api ui``: a chat page in the browser, a client of any OpenAI-compatible API.
 
-A client of the API, as any other: it knows neither the server nor the engine. ``page`` and ``web`` alone import
-Gradio, which is an optional extra; whatever decides something stands beside them and needs no Gradio.
+Only ``page`` and ``web`` need Gradio, which is an optional extra; all decisions are made in the other modules.
 """

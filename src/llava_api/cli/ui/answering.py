@@ -1,197 +1,190 @@
-"""From a question to its answer: what the page does between a click and the last word. Knows nothing of Gradio."""
+"""From a question to its answer: what the page does between a click and the last word. Independent of Gradio."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from llava_api.cli.api_client import ApiClient, ApiFailed
+from llava_api.cli.conversation import Message, Sampling
 from llava_api.cli.ui import panel
-from llava_api.cli.ui.client import Api, Knobs, Piece, Trouble
-from llava_api.cli.ui.conversation import Conversation, PictureLimits, Turn
-from llava_api.cli.ui.sessions import Session
+from llava_api.cli.ui.open_pages import AttachedImage, ImageLimits, OpenPage, Turn
 from llava_api.cli.ui.uploads import Uploads
 from llava_api.errors import BadImage
 
 PANEL_SECONDS = 30
-"""Longest wait for the panel once the answer is there."""
-BUSY = "An answer is under way: stop it first, or wait for its end."
+"""Longest wait for the panel after the answer is complete."""
+BUSY = "An answer is in progress: stop it first, or wait until it ends."
 NO_QUESTION = "Write a question first."
-NO_MODEL = "The server names no model: write one under Settings."
-GONE = "A picture was waiting for too long and is not here any more: remove it, and add it again."
+UPLOAD_GONE = "An image waited for too long and was deleted: remove it, and add it again."
 STOPPED = "Stopped."
 CUT = "Cut here: the answer had as many tokens as Settings allow."
 
 
 @dataclass(frozen=True, slots=True)
+class PageSettings:
+    """The fields under Settings."""
+
+    model: str
+    """Empty if the page found no server when it was opened."""
+    temperature: float
+    max_tokens: int
+    system: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
-    """What changes on the page, besides the conversation; None leaves it."""
+    """What changes on the page besides the conversation; None changes nothing."""
 
     box: str | None = None
-    """What stands in the box from now on, without pictures."""
+    """New text of the question's box, whose images are removed."""
     status: str | None = ""
-    """A complaint; empty takes the last one away."""
+    """A problem to show; empty removes the last one."""
     panel: str | None = None
     busy: bool = False
-    """Whether there is something to stop."""
+    """Whether an answer can be stopped."""
 
 
 Updates = AsyncGenerator[Update, None]
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The answer's end."""
-
-    error: str = ""
+class Refused(Exception):
+    """The question is not asked; the message is for the person at the page."""
 
 
 class Answering:
-    def __init__(self, api: Api, uploads: Uploads, limits: PictureLimits) -> None:
+    def __init__(self, api: ApiClient, uploads: Uploads, limits: ImageLimits) -> None:
         self.api = api
         self.uploads = uploads
         self.limits = limits
 
-    async def ask(self, session: Session, text: str, paths: Sequence[str], knobs: Knobs) -> Updates:
-        """With the uploaded files at ``paths``; whatever is wrong with them leaves all as it is."""
-        found = [self.uploads.find(path) for path in paths]
-        files = [path for path in found if path is not None]
-        if len(files) < len(found):
-            yield Update(status=GONE, busy=session.answering is not None)
-            return
-        async with aclosing(
-            self.ask_with(session, text, [path.read_bytes() for path in files], knobs, files)
-        ) as updates:
-            async for update in updates:
-                yield update
+    def ask(self, page: OpenPage, text: str, paths: Sequence[str], settings: PageSettings) -> Updates:
+        """Ask a new question with the uploaded files at ``paths``. If anything is wrong, nothing changes."""
 
-    async def ask_with(
-        self, session: Session, text: str, files: Sequence[bytes], knobs: Knobs, sources: Sequence[Path] = ()
-    ) -> Updates:
-        """With pictures whose files are known; ``sources`` are deleted once they are part of the conversation."""
-        wrong = BUSY if session.answering is not None else NO_QUESTION if not text.strip() else ""
-        if wrong:
-            yield Update(status=wrong, busy=session.answering is not None)
-            return
+        async def add_turn() -> PageSettings:
+            files = [self.uploads.find(path) for path in paths]
+            found = [file for file in files if file is not None]
+            if len(found) < len(files):
+                raise Refused(UPLOAD_GONE)
+            return await self.add_turn(page, text, [file.read_bytes() for file in found], settings, found)
+
+        return self.answer(page, add_turn, box="")
+
+    def ask_with(self, page: OpenPage, text: str, image: bytes, settings: PageSettings) -> Updates:
+        """Ask a new question with an image that was not uploaded."""
+        return self.answer(page, lambda: self.add_turn(page, text, [image], settings), box="")
+
+    def ask_again(self, page: OpenPage, number: int | None, settings: PageSettings, text: str | None = None) -> Updates:
+        """Ask turn ``number`` again, perhaps with another ``text``; all later turns are forgotten."""
+
+        async def go_back() -> PageSettings:
+            if page.answering is not None:
+                raise Refused(BUSY)
+            if number is None:
+                raise Refused("")
+            if text is not None and not text.strip():
+                raise Refused(NO_QUESTION)
+            complete = await self.with_model(settings)
+            page.back_to(number)
+            if text is not None:
+                page.turns[number].text = text
+            return complete
+
+        return self.answer(page, go_back)
+
+    async def add_turn(
+        self,
+        page: OpenPage,
+        text: str,
+        files: Sequence[bytes],
+        settings: PageSettings,
+        uploaded: Sequence[Path] = (),
+    ) -> PageSettings:
+        """Delete the ``uploaded`` files when they have become a part of the conversation. Raises Refused, ApiFailed."""
+        if page.answering is not None:
+            raise Refused(BUSY)
+        if not text.strip():
+            raise Refused(NO_QUESTION)
+        settings = await self.with_model(settings)
+        earlier = [image for turn in page.turns for image in turn.images]
         try:
-            knobs = await self.with_model(knobs)
-        except Trouble as trouble:
-            yield Update(status=str(trouble))
-            return
-        conversation = session.conversation
-        earlier = [picture for turn in conversation.turns for picture in turn.pictures]
-        try:
-            pictures = await asyncio.to_thread(self.limits.read, files, earlier)
+            images = await asyncio.to_thread(self.limits.read, files, earlier)
         except BadImage as error:
-            yield Update(status=error.message)
-            return
-        for source in sources:
-            self.uploads.drop(source)
-        conversation.turns.append(Turn(text, pictures))
-        async with aclosing(self.answer(session, knobs, box="")) as updates:
-            async for update in updates:
-                yield update
+            raise Refused(error.message) from error
+        for path in uploaded:
+            self.uploads.drop(path)
+        page.turns.append(Turn(text, images))
+        return settings
 
-    async def with_model(self, knobs: Knobs) -> Knobs:
-        """With the first model, where the page found none: the server was started later. Raises Trouble."""
-        if knobs.model:
-            return knobs
-        names = await self.api.models(knobs.key)
-        if not names:
-            raise Trouble(NO_MODEL)
-        return replace(knobs, model=names[0])
+    async def with_model(self, settings: PageSettings) -> PageSettings:
+        """With the server's first model if there is none: the server was started after the page. Raises ApiFailed."""
+        if settings.model:
+            return settings
+        return replace(settings, model=(await self.api.with_key(settings.key).models())[0])
 
-    async def ask_again(self, session: Session, number: int | None, knobs: Knobs, text: str | None = None) -> Updates:
-        """Turn ``number`` once more, perhaps with another ``text``; what came after it is forgotten."""
-        if session.answering is not None:
-            yield Update(status=BUSY, busy=True)
-            return
-        if number is None or (text is not None and not text.strip()):
-            yield Update(status="" if number is None else NO_QUESTION)
-            return
+    async def answer(
+        self, page: OpenPage, prepare: Callable[[], Awaitable[PageSettings]], box: str | None = None
+    ) -> Updates:
+        """Answer the page's last turn, which ``prepare`` has added or changed."""
         try:
-            knobs = await self.with_model(knobs)
-        except Trouble as trouble:
-            yield Update(status=str(trouble))
+            settings = await prepare()
+        except (Refused, ApiFailed) as refusal:
+            yield Update(status=str(refusal), busy=page.answering is not None)
             return
-        session.conversation.back_to(number)
-        if text is not None:
-            session.conversation.turns[number].text = text
-        async with aclosing(self.answer(session, knobs)) as updates:
-            async for update in updates:
-                yield update
-
-    async def answer(self, session: Session, knobs: Knobs, box: str | None = None) -> Updates:
-        """The last turn's answer, as it comes."""
-        turn = session.conversation.turns[-1]
-        messages = session.conversation.messages(knobs.system)
-        news: asyncio.Queue[Piece | Ended] = asyncio.Queue()
-        session.stopped = False
-        asking = session.answering = asyncio.create_task(self.pump(news, knobs, messages))
-        seeing = asyncio.create_task(self.see(session.conversation, knobs, messages))
-        told = False
+        turn, messages = page.turns[-1], page.conversation(settings.system).messages()
+        changed = asyncio.Event()
+        page.was_stopped = False
+        # A task, so that it can be stopped at whatever it waits for.
+        answering = page.answering = asyncio.create_task(self.receive(turn, settings, messages, changed))
+        answering.add_done_callback(lambda _: changed.set())
+        explaining = asyncio.create_task(self.explain(page.sent_images(), settings, messages))
         try:
             yield Update(box=box, busy=True)
-            while not told:
-                for new in await all_of(news):
-                    told = told or isinstance(new, Ended)
-                    note(turn, new)
-                if told:
+            while True:
+                # One update for all text that has arrived since the last, so that a slow page does not fall behind.
+                await changed.wait()
+                changed.clear()
+                if answering.done():
                     break
-                # A complaint that came meanwhile, such as BUSY, is to be read.
+                # A problem that was shown meanwhile, such as BUSY, remains.
                 yield Update(status=None, busy=True)
-            if session.stopped:
+            if page.was_stopped:
                 turn.note = STOPPED
-            session.answering = None
-            seen = seeing.done()
-            yield Update(panel=seeing.result() if seen else None)
-            if not seen:
-                yield Update(panel=await asyncio.wait_for(seeing, PANEL_SECONDS))
+            page.answering = None
+            if not explaining.done():
+                yield Update()
+            yield Update(panel=await asyncio.wait_for(explaining, PANEL_SECONDS))
         except TimeoutError:
-            yield Update(panel=panel.trouble("The server took too long to say what the model saw."))
+            yield Update(panel=panel.problem("The server took too long to say what the model saw."))
         finally:
-            for task in (asking, seeing):
+            for task in (answering, explaining):
                 task.cancel()
-            # Now, so that the connection is closed when this is.
-            await asyncio.gather(asking, seeing, return_exceptions=True)
-            if session.answering is asking:
-                session.answering = None
+            # Wait for them, so that the connections are closed when this generator is.
+            await asyncio.gather(answering, explaining, return_exceptions=True)
+            if page.answering is answering:
+                page.answering = None
 
-    async def pump(self, news: "asyncio.Queue[Piece | Ended]", knobs: Knobs, messages: list[dict[str, Any]]) -> None:
-        """A task of its own, so that it can be stopped at whatever it waits for."""
-        error = ""
+    async def receive(
+        self, turn: Turn, settings: PageSettings, messages: Sequence[Message], changed: asyncio.Event
+    ) -> None:
+        sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
         try:
-            async with aclosing(self.api.answer(knobs, messages)) as pieces:
-                async for piece in pieces:
-                    news.put_nowait(piece)
-        except Trouble as trouble:
-            error = str(trouble)
-        finally:
-            news.put_nowait(Ended(error))
+            async with self.api.with_key(settings.key).ask(settings.model, messages, sampling) as answer:
+                async for text in answer:
+                    turn.answer += text
+                    changed.set()
+                if answer.finish_reason == "length":
+                    turn.note = CUT
+        except ApiFailed as failure:
+            turn.error = str(failure)
 
-    async def see(self, conversation: Conversation, knobs: Knobs, messages: list[dict[str, Any]]) -> str:
+    async def explain(
+        self, images: Sequence[AttachedImage], settings: PageSettings, messages: Sequence[Message]
+    ) -> str:
         """The panel's HTML."""
-        pictures = conversation.pictures()
         try:
-            return panel.panel(await self.api.explain(knobs, messages), pictures)
-        except Trouble as trouble:
-            return panel.trouble(str(trouble))
-
-
-async def all_of(news: "asyncio.Queue[Piece | Ended]") -> list[Piece | Ended]:
-    """At least one; and whatever else has come by now, so that a slow page falls not behind."""
-    found = [await news.get()]
-    with suppress(asyncio.QueueEmpty):
-        while True:
-            found.append(news.get_nowait())
-    return found
-
-
-def note(turn: Turn, new: Piece | Ended) -> None:
-    if isinstance(new, Ended):
-        turn.error = new.error
-        return
-    turn.answer += new.text
-    if new.cut:
-        turn.note = CUT
+            explanation = await self.api.with_key(settings.key).explain(settings.model, messages)
+        except ApiFailed as failure:
+            return panel.problem(str(failure))
+        return panel.panel(explanation, images)

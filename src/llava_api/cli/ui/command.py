@@ -1,7 +1,6 @@
 """``llava-api ui``: a chat page in the browser, for this server or any other with OpenAI's API."""
 
 import argparse
-import asyncio
 import importlib.util
 import os
 import signal
@@ -12,21 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from urllib.parse import urlsplit
 
 import uvicorn
 
+from llava_api.cli.endpoint import BASE_URL, is_web_address
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.errors import StartupError
 from llava_api.setting_types import Mark
 from llava_api.settings import Settings
 from llava_api.web_origins import is_loopback
 
-BASE_URL = "http://127.0.0.1:8000/v1"
 PORT = 7860
 WAITING_REQUESTS = 8
-"""Requests whose pictures may lie in the upload folder at once."""
+"""Requests whose images the upload folder may hold at once."""
 MISSING = (
     "the page needs Gradio, which is not installed here: pip install 'llava-api[ui]', or in the repository `make demo`"
 )
@@ -34,7 +31,7 @@ MISSING = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the page is served."""
+    """Where the page listens."""
 
     host: str
     port: int
@@ -75,8 +72,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action="append",
         default=[],
         metavar="NAME",
-        help="name by which the page is asked for, as behind a proxy; IP addresses and names without a dot always "
-        "may. May be repeated",
+        help="name of the page for the Host header, as behind a proxy; IP addresses and names without a dot are always "
+        "allowed. May be repeated",
     )
     add_flags(parser, Mark.IMAGE_LIMIT)
     parser.set_defaults(run=run)
@@ -91,36 +88,26 @@ def port(text: str) -> int:
 
 def run(chosen: argparse.Namespace) -> None:
     """Raises StartupError."""
-    base_url = checked_url(chosen.base_url)
+    if not is_web_address(chosen.base_url):
+        raise StartupError(f"--base-url must start with http:// or https://, as in {BASE_URL}: {chosen.base_url}")
     place = Place(chosen.page_host, chosen.page_port, tuple(chosen.page_allowed_hosts))
     settings = read_settings(chosen)
     if not (chosen.page_allow_anonymous or is_loopback(place.host)):
         raise StartupError(
             f"--host {place.host} opens the page to the network, and it has no passwords: put it behind a proxy that "
-            "asks for one, or say --allow-anonymous to let everybody use it"
+            "asks for one, or set --allow-anonymous to let everybody use it"
         )
     if importlib.util.find_spec("gradio") is None:
         raise StartupError(MISSING)
-    with folder_of_this_process() as folder, listening(place) as listener:
-        serve(base_url, settings, place, folder, listener)
-
-
-def checked_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise StartupError(f"--base-url is not a URL as {BASE_URL}: {text}")
-    return text.rstrip("/")
+    with upload_folder() as folder, listening(place) as listener:
+        serve(chosen.base_url, settings, place, folder, listener)
 
 
 @contextmanager
-def folder_of_this_process() -> Iterator[Path]:
-    """For what is uploaded; only this user may look inside, and it is deleted at the end."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        sys.exit(0)
-
-    # Until uvicorn has its own way to stop: a folder is never left behind.
-    signal.signal(signal.SIGTERM, leave)
+def upload_folder() -> Iterator[Path]:
+    """A folder that only this user can open, and that is deleted at the end."""
+    # Until uvicorn handles the signal: without a handler the folder would remain.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="llava-api-ui-", ignore_cleanup_errors=True) as name:
         yield Path(name).resolve()
 
@@ -140,7 +127,7 @@ def listening(place: Place) -> Iterator[socket.socket]:
 
 
 def serve(base_url: str, settings: Settings, place: Place, folder: Path, listener: socket.socket) -> None:
-    # Read by Gradio when it is imported: nothing is told to anybody, and files lie in this process's folder alone.
+    # Gradio reads these when it is imported: it reports nothing to anybody and writes only into this process's folder.
     os.environ.update(
         GRADIO_ANALYTICS_ENABLED="False",
         GRADIO_TEMP_DIR=str(folder),
@@ -149,36 +136,42 @@ def serve(base_url: str, settings: Settings, place: Place, folder: Path, listene
         HF_HUB_DISABLE_TELEMETRY="1",
         HF_HUB_OFFLINE="1",
     )
-    from llava_api.cli.ui.client import Api
-    from llava_api.cli.ui.conversation import PictureLimits
+    from llava_api.cli.api_client import ApiClient
+    from llava_api.cli.ui.open_pages import ImageLimits
     from llava_api.cli.ui.uploads import Uploads
     from llava_api.cli.ui.web import create_web_app
 
-    limits = PictureLimits.of(settings)
+    api = ApiClient(
+        base_url,
+        start_advice="start one with `llava-api serve`, or start this page with the --base-url of another",
+        key_advice="enter yours under Settings",
+    )
+    limits = ImageLimits.from_settings(settings)
     uploads = Uploads(folder, WAITING_REQUESTS * limits.all_bytes)
-    app = create_web_app(Api(base_url), uploads, limits, (place.host, *place.allowed_hosts))
+    app = create_web_app(api, uploads, limits, (place.host, *place.allowed_hosts))
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2, ws="none"
     )
     address, number = listener.getsockname()[:2]
     name = f"[{address}]" if ":" in address else address
     line = f"The page: http://{name}:{number}/  (asks {base_url}; Ctrl-C ends it)"
-    Announcing(config, line, app.closing).run(sockets=[listener])
+    Server(config, line).run(sockets=[listener])
 
 
-class Announcing(uvicorn.Server):
-    """Says where the page is when it can be opened, and ends what open pages hold when it is to end."""
+class Server(uvicorn.Server):
+    """Prints a line when the page can be opened."""
 
-    def __init__(self, config: uvicorn.Config, line: str, closing: asyncio.Event) -> None:
+    def __init__(self, config: uvicorn.Config, line: str) -> None:
         super().__init__(config)
         self.line = line
-        self.closing = closing
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.closing.set()
-        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             print(self.line, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # An open page holds its streams for ever, so uvicorn would wait for them in vain.
+        for connection in self.server_state.connections:
+            connection.transport.close()
+        await super().shutdown(sockets)

@@ -1,4 +1,4 @@
-"""Pictures to begin with, drawn as those that the demo checkpoints were trained on."""
+"""Example images, drawn as those that the demo checkpoints were trained on."""
 
 import base64
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Example:
         return f"example-{self.name}"
 
     def data(self) -> bytes:
-        return resources.files("llava_api.cli.ui").joinpath("pictures", f"{self.name}.png").read_bytes()
+        return resources.files("llava_api.cli.ui").joinpath("images", f"{self.name}.png").read_bytes()
 
 
 EXAMPLES = (
@@ -28,7 +28,7 @@ EXAMPLES = (
 
 
 def style_of(examples: tuple[Example, ...]) -> str:
-    """CSS that shows each example's picture on its button."""
+    """CSS that shows each example's image on its button."""
     rules = [
         f"#{example.element}::before {{ background-image: "
         f"url(data:image/png;base64,{base64.b64encode(example.data()).decode()}); }}"

@@ -1,9 +1,9 @@
-"""The page: what stands on it, and what happens when somebody does something.
+"""The page's parts, and its handlers of Gradio's events.
 
-What a browser sends of a conversation is not believed: events say which message they are about, never what was in it.
+What a browser sends of a conversation is not trusted: an event says which message it is about, never what was in it.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from html import escape
 from importlib import resources
@@ -12,24 +12,25 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
+from llava_api.cli.api_client import ApiFailed
 from llava_api.cli.ui import panel
-from llava_api.cli.ui.answering import BUSY, Answering, Update
-from llava_api.cli.ui.client import Knobs, Trouble
+from llava_api.cli.ui.answering import BUSY, Answering, PageSettings, Update, Updates
 from llava_api.cli.ui.examples import EXAMPLES, Example, style_of
-from llava_api.cli.ui.sessions import MOST_SESSIONS, Session, Sessions
-from llava_api.cli.ui.shown import is_pictures, shown, turn_of
+from llava_api.cli.ui.messages import message_at, shown_messages
+from llava_api.cli.ui.open_pages import MAX_PAGES, OpenPage, OpenPages
 
 TITLE = "llava-api"
 TEMPERATURE = 0.2
-"""As LLaVA's own page has it."""
+"""As on LLaVA's own page."""
 MAX_TOKENS = 512
-MOST_TOKENS = 4096
+MAX_MAX_TOKENS = 4096
 ANSWERS_AT_ONCE = 64
-"""Of all people together; the server has a queue of its own."""
+"""For all people together; the server has a queue of its own."""
 MAX_QUEUE = 256
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 CODE_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
-Updates = AsyncIterator[list[Any]]
+Outputs = AsyncGenerator[list[Any], None]
+"""Values of ``Page.outputs``, again and again."""
 
 
 def mount(app: FastAPI, page: gr.Blocks, max_file_bytes: int) -> None:
@@ -61,11 +62,11 @@ def mount(app: FastAPI, page: gr.Blocks, max_file_bytes: int) -> None:
 
 
 class Blocks(gr.Blocks):
-    """Gradio writes what it could not use into its log, an API key too. This one's complaints hold no values."""
+    """Gradio's own error messages, which are logged, hold the values that it could not use: an API key, for example."""
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         if len(inputs) < len(block_fn.inputs):
-            raise ValueError(f"{len(inputs)} values where {len(block_fn.inputs)} belong: the page is to be loaded anew")
+            raise ValueError(f"{len(inputs)} values where {len(block_fn.inputs)} belong: reload the page")
 
     @staticmethod
     def _format_processing_error(
@@ -75,31 +76,29 @@ class Blocks(gr.Blocks):
 
 
 class Page:
-    """The page's parts, and which event leads to what."""
-
-    def __init__(self, answering: Answering, sessions: Sessions) -> None:
+    def __init__(self, answering: Answering, open_pages: OpenPages) -> None:
         self.answering = answering
-        self.sessions = sessions
+        self.open_pages = open_pages
         with Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as self.blocks:
             self.build()
             self.connect()
-        # What Gradio itself knows of a page is 70 KB; it would keep 10,000.
-        self.blocks.state_session_capacity = MOST_SESSIONS
+        # Gradio itself keeps 70 KB for each page, and would keep 10,000 pages.
+        self.blocks.state_session_capacity = MAX_PAGES
         self.blocks.queue(default_concurrency_limit=ANSWERS_AT_ONCE, max_size=MAX_QUEUE, api_open=False)
 
     def forget_closed(self) -> None:
-        """What Gradio knows of a page goes with its conversation: the last values of its fields, the key among them."""
-        for name in self.sessions.forget_closed():
+        """Forget Gradio's state of closed pages too: the last values of their fields, such as the API key."""
+        for name in self.open_pages.forget_closed():
             self.blocks.state_holder.session_data.pop(name, None)
 
     def build(self) -> None:
-        gr.Markdown(f"<h1>{TITLE}</h1><p>Ask a LLaVA model about pictures.</p>", elem_id="title")
+        gr.Markdown(f"<h1>{TITLE}</h1><p>Ask a LLaVA model about images.</p>", elem_id="title")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=3, min_width=280, elem_id="talk"):
                 self.build_talk()
             with gr.Column(scale=2, min_width=280, elem_id="side"):
                 self.build_side()
-        self.knobs = [self.model, self.temperature, self.max_tokens, self.system, self.key]
+        self.settings = [self.model, self.temperature, self.max_tokens, self.system, self.key]
         self.outputs = [self.chat, self.box, self.status, self.panel, self.stop, self.examples]
 
     def build_talk(self) -> None:
@@ -116,7 +115,7 @@ class Page:
             latex_delimiters=[],
             feedback_options=None,
             allow_file_downloads=False,
-            placeholder="Add a picture and ask about it.\n\nChoose, paste or drop one below, or take an example.",
+            placeholder="Add an image and ask about it.\n\nChoose, paste or drop one below, or take an example.",
         )
         with gr.Row(elem_id="examples") as self.examples:
             self.buttons = [
@@ -127,7 +126,7 @@ class Page:
         self.box = gr.MultimodalTextbox(
             label="Your message",
             show_label=False,
-            placeholder="Ask about the picture",
+            placeholder="Ask about the image",
             file_count="multiple",
             file_types=["image"],
             sources=["upload"],
@@ -142,128 +141,137 @@ class Page:
 
     def build_side(self) -> None:
         with gr.Accordion("What the model saw", elem_id="saw"):
-            # Made here alone, see panel; the browser's sanitizer would take SVG's attributes away.
+            # All of it is made in ``panel``; the browser's sanitizer would remove SVG's attributes.
             self.panel = gr.Markdown(panel.EMPTY, elem_id="panel", sanitize_html=False)
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             self.model = gr.Dropdown([], label="Model", elem_id="model", allow_custom_value=True)
             self.temperature = gr.Slider(0, 2, TEMPERATURE, step=0.1, label="Temperature", elem_id="temperature")
             self.max_tokens = gr.Slider(
-                1, MOST_TOKENS, MAX_TOKENS, step=1, label="Longest answer, in tokens", elem_id="max-tokens"
+                1, MAX_MAX_TOKENS, MAX_TOKENS, step=1, label="Longest answer, in tokens", elem_id="max-tokens"
             )
             self.system = gr.Textbox(
-                label="System prompt", placeholder="The model's own where this is empty", lines=2, elem_id="system"
+                label="System prompt", placeholder="Empty: the model's own", lines=2, elem_id="system"
             )
             self.key = gr.Textbox(
-                label="API key", type="password", info="Where the server asks for one. It stays here.", elem_id="key"
+                label="API key", type="password", info="If the server asks for one. It stays here.", elem_id="key"
             )
 
     def connect(self) -> None:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         answers: dict[str, Any] = {**quiet, "concurrency_limit": ANSWERS_AT_ONCE, "concurrency_id": "answers"}
         now: dict[str, Any] = {**quiet, "concurrency_limit": None}
-        # "multiple": else a question during an answer would be dropped in the browser, without a word; and of an edited
-        # question with pictures, which is told once for the pictures and once for the text, one of the two.
-        self.box.submit(self.ask, [self.box, *self.knobs], self.outputs, trigger_mode="multiple", **answers)
+        # "multiple", because the browser would otherwise drop a question during an answer without a word, and one of
+        # the two events of an edited question with images (one is for the images, one for the text).
+        self.box.submit(self.ask, [self.box, *self.settings], self.outputs, trigger_mode="multiple", **answers)
         for button, example in zip(self.buttons, EXAMPLES, strict=True):
-            button.click(self.asking(example), self.knobs, self.outputs, **answers)
-        self.chat.retry(self.retry, self.knobs, self.outputs, **answers)
-        self.chat.edit(self.edit, self.knobs, self.outputs, trigger_mode="multiple", **answers)
+            button.click(self.asking(example), self.settings, self.outputs, **answers)
+        self.chat.retry(self.retry, self.settings, self.outputs, **answers)
+        self.chat.edit(self.edit, self.settings, self.outputs, trigger_mode="multiple", **answers)
         self.chat.undo(self.undo, None, self.outputs, **now)
         self.chat.clear(self.clear, None, self.outputs, **now)
         self.new.click(self.clear, None, self.outputs, **now)
-        self.stop.click(self.halt, None, None, **now)
+        self.stop.click(self.stop_answer, None, None, **now)
         self.blocks.load(self.list_models, [self.model, self.key], [self.model, self.status], **now)
         self.key.blur(self.list_models, [self.model, self.key], [self.model, self.status], **now)
         self.key.submit(self.list_models, [self.model, self.key], [self.model, self.status], **now)
-        self.blocks.unload(self.leave)
+        self.blocks.unload(self.close)
 
-    # What happens. Not in gr.HTML: its templates are compiled in the browser, which the page's policy forbids.
+    # The handlers. The conversation is no gr.HTML: its templates are compiled in the browser, which the page's policy
+    # forbids.
 
-    async def ask(self, request: gr.Request, said: dict[str, Any], *turned: Any) -> Updates:
-        session = self.session(request)
-        paths = [str(path) for path in said.get("files") or []]
-        async with aclosing(self.answering.ask(session, said.get("text") or "", paths, knobs_of(turned))) as updates:
-            async for update in updates:
-                yield drawn(session, update)
+    async def ask(self, request: gr.Request, message: dict[str, Any], *values: Any) -> Outputs:
+        page = self.page_of(request)
+        paths = [str(path) for path in message.get("files") or []]
+        updates = self.answering.ask(page, message.get("text") or "", paths, page_settings(values))
+        async with aclosing(all_outputs(page, updates)) as outputs:
+            async for output in outputs:
+                yield output
 
-    def asking(self, example: Example) -> Callable[..., Updates]:
-        async def ask(request: gr.Request, *turned: Any) -> Updates:
-            session = self.session(request)
-            async with aclosing(
-                self.answering.ask_with(session, example.question, [example.data()], knobs_of(turned))
-            ) as updates:
-                async for update in updates:
-                    yield drawn(session, update)
+    def asking(self, example: Example) -> Callable[..., Outputs]:
+        async def ask(request: gr.Request, *values: Any) -> Outputs:
+            page = self.page_of(request)
+            updates = self.answering.ask_with(page, example.question, example.data(), page_settings(values))
+            async with aclosing(all_outputs(page, updates)) as outputs:
+                async for output in outputs:
+                    yield output
 
         return ask
 
-    async def retry(self, event: gr.RetryData, request: gr.Request, *turned: Any) -> Updates:
-        session = self.session(request)
-        number = turn_of(session.conversation, event.index)
-        async with aclosing(self.answering.ask_again(session, number, knobs_of(turned))) as updates:
-            async for update in updates:
-                yield drawn(session, update)
+    async def retry(self, event: gr.RetryData, request: gr.Request, *values: Any) -> Outputs:
+        page = self.page_of(request)
+        message = message_at(page.turns, event.index)
+        number = None if message is None else message.turn
+        updates = self.answering.ask_again(page, number, page_settings(values))
+        async with aclosing(all_outputs(page, updates)) as outputs:
+            async for output in outputs:
+                yield output
 
-    async def edit(self, event: gr.EditData, request: gr.Request, *turned: Any) -> Updates:
-        session = self.session(request)
-        number = turn_of(session.conversation, event.index)
-        if is_pictures(session.conversation, event.index):
+    async def edit(self, event: gr.EditData, request: gr.Request, *values: Any) -> Outputs:
+        page = self.page_of(request)
+        message = message_at(page.turns, event.index)
+        if message is not None and message.is_images:
             yield [gr.skip() for _ in self.outputs]
             return
-        async with aclosing(self.answering.ask_again(session, number, knobs_of(turned), str(event.value))) as updates:
-            async for update in updates:
-                yield drawn(session, update)
+        number = None if message is None else message.turn
+        updates = self.answering.ask_again(page, number, page_settings(values), str(event.value))
+        async with aclosing(all_outputs(page, updates)) as outputs:
+            async for output in outputs:
+                yield output
 
     def undo(self, request: gr.Request) -> list[Any]:
-        """Takes the last question back into the box."""
-        session = self.session(request)
-        if session.answering is not None:
-            return drawn(session, Update(status=BUSY, busy=True))
-        last = session.conversation.turns.pop() if session.conversation.turns else None
-        return drawn(session, Update(box=last.text if last is not None else None))
+        """Take the last question back into the box."""
+        page = self.page_of(request)
+        if page.answering is not None:
+            return output_of(page, Update(status=BUSY, busy=True))
+        last = page.turns.pop() if page.turns else None
+        return output_of(page, Update(box=last.text if last is not None else None))
 
     def clear(self, request: gr.Request) -> list[Any]:
-        session = self.session(request)
-        session.stop()
-        session.conversation.turns.clear()
-        return drawn(session, Update(panel=panel.EMPTY))
+        page = self.page_of(request)
+        page.stop()
+        page.turns.clear()
+        return output_of(page, Update(panel=panel.EMPTY))
 
-    def halt(self, request: gr.Request) -> None:
-        self.session(request).stop()
+    def stop_answer(self, request: gr.Request) -> None:
+        self.page_of(request).stop()
 
-    def leave(self, request: gr.Request) -> None:
-        self.sessions.close(request.session_hash or "")
+    def close(self, request: gr.Request) -> None:
+        self.open_pages.close(request.session_hash or "")
 
     async def list_models(self, chosen: str | None, key: str | None) -> list[Any]:
         try:
-            names = await self.answering.api.models(key or "")
-        except Trouble as trouble:
-            return [gr.skip(), complaint(str(trouble))]
-        kept = chosen if chosen in names else names[0] if names else None
-        return [gr.update(choices=names, value=kept), ""]
+            names = await self.answering.api.with_key(key or "").models()
+        except ApiFailed as failure:
+            return [gr.skip(), alert(str(failure))]
+        return [gr.update(choices=names, value=chosen if chosen in names else names[0]), ""]
 
-    def session(self, request: gr.Request) -> Session:
-        return self.sessions.get(request.session_hash or "")
-
-
-def knobs_of(turned: tuple[Any, ...]) -> Knobs:
-    """From the values of ``Page.knobs``."""
-    model, temperature, max_tokens, system, key = turned
-    return Knobs(str(model or ""), float(temperature), int(max_tokens), str(system or ""), str(key or ""))
+    def page_of(self, request: gr.Request) -> OpenPage:
+        return self.open_pages.get(request.session_hash or "")
 
 
-def drawn(session: Session, update: Update) -> list[Any]:
+def page_settings(values: tuple[Any, ...]) -> PageSettings:
+    """From the values of ``Page.settings``."""
+    model, temperature, max_tokens, system, key = values
+    return PageSettings(str(model or ""), float(temperature), int(max_tokens), str(system or ""), str(key or ""))
+
+
+async def all_outputs(page: OpenPage, updates: Updates) -> Outputs:
+    async with aclosing(updates):
+        async for update in updates:
+            yield output_of(page, update)
+
+
+def output_of(page: OpenPage, update: Update) -> list[Any]:
     """The values of ``Page.outputs``."""
-    turns = session.conversation.turns
     return [
-        [{"role": message.role, "content": message.text} for message in shown(session.conversation)],
+        [{"role": message.role, "content": message.text} for message in shown_messages(page.turns)],
         gr.skip() if update.box is None else {"text": update.box, "files": []},
-        gr.skip() if update.status is None else complaint(update.status) if update.status else "",
+        gr.skip() if update.status is None else alert(update.status) if update.status else "",
         gr.skip() if update.panel is None else update.panel,
         gr.update(visible=update.busy),
-        gr.update(visible=not turns),
+        gr.update(visible=not page.turns),
     ]
 
 
-def complaint(text: str) -> str:
+def alert(text: str) -> str:
     return f'<p role="alert">{escape(" ".join(text.split()))}</p>'

@@ -1,18 +1,18 @@
-"""The panel "What the model saw": tiles, padding and token counts, drawn from ``/v1/explain``'s answer as HTML and SVG.
+"""The panel "What the model saw": tiles, padding and token counts, drawn as HTML and SVG from ``/v1/explain``.
 
-What comes from the server is text to be shown, never markup.
+All that the server says is shown as text, never as markup.
 """
 
 from collections.abc import Sequence
 from html import escape
 
-from llava_api.cli.ui.conversation import Picture
+from llava_api.cli.ui.open_pages import AttachedImage
 from llava_api.images.geometry import Size, fit_within, square_size
 from llava_api.protocol.explain import ExplainedImage, Explanation
 
-EMPTY = '<p class="quiet">Ask about a picture to see what the model is shown of it.</p>'
+EMPTY = '<p class="quiet">Ask about an image to see what the model is shown of it.</p>'
 UNKNOWN = (
-    '<p class="quiet">This server does not say what its model is shown: it has no <code>/v1/explain</code>, '
+    '<p class="quiet">This server does not say what its model is shown: it lacks <code>/v1/explain</code>, '
     "as <code>llava-api serve</code> has.</p>"
 )
 MODES = {
@@ -23,41 +23,41 @@ MODES = {
 }
 
 
-def panel(explanation: Explanation | None, pictures: Sequence[Picture]) -> str:
+def panel(explanation: Explanation | None, attached: Sequence[AttachedImage]) -> str:
     if explanation is None:
         return UNKNOWN
-    known = len(pictures) == len(explanation.images)
-    shown = [
-        picture_figure(number, image, pictures[number - 1] if known else None)
+    known = len(attached) == len(explanation.images)
+    figures = [
+        image_figure(number, image, attached[number - 1] if known else None)
         for number, image in enumerate(explanation.images, start=1)
     ]
-    # One line: a blank one would end it as HTML, see page.
-    return "".join([token_table(explanation), *shown, how(explanation)])
+    # In one line, because a blank line would end the HTML (see ``text``).
+    return "".join([token_table(explanation), *figures, reasons(explanation)])
 
 
-def trouble(message: str) -> str:
+def problem(message: str) -> str:
     return f'<p class="quiet">{text(message)}</p>'
 
 
 def token_table(e: Explanation) -> str:
     rows = [("Text", e.text_tokens)]
-    rows += [(f"Picture {number}", image.image_tokens) for number, image in enumerate(e.images, start=1)]
+    rows += [(f"Image {number}", image.image_tokens) for number, image in enumerate(e.images, start=1)]
     rows += [("Prompt, all together", e.prompt_tokens), ("Left for the answer", e.context_left)]
     rows += [("Longest prompt with answer", e.context_length)]
     lines = "".join(f'<tr><th scope="row">{name}</th><td>{count:,}</td></tr>' for name, count in rows)
     return f'<table class="tokens"><caption>Tokens</caption><tbody>{lines}</tbody></table>'
 
 
-def picture_figure(number: int, image: ExplainedImage, picture: Picture | None) -> str:
+def image_figure(number: int, image: ExplainedImage, attached: AttachedImage | None) -> str:
     side = image.pixels_shape[-1] if image.pixels_shape else 0
     size = (image.shown_width, image.shown_height)
     across, down = [*image.grid, 1, 1][:2]
     tiled = len(image.pixels_shape) == 4
     drawings = []
     if side > 0 and min(size) > 0 and 0 < across * down <= 400:
-        url = picture.thumbnail.url if picture is not None else ""
+        url = attached.thumbnail.url if attached is not None else ""
         if tiled:
-            drawings.append(squeezed(url, side, f"Picture {number}, squeezed into one tile"))
+            drawings.append(squeezed(url, side, f"Image {number}, squeezed into one tile"))
         if not tiled or image.pixels_shape[0] > 1:
             drawings.append(in_tiles(url, image, number))
     pixels = f"{side} &times; {side} pixels"
@@ -65,24 +65,24 @@ def picture_figure(number: int, image: ExplainedImage, picture: Picture | None) 
     if tiled and image.detail == "low":
         tiles += " (low detail)"
     elif tiled:
-        tiles = f"{across} &times; {down} tiles of {pixels}, and the whole picture as one"
+        tiles = f"{across} &times; {down} tiles of {pixels}, and the whole image as one"
     turned = "" if image.orientation == 1 else f", turned upright (EXIF orientation {image.orientation})"
     return (
         f'<figure class="seen"><div class="drawings">{"".join(drawings)}</div><figcaption>'
-        f"<b>Picture {number}</b>: {text(image.format)}, {image.width} &times; {image.height}{turned}; "
+        f"<b>Image {number}</b>: {text(image.format)}, {image.width} &times; {image.height}{turned}; "
         f"{text(MODES.get(image.mode, image.mode))}: {tiles}; "
         f"<b>{image.image_tokens:,} tokens</b></figcaption></figure>"
     )
 
 
 def placed(cut: bool, size: Size, canvas: Size) -> tuple[Size, tuple[float, float]]:
-    """(width, height) that a picture has on the tiles, and its left upper corner; ``cut``: what stands over is lost."""
+    """(width, height) of an image on its tiles, and its upper left corner. ``cut``: what does not fit is cut off."""
     width, height = square_size(size, canvas[0]) if cut else fit_within(size, canvas)
     return (width, height), ((canvas[0] - width) / 2, (canvas[1] - height) / 2)
 
 
 def in_tiles(url: str, image: ExplainedImage, number: int) -> str:
-    """The picture where the model has it: around it is padding (black in a grid, else the mean colour); lines cut."""
+    """The image where the model has it, with padding around it (black in a grid, else the mean colour) and the cuts."""
     across, down = image.grid[:2]
     side = image.pixels_shape[-1]
     canvas = (across * side, down * side)
@@ -96,7 +96,7 @@ def in_tiles(url: str, image: ExplainedImage, number: int) -> str:
         f"{image_tag(url, left, top, width, height)}"
         f'<g class="cuts">{"".join(cuts)}</g>'
     )
-    return drawing(inner, canvas, f"Picture {number} in its tiles")
+    return drawing(inner, canvas, f"Image {number} in its tiles")
 
 
 def squeezed(url: str, side: int, name: str) -> str:
@@ -117,7 +117,7 @@ def drawing(inner: str, canvas: Size, name: str, kind: str = "tiles") -> str:
     )
 
 
-def how(e: Explanation) -> str:
+def reasons(e: Explanation) -> str:
     return (
         "<details><summary>The prompt, word for word</summary>"
         f"<pre>{text(e.prompt)}</pre></details>"
@@ -126,6 +126,6 @@ def how(e: Explanation) -> str:
     )
 
 
-def text(told: str) -> str:
-    """In one line: behind a blank one the page would read Markdown again, links to scripts among it."""
-    return escape(told).replace("\n", "&#10;").replace("\r", "&#13;")
+def text(said: str) -> str:
+    """Escaped, in one line: after a blank line the page would read Markdown again, with links to scripts in it."""
+    return escape(said).replace("\n", "&#10;").replace("\r", "&#13;")

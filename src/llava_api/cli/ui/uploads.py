@@ -1,6 +1,6 @@
-"""Files on their way from a browser into a conversation: the only place where a picture lies on a disk, and not long.
+"""Files on their way from a browser into a conversation: the only time at which an image is on a disk.
 
-Each file has a name of its own that cannot be guessed, so that nobody meets another's.
+Their names cannot be guessed, so that nobody can ask for another person's file.
 """
 
 import os
@@ -13,63 +13,63 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FORGOTTEN_SECONDS = 600
-"""After that a file that was added and never sent is deleted."""
-ENDING = re.compile(r"\.[A-Za-z0-9]{1,5}")
+"""A file that was added and not sent for so long is deleted."""
+EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,5}")
 
 
 class NoRoom(Exception):
-    """Too many files wait at once."""
+    """The files that wait to be sent take too much space."""
 
 
 class Uploads:
-    def __init__(self, folder: Path, most_bytes: int) -> None:
-        """``folder``: this process's own. ``most_bytes``: of all files that wait together."""
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """``folder`` belongs to this process. ``max_bytes`` limits all files together."""
         self.folder = folder.resolve()
-        self.most_bytes = most_bytes
-        self.coming_bytes = 0
-        """Of files that are being received: they lie on the disk before they are whole."""
+        self.max_bytes = max_bytes
+        self.receiving_bytes = 0
+        """Size of the files that are being received, which are on the disk before they are complete."""
 
     @contextmanager
     def receiving(self) -> Iterator[Callable[[int], None]]:
-        """For one request: what it gives is called with the bytes that came. That raises NoRoom."""
+        """For one request: gives a function to call with the number of bytes that arrived, which raises NoRoom."""
         received = 0
 
-        def came(count: int) -> None:
+        def count_bytes(count: int) -> None:
             nonlocal received
-            if self.coming_bytes + count > self.most_bytes:
+            if self.receiving_bytes + count > self.max_bytes:
                 raise NoRoom
             received += count
-            self.coming_bytes += count
+            self.receiving_bytes += count
 
         try:
-            yield came
+            yield count_bytes
         finally:
-            self.coming_bytes -= received
+            self.receiving_bytes -= received
 
     def save(self, name: str, data: bytes) -> Path:
-        """``name``: as the browser calls it; its ending alone is kept. Raises NoRoom."""
+        """``name``: the browser's, of which only the extension is kept. Raises NoRoom."""
         self.forget_old()
-        if len(data) + sum(path.stat().st_size for path in self.files()) > self.most_bytes:
+        if len(data) + sum(path.stat().st_size for path in self.files()) > self.max_bytes:
             raise NoRoom
-        ending = Path(name).suffix
-        path = self.folder / (secrets.token_hex(16) + (ending.lower() if ENDING.fullmatch(ending) else ""))
+        extension = Path(name).suffix
+        path = self.folder / (secrets.token_hex(16) + (extension.lower() if EXTENSION.fullmatch(extension) else ""))
         path.touch(mode=0o600, exist_ok=False)
         path.write_bytes(data)
         return path
 
     def find(self, name: str) -> Path | None:
-        """The file of a path that a browser sent; None for whatever is not one of these files."""
+        """The upload at a path that a browser sent; None if the path is not that of an upload."""
         path = Path(name)
         if ".." in path.parts or not path.is_relative_to(self.folder):
             return None
         try:
             return path if path.is_file() and not path.is_symlink() else None
         except OSError:
-            # Such as a name longer than the disk takes.
+            # For example a name that is longer than the file system allows.
             return None
 
     def drop(self, path: Path) -> None:
-        """Delete a file and its copies: Gradio makes one of the same name in a folder of its own."""
+        """Delete a file and its copies, which Gradio makes under the same name in folders of their own."""
         for copy in [found for found in self.files() if found.name == path.name]:
             copy.unlink(missing_ok=True)
             if copy.parent != self.folder:
