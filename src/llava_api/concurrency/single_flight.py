@@ -3,43 +3,43 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import anyio
 
 from llava_api.concurrency.admission import Admission, Slot
 
 Value = TypeVar("Value")
-Work = Callable[[], Coroutine[Any, Any, Value]]
+
+
+class Begun(NamedTuple, Generic[Value]):
+    """Work that has begun."""
+
+    ended: "asyncio.Future[Value]"
+    """Done when the work has really ended."""
+    stop: Callable[[], bool]
+    """Called when the last of those who wait for the work has gone; whether it could be stopped."""
 
 
 class Flight(Generic[Value]):
-    """Work in progress. It holds its slot until it has ended.
+    """Work in progress and the slot that it holds until it has ended."""
 
-    When the last of those who wait for it has gone, it is cancelled: by anyio's cancellation, because that is the only
-    one from which httpcore2 shields its clean-up. Work that cannot be stopped shields itself in the same way.
-    """
-
-    def __init__(self, slot: Slot, work: Work[Value]) -> None:
+    def __init__(self, slot: Slot, begun: Begun[Value]) -> None:
         self.slot = slot
-        self.scope = anyio.CancelScope()
-        self.task = asyncio.ensure_future(self.run(work))
+        self.ended = begun.ended
+        self.stop = begun.stop
+        self.stopped = False
         self.waiting = 0
-
-    async def run(self, work: Work[Value]) -> Value:
-        with self.scope:
-            return await work()
-        raise asyncio.CancelledError
 
     async def result(self) -> Value:
         """Wait for the result, or the error."""
         self.waiting += 1
         try:
-            return await asyncio.shield(self.task)
+            return await asyncio.shield(self.ended)
         finally:
             self.waiting -= 1
-            if not self.waiting:
-                self.scope.cancel()
+            if not self.waiting and not self.ended.done():
+                self.stopped = self.stop()
 
 
 class SingleFlight(Generic[Value]):
@@ -49,14 +49,14 @@ class SingleFlight(Generic[Value]):
         self.admission = admission
         self.flights: dict[Hashable, Flight[Value]] = {}
 
-    async def do(self, caller: str, work: Work[Value], key: Hashable = None) -> Value:
-        """Wait for the caller's turn, then for the result of ``work``, or its error. Raises Busy.
+    async def do(self, caller: str, begin: Callable[[], Begun[Value]], key: Hashable = None) -> Value:
+        """Wait for the caller's turn, ``begin`` the work, and wait for its result, or its error. Raises Busy.
 
         If work of the same ``key`` has begun already, this waits for its result and takes no turn.
         """
-        return await (await self.join(caller, work, key)).result()
+        return await (await self.join(caller, begin, key)).result()
 
-    async def join(self, caller: str, work: Work[Value], key: Hashable = None) -> Flight[Value]:
+    async def join(self, caller: str, begin: Callable[[], Begun[Value]], key: Hashable = None) -> Flight[Value]:
         """Wait until the work has begun. Raises Busy.
 
         Await ``Flight.result`` next: only those who wait for the result keep the work going.
@@ -67,8 +67,8 @@ class SingleFlight(Generic[Value]):
             slot = await self.admission.enter(caller, key=key)
             flight = self.running(key)
             if flight is None:
-                flight = self.flights[key] = Flight(slot, work)
-                flight.task.add_done_callback(partial(self.end, key, flight))
+                flight = self.flights[key] = Flight(slot, begin())
+                flight.ended.add_done_callback(partial(self.end, key, flight))
             elif flight.slot is not slot:
                 # Others began it after this entry had come to the queue and before its turn.
                 slot.release()
@@ -76,12 +76,31 @@ class SingleFlight(Generic[Value]):
 
     def running(self, key: Hashable) -> Flight[Value] | None:
         flight = self.flights.get(key)
-        return None if flight is None or flight.scope.cancel_called else flight
+        return None if flight is None or flight.stopped else flight
 
-    def end(self, key: Hashable, flight: Flight[Value], task: "asyncio.Task[Value]") -> None:
+    def end(self, key: Hashable, flight: Flight[Value], ended: "asyncio.Future[Value]") -> None:
         if self.flights.get(key) is flight:
             del self.flights[key]
-        if not task.cancelled():
+        if not ended.cancelled():
             # asyncio logs an error that nothing has looked at, as when all who waited have left.
-            task.exception()
+            ended.exception()
         flight.slot.release()
+
+
+def cancellable(work: Coroutine[Any, Any, Value]) -> Begun[Value]:
+    """Begin work that is cancelled when the last of those who wait for it has gone.
+
+    By anyio's cancellation, not asyncio's: it is the only one from which httpcore2 shields its clean-up.
+    """
+    scope = anyio.CancelScope()
+
+    async def run() -> Value:
+        with scope:
+            return await work
+        raise asyncio.CancelledError
+
+    def stop() -> bool:
+        scope.cancel()
+        return True
+
+    return Begun(asyncio.ensure_future(run()), stop)

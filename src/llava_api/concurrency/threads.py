@@ -9,10 +9,8 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-import anyio
-
 from llava_api.concurrency.admission import Admission
-from llava_api.concurrency.single_flight import SingleFlight
+from llava_api.concurrency.single_flight import Begun, SingleFlight
 
 Result = TypeVar("Result")
 
@@ -34,18 +32,11 @@ class FairThreads(Generic[Result]):
         Work that has lost all its callers is not begun. A running thread cannot be stopped, so its work keeps the slot
         until it has ended.
         """
-        return await self.work.do(caller, lambda: self.run_in_thread(work), key)
+        return await self.work.do(caller, lambda: self.begin(work), key)
 
-    async def run_in_thread(self, work: Callable[[], Result]) -> Result:
+    def begin(self, work: Callable[[], Result]) -> Begun[Result]:
         submitted = self.executor.submit(work)
-        ended = asyncio.wrap_future(submitted)
-        try:
-            return await asyncio.shield(ended)
-        except asyncio.CancelledError:
-            if not submitted.cancel():
-                with anyio.CancelScope(shield=True):
-                    await asyncio.gather(ended, return_exceptions=True)
-            raise
+        return Begun(asyncio.wrap_future(submitted), submitted.cancel)
 
     def close(self) -> None:
         """Cancel what waits, and end the threads after their present work."""

@@ -13,10 +13,8 @@ import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import anyio
-
 from llava_api.concurrency.admission import Admission
-from llava_api.concurrency.single_flight import SingleFlight
+from llava_api.concurrency.single_flight import Begun, SingleFlight
 from llava_api.errors import EngineFailed, InvalidGrammar
 
 START_SECONDS = 60.0
@@ -57,16 +55,18 @@ class GrammarChecker:
         key = hashlib.sha256((owner + grammar).encode("utf-8", "replace")).digest()
         complaint = self.known.get(key)
         if complaint is None:
-            complaint = await self.trials.do(caller, lambda: self.try_out(key, grammar), key)
+            complaint = await self.trials.do(caller, lambda: self.begin(key, grammar), key)
         else:
             self.known.move_to_end(key)
         if complaint:
             raise InvalidGrammar(complaint)
 
-    async def try_out(self, key: bytes, grammar: str) -> str:
+    def begin(self, key: bytes, grammar: str) -> Begun[str]:
         # A trial goes on when its callers have left, because the process would have to be started anew.
-        with anyio.CancelScope(shield=True):
-            complaint = self.known[key] = await self.ask(grammar)
+        return Begun(asyncio.ensure_future(self.try_out(key, grammar)), lambda: False)
+
+    async def try_out(self, key: bytes, grammar: str) -> str:
+        complaint = self.known[key] = await self.ask(grammar)
         while len(self.known) > MOST_REMEMBERED:
             self.known.popitem(last=False)
         return complaint

@@ -22,7 +22,7 @@ import httpx
 
 from llava_api import __version__
 from llava_api.concurrency.admission import Admission
-from llava_api.concurrency.single_flight import SingleFlight
+from llava_api.concurrency.single_flight import SingleFlight, cancellable
 from llava_api.concurrency.threads import FairThreads
 from llava_api.errors import BadImage, Busy, ErrorCode
 from llava_api.images.guard import Guard
@@ -187,8 +187,10 @@ class Fetcher:
             target = self.parse(url)
             owner = caller if self.settings.isolate_caches else ""
             async with asyncio.timeout(seconds):
-                work = partial(self.follow, target, caller, max_bytes)
-                flight = await self.fetches.join(caller, work, (owner, str(target), max_bytes))
+                key = (owner, str(target), max_bytes)
+                flight = await self.fetches.join(
+                    caller, lambda: cancellable(self.follow(target, caller, max_bytes)), key
+                )
                 begun = True
                 return await flight.result()
         except BadImage as error:
