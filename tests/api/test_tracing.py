@@ -189,7 +189,7 @@ async def test_a_failure_to_export_harms_nobody(app: FastAPI, tracing: Tracing) 
         raise RuntimeError("the collector is on fire")
 
     services = app.state.services
-    tracing.tell = fail  # type: ignore[method-assign]
+    tracing.export = fail  # type: ignore[method-assign]
     second = create_app(services.settings, KeyRing(services.settings), services, tracing=tracing)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(second), base_url="http://test") as client:
         assert (await client.post(CHAT, json=text_body())).status_code == 200
@@ -225,7 +225,7 @@ def test_a_collector_is_sent_the_spans(path: str) -> None:
     try:
         tracing = open_tracing(f"http://127.0.0.1:{server.server_port}{path}")
         assert tracing is not None
-        assert tracing.tell(ended_record()) == TRACE
+        assert tracing.export(ended_record()) == TRACE
         tracing.close()
     finally:
         server.shutdown()
@@ -242,7 +242,7 @@ def test_a_collector_that_hangs_does_not_hold_up_the_end() -> None:
         assert tracing is not None
         before = time.perf_counter()
         for _ in range(2000):
-            tracing.tell(ended_record())
+            tracing.export(ended_record())
         tracing.close()
         assert time.perf_counter() - before < CLOSING_SECONDS + 5
 

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from llava_api.errors import INTERNAL, ApiError, ErrorCode, InvalidRequest, MethodNotAllowed, NotFound
 from llava_api.server.state import exchange_of
-from llava_api.telemetry.log_lines import shown
+from llava_api.telemetry.log_lines import cut
 from llava_api.telemetry.record import current
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_unforeseen(request: Request, error: Exception) -> Response:
-    log.error("unforeseen error on %r", shown(request.scope["path"]), exc_info=error)
+    log.error("unforeseen error on %r", cut(request.scope["path"]), exc_info=error)
     # Starlette answers these outside all middleware, so the header that INTERNAL speaks of is set here.
     headers = {"x-request-id": exchange_of(request.scope).request_id}
     return error_response(ApiError(INTERNAL, code=ErrorCode.INTERNAL_ERROR), headers)

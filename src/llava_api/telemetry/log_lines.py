@@ -1,7 +1,6 @@
-"""How log lines look: for people as they are, for machines one JSON object a line. And the line of a request.
+"""The two formats of log lines, text and JSON, and the fields of a request's line.
 
-Nothing of a client's can begin a line of its own or look like another field: a request's values are cut, and written as
-JSON where they are more than plain words.
+A client cannot forge lines or fields: its values are cut, and quoted as JSON unless they are plain words.
 """
 
 import json
@@ -12,11 +11,11 @@ from datetime import UTC, datetime
 from llava_api.telemetry.record import RequestRecord
 
 MOST_LETTERS = 64
-"""Of a value that a client has chosen."""
+"""Longest value from a client; the rest is cut, so that no client can fill the disk."""
 MOST_PROMPT_LETTERS = 20_000
 PLAIN = re.compile(r"[A-Za-z0-9._:/@+-]+")
 FIELDS = "fields"
-"""Name under which a log record carries the fields of a request."""
+"""The attribute of a log record that holds the fields of a request."""
 
 Fields = dict[str, str | int | float | bool | None]
 
@@ -27,7 +26,7 @@ def time_of(unix_seconds: float) -> str:
 
 
 class JsonLines(logging.Formatter):
-    """One object a line; ASCII, so that no terminal and no log reader finds a line break in it."""
+    """One JSON object a line. In ASCII, because some programs also break lines at Unicode separators."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -43,24 +42,23 @@ class JsonLines(logging.Formatter):
 
 
 class HumanLines(logging.Formatter):
-    """Our own lines, the time in front; of requests their fields."""
+    """``llava-api:``, the time, and the message, or the fields of a request."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         fields: Fields | None = getattr(record, FIELDS, None)
-        said = record.message
+        text = record.message
         if fields is not None:
-            said = " ".join(f"{name}={written(value)}" for name, value in fields.items() if value not in (None, 0, ""))
-        return f"llava-api: {time_of(record.created)} {said}"
+            text = " ".join(f"{name}={quoted(value)}" for name, value in fields.items() if value not in (None, 0, ""))
+        return f"llava-api: {time_of(record.created)} {text}"
 
 
-def written(value: object) -> str:
-    """A value of a field: plain, or in JSON's quotes, in ASCII."""
+def quoted(value: object) -> str:
+    """The value in ASCII, as JSON unless it is one plain word."""
     text = json.dumps(value) if isinstance(value, bool) else str(value)
     return text if PLAIN.fullmatch(text) else json.dumps(text)
 
 
-def shown(text: str, most: int = MOST_LETTERS) -> str:
-    """Cut; what a client sends must not fill the disk."""
+def cut(text: str, most: int = MOST_LETTERS) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -69,17 +67,17 @@ def milliseconds(seconds: float | None) -> float | None:
 
 
 def request_fields(record: RequestRecord, trace_id: str | None = None) -> Fields:
-    """What is told of a request: no prompt but by ``--log-prompts``, no picture, no picture's URL, no key."""
+    """The fields of a request's line: never keys, images or their URLs, and prompts only with ``--log-prompts``."""
     fields: Fields = {
         "request_id": record.request_id,
         "key": record.key,
         "client": record.client,
-        "method": shown(record.method, 16),
+        "method": cut(record.method, 16),
         "route": record.route,
         "status": record.status,
         "outcome": record.outcome,
         "code": record.error or None,
-        "model": None if record.model is None else shown(record.model),
+        "model": None if record.model is None else cut(record.model),
         "stream": record.stream or None,
         "images": record.images,
         "image_tokens": record.image_tokens,
@@ -91,9 +89,9 @@ def request_fields(record: RequestRecord, trace_id: str | None = None) -> Fields
         "total_ms": milliseconds(record.seconds),
     }
     if record.route == "other":
-        fields["path"] = shown(record.path)
+        fields["path"] = cut(record.path)
     if trace_id is not None:
         fields["trace_id"] = trace_id
     if record.prompt is not None:
-        fields["prompt"] = shown(record.prompt, MOST_PROMPT_LETTERS)
+        fields["prompt"] = cut(record.prompt, MOST_PROMPT_LETTERS)
     return fields

@@ -1,15 +1,14 @@
-"""The server's metrics, and the page that Prometheus reads: ours, then what vLLM and Python keep themselves.
+"""The server's metrics, and the page that Prometheus reads: ours, then those of vLLM and Python.
 
-No label can take a value of a client's choosing: addresses, methods, keys, models and error codes come from closed
-sets, and what is in none of them is "other". Nothing here is global: each ``Metrics`` has a registry of its own.
+Clients cannot create label values: routes, methods, keys, models and error codes come from closed sets, and everything
+else is "other". Each ``Metrics`` has a registry of its own.
 
-To add a metric: make it in ``__init__`` with ``registry=self.registry``. What is read off somewhere else (a queue's
-length) is set in a function that ``before_scrape`` is handed.
+A new metric belongs in ``Metrics.__init__``. A gauge that mirrors a value of another object, such as the length of a
+queue, is set by a function that ``before_scrape`` is given.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily, Metric
@@ -25,7 +24,7 @@ OTHER = "other"
 OPENMETRICS = "application/openmetrics-text"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 NO_CODE = "invalid_request"
-"""Counts errors that have no code."""
+"""Stands for errors without a code."""
 
 TOTAL_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 240, 480)
 FIRST_TOKEN_SECONDS = (
@@ -37,7 +36,7 @@ DECODE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.
 
 
 class GapHistogram(Collector):
-    """Times between tokens, added a request at a time: prometheus_client's own takes a microsecond for each."""
+    """Times between tokens, added once a request: prometheus_client's ``Histogram`` takes 1 µs for every token."""
 
     NAME = "llava_api_inter_token_latency_seconds"
     HELP = "Time from one token of an answer to the next, as it left the engine for the client."
@@ -64,27 +63,15 @@ class GapHistogram(Collector):
         return [family]
 
 
-class Together(Collector):
-    """Several registries as one."""
-
-    def __init__(self, *registries: Collector) -> None:
-        self.registries = registries
-
-    def collect(self) -> Iterator[Metric]:
-        for registry in self.registries:
-            yield from registry.collect()
-
-
 class Metrics:
-    """Made once for an application. Everything but ``page`` is called on the event loop."""
+    """The metrics of one application. All methods but ``page`` run on the event loop."""
 
     def __init__(self, versions: Mapping[str, str | None]) -> None:
         registry = self.registry = CollectorRegistry()
         self.samplers: list[Callable[[], None]] = []
         self.models: frozenset[str] = frozenset()
-        """Names that may stand in a label."""
+        """Names that labels may contain."""
         self.running = 0
-        self.children: dict[tuple[object, ...], Any] = {}
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"llava_api_{name}", text, labels, registry=registry)
@@ -100,53 +87,53 @@ class Metrics:
             "requests_total", "Requests that ended. key: the API key's name.", "route", "method", "status", "key"
         )
         self.outcomes = counter("request_outcomes_total", "Requests by how they ended, streams included.", "outcome")
-        self.rejections = counter(
-            "rejections_total", "Errors that callers were told, by code; in streams too.", "reason"
-        )
-        self.in_progress = gauge("requests_in_progress", "Requests that are being answered, /health and /metrics too.")
+        self.rejections = counter("rejections_total", "Errors sent to callers, in streams too, by code.", "reason")
+        self.in_progress = gauge("requests_in_progress", "Open requests, to /health and /metrics too.")
         self.duration = histogram(
             "request_duration_seconds", "Time from a request to the last byte of its answer.", TOTAL_SECONDS, "route"
         )
         # Answers
         self.first_token = histogram(
             "time_to_first_token_seconds",
-            "Time from a request to the engine's first token: pictures, queue and prefill.",
+            "Time from a request to the engine's first token: images, queue and prefill.",
             FIRST_TOKEN_SECONDS,
         )
         self.gaps = GapHistogram(registry)
-        self.prompt_tokens = counter("prompt_tokens_total", "Tokens of prompts, pictures' too.", "model", "key")
+        self.prompt_tokens = counter("prompt_tokens_total", "Tokens of prompts, including images.", "model", "key")
         self.completion_tokens = counter("completion_tokens_total", "Tokens of answers.", "model", "key")
         # The queue in front of the engine
         self.queue_wait = histogram("queue_wait_seconds", "Time that prompts waited for their turn.", QUEUE_SECONDS)
         self.queue_depth = gauge("queue_depth", "Prompts that wait for their turn.")
-        self.slots_in_use = gauge("slots_in_use", "Answers that are being made.")
-        self.slots = gauge("slots", "Answers that can be made at once.")
-        # Pictures
+        self.slots_in_use = gauge("slots_in_use", "Answers that are being generated.")
+        self.slots = gauge("slots", "Answers that can be generated at the same time.")
+        # Images
         self.image_fetch = histogram(
             "image_fetch_seconds",
-            "Time for a picture from the web, the wait for a place included.",
+            "Time to fetch an image from the web, including the wait for a place.",
             FETCH_SECONDS,
             "outcome",
         )
         self.image_decode = histogram(
             "image_decode_seconds",
-            "Time to decode and resize a picture, the wait for a thread included.",
+            "Time to decode and resize an image, including the wait for a thread.",
             DECODE_SECONDS,
         )
-        self.image_cache = counter("image_cache_lookups_total", "Finished pictures that were looked for.", "result")
-        self.image_cache_bytes = gauge("image_cache_bytes", "Memory that finished pictures take.")
-        self.images_waiting = gauge("images_waiting", "Pictures that wait for a thread.")
-        self.inflight_bytes = gauge("inflight_bytes", "Memory that requests hold: bodies, fetched pictures, pixels.")
-        self.images = counter("images_total", "Pictures of requests.")
-        self.image_bytes = counter("image_bytes_total", "Bytes of pictures, encoded.")
-        self.image_pixels = counter("image_pixels_total", "Pixels of pictures, as sent.")
-        self.image_tokens = counter("image_tokens_total", "Tokens of pictures.")
-        # What runs here
+        self.image_cache = counter("image_cache_lookups_total", "Look-ups in the cache of prepared images.", "result")
+        self.image_cache_bytes = gauge("image_cache_bytes", "Memory of the cache of prepared images.")
+        self.images_waiting = gauge("images_waiting", "Images that wait for a thread.")
+        self.inflight_bytes = gauge("inflight_bytes", "Memory that requests hold: bodies, fetched images, pixels.")
+        self.images = counter("images_total", "Images of requests.")
+        self.image_bytes = counter("image_bytes_total", "Bytes of encoded images.")
+        self.image_pixels = counter("image_pixels_total", "Pixels of images, as sent.")
+        self.image_tokens = counter("image_tokens_total", "Tokens of images.")
+        # The process
         self.tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
-        self.engine_restarts = counter("engine_restarts_total", "Starts of another engine, failures too.")
+        self.engine_restarts = counter("engine_restarts_total", "Restarts of the engine, including failed ones.")
         build = {name: found or "" for name, found in versions.items()}
         gauge("build_info", "Versions; 1.", *build).labels(**build).set(1)
-        self.model_info = gauge("model_info", "The model; 1.", "model", "family", "image_mode", "version", "format")
+        self.model_info = gauge(
+            "model_info", "The served model; 1.", "model", "family", "image_mode", "version", "format"
+        )
         for outcome in OUTCOMES:
             self.outcomes.labels(outcome)
         for reason in sorted([NO_CODE, *ErrorCode]):
@@ -155,39 +142,31 @@ class Metrics:
             self.image_fetch.labels(fetched)
         for result in ("hit", "miss"):
             self.image_cache.labels(result)
+        # vLLM and prometheus_client register theirs there.
+        registry.register(REGISTRY)
 
     def serve_model(self, names: Iterable[str], **labels: str) -> None:
-        """The model is known now. ``names``: every name that a request may give, adapters' too."""
+        """Publish the loaded model. ``names``: all model names that requests may use, including adapters."""
         self.models = frozenset(names)
         self.model_info.clear()
         self.model_info.labels(**labels).set(1)
 
     def before_scrape(self, sample: Callable[[], None]) -> None:
-        """``sample`` sets gauges, on the event loop, each time before the page is made."""
+        """Call ``sample``, which sets gauges, on the event loop before each scrape."""
         self.samplers.append(sample)
-
-    def child(self, metric: Any, *labels: str) -> Any:
-        """``metric.labels(...)``, without its lock and its checks."""
-        key = (metric, *labels)
-        found = self.children.get(key)
-        if found is None:
-            found = self.children[key] = metric.labels(*labels)
-        return found
 
     def begin(self) -> None:
         self.running += 1
 
     def end(self, record: RequestRecord) -> None:
-        """Count a request that has ended."""
         self.running -= 1
-        child = self.child
         method = record.method if record.method in METHODS else OTHER
-        child(self.requests, record.route, method, str(record.status), record.key).inc()
-        child(self.duration, record.route).observe(record.seconds)
+        self.requests.labels(record.route, method, str(record.status), record.key).inc()
+        self.duration.labels(record.route).observe(record.seconds)
         if record.probe:
             # Errors that probes get while the model loads are not failures.
             return
-        child(self.outcomes, record.outcome).inc()
+        self.outcomes.labels(record.outcome).inc()
         if record.error is not None:
             self.reject(record.error or None)
         if record.images or record.steps:
@@ -197,7 +176,7 @@ class Metrics:
 
     def reject(self, code: ErrorCode | None) -> None:
         """Count an error that was sent to a caller, including those from below the app, which have no record."""
-        self.child(self.rejections, code or NO_CODE).inc()
+        self.rejections.labels(code or NO_CODE).inc()
 
     def end_images(self, record: RequestRecord) -> None:
         self.images.inc(record.images)
@@ -205,19 +184,19 @@ class Metrics:
         self.image_pixels.inc(record.image_pixels)
         self.image_tokens.inc(record.image_tokens)
         if record.cache_hits:
-            self.child(self.image_cache, "hit").inc(record.cache_hits)
+            self.image_cache.labels("hit").inc(record.cache_hits)
         if record.cache_misses:
-            self.child(self.image_cache, "miss").inc(record.cache_misses)
+            self.image_cache.labels("miss").inc(record.cache_misses)
         for step in record.steps:
             if step.name == "fetch":
-                self.child(self.image_fetch, "ok" if step.ok else "failed").observe(step.seconds)
+                self.image_fetch.labels("ok" if step.ok else "failed").observe(step.seconds)
             else:
                 self.image_decode.observe(step.seconds)
 
     def end_answers(self, record: RequestRecord) -> None:
         model = record.model if record.model in self.models else OTHER
-        self.child(self.prompt_tokens, model, record.key).inc(record.prompt_tokens)
-        self.child(self.completion_tokens, model, record.key).inc(record.completion_tokens)
+        self.prompt_tokens.labels(model, record.key).inc(record.prompt_tokens)
+        self.completion_tokens.labels(model, record.key).inc(record.completion_tokens)
         first_token = record.first_token_seconds
         if first_token is not None:
             self.first_token.observe(first_token)
@@ -229,20 +208,19 @@ class Metrics:
                 self.gaps.add(answer.gaps, answer.gap_seconds)
 
     def sample(self) -> None:
-        """Read off what is only looked at when somebody asks. On the event loop, before ``page``."""
+        """Set the gauges. To be called on the event loop before ``page``."""
         self.in_progress.set(self.running)
         self.tasks.set(len(asyncio.all_tasks()))
         for sample in self.samplers:
             sample()
 
     def page(self, accept: str) -> tuple[bytes, str]:
-        """(the page, its content type) in the format that ``accept`` asks for; takes milliseconds, in any thread.
+        """The page and its content type, in the format that ``accept`` asks for.
 
-        vLLM and prometheus_client keep theirs in the registry of the process.
+        Takes milliseconds, and may run in any thread.
         """
-        everything = Together(self.registry, REGISTRY)
         if choose_encoder(accept)[1].startswith(OPENMETRICS):
-            # Its default makes vllm_requests of vllm:requests, in half of the lines (prometheus/client_python#1177).
-            page: bytes = openmetrics.generate_latest(everything, escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
+            # The default escaping turns half of vLLM's names into vllm_* (prometheus/client_python#1177).
+            page: bytes = openmetrics.generate_latest(self.registry, escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
             return page, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(everything), CONTENT_TYPE_PLAIN_0_0_4
+        return generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4

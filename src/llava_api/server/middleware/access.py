@@ -92,7 +92,7 @@ class Access:
             record.end(self.route_of(scope), exchange.key_name)
             record.probe = record.route in self.probes
             self.metrics.end(record)
-            trace_id = None if self.tracing is None or record.probe else self.tracing.tell(record)
+            trace_id = None if self.tracing is None or record.probe else self.tracing.export(record)
             level = logging.DEBUG if record.probe else logging.INFO
             if log.isEnabledFor(level):
                 log.log(level, "request", extra={FIELDS: request_fields(record, trace_id)})
