@@ -6,7 +6,7 @@ from time import perf_counter
 import pytest
 
 from llava_api.telemetry.metrics import GapHistogram, Metrics
-from llava_api.telemetry.record import GAP_BOUNDS_SECONDS, AnswerRecord, RequestRecord, closed, current, opened
+from llava_api.telemetry.record import GAP_BOUNDS_SECONDS, RECORD, AnswerRecord, RequestRecord, current
 
 ASKED = AnswerRecord(10, 0, 0, 1, 50, 1.0)
 
@@ -67,11 +67,11 @@ def test_outcomes(noted: dict[str, object], outcome: str) -> None:
 async def test_every_task_of_a_request_notes_into_its_record() -> None:
     async def work(name: str) -> None:
         record = RequestRecord(request_id=name)
-        token = opened(record)
+        token = RECORD.set(record)
         await asyncio.gather(*(asyncio.create_task(note()) for _ in range(3)))
         await asyncio.to_thread(lambda: current().looked_at(1, 1, 1))
         assert record.images == 4
-        closed(token)
+        RECORD.reset(token)
 
     async def note() -> None:
         await asyncio.sleep(0)
