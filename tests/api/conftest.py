@@ -1,7 +1,10 @@
 """The real app over ASGI, a scripted engine behind it."""
 
-from collections.abc import AsyncIterator
+import os
+import ssl
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from fastapi import FastAPI
 
 from llava_api.chat.model import open_model
 from llava_api.engine.base import Adapter
+from llava_api.images import fetch
 from llava_api.images.fetch import Fetcher, Resolve
 from llava_api.limits.keys import KeyRing
 from llava_api.limits.rate import RateLimiter
@@ -26,6 +30,20 @@ from tests.support.running_server import serve_app
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tokenizer import write_checkpoint
 from tests.support.web import Web, small_web
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_ssl_context() -> Iterator[None]:
+    """Every app of every test reads the certificate authorities, which takes 25 ms."""
+    create = fetch.httpx.create_ssl_context
+
+    @cache
+    def create_once(certificate_file: str | None) -> ssl.SSLContext:
+        return create()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch.httpx, "create_ssl_context", lambda: create_once(os.environ.get("SSL_CERT_FILE")))
+        yield
 
 
 @pytest.fixture
