@@ -35,14 +35,14 @@ from tests.support.web import Web, small_web
 @pytest.fixture(scope="session", autouse=True)
 def one_ssl_context() -> Iterator[None]:
     """Every app of every test reads the certificate authorities, which takes 25 ms."""
-    create = fetch.httpx.create_ssl_context
+    create = fetch.httpcore2.default_ssl_context
 
     @cache
     def create_once(certificate_file: str | None) -> ssl.SSLContext:
         return create()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetch.httpx, "create_ssl_context", lambda: create_once(os.environ.get("SSL_CERT_FILE")))
+        patch.setattr(fetch.httpcore2, "default_ssl_context", lambda: create_once(os.environ.get("SSL_CERT_FILE")))
         yield
 
 

@@ -5,7 +5,7 @@ iana-ipv4-special-registry and iana-ipv6-special-registry) and the multicast and
 registries, each at both of its ends; next to them the public neighbours.
 """
 
-import httpx
+import httpx2
 import pytest
 
 from llava_api.images.guard import Guard
@@ -140,7 +140,7 @@ def test_a_network_of_the_operators_widens_and_nothing_else() -> None:
 
 
 def may_look_up(guard: Guard, url: str) -> bool:
-    return guard.check_url(httpx.URL(url))
+    return guard.check_url(httpx2.URL(url))
 
 
 def test_schemes_ports_and_user_names() -> None:
@@ -209,8 +209,8 @@ def test_inner_addresses_in_urls_however_they_are_spelt(host: str) -> None:
     """Refused before anything is looked up; what httpx takes for no URL at all is refused by it."""
     for url in (f"http://{host}/a.png", f"https://{host}:443/a.png"):
         try:
-            parsed = httpx.URL(url)
-        except httpx.InvalidURL:
+            parsed = httpx2.URL(url)
+        except httpx2.InvalidURL:
             continue
         assert not OPEN.check_url(parsed)
 

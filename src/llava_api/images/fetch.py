@@ -1,8 +1,8 @@
 """Images from the web: the only fetcher of the product.
 
-It uses httpcore, the transport inside httpx, because there the way to a socket is a public argument: this module looks
-names up, ``guard`` judges each address, and an address that was judged is the one that is dialled, so a name that
-changes its answer in between (DNS rebinding) gains nothing. httpcore follows no redirects, keeps no cookies, knows no
+It is built on httpcore2, the transport of httpx2, because there the way to a socket is a public argument. This module
+looks names up, ``guard`` judges each address, and an address that was judged is the one that is dialled, so a name that
+changes its answer in between (DNS rebinding) gains nothing. httpcore2 follows no redirects, keeps no cookies, knows no
 proxies and unpacks no encodings; what is wanted of that is done below. (httpx-secure 2.0 connects to one address of a
 name before it judges it, which shows a stranger which inner ports are open.)
 
@@ -17,8 +17,8 @@ from functools import partial
 from typing import Any
 
 import anyio
-import httpcore
-import httpx
+import httpcore2
+import httpx2
 
 from llava_api import __version__
 from llava_api.concurrency.admission import Admission
@@ -82,13 +82,13 @@ def failed(message: str) -> BadImage:
     return BadImage(message, code=ErrorCode.IMAGE_FETCH_FAILED)
 
 
-class Stream(httpcore.AsyncNetworkStream):
+class Stream(httpcore2.AsyncNetworkStream):
     """A connection for one answer, whose head is bounded, and which is closed when its TLS handshake is cancelled.
 
-    httpcore bounds each of the heads that a host may send before the last (``100 Continue``), not how many they are.
+    httpcore2 bounds each of the heads that a host may send before the last (``100 Continue``), not how many they are.
     """
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
         self.stream = stream
         self.before_body = 0
         self.head_is_there = False
@@ -97,7 +97,7 @@ class Stream(httpcore.AsyncNetworkStream):
         data = await self.stream.read(max_bytes, timeout)
         self.before_body += len(data)
         if not self.head_is_there and self.before_body > MAX_HEAD_BYTES:
-            raise httpcore.RemoteProtocolError("too much before the body")
+            raise httpcore2.RemoteProtocolError("too much before the body")
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
@@ -111,7 +111,7 @@ class Stream(httpcore.AsyncNetworkStream):
         ssl_context: ssl.SSLContext,
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> httpcore2.AsyncNetworkStream:
         try:
             return Stream(await self.stream.start_tls(ssl_context, server_hostname, timeout))
         except BaseException:
@@ -123,22 +123,22 @@ class Stream(httpcore.AsyncNetworkStream):
         return self.stream.get_extra_info(info)
 
 
-class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Opens connections for httpcore, to judged addresses alone."""
+class GuardedBackend(httpcore2.AsyncNetworkBackend):
+    """Opens connections for httpcore2, and only to judged addresses."""
 
     def __init__(self, guard: Guard, resolve: Resolve) -> None:
         self.guard = guard
         self.resolve = resolve
-        self.dial = httpcore.AnyIOBackend()
+        self.dial = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore2's signature
         local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
         """Raises BadImage, the same for every reason."""
         try:
             addresses = list(dict.fromkeys(await self.resolve(host, port)))
@@ -150,7 +150,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             try:
                 dialled = self.dial.connect_tcp(address, port, CONNECT_SECONDS, local_address, socket_options)
                 return Stream(await dialled)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 continue
         raise failed(UNREACHABLE)
 
@@ -164,7 +164,7 @@ class Fetcher:
     def __init__(self, settings: Settings, resolve: Resolve | None = None) -> None:
         self.settings = settings
         self.guard = Guard(settings.allowed_media_cidrs, settings.allowed_media_domains, settings.allowed_media_ports)
-        self.ssl_context = httpx.create_ssl_context()
+        self.ssl_context = httpcore2.default_ssl_context()
         at_once, per_caller = settings.max_image_fetches, settings.max_image_fetches_per_caller
         self.fetches: SingleFlight[bytes] = SingleFlight(Admission(at_once, per_caller=per_caller))
         self.resolve = resolve
@@ -199,25 +199,25 @@ class Fetcher:
             if not begun:
                 raise Busy(MANY_FETCHES) from error
             raise failed(TOO_SLOW.format(seconds=seconds)).at(param) from error
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
+        except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError) as error:
             raise failed(BROKEN).at(param) from error
 
-    def parse(self, text: str) -> httpx.URL:
+    def parse(self, text: str) -> httpx2.URL:
         if not self.settings.fetch_images:
             raise BadImage(SWITCHED_OFF, code=ErrorCode.IMAGE_URL_NOT_ALLOWED)
         if len(text) > MAX_URL_CHARACTERS:
             raise not_allowed()
         try:
-            return self.judge(httpx.URL(text))
-        except (httpx.InvalidURL, ValueError) as error:
+            return self.judge(httpx2.URL(text))
+        except (httpx2.InvalidURL, ValueError) as error:
             raise not_allowed() from error
 
-    def judge(self, url: httpx.URL) -> httpx.URL:
+    def judge(self, url: httpx2.URL) -> httpx2.URL:
         if not self.guard.check_url(url):
             raise not_allowed()
         return url.copy_with(fragment=None)
 
-    async def follow(self, url: httpx.URL, caller: str, max_bytes: int) -> bytes:
+    async def follow(self, url: httpx2.URL, caller: str, max_bytes: int) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
             found = await self.get(url, caller, max_bytes)
             if isinstance(found, bytes):
@@ -227,12 +227,12 @@ class Fetcher:
             url = self.judge(found)
         raise failed(NOT_DIRECT.format(most=MAX_REDIRECTS))
 
-    async def get(self, url: httpx.URL, caller: str, max_bytes: int) -> bytes | httpx.URL:
+    async def get(self, url: httpx2.URL, caller: str, max_bytes: int) -> bytes | httpx2.URL:
         """The image, or the address that it has moved to."""
-        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        target = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         backend = GuardedBackend(self.guard, self.resolve or partial(self.look_up, caller))
         # A connection is for one answer: nothing that a host sends is left for the next request.
-        connection = httpcore.AsyncHTTPConnection(target.origin, self.ssl_context, network_backend=backend)
+        connection = httpcore2.AsyncHTTPConnection(target.origin, self.ssl_context, network_backend=backend)
         request = connection.stream("GET", target, headers=[(b"Host", url.netloc), *SENT])
         async with connection, request as response:
             stream = response.extensions.get("network_stream")
@@ -242,7 +242,7 @@ class Fetcher:
             if response.status in REDIRECTS and b"location" in headers:
                 try:
                     return url.join(headers[b"location"].decode("latin-1"))
-                except (httpx.InvalidURL, ValueError) as error:
+                except (httpx2.InvalidURL, ValueError) as error:
                     raise not_allowed() from error
             check_head(response.status, headers, max_bytes)
             return await read_body(response, max_bytes)
@@ -255,7 +255,7 @@ def look_up(host: str, port: int) -> list[str]:
     return [str(address[4][0]) for address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
-async def read_body(response: httpcore.Response, max_bytes: int) -> bytes:
+async def read_body(response: httpcore2.Response, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     async for part in response.aiter_stream():

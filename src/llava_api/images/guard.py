@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-import httpx
+import httpx2
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -91,7 +91,7 @@ class Guard:
                 found = found.ipv4_mapped
         return is_public(found) or any(found in network for network in self.networks)
 
-    def check_url(self, url: httpx.URL) -> bool:
+    def check_url(self, url: httpx2.URL) -> bool:
         """Whether a URL may be looked up at all: scheme, port, host, nothing before an ``@``."""
         if url.scheme not in DEFAULT_PORTS or url.userinfo:
             return False
