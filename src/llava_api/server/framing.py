@@ -51,33 +51,25 @@ def path_of_url(method: bytes, target: bytes, host: bytes | None) -> bytes:
         return target
     try:
         url = httptools.parse_url(target)
+        host_name = None if host is None else httptools.parse_url(b"http://" + host + b"/").host
     except httptools.HttpParserInvalidURLError:
         raise BadHttp(TARGET) from None
     if url.schema is None or url.schema.lower() not in (b"http", b"https") or url.fragment is not None:
         raise BadHttp(TARGET)
-    if host is not None and host_name(host) != url.host.lower():
+    if host_name is not None and host_name.lower() != url.host.lower():
         raise BadHttp(OTHER_HOST)
     path: bytes = url.path or b"/"
     return path if url.query is None else path + b"?" + url.query
 
 
-def host_name(host: bytes) -> bytes:
-    """Return the name in a Host header, without a port. Raises BadHttp."""
-    try:
-        name: bytes = httptools.parse_url(b"http://" + host + b"/").host
-    except httptools.HttpParserInvalidURLError:
-        raise BadHttp(HOSTS) from None
-    return name.lower()
-
-
 def has_long_body(headers: Headers, short_bytes: int) -> bool:
     """Whether the body is longer than ``short_bytes``, of unknown length, or only sent after 100 Continue."""
-    for name, value in headers:
-        if name == b"content-length" and int(value) > short_bytes:
-            return True
-        if name == b"transfer-encoding" or (name == b"expect" and value.lower() == b"100-continue"):
-            return True
-    return False
+    return any(
+        name == b"transfer-encoding"
+        or (name == b"content-length" and int(value) > short_bytes)
+        or (name == b"expect" and value.lower() == b"100-continue")
+        for name, value in headers
+    )
 
 
 def body_framing(headers: Headers) -> bytes | None:

@@ -10,7 +10,6 @@ import http
 import logging
 import uuid
 from collections.abc import Callable
-from enum import Enum
 from typing import Any
 
 import httptools
@@ -24,6 +23,8 @@ from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
 
+IDLE, HEADERS, BODY, ANSWERING = range(4)
+"""What the connection waits for: a request, the rest of its head, the rest of its body, the end of the answer."""
 WRITE_HIGH_BYTES, WRITE_LOW_BYTES = 65_536, 32_768
 MAX_HEADERS = 128
 SHORT_BODY_BYTES = 65_536
@@ -38,15 +39,6 @@ SHUTDOWN_LINGER_SECONDS = 1.0
 FULL = "The server has as many open connections as it allows. Try again in a moment."
 SLOW_HEADERS = "The request's headers did not come in time."
 SLOW_BODY = "The request's body did not come in time. Send it faster, or send less at once."
-
-
-class Phase(Enum):
-    """What the connection expects next from its client."""
-
-    IDLE = "a request"
-    HEADERS = "more of a request's head"
-    BODY = "more of a request's body"
-    ANSWERING = "nothing, until its complete request is answered"
 
 
 class ClosingTransport(asyncio.Transport):
@@ -80,13 +72,13 @@ class HttpProtocol(HttpToolsProtocol):
         settings: Settings,
         connection_limit: ConnectionLimit,
         count_refusal: Callable[[ErrorCode | None], None],
-        **uvicorns: Any,
+        **uvicorn_arguments: Any,
     ) -> None:
-        super().__init__(**uvicorns)
+        super().__init__(**uvicorn_arguments)
         self.settings = settings
         self.connection_limit = connection_limit
         self.count_refusal = count_refusal
-        self.phase = Phase.IDLE
+        self.phase = IDLE
         self.head_bytes = 0
         """Size of the headers that the parser has read of the current request, trailers included."""
         self.framing_bytes = 0
@@ -125,7 +117,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_close(self) -> None:
         """Close, for uvicorn or for this class. What has been written is still sent, but within a time."""
-        lingers = self.ignores_input or self.phase in (Phase.HEADERS, Phase.BODY)
+        lingers = self.ignores_input or self.phase in (HEADERS, BODY)
         self.ignores_input = True
         transport = self.transport.real
         if lingers:
@@ -163,21 +155,26 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         before = (self.cycle, self.phase)
-        if self.phase is Phase.IDLE:
-            self.phase = Phase.HEADERS
+        if self.phase == IDLE:
+            self.phase = HEADERS
             self.framing_bytes = 0
         self.framing_bytes += len(data)
         try:
             self.parse(data)
         except httptools.HttpParserError as error:
-            if self.phase is Phase.ANSWERING:
-                self.refuse_pipelining()
+            if self.phase == ANSWERING:
+                # The next request has come before the answer to this one. Requests that wait would need limits on their
+                # number and size, and uvicorn does not notice that a client has gone while one waits. HTTP clients in
+                # use wait for the answer. So the connection is closed after it, and no more is read.
+                self.cycle.keep_alive = False
+                self.ignores_input = True
+                self.set_timer(None)
             else:
                 # httptools puts what one of our callbacks raised into __context__.
                 reason = error.__context__
                 self.refuse(reason if isinstance(reason, ApiError) else BadHttp(NOT_HTTP))
             return
-        if self.phase is not Phase.ANSWERING and self.framing_bytes > self.settings.max_header_bytes:
+        if self.phase != ANSWERING and self.framing_bytes > self.settings.max_header_bytes:
             self.refuse(too_large(self.settings.max_header_bytes))
         elif (self.cycle, self.phase) != before:
             self.start_timer()
@@ -191,39 +188,26 @@ class HttpProtocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
                 if self.declined_framing is not None:
-                    self.parse_body_by(self.declined_framing)
-
-    def parse_body_by(self, framing: bytes) -> None:
-        """Go on with a new parser, because httptools does not parse the body of a request that asks for an upgrade."""
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        # In Phase.BODY the callbacks ignore this second head.
-        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
-        self.declined_framing = None
-
-    def refuse_pipelining(self) -> None:
-        """Close the connection after the answer to the open request, and ignore what has come since.
-
-        Requests that wait would need limits on their number and size, and uvicorn does not notice that a client has
-        gone while one waits. The HTTP clients in use send their next request after the answer.
-        """
-        self.cycle.keep_alive = False
-        self.ignores_input = True
-        self.set_timer(None)
+                    # httptools would leave the body to another protocol. A second parser gets it, after a head that the
+                    # callbacks ignore in BODY.
+                    self.parser = httptools.HttpRequestParser(self)
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                    self.parser.feed_data(b"POST / HTTP/1.1\r\n" + self.declined_framing + b"\r\n\r\n")
+                    self.declined_framing = None
 
     def on_message_begin(self) -> None:
-        if self.phase is Phase.BODY:
+        if self.phase == BODY:
             return
-        if self.phase is Phase.ANSWERING:
+        if self.phase == ANSWERING:
             raise BadHttp(NOT_HTTP)
-        self.phase = Phase.HEADERS
+        self.phase = HEADERS
         self.head_bytes = 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.count_head(len(name) + len(value) + 4)
         # Trailers come after the head has been checked, so the app never sees them.
-        if self.phase is Phase.HEADERS:
+        if self.phase == HEADERS:
             super().on_header(name, value)
 
     def count_head(self, size: int) -> None:
@@ -232,12 +216,12 @@ class HttpProtocol(HttpToolsProtocol):
             raise too_large(self.settings.max_header_bytes)
 
     def on_headers_complete(self) -> None:
-        if self.phase is Phase.BODY:
+        if self.phase == BODY:
             return
         self.count_head(len(self.url))
         self.url = check_head(self.parser.get_http_version(), self.parser.get_method(), self.url, self.headers)
         super().on_headers_complete()
-        self.phase = Phase.BODY
+        self.phase = BODY
         self.framing_bytes = max(0, self.framing_bytes - self.head_bytes - REQUEST_LINE_BYTES)
         self.declined_framing = body_framing(self.headers) if self.parser.should_upgrade() else None
         self.connection_limit.mark_busy(self)
@@ -253,7 +237,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.declined_framing is not None:
             return
         super().on_message_complete()
-        self.phase = Phase.IDLE if self.cycle.response_complete else Phase.ANSWERING
+        self.phase = IDLE if self.cycle.response_complete else ANSWERING
         if not self.cycle.response_started:
             self.cycle.keep_alive = self.stays_open
 
@@ -263,16 +247,16 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if not self.transport.is_closing():
             self.connection_limit.mark_idle(self)
-            if self.phase is Phase.ANSWERING:
-                self.phase = Phase.IDLE
+            if self.phase == ANSWERING:
+                self.phase = IDLE
 
     def refuse(self, error: ApiError) -> None:
         """Answer with ``error``, unless the request's answer has begun, and close the connection."""
         self.ignores_input = True
-        if self.phase is Phase.BODY:
+        if self.phase == BODY:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if self.phase is not Phase.BODY or not self.cycle.response_started:
+        if self.phase != BODY or not self.cycle.response_started:
             self.write_error(error)
         self.transport.close()
 
@@ -298,22 +282,21 @@ class HttpProtocol(HttpToolsProtocol):
 
     def start_timer(self) -> None:
         """Limit the time for what the client must send now."""
-        match self.phase:
-            case Phase.IDLE:
-                self.set_timer(self.settings.keep_alive_seconds, self.transport.close)
-            case Phase.HEADERS:
-                self.set_timer(self.settings.receive_timeout_seconds, self.on_late)
-            case Phase.BODY:
-                self.set_timer(self.settings.body_timeout_seconds, self.on_late)
-            case Phase.ANSWERING:
-                self.set_timer(None)
+        if self.phase == IDLE:
+            self.set_timer(self.settings.keep_alive_seconds, self.transport.close)
+        elif self.phase == HEADERS:
+            self.set_timer(self.settings.receive_timeout_seconds, self.on_late)
+        elif self.phase == BODY:
+            self.set_timer(self.settings.body_timeout_seconds, self.on_late)
+        else:
+            self.set_timer(None)
 
     def on_late(self) -> None:
         if self.flow.read_paused:
             # It is the app that is slow, not the client.
             self.start_timer()
         else:
-            self.refuse(ReceiveTimeout(SLOW_HEADERS if self.phase is Phase.HEADERS else SLOW_BODY))
+            self.refuse(ReceiveTimeout(SLOW_HEADERS if self.phase == HEADERS else SLOW_BODY))
 
     def pause_writing(self) -> None:
         super().pause_writing()
