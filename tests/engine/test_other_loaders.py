@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from llava_api.cli.models import demo_folder
-from llava_api.cli.serve import DEMO_PICTURE
+from llava_api.cli.serve import DEMO_IMAGE
 
 
 @pytest.mark.parametrize("name", ["llava-tiny-1.5", "llava-tiny-1.6"])
@@ -20,7 +20,7 @@ def test_transformers_loads_and_answers(name: str) -> None:
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in this image?"}]}
         prompt = processor.apply_chat_template([message], add_generation_prompt=True)
         # A square, because hub processors crop where LLaVA pads.
-        picture = Image.open(demo_folder() / DEMO_PICTURE).convert("RGB").crop((0, 0, 180, 180))
+        picture = Image.open(demo_folder() / DEMO_IMAGE).convert("RGB").crop((0, 0, 180, 180))
         # The template writes BOS itself, as the hub's do.
         inputs = processor(images=picture, text=prompt, return_tensors="pt", add_special_tokens=False)
         output = model.generate(**inputs, max_new_tokens=16, do_sample=False)

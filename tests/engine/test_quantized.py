@@ -7,12 +7,12 @@ from PIL import Image
 
 from llava_api.chat.model import open_model
 from llava_api.cli.models import demo_folder
-from llava_api.cli.serve import DEMO_PICTURE
+from llava_api.cli.serve import DEMO_IMAGE
 from llava_api.settings import Settings
 from tests.support.quantized import WAYS, quantized_copy
 from tests.support.small_engine import SmallEngine, picture_request
 
-PICTURE = Image.open(demo_folder() / DEMO_PICTURE).convert("RGB")
+PICTURE = Image.open(demo_folder() / DEMO_IMAGE).convert("RGB")
 ANSWER = "A red circle."
 
 

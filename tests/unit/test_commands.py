@@ -145,20 +145,20 @@ def test_save_images_writes_what_the_model_sees(terminal: Terminal, tmp_path: Pa
     shown = tmp_path / "shown"
     request = terminal.request_file(request_with(Image.new("RGB", (400, 200), (255, 0, 0))))
     printed = terminal.run("explain", request, "--save-images", str(shown))
-    with Image.open(shown / "picture-1.png") as padded:
+    with Image.open(shown / "image-1.png") as padded:
         assert padded.size == (224, 224)
         assert padded.getpixel((112, 112)) == (255, 0, 0)
         # The padding can be seen: CLIP's mean.
         assert padded.getpixel((112, 5)) == (122, 116, 104)
-    assert "picture-1.png" in printed
+    assert "image-1.png" in printed
     terminal.run("explain", request, "--model", "llava-tiny-1.6", "--save-images", str(shown))
     names = sorted(path.name for path in shown.iterdir())
     assert names == [
-        "picture-1-1-1.png",
-        "picture-1-1-2.png",
-        "picture-1-base.png",
-        "picture-1-grid.png",
-        "picture-1.png",
+        "image-1-1-1.png",
+        "image-1-1-2.png",
+        "image-1-base.png",
+        "image-1-grid.png",
+        "image-1.png",
     ]
 
 
@@ -168,7 +168,7 @@ def test_the_page_for_people_tells_the_same(terminal: Terminal) -> None:
     explained = terminal.explain(request)
     assert f"{explained['prompt_tokens']} tokens" in page
     assert "USER: <image>" in page
-    assert "[picture 1: 64 x 766]" in page
+    assert "[image 1: 64 x 766]" in page
     assert explained["images"][0]["pixels_sha256"] in page  # type: ignore[index]
 
 

@@ -1,6 +1,6 @@
-"""``llava-api convert SOURCE TARGET``: a checkpoint in LLaVA's original format -> a folder in the hub's format.
+"""``llava-api convert SOURCE TARGET``: convert a checkpoint in LLaVA's original format to the hub's format.
 
-``serve`` does this by itself on first use; this does it ahead of time, and where you want it.
+``serve`` does this by itself on first use; with this command you do it earlier and choose the folder.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def run(chosen: argparse.Namespace) -> None:
     if target.resolve().is_relative_to(Path(chosen.source).resolve()):
         raise StartupError(f"{target} lies inside the checkpoint itself: name another place")
     checkpoint = inspect_checkpoint(chosen.source, sources)
-    # torch takes seconds to import: only when it is clear that there is something to do.
+    # Imported only now, because torch takes seconds to import.
     from llava_api.checkpoints.convert import convert
 
     convert(checkpoint, sources, target)

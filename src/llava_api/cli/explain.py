@@ -1,6 +1,6 @@
 """``llava-api explain REQUEST``: what the model would be shown for a chat request, and why.
 
-Needs no engine, no GPU and no weights: a checkpoint's config and tokenizer will do.
+Needs only a checkpoint's config and tokenizer: no engine, no GPU and no weights.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def read_request(source: str) -> ChatCompletionRequest:
-    """The request in a file or on standard input; ``model`` may be left out. Raises StartupError."""
+    """The request in a file or on standard input, where ``model`` may be missing. Raises StartupError."""
     try:
         body = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
@@ -65,7 +65,7 @@ def read_request(source: str) -> ChatCompletionRequest:
         if isinstance(data, dict):
             body = json.dumps({"model": "the model", **data}).encode()
     except (ValueError, RecursionError):
-        # parse says what is wrong with it
+        # parse says what is wrong.
         pass
     try:
         return parse(body, ChatCompletionRequest)
@@ -87,33 +87,33 @@ def save(explained: Explained, model: ServedModel, folder: Path) -> list[Path]:
     mode = model.image_mode
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written: list[Path] = []
-        pictures = zip(explained.explanation.images, explained.rendered, strict=True)
-        for number, (described, rendered) in enumerate(pictures, start=1):
+        saved: list[Path] = []
+        images = zip(explained.explanation.images, explained.rendered, strict=True)
+        for number, (described, rendered) in enumerate(images, start=1):
             size = (described.shown_width, described.shown_height)
             grid = mode.at(described.detail).grid(size)
-            written += save_shown(rendered.pixels, grid, mode.normalisation, folder, f"picture-{number}")
+            saved += save_shown(rendered.pixels, grid, mode.normalisation, folder, f"image-{number}")
     except OSError as error:
         raise StartupError(f"cannot write to {folder} ({error.strerror})") from error
-    return written
+    return saved
 
 
 def page(explanation: Explanation) -> str:
-    """The explanation as a page for people."""
+    """The explanation as text."""
     e = explanation
     lines = [
         f"LLaVA-{e.version}",
         f"  prompt family  {e.family}: {e.family_reason}",
         f"  image mode     {e.image_mode}: {e.image_mode_reason}",
         "",
-        f"{e.prompt_tokens} tokens: {e.text_tokens} of text, {e.image_tokens} of pictures; {room(e)}",
+        f"{e.prompt_tokens} tokens: {e.text_tokens} of text, {e.image_tokens} of images; {room(e)}",
         "",
-        *[line for number, image in enumerate(e.images, start=1) for line in picture_lines(number, image)],
-        "The prompt, <image> for each picture:",
+        *[line for number, image in enumerate(e.images, start=1) for line in image_lines(number, image)],
+        "The prompt, <image> for each image:",
         "",
         *[f"  {line}" for line in e.prompt.split("\n")],
         "",
-        "Its token ids, pictures shortened:",
+        "Its token ids, images shortened:",
         "",
         f"  {shortened_ids(e)}",
         "",
@@ -125,18 +125,18 @@ def page(explanation: Explanation) -> str:
 
 def room(e: Explanation) -> str:
     if e.context_left < 1:
-        return f"the context is {e.context_length}: too long by {1 - e.context_left} to be answered"
+        return f"the context is {e.context_length}: too long by {1 - e.context_left} for an answer"
     return f"{e.context_left} of {e.context_length} left for the answer"
 
 
-def picture_lines(number: int, image: ExplainedImage) -> list[str]:
+def image_lines(number: int, image: ExplainedImage) -> list[str]:
     turned = "" if image.orientation == 1 else f", EXIF orientation {image.orientation}"
     shown = "" if image.orientation == 1 else f", shown as {image.shown_width} x {image.shown_height}"
     across, down = image.grid
     one_tile = len(image.pixels_shape) == 3 or image.pixels_shape[0] == 1
     tiles = "one tile" if one_tile else f"a base tile and {across} x {down} tiles (across x down)"
     return [
-        f"Picture {number} ({image.param}): {image.format}, {image.width} x {image.height}{turned}{shown}",
+        f"Image {number} ({image.param}): {image.format}, {image.width} x {image.height}{turned}{shown}",
         f"  {image.mode}: {tiles}, {image.image_tokens} tokens",
         f"  pixels {'x'.join(map(str, image.pixels_shape))}, SHA-256 {image.pixels_sha256}",
         "",
@@ -149,6 +149,6 @@ def shortened_ids(e: Explanation) -> str:
     for place in e.placeholders:
         parts += map(str, e.prompt_token_ids[position : place.offset])
         token = e.prompt_token_ids[place.offset]
-        parts.append(f"[picture {place.image + 1}: {place.length} x {token}]")
+        parts.append(f"[image {place.image + 1}: {place.length} x {token}]")
         position = place.offset + place.length
     return " ".join([*parts, *map(str, e.prompt_token_ids[position:])])

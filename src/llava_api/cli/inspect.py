@@ -1,4 +1,4 @@
-"""``llava-api inspect MODEL``: what a checkpoint is, how it would be served, and what memory it takes."""
+"""``llava-api inspect MODEL``: what a checkpoint is, how it would be served, and how much memory it needs."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ def run(chosen: argparse.Namespace) -> None:
     else:
         width = max(map(len, facts))
         for name, value in facts.items():
-            print(f"{name.replace('_', ' '):{width}}  {written(value)}")
+            print(f"{name.replace('_', ' '):{width}}  {text_of(value)}")
 
 
 def describe(model: ServedModel) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def describe(model: ServedModel) -> dict[str, Any]:
 
 
 def weights_here(model: ServedModel) -> str:
-    """Whether the weights lie in the folder, whole."""
+    """The weights that the folder has."""
     try:
         files = weight_files(model.checkpoint.folder)
     except StartupError as error:
@@ -74,9 +74,9 @@ def weights_here(model: ServedModel) -> str:
     return f"{len(files)} files, {readable_size(size)}" if files else "none in this folder"
 
 
-def written(value: Any) -> str:
+def text_of(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{readable_size(size)} at {name}" for name, size in value.items()) + ", KV cache on top"
     if isinstance(value, int):
         return f"{value:,}"
-    return "not said" if value is None else str(value)
+    return "not given" if value is None else str(value)

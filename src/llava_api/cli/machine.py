@@ -1,4 +1,4 @@
-"""What this machine, or the container on it, has: memory, processors, disks, GPUs. Reads files of the kernel."""
+"""Memory, processors, disks and GPUs of this machine or container, read from files of the kernel."""
 
 import os
 import re
@@ -21,9 +21,9 @@ class Memory:
 
     total: int
     available: int
-    """Free, or free at once where it is asked for (caches of files)."""
+    """Free, or used for caches that the kernel drops when memory is needed."""
     of_container: bool
-    """Whether a container's limit is what bounds it."""
+    """Whether the values are a container's limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Gpu:
 
 
 def memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> Memory | None:
-    """None where the system does not tell (it is not Linux)."""
+    """None if the system is not Linux."""
     try:
         lines = (proc / "meminfo").read_text().splitlines()
         facts = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
@@ -51,14 +51,14 @@ def memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> Memory | None:
 
 
 def limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
-    """(limit, used without what could be dropped at once) of each control group that this process is in, in bytes."""
+    """(limit, used memory without droppable caches) in bytes of each control group that this process is in."""
     for folder, names in own_groups(proc, cgroups):
         limit_name, used_name, droppable = names
         try:
             limit, used = int((folder / limit_name).read_text()), int((folder / used_name).read_text())
             found = re.search(rf"^{droppable} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
         except (OSError, ValueError):
-            # None set (the word "max"), or another version's.
+            # There is no limit (the word "max"), or the file belongs to the other version.
             continue
         yield limit, used - (int(found[1]) if found else 0)
 
@@ -68,9 +68,9 @@ VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_f
 
 
 def own_groups(proc: Path, cgroups: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """The folder of each group that this process is in, outermost first, and the names of the files in it.
+    """The folder of each group that this process is in, outermost first, and the names of its files.
 
-    Inside a container its own group is the root, whatever path the kernel tells.
+    Inside a container the container's group is the root, even if the kernel names another path.
     """
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
@@ -94,7 +94,7 @@ def cores() -> int:
 
 
 def cpu_features(proc: Path = PROC) -> frozenset[str]:
-    """As the kernel names them: avx2, avx512f, ...; empty where it does not tell."""
+    """In the kernel's names, such as avx2 and avx512f; empty if the kernel names none."""
     try:
         found = re.search(r"^(?:flags|Features)\s*:(.*)$", (proc / "cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -103,7 +103,7 @@ def cpu_features(proc: Path = PROC) -> frozenset[str]:
 
 
 def free_bytes(folder: Path) -> int | None:
-    """On the disk of ``folder``, or of the nearest folder above it that is there; None where nobody can tell."""
+    """Free bytes for ``folder`` or its nearest parent that exists; None if that cannot be found out."""
     for place in (folder, *folder.parents):
         try:
             return shutil.disk_usage(place).free
@@ -115,9 +115,9 @@ def free_bytes(folder: Path) -> int | None:
 
 
 def torch_is_for_cuda() -> bool | None:
-    """Whether the installed torch computes on a GPU, as its engine then does; None where it is not installed.
+    """Whether the installed torch, and so the engine, computes on a GPU; None if torch is not installed.
 
-    Read from a file of it: importing it takes seconds.
+    Reads a file of torch, because importing it takes seconds.
     """
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
@@ -131,7 +131,7 @@ def torch_is_for_cuda() -> bool | None:
 
 
 def nvidia_smi() -> tuple[Gpu, ...]:
-    """Every NVIDIA GPU, by its driver's own tool. Raises OSError with a sentence where that cannot be had."""
+    """The GPUs that NVIDIA's driver lists. Raises OSError with a sentence if its tool is missing or fails."""
     command = [
         "nvidia-smi",
         "--query-gpu=name,memory.total,memory.free,driver_version",

@@ -1,4 +1,4 @@
-"""``llava-api``: choose the subcommand."""
+"""``llava-api``: parse the command line and run the subcommand."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from llava_api.errors import StartupError
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; argparse would print fifty lines of usage first."""
+    """Prints one line for an error; argparse would print fifty lines of usage before it."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a subcommand; a StartupError becomes one sentence and exit code 1."""
+    """Run a subcommand. A StartupError is printed in one line and gives exit code 1."""
     with output_that_may_end():
         chosen = build_parser().parse_args(arguments)
         try:

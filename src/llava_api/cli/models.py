@@ -12,7 +12,7 @@ def demo_folder() -> Path:
 
 
 def find_model(model: str) -> str:
-    """A demo's name stands for its bundled folder; anything else for itself."""
+    """The bundled folder if ``model`` is the name of a demo, else ``model``."""
     if "/" not in model and model in {folder.name for folder in demo_folder().iterdir() if folder.is_dir()}:
         return model if Path(model).is_dir() else str(demo_folder() / model)
     return model

@@ -1,6 +1,7 @@
-"""``llava-api serve [MODEL]``: load a checkpoint and serve it until told to stop."""
+"""``llava-api serve [MODEL]``: load a checkpoint and serve it until a signal ends the server."""
 
 import argparse
+import base64
 import logging
 import os
 import signal
@@ -30,19 +31,19 @@ from llava_api.settings import Settings
 from llava_api.telemetry.tracing import Tracing, open_tracing
 from llava_api.web_origins import is_loopback
 
-DEMO_PICTURE = "red-circle.png"
+DEMO_IMAGE = "red-circle.png"
 MADE_KEY_NAME = "made-at-start"
 log = logging.getLogger("llava_api")
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """Where the server listens; taken before the model is loaded, so that a mistake is told at once."""
+class Listeners:
+    """Opened before the model is loaded, so that a mistake in the settings is reported at once."""
 
-    listener: socket.socket
+    main: socket.socket
     certificates: Certificates | None
     side: socket.socket | None
-    """For metrics and health alone, without a key."""
+    """Serves only metrics and health, without a key."""
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -59,10 +60,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(chosen: argparse.Namespace) -> None:
-    # Until the server has its own way to stop.
+    # Until uvicorn handles the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     keep_freed_memory()
-    # Each text is tokenized in the thread that asks. Threads of the library's own make it complain of every fork.
+    # A text is tokenized in the thread that needs it. With threads of its own the library warns about every fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     settings = read_settings(chosen)
     set_up_logging(settings.log_level, settings.log_format)
@@ -71,12 +72,12 @@ def run(chosen: argparse.Namespace) -> None:
     except StartupError as error:
         if settings.log_format != "json":
             raise
-        tell(error, settings)
+        report(error, settings)
         sys.exit(1)
 
 
-def tell(error: StartupError, settings: Settings) -> None:
-    """Why the server ends: one line, JSON where all lines are."""
+def report(error: StartupError, settings: Settings) -> None:
+    """Write why the server ends, in one line in the log's format."""
     if settings.log_format == "json":
         log.critical("%s", error)
     else:
@@ -86,7 +87,7 @@ def tell(error: StartupError, settings: Settings) -> None:
 def start(wanted: str, settings: Settings) -> None:
     """Raises StartupError."""
     if settings.log_prompts:
-        log.warning("--log-prompts: what people ask is written into this log")
+        log.warning("--log-prompts: this log contains what people ask")
     tracing = open_tracing(settings.otlp_endpoint)
     keys = KeyRing(settings)
     made_key = key_for_this_run(settings, keys)
@@ -97,7 +98,7 @@ def start(wanted: str, settings: Settings) -> None:
     limiter.table.warn_of_unknown_keys(key.name for key in keys.keys)
     certificates = open_certificates(settings)
     listener = listen(settings)
-    # Closed however this ends: a Unix socket's file goes with it.
+    # Closing it removes a Unix socket's file.
     with listener:
         side = None
         if settings.metrics_port is not None:
@@ -105,11 +106,11 @@ def start(wanted: str, settings: Settings) -> None:
         model = ready_model(wanted, settings)
         if side is not None:
             log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
-        serve_forever(model, settings, keys, limiter, Door(listener, certificates, side), tracing, made_key)
+        serve_forever(model, settings, keys, limiter, Listeners(listener, certificates, side), tracing, made_key)
 
 
 def ready_model(wanted: str, settings: Settings) -> ServedModel:
-    """The model in a form that the engine loads, and that fits. Raises StartupError."""
+    """The model in a form that the engine loads. Raises StartupError, also if it is too large for this machine."""
     names = tuple(settings.served_model_name) or (wanted,)
     model = open_model(find_model(wanted), names, settings)
     log.info("model %s: LLaVA-%s, %s format", names[0], model.checkpoint.version, model.checkpoint.format)
@@ -125,19 +126,19 @@ def ready_model(wanted: str, settings: Settings) -> ServedModel:
 
 
 def key_for_this_run(settings: Settings, keys: KeyRing) -> str | None:
-    """A new key where --make-key asks for one; None where there are others, or everybody is to be answered."""
+    """A new key if --make-key is set and there is no other key, unless anonymous requests are allowed."""
     return None if keys.needed or settings.allow_anonymous or not settings.make_key else new_key()
 
 
 def check_exposure(settings: Settings, keys: KeyRing) -> None:
-    """Raises StartupError where anybody on the network could use the server, and nobody said that they may."""
+    """Raises StartupError if others on the network could use the server without a key, unless a flag allows that."""
     if keys.needed or settings.make_key or settings.allow_anonymous:
         return
     if settings.unix_socket is not None or is_loopback(settings.host):
         return
     raise StartupError(
         f"--host {settings.host} opens the server to the network, and there are no API keys: name them with "
-        "--api-key-file (llava-api keys new makes one), let --make-key make one for this run, or say --allow-anonymous "
+        "--api-key-file (llava-api keys new makes one), let --make-key make one for this run, or set --allow-anonymous "
         "to answer everybody"
     )
 
@@ -147,11 +148,11 @@ def serve_forever(
     settings: Settings,
     keys: KeyRing,
     limiter: RateLimiter,
-    door: Door,
+    listeners: Listeners,
     tracing: Tracing | None,
     made_key: str | None = None,
 ) -> None:
-    """``made_key``: to be shown, once, when the server is ready."""
+    """``made_key``: shown once, when the server is ready."""
     import uvicorn
 
     from llava_api.server.app import create_app
@@ -172,33 +173,35 @@ def serve_forever(
         server.should_exit = True
 
     def end(exit_code: int = 0) -> NoReturn:
-        # A Unix socket's file goes with it.
-        door.listener.close()
+        # Removes a Unix socket's file.
+        listeners.main.close()
         end_at_once(exit_code)
 
     life = Lifecycle(settings.drain_timeout_seconds)
-    moments = Moments(lambda: announce(model, keys, settings, door.listener, made_key), end, close_port)
-    lifespan = make_lifespan(model, settings, keys, limiter, life, load, moments, door.side, door.certificates)
+    moments = Moments(lambda: announce(model, keys, settings, listeners.main, made_key), end, close_port)
+    lifespan = make_lifespan(
+        model, settings, keys, limiter, life, load, moments, listeners.side, listeners.certificates
+    )
     app = create_app(settings, keys, lifespan=lifespan, life=life, tracing=tracing)
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
-            """Uvicorn would close the port at once; ours drains first (server/lifecycle.py)."""
+            """Drain first (``server/lifecycle.py``); uvicorn would close the port at once."""
             life.stop()
 
     server = Server(
-        make_config(app, settings, certificates=door.certificates, count_refusal=state_of(app).metrics.reject)
+        make_config(app, settings, certificates=listeners.certificates, count_refusal=state_of(app).metrics.reject)
     )
-    server.run(sockets=[door.listener])
+    server.run(sockets=[listeners.main])
     if life.failure is not None:
-        tell(life.failure, settings)
+        report(life.failure, settings)
     end(0 if life.failure is None and server.started else 1)
 
 
 def end_at_once(exit_code: int = 0) -> NoReturn:
-    """Out of the midst of a load too, which is a thread inside vLLM that nothing can stop.
+    """End the process even during a load, which is a thread inside vLLM that nothing can stop.
 
-    Python's own way out has nothing to give: torch and vLLM take a second for it and complain for a page.
+    A normal exit would have no advantage: torch and vLLM take a second for it and print a page of warnings.
     """
     kill_children()
     logging.shutdown()
@@ -209,35 +212,32 @@ def end_at_once(exit_code: int = 0) -> NoReturn:
 def announce(
     model: ServedModel, keys: KeyRing, settings: Settings, listener: socket.socket, made_key: str | None
 ) -> None:
-    """The base URL and a curl line that works as it is, with a small picture in it."""
+    """Log the base URL and a curl command that works as it is, with a small image in it."""
     name, url = model.names[0], base_url(settings, listener)
-    over = "" if settings.unix_socket is None else f"--unix-socket {settings.unix_socket} "
-    log.info("ready. Base URL: %s%s", url, f" (on the Unix socket {settings.unix_socket})" if over else "")
+    option = "" if settings.unix_socket is None else f"--unix-socket {settings.unix_socket} "
+    log.info("ready. Base URL: %s%s", url, f" (on the Unix socket {settings.unix_socket})" if option else "")
     if made_key is not None:
         log.warning(
-            "no API key is configured: this one was made for this run, and whoever reads this log can use it. "
-            "--api-key-file takes keys of yours.\n\n%s\n",
+            "no API key is configured: this one was made for this run, and anybody who reads this log can use "
+            "it. --api-key-file takes your own keys.\n\n%s\n",
             made_key,
         )
     elif keys.needed:
-        log.info("API keys: %s", ", ".join(key.name for key in keys.keys) or "none yet, so nobody is answered")
+        log.info("API keys: %s", ", ".join(key.name for key in keys.keys) or "none yet, so every request is refused")
     shown_key = made_key or ("YOUR_KEY" if keys.needed else None)
-    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, over + url, shown_key))
+    log.info("try it, in another terminal:\n\n%s\n", curl_line(name, option + url, shown_key))
 
 
 def curl_line(name: str, base_url: str, shown_key: str | None) -> str:
-    picture = demo_picture()
     body = (
         f'{{"model": "{name}", "messages": [{{"role": "user", "content": ['
         f'{{"type": "text", "text": "What is in this image?"}}, '
-        f'{{"type": "image_url", "image_url": {{"url": "data:image/png;base64,{picture}"}}}}]}}]}}'
+        f'{{"type": "image_url", "image_url": {{"url": "data:image/png;base64,{demo_image()}"}}}}]}}]}}'
     )
     key = f" -H 'Authorization: Bearer {shown_key}'" if shown_key else ""
     return f"curl -s {base_url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
 
 
-def demo_picture() -> str:
-    """The bundled picture of a red circle, in base64."""
-    import base64
-
-    return base64.b64encode((demo_folder() / DEMO_PICTURE).read_bytes()).decode()
+def demo_image() -> str:
+    """The bundled image of a red circle, in base64."""
+    return base64.b64encode((demo_folder() / DEMO_IMAGE).read_bytes()).decode()

@@ -1,6 +1,6 @@
-"""What can be known to fail is told before the engine is started, in one sentence: half a minute earlier, and in words.
+"""Checks before the engine is started: they fail half a minute earlier than the engine would, with a clear sentence.
 
-Only what is certain stops a start. ``llava-api doctor`` tells of what is merely unwise.
+Only what is certain to fail stops a start. ``llava-api doctor`` warns about the rest.
 """
 
 import logging
@@ -20,13 +20,13 @@ log = logging.getLogger("llava_api")
 SHARED_MEMORY_BYTES = 40 * 2**20
 """For the queues between vLLM's processes as small as they may get (``engine/vllm_plugin.py``)."""
 PROCESSES_BYTES = 1_200_000_000
-"""What three processes with torch and vLLM in them hold beside weights and KV cache: measured 1.4 GB."""
+"""What three processes with torch and vLLM hold besides weights and KV cache: 1.4 GB was measured."""
 GPU_SHARE = 0.92
-"""vLLM's default of gpu_memory_utilization; older ones take 0.9."""
+"""vLLM's default gpu_memory_utilization; older versions have 0.9."""
 
 
 def check_start(model: ServedModel, settings: Settings) -> None:
-    """Raises StartupError where the engine could not load ``model`` here."""
+    """Raises StartupError if the engine could not load ``model`` here."""
     for name, meant in unknown_variables(os.environ).items():
         log.warning("the variable %s sets nothing; did you mean %s?", name, meant)
     on_gpu = machine.torch_is_for_cuda()
@@ -40,7 +40,7 @@ def check_start(model: ServedModel, settings: Settings) -> None:
 
 
 def needs_shared_memory(settings: Settings, *, on_gpu: bool) -> bool:
-    """Whether the engine's workers are processes of their own; on one GPU they are not."""
+    """Whether the engine's workers are separate processes; on one GPU they are not."""
     several = settings.tensor_parallel_size * settings.pipeline_parallel_size > 1
     return not on_gpu or several or settings.distributed_executor_backend is not None
 
@@ -53,12 +53,12 @@ def check_shared_memory(settings: Settings, *, on_gpu: bool, place: Path = machi
         raise StartupError(
             f"{place} has {megabytes(free)} free and the engine's processes need {megabytes(SHARED_MEMORY_BYTES)}: "
             "give the container more (docker run --shm-size 1g; in Kubernetes an emptyDir of medium Memory), or remove "
-            "what others left there"
+            "what other programs left there"
         )
 
 
 def check_memory(weights: Weights, settings: Settings, quantization: str | None, *, on_gpu: bool) -> None:
-    """Raises StartupError where weights and KV cache are larger than the memory that there is."""
+    """Raises StartupError if weights and KV cache are larger than the memory."""
     if not settings.check_memory or settings.distributed_executor_backend == "ray":
         return
     needed = weights.in_memory(settings.dtype, quantized=quantization is not None)
@@ -74,7 +74,7 @@ def check_memory(weights: Weights, settings: Settings, quantization: str | None,
             f"--cpu-kvcache-space {settings.cpu_kvcache_space}) need {readable_size(total)} with the engine's "
             f"processes, and {readable_size(found.available)} are free"
             f"{' in this container' if found.of_container else ''}: make room, serve a smaller checkpoint, or start "
-            "all the same with --no-check-memory"
+            "anyway with --no-check-memory"
         )
 
 
@@ -82,7 +82,7 @@ def check_gpu_memory(needed: int, settings: Settings) -> None:
     try:
         largest = max((gpu.total for gpu in machine.nvidia_smi()), default=0)
     except OSError:
-        # The engine will say it better.
+        # The engine reports this problem better.
         return
     part = needed // (settings.tensor_parallel_size * settings.pipeline_parallel_size)
     share = settings.gpu_memory_utilization or GPU_SHARE
@@ -90,7 +90,7 @@ def check_gpu_memory(needed: int, settings: Settings) -> None:
         raise StartupError(
             f"out of memory: the weights need {readable_size(part)} on each GPU, and {share:.0%} of the largest is "
             f"{readable_size(int(largest * share))}: use more GPUs (--tensor-parallel-size), a quantized checkpoint or "
-            "--load-8bit, or start all the same with --no-check-memory"
+            "--load-8bit, or start anyway with --no-check-memory"
         )
 
 

@@ -188,34 +188,26 @@ class Chat:
 
 
 class Commands:
-    """What can be typed with a slash in front."""
+    """The methods of the ``COMMANDS``, which share their names."""
 
     def __init__(self, chat: Chat, screen: Screen) -> None:
         self.chat = chat
         self.screen = screen
-        self.known: dict[str, Callable[[str], bool | None]] = {
-            "/image": self.image,
-            "/new": self.new,
-            "/system": self.system,
-            "/save": self.save,
-            "/load": self.load,
-            "/help": self.help,
-            "/quit": self.quit,
-        }
 
     def run(self, line: str) -> bool:
         """False if an answer failed, which has been shown. Raises StartupError that says what went wrong, and Quit."""
         name, _, argument = line.partition(" ")
-        known = self.known.get(name.lower())
-        if known is None:
+        name = name.lower()
+        if name not in COMMANDS:
             if all(os.path.isfile(path) for path in names_in(line)):
                 # A file was dropped on the terminal.
                 raise StartupError(f"to show an image, type: /image {line}")
             raise StartupError(f"{name} is no command: /help lists them (a question cannot begin with a slash)")
-        takes, does = COMMANDS[name.lower()]
+        takes, does = COMMANDS[name]
         if takes.startswith("FILE") and not argument.strip():
             raise StartupError(f"{name} {takes}: {does}")
-        return known(argument.strip()) is not False
+        run: Callable[[str], bool | None] = getattr(self, name[1:])
+        return run(argument.strip()) is not False
 
     def image(self, argument: str) -> None:
         # Open all before the first is attached: a wrong name changes nothing.

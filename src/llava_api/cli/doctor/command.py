@@ -1,6 +1,6 @@
-"""``llava-api doctor [MODEL]``: look at this machine, and at what would be served; say what to do.
+"""``llava-api doctor [MODEL]``: check this machine and what would be served, and say what to do.
 
-Takes the flags of serve, so that what is checked is what would be started. Starts no engine and loads no weights.
+Takes the flags of serve, so that it checks what serve would start. It starts no engine and loads no weights.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from llava_api.cli.models import DEMO, MODEL_HELP
 from llava_api.cli.terminal import printable
 from llava_api.settings import Settings
 
-WORDS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+LABELS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,7 +31,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Exit code 1 where a check failed."""
+    """Exits with code 1 if a check failed."""
     settings, found = settings_checks.read(chosen)
     found += examine(chosen.model, settings)
     effective = settings_checks.in_effect(settings, given_flags(chosen))
@@ -40,7 +40,7 @@ def run(chosen: argparse.Namespace) -> None:
         checks = [asdict(finding) for finding in found]
         print(json.dumps({"ok": not failed, "checks": checks, "settings": effective}, indent=2))
     else:
-        print(printable(page(found, effective)))
+        print(printable(report(found, effective)))
     if failed:
         sys.exit(1)
 
@@ -48,7 +48,7 @@ def run(chosen: argparse.Namespace) -> None:
 def examine(model: str, settings: Settings) -> list[Finding]:
     on_gpu = machine.torch_is_for_cuda()
     with ThreadPoolExecutor(1) as pool:
-        # They take seconds, in processes of their own; the rest is done meanwhile.
+        # The imports take seconds, in processes of their own, in parallel to the other checks.
         imports = pool.submit(software_checks.imports)
         checked = model_findings(model, settings, on_gpu)
         imported = imports.result()
@@ -68,10 +68,10 @@ def examine(model: str, settings: Settings) -> list[Finding]:
     ]
 
 
-def page(found: list[Finding], effective: list[dict[str, str]]) -> str:
+def report(found: list[Finding], effective: list[dict[str, str]]) -> str:
     width = max(len(finding.check) for finding in found)
     lines = [
-        f"{WORDS[finding.state]}  {finding.check:{width}}  {finding.found}"
+        f"{LABELS[finding.state]}  {finding.check:{width}}  {finding.found}"
         + (f"; to do: {finding.advice}" if finding.advice else "")
         for finding in found
     ]
@@ -79,5 +79,5 @@ def page(found: list[Finding], effective: list[dict[str, str]]) -> str:
     lines += [f"  {one['setting']} {one['value']} (from {one['source']})" for one in effective]
     failed = sum(finding.state == "fail" for finding in found)
     warned = sum(finding.state == "warn" for finding in found)
-    lines += ["", f"{failed} failed, {warned} to look at, {len(found) - failed - warned} well"]
+    lines += ["", f"{failed} failed, {warned} warnings, {len(found) - failed - warned} ok"]
     return "\n".join(lines)

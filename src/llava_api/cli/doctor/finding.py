@@ -1,4 +1,4 @@
-"""What a check of the doctor found."""
+"""The result of one check."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,12 +9,12 @@ State = Literal["ok", "warn", "fail"]
 @dataclass(frozen=True, slots=True)
 class Finding:
     check: str
-    """What was looked at, in a word or two."""
+    """What was checked, in a word or two."""
     state: State
-    """warn: it may do, but will disappoint; fail: the server cannot start, or not work."""
+    """warn: the server may work, but not well; fail: it cannot start or cannot work."""
     found: str
     advice: str = ""
-    """What to do; empty where all is well."""
+    """What to do; empty if nothing is."""
 
 
 def ok(check: str, found: str) -> Finding:

@@ -15,21 +15,21 @@ from llava_api.units import readable_size
 
 OLDEST_PYTHON = (3, 11)
 LEAST_MEMORY = 3 * 10**9
-"""Bytes: three processes with torch and vLLM in them and 1 GiB of KV cache, measured with the demo checkpoint."""
+"""For three processes with torch and vLLM and 1 GiB of KV cache, measured with the demo checkpoint."""
 SHARED_MEMORY_WISHED = 400 * 2**20
 """Both ring buffers between vLLM's processes: 10 chunks of 16 and of 24 MiB."""
 DISK_BYTES = 20 * 10**9
-"""Where a checkpoint goes: a 7B model in 16 bits and some room."""
+"""For a checkpoint: a 7B model in 16 bits and some room."""
 TEMPORARY_BYTES = 10**9
 FILES_WISHED = 4096
-"""Open files: two for each connection and a few hundred of the server's own."""
+"""Two for each connection and a few hundred for the server itself."""
 FILES_NEEDED = 512
 
 
 def python_version(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Finding:
     text = ".".join(map(str, version))
     if version < OLDEST_PYTHON:
-        return fail("python", text, "llava-api needs Python 3.11 or newer: make the environment anew with one")
+        return fail("python", text, "llava-api needs Python 3.11 or newer: make the environment again with one")
     return ok("python", f"{text} ({platform.system()} {platform.machine()})")
 
 
@@ -41,13 +41,13 @@ def processors(on_gpu: bool | None, cores: int, features: frozenset[str], machin
     if not on_gpu and wide == "avx2":
         return warn("cpu", found, "without AVX-512 bfloat16 is slow: --dtype float32 may be faster")
     if cores < 2:
-        return warn("cpu", found, "the server, its engine and the pictures share one core: give it two or more")
+        return warn("cpu", found, "server, engine and image decoding share one core: give them two or more")
     return ok("cpu", found)
 
 
 def memory(found: machine.Memory | None) -> Finding:
     if found is None:
-        return warn("memory", "the system does not tell", "see yourself that weights and KV cache fit")
+        return warn("memory", "the system does not say", "make sure that weights and KV cache fit")
     place = "in this container" if found.of_container else "on this machine"
     text = f"{readable_size(found.available)} free of {readable_size(found.total)} {place}"
     if found.available < LEAST_MEMORY:
@@ -65,18 +65,18 @@ def shared_memory(settings: Settings, on_gpu: bool | None, place: Path = machine
     text = f"{megabytes(free)} free in {place}"
     more = (
         "docker run --shm-size 1g or --ipc host; in Kubernetes an emptyDir of medium Memory at /dev/shm; remove what "
-        "ended programs left there"
+        "programs that have ended left there"
     )
     least, wished = megabytes(SHARED_MEMORY_BYTES), megabytes(SHARED_MEMORY_WISHED)
     if needed and free < SHARED_MEMORY_BYTES:
         return fail("shared memory", text, f"the engine's processes need {least}, better {wished}: {more}")
     if needed and free < SHARED_MEMORY_WISHED:
-        return warn("shared memory", text, f"with {wished} no batch of pictures takes a socket: {more}")
+        return warn("shared memory", text, f"with {wished} no batch of images has to take a socket: {more}")
     return ok("shared memory", text)
 
 
 def disks(settings: Settings, needed: int = DISK_BYTES) -> Iterator[Finding]:
-    """``needed``: bytes that a checkpoint may take."""
+    """``needed``: bytes for a checkpoint."""
     yield disk("cache folder", Path(settings.cache_dir).expanduser(), needed, "--cache-dir")
     yield disk("download folder", download_folder(settings), needed, "--download-dir")
     yield disk("temporary folder", Path(tempfile.gettempdir()), min(needed, TEMPORARY_BYTES), "TMPDIR")
@@ -93,7 +93,7 @@ def download_folder(settings: Settings) -> Path:
 def disk(check: str, folder: Path, needed: int, flag: str) -> Finding:
     free = machine.free_bytes(folder)
     if free is None:
-        return warn(check, f"{folder}: nobody can tell how much is free", f"name another with {flag}")
+        return warn(check, f"{folder}: the free space is unknown", f"name another with {flag}")
     text = f"{folder}: {readable_size(free)} free"
     if free < needed / 20:
         return fail(check, text, f"make room, or name another with {flag}")

@@ -1,4 +1,4 @@
-"""Whether the model's folder is there, whole, and small enough."""
+"""Whether the model's folder exists, is complete, and fits into memory."""
 
 from pathlib import Path
 
@@ -25,23 +25,21 @@ def model_findings(name: str, settings: Settings, on_gpu: bool | None) -> list[F
         opened = open_model(model, (name,), settings)
         opened.to_load()
     except StartupError as error:
-        return [
-            fail("model", str(error), "see that the whole checkpoint was copied; llava-api inspect tells what it is")
-        ]
+        return [fail("model", str(error), "check that all files were copied; llava-api inspect says what it is")]
     checkpoint = opened.checkpoint
     made = [ok("model", f"LLaVA-{checkpoint.version}, {checkpoint.format} format, prompts of {opened.family.name}")]
     weights = None
     try:
         if checkpoint.format == "original LoRA":
             return made
-        weights = check_whole(folder) if checkpoint.format == "hub" else of_files(folder)
+        weights = check_whole(folder) if checkpoint.format == "hub" else original_weights(folder)
     except StartupError as error:
         return [*made, fail("weights", str(error), "download it again; git lfs pull for a git checkout")]
-    return [*made, whole_weights(folder, weights), fits(weights, settings, opened.quantization, on_gpu)]
+    return [*made, complete_weights(folder, weights), fits(weights, settings, opened.quantization, on_gpu)]
 
 
-def of_files(folder: Path) -> Weights:
-    """Of the original format, which is converted before it is loaded."""
+def original_weights(folder: Path) -> Weights:
+    """The weights of the original format, which are converted before they are loaded."""
     check_whole(folder)
     files = weight_files(folder)
     return Weights(len(files), sum(file.stat().st_size for file in files))
@@ -52,13 +50,13 @@ def not_here(model: str) -> Finding:
         return fail("model", f"there is no folder {model}", "give the path of a checkpoint folder or a hub id")
     return warn(
         "model",
-        f"{model} is a hub id, which is not looked up here",
-        "its first start downloads it; HF_HUB_OFFLINE=1 serves only what is downloaded already",
+        f"{model} is a hub id, which is not looked up",
+        "the first start downloads it; with HF_HUB_OFFLINE=1 only downloaded models are served",
     )
 
 
-def whole_weights(folder: Path, weights: Weights) -> Finding:
-    text = f"{weights.files} files, {readable_size(weights.bytes)}, whole"
+def complete_weights(folder: Path, weights: Weights) -> Finding:
+    text = f"{weights.files} files, {readable_size(weights.bytes)}, complete"
     left = unfinished_downloads(folder)
     if left:
         return warn("weights", f"{text}; {len(left)} unfinished downloads beside them", f"remove {left[0].name}")

@@ -1,4 +1,4 @@
-"""The settings in effect, each with its source; and what is wrong with them."""
+"""The settings in effect with their sources, and what is wrong with them."""
 
 import argparse
 import os
@@ -14,14 +14,14 @@ from llava_api.settings import Settings
 
 
 def read(chosen: argparse.Namespace) -> tuple[Settings, list[Finding]]:
-    """The settings, with the default for each that is wrong, and what is to say about them."""
+    """The settings, with the default for each wrong one, and the findings about them."""
     given = given_flags(chosen)
     found = []
     try:
         settings = Settings(**given)
     except ValidationError as error:
         wrong = complaints(error, given)
-        found = [fail("settings", text, "mend it; the checks below take its default") for text in wrong.values()]
+        found = [fail("settings", text, "correct it; the checks below use its default") for text in wrong.values()]
         settings = with_defaults(given, wrong)
     found += [fail("settings", text, "the server would not start") for text in contradictions(settings)]
     for name, meant in sorted(unknown_variables(os.environ).items()):
@@ -32,7 +32,7 @@ def read(chosen: argparse.Namespace) -> tuple[Settings, list[Finding]]:
 
 
 def with_defaults(given: dict[str, Any], wrong: Collection[str]) -> Settings:
-    """The settings with the default for each of ``wrong``; all defaults where that is not enough."""
+    """The settings with the default for each of ``wrong``, or all defaults if that is not enough."""
     defaults = {name: field.get_default() for name, field in Settings.model_fields.items() if name in wrong}
     try:
         return Settings(**{**given, **defaults})
@@ -41,7 +41,7 @@ def with_defaults(given: dict[str, Any], wrong: Collection[str]) -> Settings:
 
 
 def in_effect(settings: Settings, given: dict[str, Any]) -> list[dict[str, str]]:
-    """Each setting that a flag or a variable has set; keys are not shown."""
+    """Every setting that a flag or a variable sets, without keys."""
     made = []
     for name in Settings.model_fields:
         source = source_of(name, given)

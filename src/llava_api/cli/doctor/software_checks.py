@@ -1,6 +1,6 @@
-"""Whether the heavy packages import, and what GPU they see: asked in processes of their own, which may hang or crash.
+"""Whether the heavy packages can be imported, and which GPUs they see.
 
-A broken driver can end a process at ``import torch``; the doctor must live to tell.
+They are imported in other processes, which a broken driver may stop or end at ``import torch``.
 """
 
 import json
@@ -17,9 +17,8 @@ from llava_api.versions import VLLM, installed
 
 IMPORT_SECONDS = 25.0
 GROUPS = (("torch", "torchvision", "transformers"), ("vllm.engine.arg_utils",))
-"""What is imported by one process after the other; the groups at the same time."""
-LAST_TO_TELL = 300
-"""Letters of an exception's words."""
+"""Each group is imported by one process; the processes run at the same time."""
+MAX_ERROR_LENGTH = 300
 INSTALL = (
     "install it as make setup does: pip install 'llava-api[cuda]' with an NVIDIA GPU, 'llava-api[cpu]' elsewhere, in "
     "an environment of its own"
@@ -27,18 +26,18 @@ INSTALL = (
 SCRIPT = """
 import importlib, json, sys
 for name in sys.argv[1:]:
-    told = {"name": name}
-    print(json.dumps(told), flush=True)
+    facts = {"name": name}
+    print(json.dumps(facts), flush=True)
     try:
         found = importlib.import_module(name)
-        told["version"] = str(getattr(found, "__version__", ""))
+        facts["version"] = str(getattr(found, "__version__", ""))
         if name == "torch":
-            told["cuda"] = found.version.cuda
+            facts["cuda"] = found.version.cuda
             if found.version.cuda is not None:
-                told["gpus"] = found.cuda.device_count()
+                facts["gpus"] = found.cuda.device_count()
     except BaseException as error:
-        told["error"] = f"{type(error).__name__}: {error}"
-    print(json.dumps(told), flush=True)
+        facts["error"] = f"{type(error).__name__}: {error}"
+    print(json.dumps(facts), flush=True)
 """
 
 
@@ -47,12 +46,12 @@ class Import:
     name: str
     version: str = ""
     error: str = ""
-    """Why it failed; empty where it did not."""
+    """Why the import failed, if it did."""
     slow: bool = False
     cuda: str | None = None
-    """Of torch: the CUDA that it is built for."""
+    """For torch: the CUDA version that it is built for."""
     gpus: int = 0
-    """Of torch: GPUs that it sees."""
+    """For torch: the number of GPUs that it sees."""
 
 
 def imports(groups: Sequence[Sequence[str]] = GROUPS, seconds: float = IMPORT_SECONDS) -> dict[str, Import]:
@@ -62,7 +61,7 @@ def imports(groups: Sequence[Sequence[str]] = GROUPS, seconds: float = IMPORT_SE
 
 
 def import_group(names: Sequence[str], seconds: float) -> list[Import]:
-    # -P: a folder of the same name in the working directory is not meant.
+    # -P: do not import a folder of the same name in the working directory.
     command = [sys.executable, "-P", "-W", "ignore", "-c", SCRIPT, *names]
     end = ""
     try:
@@ -73,18 +72,18 @@ def import_group(names: Sequence[str], seconds: float) -> list[Import]:
             end = f"the process ended with code {done.returncode}" + (f": {said[-1]}" if said else "")
     except subprocess.TimeoutExpired as error:
         output = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
-    told: dict[str, dict[str, object]] = {}
+    found: dict[str, dict[str, object]] = {}
     for line in output.splitlines():
         if line.startswith('{"name"'):
             facts = json.loads(line)
-            told[facts["name"]] = facts
-    return [imported(name, told.get(name, {}), end) for name in names]
+            found[facts["name"]] = facts
+    return [imported(name, found.get(name, {}), end) for name in names]
 
 
 def imported(name: str, facts: dict[str, object], end: str) -> Import:
-    """``end``: how its process ended; empty where it had to be stopped."""
+    """``end``: how the process ended; empty if it had to be stopped."""
     if "error" in facts:
-        return Import(name, error=" ".join(str(facts["error"]).split())[:LAST_TO_TELL])
+        return Import(name, error=" ".join(str(facts["error"]).split())[:MAX_ERROR_LENGTH])
     if "version" not in facts:
         return Import(name, error=end, slow=not end)
     cuda, gpus = facts.get("cuda"), facts.get("gpus")
@@ -98,12 +97,12 @@ def package(name: str, found: Import, *distributions: str) -> Finding:
     if installed(*distributions) is None and not found.version:
         return fail(name, "not installed", INSTALL)
     if found.error:
-        return fail(name, f"{version} does not import: {found.error}", "its parts do not fit each other: " + INSTALL)
+        return fail(name, f"{version} does not import: {found.error}", "its parts do not match: " + INSTALL)
     if found.slow:
         return warn(
             name,
             f"{version} was not imported in {IMPORT_SECONDS:.0f} s",
-            "run the doctor again (a cold disk reads faster the second time); a driver that hangs stays slow",
+            "run the doctor again: a cold disk is faster the second time, a driver that hangs is not",
         )
     return ok(name, version)
 
@@ -118,7 +117,7 @@ def packages(found: dict[str, Import]) -> list[Finding]:
 
 
 def gpu(torch: Import) -> Finding:
-    """What the driver's tool sees, beside what torch sees."""
+    """Compare the GPUs of the driver's tool with those of torch."""
     try:
         cards = machine.nvidia_smi()
     except OSError as error:

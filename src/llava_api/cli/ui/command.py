@@ -7,9 +7,8 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
@@ -29,15 +28,6 @@ MISSING = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the page listens."""
-
-    host: str
-    port: int
-    allowed_hosts: tuple[str, ...]
-
-
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("ui", help="a chat page in the browser", description=__doc__)
     parser.add_argument(
@@ -54,7 +44,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--port",
         dest="page_port",
-        type=port,
+        type=int,
         default=PORT,
         metavar="PORT",
         help=f"0 takes a free one (default: {PORT})",
@@ -63,8 +53,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--allow-anonymous",
         dest="page_allow_anonymous",
         action="store_true",
-        help="let everybody on the network use the page: it has no passwords; needed for a --host that is not this "
-        "machine alone",
+        help="let everybody on the network use the page: it has no passwords; needed if --host can be reached from "
+        "other machines",
     )
     parser.add_argument(
         "--allowed-hosts",
@@ -79,28 +69,21 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=run)
 
 
-def port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError("a port is 0 to 65535")
-    return number
-
-
 def run(chosen: argparse.Namespace) -> None:
     """Raises StartupError."""
     if not is_web_address(chosen.base_url):
         raise StartupError(f"--base-url must start with http:// or https://, as in {BASE_URL}: {chosen.base_url}")
-    place = Place(chosen.page_host, chosen.page_port, tuple(chosen.page_allowed_hosts))
     settings = read_settings(chosen)
-    if not (chosen.page_allow_anonymous or is_loopback(place.host)):
+    if not (chosen.page_allow_anonymous or is_loopback(chosen.page_host)):
         raise StartupError(
-            f"--host {place.host} opens the page to the network, and it has no passwords: put it behind a proxy that "
-            "asks for one, or set --allow-anonymous to let everybody use it"
+            f"--host {chosen.page_host} opens the page to the network, and it has no passwords: put it behind a proxy "
+            "that asks for one, or set --allow-anonymous to let everybody use it"
         )
     if importlib.util.find_spec("gradio") is None:
         raise StartupError(MISSING)
-    with upload_folder() as folder, listening(place) as listener:
-        serve(chosen.base_url, settings, place, folder, listener)
+    hosts = (chosen.page_host, *chosen.page_allowed_hosts)
+    with upload_folder() as folder, listen(chosen.page_host, chosen.page_port) as listener:
+        serve(chosen.base_url, settings, hosts, folder, listener)
 
 
 @contextmanager
@@ -112,21 +95,17 @@ def upload_folder() -> Iterator[Path]:
         yield Path(name).resolve()
 
 
-@contextmanager
-def listening(place: Place) -> Iterator[socket.socket]:
+def listen(host: str, port: int) -> socket.socket:
     """Raises StartupError."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family)
-    except OSError as error:
-        raise StartupError(
-            f"cannot listen on {place.host}:{place.port} ({error.strerror}): choose another --host or --port"
-        ) from error
-    with listener:
-        yield listener
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StartupError(f"cannot listen on {host}:{port} ({reason}): choose another --host or --port") from error
 
 
-def serve(base_url: str, settings: Settings, place: Place, folder: Path, listener: socket.socket) -> None:
+def serve(base_url: str, settings: Settings, hosts: Collection[str], folder: Path, listener: socket.socket) -> None:
     # Gradio reads these when it is imported: it reports nothing to anybody and writes only into this process's folder.
     os.environ.update(
         GRADIO_ANALYTICS_ENABLED="False",
@@ -148,7 +127,7 @@ def serve(base_url: str, settings: Settings, place: Place, folder: Path, listene
     )
     limits = ImageLimits.from_settings(settings)
     uploads = Uploads(folder, WAITING_REQUESTS * limits.all_bytes)
-    app = create_web_app(api, uploads, limits, (place.host, *place.allowed_hosts))
+    app = create_web_app(api, uploads, limits, hosts)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2, ws="none"
     )
