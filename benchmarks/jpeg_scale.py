@@ -12,14 +12,12 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageDraw
 
-from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
 from llava_api.images.decode import decode
-from llava_api.images.geometry import Size
-from llava_api.images.load import render_pixels
 from llava_api.images.mode import ImageMode
-from llava_api.normalisation import Normalisation
+from llava_api.images.pixels import render_pixels
+from llava_api.vision.geometry import Size
+from llava_api.vision.normalisation import CLIP
 
-CLIP = Normalisation(CLIP_MEAN, CLIP_STD)
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 PAD = ImageMode("pad", 336, 14, 576, CLIP)
 ANY_RES = ImageMode("anyres", 336, 14, 576, CLIP, PINPOINTS)

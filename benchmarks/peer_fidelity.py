@@ -43,14 +43,14 @@ from llava_api.chat.prepare import Preparer
 from llava_api.chat.question import chat_question
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.decode import Decoded
-from llava_api.images.geometry import select_best_resolution
 from llava_api.images.load import ImageLoader
 from llava_api.images.pixels import anyres_levels, pad_levels
 from llava_api.limits.account import Account
-from llava_api.normalisation import Normalisation
 from llava_api.prompts.families import VICUNA_V1
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.settings import Settings
+from llava_api.vision.geometry import select_best_resolution
+from llava_api.vision.normalisation import Normalisation
 
 Json = dict[str, Any]
 Size = tuple[int, int]  # (width, height)

@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from llava_api.chat.tools import INTRODUCTION
-from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
 from llava_api.images.decode import Decoded
-from llava_api.images.geometry import Size, fit_within, select_best_resolution, tile_grid
 from llava_api.images.pixels import anyres_levels, pad_levels
-from llava_api.normalisation import Normalisation
+from llava_api.vision.geometry import Size, fit_within, select_best_resolution, tile_grid
+from llava_api.vision.normalisation import CLIP
 from training.conversations import Question
 from training.model import Recipe, Stage
 from training.pictures import COLOURS, KINDS, Mark
@@ -28,7 +27,6 @@ from training.samples import Sample, exam_sample, form_exam_sample, mixed_sample
 KIND_INDEX = {kind: index + 1 for index, kind in enumerate((*KINDS, *"0123456789"))}
 COLOUR_INDEX = {colour: index + 1 for index, colour in enumerate(COLOURS)}
 IGNORED = -100
-NORMALISATION = Normalisation(CLIP_MEAN, CLIP_STD)
 
 Frame = tuple[float, float, float, float]
 """(scale x, scale y, offset x, offset y) of a tile: place in the tile = place in the picture * scale + offset."""
@@ -53,8 +51,8 @@ class Batch:
 
 def levels(recipe: Recipe, image: Image.Image) -> np.ndarray:
     """The tiles of a picture as the server makes them: uint8 (tiles, 3, S, S)."""
-    if recipe.version == "1.5":
-        return pad_levels(Decoded.whole(image), recipe.tile_pixels, NORMALISATION)[None]
+    if not recipe.family.tiled:
+        return pad_levels(Decoded.whole(image), recipe.tile_pixels, CLIP)[None]
     return anyres_levels(Decoded.whole(image), recipe.pinpoints, recipe.tile_pixels)
 
 
@@ -62,7 +60,7 @@ def frames(recipe: Recipe, size: Size) -> list[Frame]:
     """Where the tiles of a picture of ``size`` lie on it."""
     side = recipe.tile_pixels
     width, height = size
-    if recipe.version == "1.5":
+    if not recipe.family.tiled:
         longer = max(width, height)
         scale = side / longer
         return [(scale, scale, (longer - width) // 2 * scale, (longer - height) // 2 * scale)]
@@ -94,7 +92,7 @@ def feature_rows(recipe: Recipe, size: tuple[int, int], first_tile: int, newline
     patches = recipe.side**2
     base = first_tile * patches
     rows = list(range(base, base + patches))
-    if recipe.version == "1.5":
+    if not recipe.family.tiled:
         return rows
     grid = tile_grid(size, recipe.pinpoints, recipe.tile_pixels, recipe.patch_pixels)
     for y in range(grid.rows.start, grid.rows.stop):

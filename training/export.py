@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_api.checkpoints.hub_files import clip_processor, hub_config
-from llava_api.weight_names import classic_name
+from llava_api.vision.families import classic_name
 from training.model import RECIPES, Recipe, text_config, vision_config
 from training.tokenizer import build_tokenizer, save_tokenizer
 
@@ -46,7 +46,7 @@ def config(recipe: Recipe, vocabulary: int, image_token: int) -> dict[str, Any]:
     vision = {**vision_config(recipe).to_diff_dict(), "model_type": "clip_vision_model"}
     text = {**text_config(recipe, vocabulary).to_diff_dict(), "model_type": "llama"}
     whole = hub_config(
-        tiled=recipe.version == "1.6",
+        recipe.family,
         text={name: value for name, value in text.items() if name != "transformers_version"},
         vision={name: value for name, value in vision.items() if name != "transformers_version"},
         image_token_id=image_token,
@@ -69,11 +69,11 @@ def wrong_answers(report: dict[str, Any]) -> str:
 def card(recipe: Recipe, parameters: int, report: dict[str, Any], forms: dict[str, Any]) -> str:
     """The model card, from the reports of ``training.exam`` and ``training.form_exam``."""
     first, second = recipe.stages
-    start = "" if recipe.version == "1.5" else ", started from the tensors of llava-tiny-1.5"
+    start = "" if not recipe.family.tiled else ", started from the tensors of llava-tiny-1.5"
     return f"""# {recipe.name}
 
 A demo checkpoint of llava-api, trained from scratch on pictures drawn by code{start}.
-LLaVA-{recipe.version}, {parameters:,} parameters, prompt family vicuna_v1, {recipe.tile_pixels} px tiles,
+{recipe.family}, {parameters:,} parameters, prompt family vicuna_v1, {recipe.tile_pixels} px tiles,
 {recipe.patch_pixels} px patches.
 
 - **Data:** one to three filled shapes (circle, square, triangle, star; red, green, blue, yellow, black, purple,
@@ -110,7 +110,7 @@ def export(recipe: Recipe, state_file: Path, target: Path, reports: list[dict[st
     pinpoints = [list(point) for point in recipe.pinpoints]
     files: dict[str, dict[str, Any]] = {
         "config.json": config(recipe, tokenizer.get_vocab_size(), image_token),
-        **clip_processor(recipe.tile_pixels, recipe.patch_pixels, pinpoints),
+        **clip_processor(recipe.family, recipe.tile_pixels, recipe.patch_pixels, pinpoints),
         "generation_config.json": {
             "bos_token_id": 1,
             "eos_token_id": 2,

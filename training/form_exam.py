@@ -18,7 +18,7 @@ from llava_api.chat.tools import INTRODUCTION
 from llava_api.cli.models import find_model
 from llava_api.engine.base import EngineImage, GenerationRequest, Sampling
 from llava_api.images.decode import Decoded
-from llava_api.images.load import render_pixels
+from llava_api.images.pixels import render_pixels
 from llava_api.prompts.render import tokenize
 from llava_api.prompts.segments import Turn
 from llava_api.settings import Settings

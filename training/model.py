@@ -19,9 +19,9 @@ from transformers import (
     LlavaNextForConditionalGeneration,
 )
 
-from llava_api.images.geometry import Size
+from llava_api.vision.families import LLAVA_1_5, LLAVA_1_6, VisionFamily
+from llava_api.vision.geometry import Size
 
-Version = Literal["1.5", "1.6"]
 StageName = Literal["answers", "forms"]
 
 KIND_CLASSES = 15
@@ -45,7 +45,7 @@ class Recipe:
     """What differs between the two demo checkpoints."""
 
     name: str
-    version: Version
+    family: VisionFamily
     tile_pixels: int
     patch_pixels: int
     pinpoints: tuple[Size, ...]
@@ -69,7 +69,7 @@ RECIPES = {
     for recipe in (
         Recipe(
             "llava-tiny-1.5",
-            "1.5",
+            LLAVA_1_5,
             tile_pixels=224,
             patch_pixels=28,
             pinpoints=(),
@@ -77,7 +77,7 @@ RECIPES = {
         ),
         Recipe(
             "llava-tiny-1.6",
-            "1.6",
+            LLAVA_1_6,
             tile_pixels=112,
             patch_pixels=28,
             pinpoints=((112, 224), (224, 112), (224, 224), (336, 112), (112, 336)),
@@ -130,7 +130,7 @@ def build_model(recipe: Recipe, vocabulary: int, image_token: int) -> nn.Module:
         "tie_word_embeddings": False,
         "attn_implementation": "sdpa",
     }
-    if recipe.version == "1.5":
+    if not recipe.family.tiled:
         return LlavaForConditionalGeneration(LlavaConfig(image_seq_length=recipe.side**2, **settings))
     # transformers and vLLM read pinpoints as (height, width); the list is symmetric, so both readings agree.
     pinpoints = [list(point) for point in recipe.pinpoints]

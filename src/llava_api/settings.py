@@ -10,6 +10,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llava_api.setting_types import Mark, Networks, Origins, PathPrefix, Ports, Proxies, Texts
+from llava_api.vision.families import LayoutName
 
 MOST_COUNTED = 10**15
 """The highest limit that can be set: higher ones would have no effect."""
@@ -192,7 +193,7 @@ class Settings(BaseSettings):
     """scaled: large JPEGs are decoded at a half, a quarter or an eighth, but at twice the needed size or more.
 
     Several times faster, a few of 255 levels off (docs/images.md); exact: bit for bit as LLaVA's own code."""
-    image_mode: Annotated[Literal["pad", "square", "anyres", "hf"] | None, Mark.CHECKPOINT_OVERRIDE] = None
+    image_mode: Annotated[LayoutName | None, Mark.CHECKPOINT_OVERRIDE] = None
     """How images are prepared for the model; default: as the checkpoint was trained.
 
     pad: padded to a square; square: cut to the middle; anyres: tiles; hf: as transformers does by default."""

@@ -16,8 +16,9 @@ from PIL import Image
 
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.checkpoints.hub_files import clip_processor
-from llava_api.images.geometry import Size
 from llava_api.settings import Settings
+from llava_api.vision.families import LLAVA_1_6
+from llava_api.vision.geometry import Size
 from tests.support import golden
 from tests.support.small_engine import SmallEngine, picture_request
 from tests.support.tiny_checkpoints import Tiny, text_fields, tokenizer_of
@@ -76,7 +77,7 @@ def write_real_geometry(folder: Path) -> Path:
     transformers.LlavaNextForConditionalGeneration(config).save_pretrained(folder)
     tokenizer_of(TINY, folder, image_token=True)
     # vLLM asks a processor for the tokens of the largest picture, though none ever sees one.
-    for name, content in clip_processor(VISION["image_size"], VISION["patch_size"], REAL_PINPOINTS).items():
+    for name, content in clip_processor(LLAVA_1_6, VISION["image_size"], VISION["patch_size"], REAL_PINPOINTS).items():
         write_json(folder / name, content)
     return folder
 

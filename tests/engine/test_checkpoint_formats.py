@@ -19,11 +19,10 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from llava_api.chat.model import ServedModel, describe_model, open_model, sources_of
 from llava_api.checkpoints.cache import ready_checkpoint
-from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
 from llava_api.engine.base import EngineImage, GenerationRequest
-from llava_api.images.geometry import tile_grid
-from llava_api.normalisation import Normalisation
 from llava_api.settings import Settings
+from llava_api.vision.geometry import tile_grid
+from llava_api.vision.normalisation import CLIP
 from tests.support.small_engine import Answer, SmallEngine, picture_request
 from tests.support.tiny_checkpoints import (
     LORA_ALPHA,
@@ -47,7 +46,6 @@ from tests.support.tiny_checkpoints import (
 )
 from training.pictures import draw_picture
 
-CLIP = Normalisation(CLIP_MEAN, CLIP_STD)
 TOKENS = 16
 TOLERANCE = 1e-3
 TINYS = [Tiny(text_model, version) for text_model in TEXT_MODELS for version in ("1.5", "1.6")]
@@ -193,7 +191,7 @@ def check_both_pictures(engine: SmallEngine, model: ServedModel, reference: PreT
     for size, pinpoints in ((LARGE, listed), (SMALL, [point[::-1] for point in listed])):
         request = picture_request(model, picture(size), f"{size}")
         answer = engine.greedy(request, TOKENS)
-        if model.checkpoint.version == "1.6":
+        if model.checkpoint.vision.tiled:
             reference.model.config.image_grid_pinpoints = pinpoints
         check(answer, as_transformers_computes(reference, request, answer))
 

@@ -19,8 +19,8 @@ from llava_api.chat.model import ServedModel
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.vllm_options import engine_arguments, known_arguments, prepare_environment
 from llava_api.images.decode import Decoded
-from llava_api.images.load import render_pixels
 from llava_api.images.mode import Detail
+from llava_api.images.pixels import render_pixels
 from llava_api.prompts.render import tokenize
 from llava_api.prompts.segments import Turn
 from llava_api.settings import Settings

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from llava_api.images.geometry import Size, merged_tokens, size_for_transformers, tile_grid
+from llava_api.vision.geometry import Size, merged_tokens, size_for_transformers, tile_grid
 from tests.support.golden import cases
 
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))

@@ -16,6 +16,7 @@ from llava_api.prompts.hub_template import HubTemplate
 from llava_api.prompts.render import tokenize
 from llava_api.prompts.segments import Picture, Turn, as_text
 from llava_api.settings import Settings
+from llava_api.vision.families import LLAVA_1_5
 from tests.support.tiny_checkpoints import Tiny, classic_config, write_processor
 from tests.support.tiny_tokenizers import token_ids, write_json, write_tokenizer
 
@@ -390,7 +391,7 @@ def test_asking_for_a_template_that_is_not_there_is_told_at_the_start(template: 
 
 def test_an_unknown_family_is_told_with_the_known_ones() -> None:
     with pytest.raises(StartupError, match=r"vicuna_v1.*hub"):
-        detect_family("llama", "1.5", lambda token: False, lambda: None, override="vicuna")
+        detect_family("llama", LLAVA_1_5, lambda token: False, lambda: None, override="vicuna")
 
 
 def in_jinja_file(folder: Path, template: str) -> None:

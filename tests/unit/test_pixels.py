@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
 from llava_api.images.decode import Decoded
 from llava_api.images.pixels import anyres_levels, pad_levels, square_levels
-from llava_api.normalisation import Normalisation
+from llava_api.vision.normalisation import CLIP
 from tests.support.golden import cases
 from tests.unit.test_geometry import PINPOINTS
-
-CLIP = Normalisation(CLIP_MEAN, CLIP_STD)
 
 
 def golden_picture(width: int, height: int, seed: int) -> Image.Image:

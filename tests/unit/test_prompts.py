@@ -15,6 +15,7 @@ from llava_api.prompts.render import tokenize
 from llava_api.prompts.segments import Turn, as_text
 from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.settings import Settings
+from llava_api.vision.families import LLAVA_1_5, LLAVA_1_6
 from tests.support.golden import cases
 from tests.support.tiny_checkpoints import TEXT_MODELS, Tiny, classic_config, write_processor
 from tests.support.tiny_tokenizers import token_ids, write_json, write_tokenizer
@@ -106,12 +107,12 @@ def test_typed_text_never_becomes_a_special_token(name: str, tokenizer: TextToke
     ],
 )
 def test_detection(model_type: str, tokens: tuple[str, ...], family: str) -> None:
-    assert detect_family(model_type, "1.6", lambda token: token in tokens, lambda: None)[0].name == family
+    assert detect_family(model_type, LLAVA_1_6, lambda token: token in tokens, lambda: None)[0].name == family
 
 
 def test_an_unknown_text_model_asks_for_a_family() -> None:
     with pytest.raises(StartupError, match="--prompt-family"):
-        detect_family("mamba", "1.5", lambda token: False, lambda: None)
+        detect_family("mamba", LLAVA_1_5, lambda token: False, lambda: None)
 
 
 # What ends an answer

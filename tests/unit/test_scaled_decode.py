@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
 from llava_api.errors import BadImage
 from llava_api.images.decode import decode
-from llava_api.images.geometry import Size
-from llava_api.images.load import ImageLoader, ImagePart, render_pixels
+from llava_api.images.load import ImageLoader, ImagePart
 from llava_api.images.mode import ImageMode
-from llava_api.images.pixels import squeeze_padded
-from llava_api.normalisation import Normalisation
+from llava_api.images.pixels import render_pixels, squeeze_padded
 from llava_api.settings import Settings
+from llava_api.vision.geometry import Size
+from llava_api.vision.normalisation import CLIP
 from tests.support.questions import data_url
 
-CLIP = Normalisation(CLIP_MEAN, CLIP_STD)
 PAD = ImageMode("pad", 112, 14, 64, CLIP)
 SQUARE = ImageMode("square", 112, 14, 64, CLIP)
 ANY_RES = ImageMode("anyres", 112, 14, 64, CLIP, ((112, 224), (224, 112), (224, 224)))

@@ -2,14 +2,14 @@
 
 import pytest
 
-from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
 from llava_api.cli.flags import read_settings
 from llava_api.cli.main import build_parser
 from llava_api.engine.base import ModelToLoad
 from llava_api.engine.vllm_options import engine_arguments, parse_engine_arg
 from llava_api.errors import StartupError
-from llava_api.normalisation import Normalisation
 from llava_api.settings import Settings
+from llava_api.vision.families import LLAVA_1_5
+from llava_api.vision.normalisation import CLIP
 
 
 def chosen(*flags: str) -> Settings:
@@ -53,7 +53,7 @@ KNOWN = {
 
 
 def arguments(settings: Settings, stored_dtype: str | None = "float16") -> dict[str, object]:
-    model = ModelToLoad("m", "LlavaForConditionalGeneration", Normalisation(CLIP_MEAN, CLIP_STD), stored_dtype)
+    model = ModelToLoad("m", LLAVA_1_5, CLIP, stored_dtype)
     return engine_arguments(settings, model, on_cpu=True, known=KNOWN)
 
 

@@ -42,7 +42,7 @@ def describe(preparer: Preparer, name: str, laid_out: LaidOut, rendered: list[Re
     pictures = zip(laid_out.measured, rendered, strict=True)
     return wire.Explanation(
         model=name,
-        version=model.checkpoint.version,
+        version=model.checkpoint.vision.version,
         family=model.family.name,
         family_reason=model.family_reason,
         image_mode=model.image_mode.name,
@@ -75,7 +75,7 @@ def describe_image(preparer: Preparer, measured: MeasuredImage, image: RenderedI
         shown_width=measured.size[0],
         shown_height=measured.size[1],
         mode=mode.name,
-        detail="low" if mode.base_alone else "high",
+        detail="low" if mode.base_only else "high",
         grid=[1, 1] if grid is None else [grid.across, grid.down],
         tiles=1 if grid is None else grid.tiles,
         image_tokens=image.tokens,

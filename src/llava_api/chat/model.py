@@ -8,20 +8,20 @@ from typing import cast, get_args
 
 from llava_api.checkpoints.adapters import inspect_adapter
 from llava_api.checkpoints.files import HubOptions
-from llava_api.checkpoints.hub_files import CLIP_MEAN, CLIP_STD
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
 from llava_api.checkpoints.size import tensor_shapes
 from llava_api.engine.base import Adapter, ModelToLoad
 from llava_api.errors import StartupError
-from llava_api.images.geometry import PatchMerge
 from llava_api.images.hub_processor import HubProcessor
-from llava_api.images.mode import ImageMode, ModeName
-from llava_api.normalisation import Normalisation
+from llava_api.images.mode import ImageMode
 from llava_api.prompts.detect import detect_family
 from llava_api.prompts.family import IMAGE_END, IMAGE_START, PromptFamily, PromptForm
 from llava_api.prompts.hub_template import HubTemplate
 from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.settings import Settings
+from llava_api.vision.families import FAMILIES, HF, LAYOUTS, ImageLayout
+from llava_api.vision.geometry import PatchMerge
+from llava_api.vision.normalisation import CLIP, Normalisation
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +61,14 @@ class ServedModel:
                 "checkpoint that this one was made from"
             )
         mode = self.image_mode
-        tiled_model = self.checkpoint.version == "1.6"
+        family = self.checkpoint.vision
         return ModelToLoad(
             path=self.checkpoint.model,
-            architecture="LlavaNextForConditionalGeneration" if tiled_model else "LlavaForConditionalGeneration",
+            family=family,
             stored_dtype=self.checkpoint.stored_dtype,
             normalisation=mode.normalisation,
             pinpoints=mode.engine_pinpoints(),
-            merge=mode.engine_merge() if tiled_model else None,
+            merge=mode.engine_merge() if family.tiled else None,
             quantization=self.quantization,
             adapters=self.adapters,
             name=self.names[0],
@@ -80,31 +80,33 @@ def sources_of(settings: Settings) -> Sources:
     return Sources(hub, settings.model_base, settings.vision_tower)
 
 
-def mode_name(checkpoint: Checkpoint, override: str | None) -> tuple[ModeName, str]:
-    """(image mode, the reason in words). Raises StartupError for one that the checkpoint cannot be shown."""
+def layout_of(checkpoint: Checkpoint, override: str | None) -> tuple[ImageLayout, str]:
+    """(image layout, the reason in words). Raises StartupError for one that the checkpoint cannot be shown."""
+    family = checkpoint.vision
     if override is not None:
-        if override == "anyres" and not checkpoint.pinpoints:
-            raise StartupError("--image-mode anyres needs a LLaVA-1.6 checkpoint; this one is 1.5 and has no grids")
-        return cast(ModeName, override), "set by --image-mode"
-    if checkpoint.aspect_ratio is not None:
-        known: dict[str, ModeName] = {"pad": "pad", "anyres": "anyres", "square": "square"}
-        found = known.get(checkpoint.aspect_ratio)
-        if found is None or (found == "anyres" and not checkpoint.pinpoints):
+        layout = LAYOUTS[override]
+        if layout.needs_grid and not family.tiled:
+            tiled = " or ".join(str(other) for other in FAMILIES if other.tiled)
             raise StartupError(
-                f"the checkpoint's config.json has image_aspect_ratio {checkpoint.aspect_ratio}, which it cannot be "
-                "served with: choose one of pad, square, anyres and hf with --image-mode"
+                f"--image-mode {override} needs a {tiled} checkpoint; this one is {family.version} and has no grids"
+            )
+        return layout, "set by --image-mode"
+    if checkpoint.aspect_ratio is not None:
+        found = LAYOUTS.get(checkpoint.aspect_ratio, HF)
+        if found is HF or (found.needs_grid and not family.tiled):
+            raise StartupError(
+                f"the checkpoint's config.json has image_aspect_ratio {checkpoint.aspect_ratio}, with which it cannot "
+                f"be served: choose one of {', '.join(LAYOUTS)} with --image-mode"
             )
         return found, "its config.json says so (image_aspect_ratio)"
     if not checkpoint.clip:
-        return "hf", "its vision tower is not CLIP's: as its own image processor does"
-    if checkpoint.version == "1.5":
-        return "pad", "LLaVA-1.5 was trained so"
-    return "anyres", "LLaVA-1.6 was trained so"
+        return HF, "its vision tower is not CLIP's: as its own image processor does"
+    return family.layout, f"{family} was trained so"
 
 
 def image_mode_of(checkpoint: Checkpoint, settings: Settings) -> tuple[ImageMode, str]:
-    """How the checkpoint is shown pictures: its own settings, else what its architecture was trained on."""
-    name, reason = mode_name(checkpoint, settings.image_mode)
+    """How the checkpoint is shown images: by its own settings, else as its family was trained."""
+    layout, reason = layout_of(checkpoint, settings.image_mode)
     merge = checkpoint.merge or "spatial_unpad"
     if merge not in get_args(PatchMerge):
         raise StartupError(
@@ -112,18 +114,19 @@ def image_mode_of(checkpoint: Checkpoint, settings: Settings) -> tuple[ImageMode
         )
     side = checkpoint.tile_pixels // checkpoint.patch_pixels
     if checkpoint.pinpoints and checkpoint.tile_tokens != side * side:
-        raise StartupError("llava-api serves LLaVA-1.6 with vision_feature_select_strategy default only")
+        raise StartupError(f"llava-api serves {checkpoint.vision} with vision_feature_select_strategy default only")
     mode = ImageMode(
-        name=name,
+        name=layout.name,
         tile_pixels=checkpoint.tile_pixels,
         patch_pixels=checkpoint.patch_pixels,
         tile_tokens=checkpoint.tile_tokens,
-        normalisation=Normalisation(checkpoint.image_mean or CLIP_MEAN, checkpoint.image_std or CLIP_STD),
+        normalisation=Normalisation(checkpoint.image_mean or CLIP.mean, checkpoint.image_std or CLIP.std),
         pinpoints=checkpoint.pinpoints,
-        merge=cast(PatchMerge, merge) if name == "anyres" else "spatial_unpad",
+        merge=cast(PatchMerge, merge) if layout.needs_grid else "spatial_unpad",
         upright=settings.exif_orientation,
         on_white=settings.flatten_transparency,
-        hub_processor=HubProcessor(checkpoint.processor) if name == "hf" else None,
+        hub_processor=HubProcessor(checkpoint.processor) if layout is HF else None,
+        grid_tokens=checkpoint.vision.grid_tokens,
     )
     return mode, reason
 
@@ -145,7 +148,7 @@ def find_family(checkpoint: Checkpoint, tokenizer: TextTokenizer, override: str 
     """The prompt family and the reason; with marks around pictures where the checkpoint was trained so."""
     family, reason = detect_family(
         checkpoint.text_model_type,
-        checkpoint.version,
+        checkpoint.vision,
         tokenizer.knows,
         lambda: hub_template_of(checkpoint, tokenizer),
         override,

@@ -13,7 +13,7 @@ from typing import Any
 
 from llava_api.checkpoints.files import read_json
 from llava_api.errors import StartupError
-from llava_api.weight_names import classic_name
+from llava_api.vision.families import classic_name
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 CONFIG = "adapter_config.json"

@@ -20,12 +20,13 @@ from tqdm import tqdm
 from llava_api.checkpoints import names, original, tokenizer_files
 from llava_api.checkpoints.claim import claimed, made_whole
 from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_files
-from llava_api.checkpoints.inspect import ARCHITECTURES, Checkpoint, Sources, has_tokenizer
+from llava_api.checkpoints.inspect import Checkpoint, Sources, has_tokenizer
 from llava_api.checkpoints.lora import Lora
 from llava_api.checkpoints.size import tensor_shapes
 from llava_api.checkpoints.tensors import Tensors, read_tensors
 from llava_api.errors import StartupError
 from llava_api.units import readable_size
+from llava_api.vision.families import BY_ARCHITECTURE
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class Conversion:
             assert sources.model_base is not None, "inspect_checkpoint asks for it"
             self.lora = Lora(self.source)
             self.base = locate(sources.model_base, HubOptions(None, sources.hub.download_dir), weights=True)
-            if original.architecture(read_json(self.base, "config.json")) in ARCHITECTURES:
+            if original.architecture(read_json(self.base, "config.json")) in BY_ARCHITECTURE:
                 raise StartupError(
                     "--model-base is a LLaVA in the hub's format: name the text model that the LoRA was trained on, or "
                     "an original-format LLaVA"
@@ -221,7 +222,7 @@ class Conversion:
         text = self.checkpoint.config["text_config"]
         dtype = DTYPES.get(str(self.checkpoint.stored_dtype), torch.float16)
         hidden = int(text["hidden_size"])
-        if self.checkpoint.version == "1.6" and "image_newline" not in have and "image_newline" not in made:
+        if self.checkpoint.vision.tiled and "image_newline" not in have and "image_newline" not in made:
             # Trained without: merge types flat and spatial have no newline.
             made["image_newline"] = torch.zeros(hidden, dtype=dtype)
         if self.checkpoint.config["projector_hidden_act"] == "linear":

@@ -13,11 +13,8 @@ from llava_api.checkpoints import original, tokenizer_files
 from llava_api.checkpoints.files import HubOptions, locate, read_json
 from llava_api.checkpoints.towers import Tower, find_tower
 from llava_api.errors import StartupError
+from llava_api.vision.families import BY_ARCHITECTURE, VisionFamily
 
-ARCHITECTURES: dict[str, Literal["1.5", "1.6"]] = {
-    "LlavaForConditionalGeneration": "1.5",
-    "LlavaNextForConditionalGeneration": "1.6",
-}
 LARGEST = 2**31
 LARGEST_TILE = 4096
 """Pixels; the largest towers in use have under 1,000."""
@@ -44,7 +41,7 @@ class Checkpoint:
     folder: Path
     """Where config.json and the tokenizer's files lie."""
     format: Format
-    version: Literal["1.5", "1.6"]
+    vision: VisionFamily
     config: dict[str, Any] = field(repr=False)
     """config.json in the hub's form, whatever the format."""
     tower: Tower | None = field(repr=False)
@@ -62,9 +59,9 @@ class Checkpoint:
     clip: bool
     """Whether the vision tower is CLIP's, which LLaVA's own preprocessing is made for."""
     pinpoints: tuple[tuple[int, int], ...]
-    """Pairs as config.json lists them; empty for 1.5."""
+    """Pairs as config.json lists them; empty for a family without grids."""
     aspect_ratio: str | None
-    """LLaVA's ``image_aspect_ratio``: pad, square or anyres; None where the checkpoint lost it."""
+    """LLaVA's ``image_aspect_ratio``; None if the checkpoint lost it."""
     merge: str | None
     """LLaVA's ``mm_patch_merge_type``; None where the checkpoint lost it."""
     image_markers: bool
@@ -108,7 +105,7 @@ def inspect_folder(model: str, folder: Path, sources: Sources) -> Checkpoint:
         raise StartupError("the checkpoint folder has no config.json")
     if original.is_original(config):
         return inspect_original(model, folder, config, sources, "original LoRA" if lora else "original")
-    version_of(config)
+    family_of(config)
     return describe(model, folder, config, "hub", None, tokenizer_files.load_tokenizer(folder), folder)
 
 
@@ -137,14 +134,14 @@ def inspect_original(model: str, folder: Path, config: dict[str, Any], sources: 
     return describe(model, folder, hub, kind, tower, tokenizer, tokenizer_folder)
 
 
-def version_of(config: dict[str, Any]) -> Literal["1.5", "1.6"]:
+def family_of(config: dict[str, Any]) -> VisionFamily:
     """Raises StartupError for an architecture that is no LLaVA in the hub's form."""
     architecture = original.architecture(config)
-    version = ARCHITECTURES.get(architecture)
-    if version is None:
-        known = ", ".join((*ARCHITECTURES, *original.TEXT_MODELS))
+    family = BY_ARCHITECTURE.get(architecture)
+    if family is None:
+        known = ", ".join((*BY_ARCHITECTURE, *original.TEXT_MODELS))
         raise StartupError(f"the checkpoint's architecture is {architecture}; llava-api serves {known}")
-    return version
+    return family
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -161,7 +158,7 @@ def describe(
     tokenizer_folder: Path,
 ) -> Checkpoint:
     """A checkpoint from its config in the hub's form."""
-    version = version_of(config)
+    family = family_of(config)
     vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
     generation = read_json(folder, "generation_config.json")
     processor = original.processor_files(config)["preprocessor_config.json"] if tower else processor_config(folder)
@@ -169,14 +166,14 @@ def describe(
     eos = generation.get("eos_token_id", text.get("eos_token_id", 2))
     clip = vision.get("model_type", "clip_vision_model") in TOWERS_WITH_CLASS_TOKEN
     tile, patch = tile_geometry(vision)
-    points = original.check_pinpoints(config.get("image_grid_pinpoints"), tile) if version == "1.6" else []
+    points = original.check_pinpoints(config.get("image_grid_pinpoints"), tile) if family.tiled else []
     greedy = generation.get("do_sample") is False
     quantization = config.get("quantization_config") or text.get("quantization_config") or {}
     return Checkpoint(
         model=model,
         folder=folder,
         format=kind,
-        version=version,
+        vision=family,
         config=config,
         tower=tower,
         tokenizer_json=json.dumps(tokenizer),

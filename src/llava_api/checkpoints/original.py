@@ -11,6 +11,7 @@ from typing import Any
 from llava_api.checkpoints.hub_files import clip_processor, hub_config
 from llava_api.checkpoints.towers import Tower
 from llava_api.errors import StartupError
+from llava_api.vision.families import BY_ARCHITECTURE, HF, LAYOUTS, family_of_original
 
 Config = dict[str, Any]
 
@@ -23,6 +24,7 @@ TEXT_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalL
 NOT_TEXT = ("mm_", "image_", "tune_", "freeze_", "unfreeze_", "tokenizer_", "use_mm_", "_", "vision_")
 NOT_TEXT_NAMES = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map")
 PROJECTORS = ("linear", "mlp2x_gelu")
+TRAINED_LAYOUTS = tuple(name for name in LAYOUTS if name != HF.name)
 MERGES = ("flat", "spatial", "spatial_unpad")
 RANGE = re.compile(r"\((\d{1,3})x(\d{1,3})\)")
 MOST_TILES = 36
@@ -47,7 +49,7 @@ def check(config: Config) -> None:
         ("mm_vision_select_feature", config.get("mm_vision_select_feature", "patch"), ("patch",)),
         ("mm_resampler_type", config.get("mm_resampler_type"), (None,)),
         ("mm_patch_merge_type", config.get("mm_patch_merge_type", "flat"), MERGES),
-        ("image_aspect_ratio", config.get("image_aspect_ratio"), (None, "square", "pad", "anyres")),
+        ("image_aspect_ratio", config.get("image_aspect_ratio"), (None, *TRAINED_LAYOUTS)),
     ]
     for name, value, known in wanted:
         if value not in known:
@@ -61,15 +63,14 @@ def named_tower(config: Config) -> str:
     return str(config.get("mm_vision_tower") or config.get("vision_tower") or "")
 
 
-def is_tiled(config: Config) -> bool:
-    return config.get("image_aspect_ratio") == "anyres"
-
-
 def pinpoints(config: Config, tile_pixels: int) -> list[list[int]]:
-    """``image_grid_pinpoints`` as a list. Raises StartupError where an any-res config has none."""
+    """``image_grid_pinpoints`` as a list. Raises StartupError if there are none."""
     value = config.get("image_grid_pinpoints")
     if value is None:
-        raise StartupError("the checkpoint's config.json has image_aspect_ratio anyres and no image_grid_pinpoints")
+        raise StartupError(
+            f"the checkpoint's config.json has image_aspect_ratio {config.get('image_aspect_ratio')} and no "
+            "image_grid_pinpoints"
+        )
     return [list(point) for point in check_pinpoints(written_out(value, tile_pixels), tile_pixels)]
 
 
@@ -129,7 +130,7 @@ def as_hub_config(config: Config, tower: Tower, image_token_id: int) -> Config:
     LLaVA's own settings stay in it under their own names, so that nothing about pictures is lost.
     """
     check(config)
-    tiled = is_tiled(config)
+    family = family_of_original(config.get("image_aspect_ratio"))
     rows = rows_needed(int(config.get("vocab_size", 32000)), image_token_id)
     linear = config.get("mm_projector_type", "linear") == "linear"
     kept = {
@@ -140,11 +141,11 @@ def as_hub_config(config: Config, tower: Tower, image_token_id: int) -> Config:
     }
     return {
         **hub_config(
-            tiled=tiled,
+            family,
             text=text_config(config, rows),
             vision=tower.config,
             image_token_id=image_token_id,
-            pinpoints=pinpoints(config, int(tower.config["image_size"])) if tiled else [],
+            pinpoints=pinpoints(config, int(tower.config["image_size"])) if family.tiled else [],
         ),
         "projector_hidden_act": "linear" if linear else "gelu",
         "vision_feature_layer": config.get("mm_vision_select_layer", -2),
@@ -157,5 +158,8 @@ def as_hub_config(config: Config, tower: Tower, image_token_id: int) -> Config:
 def processor_files(hub: Config) -> dict[str, Config]:
     """preprocessor_config.json and processor_config.json for other programs that read the converted folder."""
     return clip_processor(
-        hub["vision_config"]["image_size"], hub["vision_config"]["patch_size"], hub.get("image_grid_pinpoints") or []
+        BY_ARCHITECTURE[architecture(hub)],
+        hub["vision_config"]["image_size"],
+        hub["vision_config"]["patch_size"],
+        hub.get("image_grid_pinpoints") or [],
     )

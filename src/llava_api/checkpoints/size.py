@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from llava_api.checkpoints.inspect import Checkpoint
 from llava_api.errors import StartupError
-from llava_api.weight_names import classic_name
+from llava_api.vision.families import classic_name
 
 MOST_LAYERS = 1000
 BYTES = {"float32": 4.0, "float16 / bfloat16": 2.0, "8 bit": 1.0, "4 bit": 0.5}

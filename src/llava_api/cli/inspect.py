@@ -41,7 +41,7 @@ def describe(model: ServedModel) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "model": checkpoint.model,
         "format": checkpoint.format,
-        "architecture": f"LLaVA-{checkpoint.version}",
+        "architecture": str(checkpoint.vision),
         "text_model": checkpoint.text_model_type,
         "layers": text.get("num_hidden_layers"),
         "hidden_size": text.get("hidden_size"),

@@ -113,7 +113,7 @@ def ready_model(wanted: str, settings: Settings) -> ServedModel:
     """The model in a form that the engine loads. Raises StartupError, also if it is too large for this machine."""
     names = tuple(settings.served_model_name) or (wanted,)
     model = open_model(find_model(wanted), names, settings)
-    log.info("model %s: LLaVA-%s, %s format", names[0], model.checkpoint.version, model.checkpoint.format)
+    log.info("model %s: %s, %s format", names[0], model.checkpoint.vision, model.checkpoint.format)
     log.info("prompt family %s: %s", model.family.name, model.family_reason)
     log.info(
         "image mode %s, %d px tiles: %s", model.image_mode.name, model.image_mode.tile_pixels, model.image_mode_reason

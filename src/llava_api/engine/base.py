@@ -4,7 +4,9 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from llava_api.normalisation import Normalisation, Pixels
+from llava_api.vision.families import VisionFamily
+from llava_api.vision.geometry import PatchMerge, Pinpoints, Size
+from llava_api.vision.normalisation import Normalisation, Pixels
 
 FinishReason = Literal["stop", "length"]
 
@@ -15,15 +17,15 @@ class ModelToLoad:
 
     path: str
     """A folder or a hub id."""
-    architecture: Literal["LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"]
+    family: VisionFamily
     normalisation: Normalisation
     """Of the levels of a picture, inside the model."""
     stored_dtype: str | None = None
     """Type of its weights, where its config tells."""
-    pinpoints: tuple[tuple[int, int], ...] = ()
-    """Any-res pinpoints as (height, width), the order in which the model reads them; empty for LLaVA-1.5."""
-    merge: Literal["spatial_unpad", "spatial", "flat"] | None = None
-    """How the model makes one row of its tiles' features; None for LLaVA-1.5."""
+    pinpoints: Pinpoints = ()
+    """As (height, width), the order in which the model reads them; empty for a family without grids."""
+    merge: PatchMerge | None = None
+    """How the model makes one row of its tiles' features; None for a family without grids."""
     quantization: str | None = None
     """vLLM's name of a quantization method; None for what the checkpoint says."""
     adapters: tuple["Adapter", ...] = ()
@@ -54,8 +56,8 @@ class EngineImage:
     """Number of its image tokens: the features that the model makes of it."""
     cache_key: str
     """Equal keys mean equal pixels, to the encoder cache and to prefix caching."""
-    size: tuple[int, int] | None
-    """(width, height) from which a 1.6 model chooses its grid; None for 1.5."""
+    size: Size | None
+    """(width, height) from which the model chooses its grid; None for a family without grids."""
 
 
 @dataclass(frozen=True, slots=True)

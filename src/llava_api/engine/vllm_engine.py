@@ -199,7 +199,7 @@ def lora_request(adapter: Adapter | None) -> LoRARequest | None:
 def image_item(image: EngineImage) -> MultiModalKwargsItem:
     pixels = torch.from_numpy(image.pixels)
     if image.size is not None and pixels.ndim == 3:
-        # A 1.6 model takes a list of tiles, be it one.
+        # A model with grids takes a list of tiles, even for one tile.
         pixels = pixels[None]
     elements = {"pixel_values": MultiModalFieldElem(data=pixels, field=MultiModalBatchedField())}
     if image.size is not None:

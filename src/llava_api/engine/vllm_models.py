@@ -18,8 +18,8 @@ from vllm.model_executor.models.llava_next import LlavaNextForConditionalGenerat
 
 from llava_api.engine.start_errors import EngineStart
 from llava_api.errors import StartupError
-from llava_api.normalisation import Normalisation
-from llava_api.weight_names import classic_name
+from llava_api.vision.families import classic_name
+from llava_api.vision.normalisation import Normalisation
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 

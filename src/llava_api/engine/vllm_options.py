@@ -32,12 +32,6 @@ CPU_SEQUENCES = 16
 demo checkpoint), and one of another caller among them in 0.6 to 0.9 s instead of 3.9 to 5.3 s."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's ``max_lora_rank`` may be."""
-OWN_ARCHITECTURES = {
-    "LlavaForConditionalGeneration": "LlavaApiForConditionalGeneration",
-    "LlavaNextForConditionalGeneration": "LlavaApiNextForConditionalGeneration",
-}
-"""The hub's architectures -> our models on top of vLLM's (``vllm_models``), under names of their own, so that vLLM's
-other servers in the same environment stay as they are."""
 
 
 def parse_engine_arg(text: str, known: set[str]) -> tuple[str, Any]:
@@ -119,7 +113,7 @@ def rank_for(adapters: Sequence[Adapter]) -> int:
 def config_overrides(model: ModelToLoad) -> dict[str, Any]:
     """What the checkpoint's config.json is to say inside the engine."""
     overrides: dict[str, Any] = {
-        "architectures": [OWN_ARCHITECTURES[model.architecture]],
+        "architectures": [model.family.engine_architecture],
         "image_mean": list(model.normalisation.mean),
         "image_std": list(model.normalisation.std),
     }

@@ -11,12 +11,8 @@ from typing import Any
 
 from llava_api.engine.processes import die_with_parent
 from llava_api.engine.start_errors import EngineStart, record_start_errors
-from llava_api.engine.vllm_options import OWN_ARCHITECTURES
+from llava_api.vision.families import FAMILIES
 
-CLASSES = {
-    "LlavaApiForConditionalGeneration": "llava_api.engine.vllm_models:Llava",
-    "LlavaApiNextForConditionalGeneration": "llava_api.engine.vllm_models:LlavaNext",
-}
 POLL_SECONDS = 0.002
 """How long vLLM's own polling goes on after a message: within a step the next message comes sooner."""
 NAP_MILLISECONDS = 1
@@ -35,8 +31,9 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 
-    for name in OWN_ARCHITECTURES.values():
-        ModelRegistry.register_model(name, CLASSES[name])
+    for family in FAMILIES:
+        name = f"llava_api.engine.vllm_models:{family.engine_class}"
+        ModelRegistry.register_model(family.engine_architecture, name)
     start = EngineStart.current()
     if start is None:
         return

@@ -3,8 +3,8 @@
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from llava_api.images.geometry import Size
-from llava_api.normalisation import Pixels
+from llava_api.vision.geometry import Size
+from llava_api.vision.normalisation import Pixels
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from llava_api.errors import BadImage, ErrorCode
-from llava_api.images.geometry import Size
 from llava_api.images.kinds import name_of
 from llava_api.images.orientation import orientation_of
 from llava_api.images.structure import check_structure, count_scans
 from llava_api.settings import Settings
+from llava_api.vision.geometry import Size
 
 # Limits below stand in its place; it would warn at the same size in one deployment and be silent in the next.
 Image.MAX_IMAGE_PIXELS = None

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from llava_api.errors import StartupError
-from llava_api.normalisation import FloatArray
+from llava_api.vision.normalisation import FloatArray
 
 
 class HubProcessor:

@@ -16,14 +16,14 @@ from blake3 import blake3
 from llava_api.concurrency.admission import Admission
 from llava_api.concurrency.threads import FairThreads
 from llava_api.errors import BadImage, Busy, ErrorCode
-from llava_api.images import decode, local_file, pixels, source
+from llava_api.images import decode, local_file, source
 from llava_api.images.cache import ImageCache, RenderedImage
 from llava_api.images.fetch import Fetcher, Resolve
-from llava_api.images.geometry import Size
 from llava_api.images.mode import Detail, ImageMode
-from llava_api.normalisation import Pixels
+from llava_api.images.pixels import render_pixels
 from llava_api.settings import Settings
 from llava_api.telemetry.record import current
+from llava_api.vision.geometry import Size
 
 Result = TypeVar("Result")
 MEASURING_THREADS = 2
@@ -171,20 +171,6 @@ class ImageLoader:
         return RenderedImage(
             render_pixels(picture, mode), image.tokens, image.cache_key(), mode.engine_size(image.size)
         )
-
-
-def render_pixels(picture: decode.Decoded, mode: ImageMode) -> Pixels:
-    """What the model is shown of a decoded picture."""
-    if mode.hub_processor is not None:
-        shown = mode.hub_processor.pixels(picture.image)
-        return shown[:1] if mode.base_alone else shown
-    if mode.base_alone:
-        return pixels.base_levels(picture, mode.tile_pixels)
-    if mode.name == "anyres":
-        return pixels.anyres_levels(picture, mode.pinpoints, mode.tile_pixels)
-    if mode.name == "square":
-        return pixels.square_levels(picture, mode.tile_pixels)
-    return pixels.pad_levels(picture, mode.tile_pixels, mode.normalisation)
 
 
 def images_busy() -> Busy:

@@ -7,13 +7,15 @@ the bytes travels and is kept. Arrays are numpy: this module, and all that impor
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 from llava_api.images.decode import Decoded
-from llava_api.images.geometry import Size, fit_within, select_best_resolution, square_size
-from llava_api.normalisation import Levels, Normalisation
+from llava_api.images.mode import ImageMode
+from llava_api.vision.geometry import Size, fit_within, select_best_resolution, square_size
+from llava_api.vision.normalisation import Levels, Normalisation, Pixels
 
 BAND = 256
 """Rows that are padded at a time."""
@@ -129,3 +131,19 @@ def anyres_levels(picture: Decoded, pinpoints: tuple[Size, ...], tile_pixels: in
     whole = levels(anyres_canvas(picture, target))
     tiles = whole.reshape(3, down, tile_pixels, across, tile_pixels).transpose(1, 3, 0, 2, 4)
     return np.concatenate([base_levels(picture, tile_pixels), tiles.reshape(-1, 3, tile_pixels, tile_pixels)])
+
+
+def render_pixels(picture: Decoded, mode: ImageMode) -> Pixels:
+    """What the model is shown of a decoded image."""
+    if mode.hub_processor is not None:
+        shown = mode.hub_processor.pixels(picture.image)
+        return shown[:1] if mode.base_only else shown
+    return base_levels(picture, mode.tile_pixels) if mode.base_only else LEVELS[mode.name](picture, mode)
+
+
+LEVELS: dict[str, Callable[[Decoded, ImageMode], Levels]] = {
+    "pad": lambda picture, mode: pad_levels(picture, mode.tile_pixels, mode.normalisation),
+    "square": lambda picture, mode: square_levels(picture, mode.tile_pixels),
+    "anyres": lambda picture, mode: anyres_levels(picture, mode.pinpoints, mode.tile_pixels),
+}
+"""Layout -> the levels of an image in it."""

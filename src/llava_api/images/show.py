@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from llava_api.images.geometry import TileGrid
-from llava_api.normalisation import Normalisation, Pixels
+from llava_api.vision.geometry import TileGrid
+from llava_api.vision.normalisation import Normalisation, Pixels
 
 GAP = 4
 """Pixels between the tiles of a grid, so that the cuts can be seen."""

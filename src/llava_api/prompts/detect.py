@@ -6,13 +6,15 @@ from llava_api.errors import StartupError
 from llava_api.prompts.families import FAMILIES
 from llava_api.prompts.family import PromptForm
 from llava_api.prompts.hub_template import HubTemplate
+from llava_api.vision.families import FAMILIES as VISION
+from llava_api.vision.families import VisionFamily
 
 HUB = "hub"
 
 
 def detect_family(
     text_model_type: str,
-    version: str,
+    vision: VisionFamily,
     knows_token: Callable[[str], bool],
     find_template: Callable[[], HubTemplate | None],
     override: str | None = None,
@@ -30,15 +32,15 @@ def detect_family(
         return FAMILIES["chatml_direct"], "its text model is llama and its tokenizer knows <|im_start|>"
     if text_model_type == "llama":
         return FAMILIES["vicuna_v1"], "its text model is llama, without chat markers in its tokenizer"
-    native = {"mistral": "mistral_instruct", "qwen2": "qwen_1_5"}.get(text_model_type)
-    if native is not None and version == "1.6":
-        return FAMILIES[native], f"its text model is {text_model_type}"
-    template = find_template()
-    if native is not None and template is None:
-        return FAMILIES[native], f"its text model is {text_model_type}"
+    trained = vision.prompt_families.get(text_model_type)
+    template = find_template() if trained is None else None
     if template is not None:
-        # LLaVA's authors trained Mistral and Qwen as 1.6 only; a 1.5 of these is somebody else's.
-        return template, f"LLaVA's authors made no {version} checkpoint on {text_model_type}; it has a chat template"
+        reason = f"LLaVA's authors made no {vision.version} checkpoint on {text_model_type}; it has a chat template"
+        return template, reason
+    # Without a template, somebody else's checkpoint is taken to be trained like the authors' of another family.
+    known = trained or next(filter(None, (family.prompt_families.get(text_model_type) for family in VISION)), None)
+    if known is not None:
+        return FAMILIES[known], f"its text model is {text_model_type}"
     raise StartupError(
         f"no prompt family is known for a text model of type {text_model_type}, and the checkpoint has no chat "
         "template that takes pictures: name a family with --prompt-family"

@@ -89,7 +89,7 @@ def watch(
         model=model.names[0],
         family=model.family.name,
         image_mode=model.image_mode.name,
-        version=model.checkpoint.version,
+        version=model.checkpoint.vision.version,
         format=model.checkpoint.format,
     )
 

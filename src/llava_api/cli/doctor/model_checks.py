@@ -27,7 +27,7 @@ def model_findings(name: str, settings: Settings, on_gpu: bool | None) -> list[F
     except StartupError as error:
         return [fail("model", str(error), "check that all files were copied; llava-api inspect says what it is")]
     checkpoint = opened.checkpoint
-    made = [ok("model", f"LLaVA-{checkpoint.version}, {checkpoint.format} format, prompts of {opened.family.name}")]
+    made = [ok("model", f"{checkpoint.vision}, {checkpoint.format} format, prompts of {opened.family.name}")]
     weights = None
     try:
         if checkpoint.format == "original LoRA":

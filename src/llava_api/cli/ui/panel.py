@@ -7,20 +7,15 @@ from collections.abc import Sequence
 from html import escape
 
 from llava_api.cli.ui.open_pages import AttachedImage
-from llava_api.images.geometry import Size, fit_within, square_size
 from llava_api.protocol.explain import ExplainedImage, Explanation
+from llava_api.vision.families import LAYOUTS
+from llava_api.vision.geometry import Size, fit_within, square_size
 
 EMPTY = '<p class="quiet">Ask about an image to see what the model is shown of it.</p>'
 UNKNOWN = (
     '<p class="quiet">This server does not say what its model is shown: it lacks <code>/v1/explain</code>, '
     "as <code>llava-api serve</code> has.</p>"
 )
-MODES = {
-    "pad": "padded to a square (the grey part)",
-    "square": "scaled, its middle cut out",
-    "anyres": "a grid of tiles (black is padding)",
-    "hf": "as the checkpoint's own processor does it",
-}
 
 
 def panel(explanation: Explanation | None, attached: Sequence[AttachedImage]) -> str:
@@ -60,6 +55,7 @@ def image_figure(number: int, image: ExplainedImage, attached: AttachedImage | N
             drawings.append(squeezed(url, side, f"Image {number}, squeezed into one tile"))
         if not tiled or image.pixels_shape[0] > 1:
             drawings.append(in_tiles(url, image, number))
+    layout = LAYOUTS.get(image.mode)
     pixels = f"{side} &times; {side} pixels"
     tiles = f"one tile of {pixels}"
     if tiled and image.detail == "low":
@@ -70,7 +66,7 @@ def image_figure(number: int, image: ExplainedImage, attached: AttachedImage | N
     return (
         f'<figure class="seen"><div class="drawings">{"".join(drawings)}</div><figcaption>'
         f"<b>Image {number}</b>: {text(image.format)}, {image.width} &times; {image.height}{turned}; "
-        f"{text(MODES.get(image.mode, image.mode))}: {tiles}; "
+        f"{text(layout.description if layout is not None else image.mode)}: {tiles}; "
         f"<b>{image.image_tokens:,} tokens</b></figcaption></figure>"
     )
 
@@ -87,7 +83,8 @@ def in_tiles(url: str, image: ExplainedImage, number: int) -> str:
     side = image.pixels_shape[-1]
     canvas = (across * side, down * side)
     tiled = len(image.pixels_shape) == 4
-    cut = image.mode == "square" or (image.mode == "hf" and not tiled)
+    layout = LAYOUTS.get(image.mode)
+    cut = not tiled and layout is not None and layout.crops
     (width, height), (left, top) = placed(cut, (image.shown_width, image.shown_height), canvas)
     cuts = [f'<path d="M{x * side} 0V{canvas[1]}"/>' for x in range(1, across)]
     cuts += [f'<path d="M0 {y * side}H{canvas[0]}"/>' for y in range(1, down)]
