@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_api.protocol.refused import VLLM
-from llava_api.protocol.wire import Given
+from llava_api.protocol.wire import RequestObject
 from llava_api.server.openapi import openapi_document
 from llava_api.server.routes import ENDPOINTS
 
@@ -29,7 +29,7 @@ BOUNDS = {
 def refusals() -> dict[str, dict[str, str]]:
     """Model's name -> field -> why it is refused."""
     found: dict[str, dict[str, str]] = {}
-    waiting = [Given]
+    waiting = [RequestObject]
     while waiting:
         model = waiting.pop()
         waiting += model.__subclasses__()

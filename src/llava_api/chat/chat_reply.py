@@ -11,9 +11,9 @@ from llava_api.chat.logprobs import WrittenToken, as_text
 from llava_api.chat.prepare import Prepared
 from llava_api.errors import ApiError
 from llava_api.protocol import chat_reply as wire
-from llava_api.protocol.chat import StreamOptions
-from llava_api.protocol.error import ErrorReply
-from llava_api.protocol.usage import Usage, usage_of
+from llava_api.protocol.chat_reply import Usage, usage_of
+from llava_api.protocol.sampling import StreamOptions
+from llava_api.protocol.wire import ErrorReply
 
 END_OF_STREAM = "[DONE]"
 
@@ -54,7 +54,7 @@ class WholeChoice:
 
     def message(self) -> wire.ReplyMessage:
         calls = [
-            wire.MadeCall(id=new_call_id(), function=wire.CalledFunction(name=name, arguments="".join(arguments)))
+            wire.ReplyToolCall(id=new_call_id(), function=wire.ReplyFunction(name=name, arguments="".join(arguments)))
             for name, arguments in self.calls
         ]
         return wire.ReplyMessage(content=None if calls else "".join(self.texts), tool_calls=calls or None)
@@ -170,10 +170,10 @@ def logprob_of(token: WrittenToken) -> wire.TokenLogprob:
     )
 
 
-def call_delta(call: CallPart) -> wire.CallDelta:
+def call_delta(call: CallPart) -> wire.ToolCallDelta:
     if call.name is None:
-        return wire.CallDelta(index=call.index, function=wire.FunctionDelta(arguments=call.arguments))
-    return wire.CallDelta(
+        return wire.ToolCallDelta(index=call.index, function=wire.FunctionDelta(arguments=call.arguments))
+    return wire.ToolCallDelta(
         index=call.index,
         id=new_call_id(),
         type="function",

@@ -12,9 +12,9 @@ from llava_api.chat.merge import merge
 from llava_api.chat.plain import Plain, PlainPrompt
 from llava_api.errors import ApiError
 from llava_api.protocol import completions as wire
-from llava_api.protocol.chat import StreamOptions
-from llava_api.protocol.error import ErrorReply
-from llava_api.protocol.usage import Usage, usage_of
+from llava_api.protocol.chat_reply import Usage, usage_of
+from llava_api.protocol.sampling import StreamOptions
+from llava_api.protocol.wire import ErrorReply
 
 
 @dataclass(slots=True)

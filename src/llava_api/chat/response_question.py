@@ -12,8 +12,8 @@ from llava_api.chat.schema import Schema, check_schema
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.errors import InvalidRequest
 from llava_api.protocol import responses as wire
-from llava_api.protocol import tools as chat_tools
-from llava_api.protocol.formats import JsonObjectFormat
+from llava_api.protocol import tools
+from llava_api.protocol.formats import FlatJsonSchemaFormat, JsonObjectFormat
 
 
 def given_items(request: wire.ResponseRequest) -> list[wire.InputItem]:
@@ -70,34 +70,28 @@ def schema_of(text: wire.TextOptions | None) -> Schema | None:
     form = None if text is None else text.format
     if isinstance(form, JsonObjectFormat):
         return ANY_OBJECT
-    if isinstance(form, wire.SchemaFormat):
+    if isinstance(form, FlatJsonSchemaFormat):
         check_schema(form.schema_, "text.format.schema")
         return form.schema_
     return None
 
 
 def toolbox_of(request: wire.ResponseRequest) -> Toolbox | None:
-    functions = [
-        (
-            chat_tools.Function(name=tool.name, description=tool.description, parameters=tool.parameters),
-            f"tools[{index}]",
-        )
-        for index, tool in enumerate(request.tools or ())
+    functions: list[tuple[tools.Function, str]] = [
+        (tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())
     ]
     return read_tools(functions, chat_choice(request.tool_choice), request.parallel_tool_calls is not False)
 
 
-def chat_choice(
-    choice: chat_tools.ToolMode | wire.FlatNamedTool | wire.FlatAllowedTools | None,
-) -> chat_tools.ToolChoice | None:
+def chat_choice(choice: tools.FlatToolChoice | None) -> tools.ToolChoice | None:
     """The same choice as chat writes it."""
-    if isinstance(choice, wire.FlatNamedTool):
+    if isinstance(choice, tools.FlatNamedTool):
         return named(choice.name)
-    if isinstance(choice, wire.FlatAllowedTools):
-        names = chat_tools.AllowedNames(mode=choice.mode, tools=[named(tool.name) for tool in choice.tools])
-        return chat_tools.AllowedTools(type="allowed_tools", allowed_tools=names)
+    if isinstance(choice, tools.FlatAllowedTools):
+        names = tools.AllowedNames(mode=choice.mode, tools=[named(tool.name) for tool in choice.tools])
+        return tools.AllowedTools(type="allowed_tools", allowed_tools=names)
     return choice
 
 
-def named(name: str) -> chat_tools.NamedTool:
-    return chat_tools.NamedTool(type="function", function=chat_tools.FunctionName(name=name))
+def named(name: str) -> tools.NamedTool:
+    return tools.NamedTool(type="function", function=tools.FunctionName(name=name))

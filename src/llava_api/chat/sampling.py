@@ -59,7 +59,7 @@ def check_ids(ids: Iterable[int], model: ServedModel, param: str) -> None:
 
 
 def read_extensions(
-    request: wire.Extensions, model: ServedModel, temperature: float | None, top_p: float | None
+    request: wire.GeneratingRequest, model: ServedModel, temperature: float | None, top_p: float | None
 ) -> Sampling:
     """What every endpoint takes. Raises InvalidRequest."""
     own_stops = tuple(request.stop_token_ids or ())
@@ -79,7 +79,7 @@ def read_extensions(
     )
 
 
-def read_sampling(request: wire.Sampling, model: ServedModel) -> Sampling:
+def read_sampling(request: wire.SamplingRequest, model: ServedModel) -> Sampling:
     """What chat and text completions take. Raises InvalidRequest."""
     sampling = read_extensions(request, model, request.temperature, request.top_p)
     stops = () if request.stop is None else (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)

@@ -1,1 +1,1 @@
-"""OpenAI's wire objects as pydantic models; field names and docstrings are the API's."""
+"""The objects of requests and replies as pydantic models. Docstrings of fields appear in the OpenAPI document."""

@@ -4,103 +4,126 @@ from typing import Literal
 
 from pydantic import Field
 
-from llava_api.protocol.usage import Usage
-from llava_api.protocol.wire import Wire, absent
+from llava_api.protocol.wire import WireObject, is_none
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class TopLogprob(Wire):
+class PromptTokensDetails(WireObject):
+    cached_tokens: int
+    """Prompt tokens that were already computed for an earlier request."""
+    image_tokens: int
+    """Prompt tokens of the images."""
+
+
+class Usage(WireObject):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+def usage_of(text_tokens: int, image_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
+    prompt_tokens = text_tokens + image_tokens
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens, image_tokens=image_tokens),
+    )
+
+
+class TopLogprob(WireObject):
     token: str
     logprob: float
     bytes: list[int]
-    """UTF-8 of the token; one token may be a part of a letter."""
+    """UTF-8 of the token, which may be a part of a character."""
 
 
 class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChoiceLogprobs(Wire):
+class ChoiceLogprobs(WireObject):
     content: list[TokenLogprob]
-    """The answer's tokens in order; joined, they are its text."""
+    """The tokens of the answer's text in order."""
     refusal: None = None
 
 
-class CalledFunction(Wire):
+class ReplyFunction(WireObject):
     name: str
     arguments: str
-    """JSON that fits the function's schema, unless the answer ended early (finish_reason length)."""
+    """JSON that fits the function's schema, unless the answer was cut (finish_reason length)."""
 
 
-class MadeCall(Wire):
+class ReplyToolCall(WireObject):
     id: str
     type: Literal["function"] = "function"
-    function: CalledFunction
+    function: ReplyFunction
 
 
-class ReplyMessage(Wire):
+class ReplyMessage(WireObject):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
-    tool_calls: list[MadeCall] | None = Field(default=None, exclude_if=absent)
+    tool_calls: list[ReplyToolCall] | None = Field(default=None, exclude_if=is_none)
 
 
-class Choice(Wire):
+class Choice(WireObject):
     index: int
     message: ReplyMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason
 
 
-class ChatCompletion(Wire):
+class ChatCompletion(WireObject):
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
-    """Unix seconds."""
+    """Unix time in seconds."""
     model: str
     choices: list[Choice]
     usage: Usage
     service_tier: Literal["default"] = "default"
     system_fingerprint: str
-    """Changes when the server's version, checkpoint or settings do."""
+    """Changes when the server's version, checkpoint or settings change."""
 
 
-class FunctionDelta(Wire):
-    name: str | None = Field(default=None, exclude_if=absent)
-    """In a call's first chunk."""
+class FunctionDelta(WireObject):
+    name: str | None = Field(default=None, exclude_if=is_none)
+    """In the first chunk of a call."""
     arguments: str
-    """The next letters of the JSON."""
+    """The next characters of the JSON."""
 
 
-class CallDelta(Wire):
+class ToolCallDelta(WireObject):
     index: int
-    """Which of the answer's calls."""
-    id: str | None = Field(default=None, exclude_if=absent)
-    """In a call's first chunk."""
-    type: Literal["function"] | None = Field(default=None, exclude_if=absent)
-    """In a call's first chunk."""
+    """Number of the call in the answer, from 0."""
+    id: str | None = Field(default=None, exclude_if=is_none)
+    """In the first chunk of a call."""
+    type: Literal["function"] | None = Field(default=None, exclude_if=is_none)
+    """In the first chunk of a call."""
     function: FunctionDelta
 
 
-class DeltaMessage(Wire):
-    role: Literal["assistant"] | None = Field(default=None, exclude_if=absent)
-    content: str | None = Field(default=None, exclude_if=absent)
-    tool_calls: list[CallDelta] | None = Field(default=None, exclude_if=absent)
+class DeltaMessage(WireObject):
+    role: Literal["assistant"] | None = Field(default=None, exclude_if=is_none)
+    content: str | None = Field(default=None, exclude_if=is_none)
+    tool_calls: list[ToolCallDelta] | None = Field(default=None, exclude_if=is_none)
 
 
-class ChunkChoice(Wire):
+class ChunkChoice(WireObject):
     index: int
     delta: DeltaMessage
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
 
 
-class ChatCompletionChunk(Wire):
+class ChatCompletionChunk(WireObject):
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
-    """Unix seconds."""
+    """Unix time in seconds."""
     model: str
     choices: list[ChunkChoice]
     service_tier: Literal["default"] = "default"
@@ -108,6 +131,6 @@ class ChatCompletionChunk(Wire):
 
 
 class ChunkWithUsage(ChatCompletionChunk):
-    """Where ``stream_options.include_usage`` asked for it: null but in the last chunk."""
+    """With ``stream_options.include_usage``. Usage is null except in the last chunk."""
 
     usage: Usage | None = None

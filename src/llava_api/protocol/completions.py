@@ -1,14 +1,13 @@
-"""``POST /v1/completions``: plain text in, plain text out; no chat form and no pictures."""
+"""``POST /v1/completions``: a plain text is continued, without messages and images."""
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from llava_api.protocol.chat import StreamOptions
+from llava_api.protocol.chat_reply import Usage
 from llava_api.protocol.refused import NOT_LLAVA, VLLM
-from llava_api.protocol.sampling import Sampling, TokenId
-from llava_api.protocol.usage import Usage
-from llava_api.protocol.wire import JSON_PATHS, Wire
+from llava_api.protocol.sampling import SamplingRequest, TokenId
+from llava_api.protocol.wire import JSON_PATHS, WireObject
 
 EndReason = Literal["stop", "length"]
 Tokens = Annotated[list[TokenId], Field(fail_fast=True)]
@@ -18,76 +17,68 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(SamplingRequest):
     refused: ClassVar = {
         **NOT_LLAVA,
         **VLLM,
         "max_completion_tokens": "max_completion_tokens is called max_tokens here.",
-        "suffix": "LLaVA writes on, it does not fill in: leave suffix out.",
-        "messages": "messages belong to /v1/chat/completions; here it is prompt.",
-        "response_format": "response_format belongs to /v1/chat/completions: ask there.",
-        "tools": "tools belong to /v1/chat/completions: ask there.",
+        "suffix": "LLaVA continues a text and cannot fill a gap in it: leave suffix out.",
+        "messages": "messages belong to /v1/chat/completions: send prompt here.",
+        "response_format": "response_format belongs to /v1/chat/completions: send the request there.",
+        "tools": "tools belong to /v1/chat/completions: send the request there.",
     }
 
-    model: str
-    """A name of ``GET /v1/models``."""
     prompt: Prompt
-    """A text, token ids, or a list of either. A text is shown to the model as it is, behind its BOS token; what looks
-    like a special token in it is ordinary text. Token ids are taken as they are."""
+    """A text, token ids, or a list of either. The model is shown a text unchanged, after the BOS token; what looks like
+    a special token in it is ordinary text. Token ids are used unchanged."""
     max_tokens: int | None = Field(None, ge=0)
     """Most tokens of each answer; default: 16. 0 needs ``echo``."""
     echo: bool | None = None
     """Send the prompt before the answer."""
     logprobs: int | None = Field(None, ge=0, le=5)
-    """Send log-probabilities, and so many of the likeliest tokens at each place; with ``echo`` the prompt's too."""
+    """Send log-probabilities and this number of most likely tokens at each position; with ``echo`` the prompt's too."""
     best_of: int | None = Field(None, ge=1)
-    """Accepted where it equals ``n``: answers are not ranked."""
-    stream: bool | None = None
-    """Send the answer as Server-Sent Events while it is made."""
-    stream_options: StreamOptions | None = None
-    """For streams only."""
-    user: str | None = None
-    """Accepted and not used."""
+    """Accepted if it equals ``n``: answers are not ranked."""
 
 
-class CompletionLogprobs(Wire):
-    """One entry a token in each list."""
+class CompletionLogprobs(WireObject):
+    """Each list has one entry per token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
-    """Null for the first token of a prompt, of which nothing is known."""
+    """Null for the first token of a prompt, which has no probability."""
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
-    """Characters from the beginning of ``text``, over all chunks."""
+    """Characters from the beginning of the answer's text, over all chunks."""
 
 
-class CompletionChoice(Wire):
+class CompletionChoice(WireObject):
     index: int
-    """Prompt's index times n, plus the answer's."""
+    """The prompt's index times n, plus the answer's."""
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: EndReason
 
 
-class Completion(Wire):
+class Completion(WireObject):
     id: str
     object: Literal["text_completion"] = "text_completion"
     created: int
-    """Unix seconds."""
+    """Unix time in seconds."""
     model: str
     choices: list[CompletionChoice]
     usage: Usage
     system_fingerprint: str
 
 
-class CompletionChunkChoice(Wire):
+class CompletionChunkChoice(WireObject):
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: EndReason | None = None
 
 
-class CompletionChunk(Wire):
+class CompletionChunk(WireObject):
     id: str
     object: Literal["text_completion"] = "text_completion"
     created: int
@@ -97,6 +88,6 @@ class CompletionChunk(Wire):
 
 
 class CompletionChunkWithUsage(CompletionChunk):
-    """Where ``stream_options.include_usage`` asked for it: null but in the last chunk."""
+    """With ``stream_options.include_usage``. Usage is null except in the last chunk."""
 
     usage: Usage | None = None

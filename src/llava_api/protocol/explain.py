@@ -1,38 +1,38 @@
-"""``POST /v1/explain``: what the model would be shown for a chat request. An endpoint of our own."""
+"""``POST /v1/explain``: the reply. The endpoint is not part of OpenAI's API."""
 
 from llava_api.protocol.messages import Detail
-from llava_api.protocol.wire import Wire
+from llava_api.protocol.wire import WireObject
 
 
-class Placeholder(Wire):
+class Placeholder(WireObject):
     image: int
     """Index into ``images``."""
     offset: int
-    """Index of its first token in ``prompt_token_ids``."""
+    """Index of the image's first token in ``prompt_token_ids``."""
     length: int
 
 
-class ExplainedImage(Wire):
+class ExplainedImage(WireObject):
     param: str
-    """Its place in the request, as error messages name it."""
+    """Path of the image in the request, as error messages name it."""
     width: int
-    """Of the file, in pixels."""
+    """Width of the file, in pixels."""
     height: int
     format: str
     """JPEG, PNG, WEBP, GIF or BMP."""
     orientation: int
-    """EXIF orientation, 1 to 8; 1 is upright, or none."""
+    """EXIF orientation, 1 to 8; 1: upright, or the file names none."""
     shown_width: int
-    """After the picture was turned upright."""
+    """Width after the image was turned upright."""
     shown_height: int
     mode: str
     """pad, square, anyres or hf."""
     detail: Detail
-    """low where the base tile alone is shown, else high."""
+    """low if only the base tile is shown, else high."""
     grid: list[int]
-    """[tiles across, tiles down]; [1, 1] where the picture is one tile."""
+    """[tiles across, tiles down]; [1, 1] if the image is one tile."""
     tiles: int
-    """Tiles in the grid; the base tile that LLaVA-1.6 puts before them is not counted."""
+    """Tiles in the grid, without the base tile that LLaVA-1.6 puts before them."""
     image_tokens: int
     pixels_shape: list[int]
     """[3, S, S] for one tile of LLaVA-1.5, [1 + tiles, 3, S, S] for LLaVA-1.6's base tile and grid."""
@@ -40,7 +40,7 @@ class ExplainedImage(Wire):
     """SHA-256 of the normalised float32 tensor in C order."""
 
 
-class Explanation(Wire):
+class Explanation(WireObject):
     model: str
     version: str
     """1.5 or 1.6."""
@@ -49,18 +49,18 @@ class Explanation(Wire):
     image_mode: str
     image_mode_reason: str
     prompt: str
-    """As LLaVA's own code prints it, ``<image>`` for each picture; BOS is not written."""
+    """As LLaVA's own code prints it: ``<image>`` for each image, without BOS."""
     prompt_token_ids: list[int]
     prompt_tokens: int
     text_tokens: int
     image_tokens: int
     context_length: int
-    """Longest prompt plus answer."""
+    """Most tokens of prompt and answer together."""
     context_left: int
-    """Tokens left for the answer; below zero where the request is too long to be answered."""
+    """Tokens left for the answer; negative if the request is too long to be answered."""
     stop_token_ids: list[int]
     stop_texts: list[str]
     placeholders: list[Placeholder]
-    """Where pictures stand in the prompt, in prompt order."""
+    """Places of the images in the prompt, in the order of the prompt."""
     images: list[ExplainedImage]
     """In the order of the request."""

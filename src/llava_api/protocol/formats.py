@@ -1,38 +1,49 @@
-"""The form of an answer: free text, any JSON object, or JSON after a schema."""
+"""Formats of an answer: text, any JSON object, or JSON that fits a schema."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from llava_api.protocol.tools import Name
-from llava_api.protocol.wire import JSON_PATHS, Given
+from llava_api.protocol.wire import JSON_PATHS, RequestObject, is_none
 
 
-class TextFormat(Given):
+class TextFormat(RequestObject):
     type: Literal["text"]
 
 
-class JsonObjectFormat(Given):
+class JsonObjectFormat(RequestObject):
     type: Literal["json_object"]
 
 
-class JsonSchema(Given):
-    # "schema" is the wire's name; a pydantic model has a method of that name already.
+class JsonSchema(RequestObject):
+    # The field is called "schema", but a pydantic model has a method of that name.
     model_config = ConfigDict(validate_by_alias=True)
 
     name: Name
     """Not shown to the model."""
-    description: str | None = None
+    description: str | None = Field(default=None, exclude_if=is_none)
     """Not shown to the model."""
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     """JSON Schema of the answer; default: any object."""
     strict: bool | None = None
-    """The answer fits the schema either way."""
+    """The answer fits the schema in any case."""
 
 
-class JsonSchemaFormat(Given):
+class JsonSchemaFormat(RequestObject):
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
 
+class FlatJsonSchemaFormat(JsonSchema):
+    """The form of the Responses API."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+    """JSON Schema of the answer."""
+
+
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type"), JSON_PATHS]
+FlatResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | FlatJsonSchemaFormat, Field(discriminator="type"), JSON_PATHS
+]

@@ -6,41 +6,41 @@ from pydantic import BeforeValidator, Field
 
 from llava_api.protocol.refused import OLD_TOOLS
 from llava_api.protocol.tools import ToolCall
-from llava_api.protocol.wire import JSON_PATHS, Given, Unused
+from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
 MAX_PARTS = 2_000
 Detail = Literal["auto", "low", "high"]
 
 
-class TextPart(Given):
+class TextPart(RequestObject):
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(Given):
+class ImageUrl(RequestObject):
     url: str
     """A ``data:`` URL with the image in base64, an http or https URL, or, if the server allows it, ``file://``."""
     detail: Detail | None = None
     """low: only the base tile of LLaVA-1.6; auto and high: its whole tile grid. No difference on LLaVA-1.5."""
 
 
-class ImagePart(Given):
+class ImagePart(RequestObject):
     type: Literal["image_url"]
     image_url: Annotated[ImageUrl | str, JSON_PATHS]
     """An object, as in OpenAI's API, or only the URL, as many clients send it."""
 
 
-class InputTextPart(Given):
+class InputTextPart(RequestObject):
     """A text as the Responses API writes it."""
 
     type: Literal["input_text"]
     text: str
 
 
-class InputImagePart(Given):
+class InputImagePart(RequestObject):
     """An image as the Responses API writes it. Clients also send it to chat."""
 
-    refused: ClassVar = {"file_id": "No files are stored here: send the image itself, as image_url."}
+    refused: ClassVar = {"file_id": "This server stores no files: send the image itself, as image_url."}
     type: Literal["input_image"]
     image_url: str
     """A ``data:`` URL with the image in base64, an http or https URL, or, if the server allows it, ``file://``."""
@@ -48,7 +48,7 @@ class InputImagePart(Given):
     """low: only the base tile of LLaVA-1.6; auto and high: its whole tile grid. No difference on LLaVA-1.5."""
 
 
-class RefusalPart(Given):
+class RefusalPart(RequestObject):
     type: Literal["refusal"]
     refusal: str
 
@@ -64,28 +64,28 @@ def check_number_of_parts(content: object) -> object:
     return content
 
 
-Part = TypeVar("Part", bound=Given)
+Part = TypeVar("Part", bound=RequestObject)
 Content = Annotated[
     str | Annotated[list[Part], Field(fail_fast=True)], JSON_PATHS, BeforeValidator(check_number_of_parts)
 ]
 """A text or a list of parts."""
 
 
-class SystemMessage(Given):
+class SystemMessage(RequestObject):
     role: Literal["system", "developer"]
     content: Content[TextPart]
     name: str | None = None
     """Accepted and not shown to the model."""
 
 
-class UserMessage(Given):
+class UserMessage(RequestObject):
     role: Literal["user"]
     content: Content[UserPart]
     name: str | None = None
     """Accepted and not shown to the model."""
 
 
-class AssistantMessage(Given):
+class AssistantMessage(RequestObject):
     # OpenAI's own replies have these fields, so that a reply can be sent back as it came.
     refused: ClassVar = {
         "annotations": "LLaVA reads no annotations: leave them out.",
@@ -100,11 +100,11 @@ class AssistantMessage(Given):
     """What the model said when it refused; shown to the model like any other answer."""
     tool_calls: list[ToolCall] | None = Field(None, max_length=128, fail_fast=True)
     """Calls that the model made."""
-    parsed: Unused = None
+    parsed: Ignored = None
     """Accepted and not used: the openai client's parsed form of the content."""
 
 
-class ToolMessage(Given):
+class ToolMessage(RequestObject):
     role: Literal["tool"]
     content: Content[UserPart]
     """What the function returned; images in it are an extension."""

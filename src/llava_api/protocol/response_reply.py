@@ -6,23 +6,23 @@ from pydantic import Field
 
 from llava_api.protocol.chat import Metadata
 from llava_api.protocol.chat_reply import TokenLogprob
-from llava_api.protocol.responses import FlatAllowedTools, FlatNamedTool, ItemStatus, TextOptions
-from llava_api.protocol.tools import ToolMode
-from llava_api.protocol.wire import Wire
+from llava_api.protocol.responses import ItemStatus, TextOptions
+from llava_api.protocol.tools import FlatAllowedTools, FlatNamedTool, ToolMode
+from llava_api.protocol.wire import WireObject
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
-class OutputText(Wire):
+class OutputText(WireObject):
     type: Literal["output_text"] = "output_text"
     text: str
     annotations: list[Any] = Field(default_factory=list)
     """Always empty."""
     logprobs: list[TokenLogprob] = Field(default_factory=list)
-    """The text's tokens, where they were asked for."""
+    """The tokens of the text, if the request asked for them."""
 
 
-class OutputMessage(Wire):
+class OutputMessage(WireObject):
     id: str
     type: Literal["message"] = "message"
     status: ItemStatus
@@ -30,32 +30,32 @@ class OutputMessage(Wire):
     content: list[OutputText]
 
 
-class OutputCall(Wire):
+class OutputCall(WireObject):
     id: str
     type: Literal["function_call"] = "function_call"
     status: ItemStatus
     call_id: str
     name: str
     arguments: str
-    """JSON that fits the function's schema, unless the answer ended early (status incomplete)."""
+    """JSON that fits the function's schema, unless the answer was cut (status incomplete)."""
 
 
 OutputItem = Annotated[OutputMessage | OutputCall, Field(discriminator="type")]
 
 
-class InputTokensDetails(Wire):
+class InputTokensDetails(WireObject):
     cached_tokens: int
-    """Prompt tokens that had been computed for an earlier request."""
+    """Prompt tokens that were already computed for an earlier request."""
     cache_write_tokens: int = 0
-    """Nothing is charged for filling the cache."""
+    """Always 0: filling the cache costs nothing."""
 
 
-class OutputTokensDetails(Wire):
+class OutputTokensDetails(WireObject):
     reasoning_tokens: int = 0
-    """LLaVA does not reason before it answers."""
+    """Always 0: LLaVA does not reason before it answers."""
 
 
-class ResponseUsage(Wire):
+class ResponseUsage(WireObject):
     input_tokens: int
     input_tokens_details: InputTokensDetails
     output_tokens: int
@@ -63,16 +63,16 @@ class ResponseUsage(Wire):
     total_tokens: int
 
 
-class ResponseError(Wire):
+class ResponseError(WireObject):
     code: Literal["server_error"] = "server_error"
     message: str
 
 
-class IncompleteDetails(Wire):
+class IncompleteDetails(WireObject):
     reason: Literal["max_output_tokens"] = "max_output_tokens"
 
 
-class ReturnedTool(Wire):
+class ReturnedTool(WireObject):
     type: Literal["function"] = "function"
     name: str
     description: str | None
@@ -80,11 +80,11 @@ class ReturnedTool(Wire):
     strict: bool | None
 
 
-class Response(Wire):
+class Response(WireObject):
     id: str
     object: Literal["response"] = "response"
     created_at: int
-    """Unix seconds."""
+    """Unix time in seconds."""
     completed_at: int | None = None
     status: Status
     background: Literal[False] = False
@@ -101,7 +101,7 @@ class Response(Wire):
     safety_identifier: str | None
     service_tier: Literal["default"] = "default"
     store: bool
-    """Whether it is kept for previous_response_id."""
+    """Whether the server stores it for previous_response_id."""
     temperature: float
     text: TextOptions
     tool_choice: ToolMode | FlatNamedTool | FlatAllowedTools
@@ -113,18 +113,18 @@ class Response(Wire):
     user: str | None
 
 
-class DeletedResponse(Wire):
+class DeletedResponse(WireObject):
     id: str
     object: Literal["response"] = "response"
     deleted: Literal[True] = True
 
 
-class Event(Wire):
+class Event(WireObject):
     """One event of a stream; ``type`` is also the event's name."""
 
     type: str
     sequence_number: int
-    """From 0, one more each time."""
+    """Number of the event in the stream, from 0."""
 
 
 class ResponseEvent(Event):
@@ -140,42 +140,41 @@ class ItemEvent(Event):
     item: OutputItem
 
 
-class PartEvent(Event):
-    type: Literal["response.content_part.added", "response.content_part.done"]
+class ContentEvent(Event):
     item_id: str
     output_index: int
+
+
+class TextEvent(ContentEvent):
     content_index: Literal[0] = 0
+
+
+class PartEvent(TextEvent):
+    type: Literal["response.content_part.added", "response.content_part.done"]
     part: OutputText
 
 
-class TextDelta(Event):
+class TextDelta(TextEvent):
     type: Literal["response.output_text.delta"] = "response.output_text.delta"
-    item_id: str
-    output_index: int
-    content_index: Literal[0] = 0
     delta: str
     logprobs: list[TokenLogprob]
 
 
-class TextDone(Event):
+class TextDone(TextEvent):
     type: Literal["response.output_text.done"] = "response.output_text.done"
-    item_id: str
-    output_index: int
-    content_index: Literal[0] = 0
     text: str
     logprobs: list[TokenLogprob]
 
 
-class ArgumentsDelta(Event):
+class ArgumentsDelta(ContentEvent):
     type: Literal["response.function_call_arguments.delta"] = "response.function_call_arguments.delta"
-    item_id: str
-    output_index: int
     delta: str
 
 
-class ArgumentsDone(Event):
+class ArgumentsDone(ContentEvent):
     type: Literal["response.function_call_arguments.done"] = "response.function_call_arguments.done"
-    item_id: str
-    output_index: int
     name: str
     arguments: str
+
+
+EVENTS = (ResponseEvent, ItemEvent, PartEvent, TextDelta, TextDone, ArgumentsDelta, ArgumentsDone)

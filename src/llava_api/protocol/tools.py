@@ -1,69 +1,90 @@
-"""Functions that the model may call, and its calls."""
+"""Functions that the model may call, the choice among them, and calls. Flat: the form of the Responses API."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llava_api.protocol.wire import JSON_PATHS, Given, Unused
+from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+ToolMode = Literal["none", "auto", "required"]
 MAX_TOOLS = 128
 
 
-class Function(Given):
+class OfTypeFunction(RequestObject):
+    type: Literal["function"]
+
+
+class Function(RequestObject):
     name: Name
     description: str | None = None
     """Shown to the model."""
     parameters: dict[str, Any] | None = None
-    """JSON Schema of the arguments, of type object; default: none."""
+    """JSON Schema of the arguments, with type object; default: no arguments."""
     strict: bool | None = None
-    """Arguments fit the schema either way."""
+    """The arguments fit the schema in any case."""
 
 
-class FunctionTool(Given):
-    type: Literal["function"]
+class FunctionTool(OfTypeFunction):
     function: Function
 
 
-class FunctionName(Given):
+# The bases are in this order because pydantic reports errors of the last one's fields first: a wrong type matters most.
+class FlatTool(Function, OfTypeFunction):
+    pass
+
+
+class FunctionName(RequestObject):
     name: str
 
 
-class NamedTool(Given):
+class NamedTool(OfTypeFunction):
     """Make the model call this function."""
 
-    type: Literal["function"]
     function: FunctionName
 
 
-class AllowedNames(Given):
+class FlatNamedTool(FunctionName, OfTypeFunction):
+    """Make the model call this function."""
+
+
+class AllowedNames(RequestObject):
     mode: Literal["auto", "required"]
     tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
 
 
-class AllowedTools(Given):
-    """Let the model call these functions only, of all that ``tools`` describes."""
+class AllowedTools(RequestObject):
+    """Let the model call only these functions, although ``tools`` may describe more."""
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedNames
 
 
-ToolMode = Literal["none", "auto", "required"]
-ChosenTools = Annotated[NamedTool | AllowedTools, Field(discriminator="type"), JSON_PATHS]
-ToolChoice = Annotated[ToolMode | ChosenTools, JSON_PATHS]
+class FlatAllowedTools(RequestObject):
+    """Let the model call only these functions, although ``tools`` may describe more."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[FlatNamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
 
 
-class FunctionCall(Given):
+ToolObject = Annotated[NamedTool | AllowedTools, Field(discriminator="type"), JSON_PATHS]
+ToolChoice = Annotated[ToolMode | ToolObject, JSON_PATHS]
+FlatToolObject = Annotated[FlatNamedTool | FlatAllowedTools, Field(discriminator="type"), JSON_PATHS]
+FlatToolChoice = Annotated[ToolMode | FlatToolObject, JSON_PATHS]
+
+
+class FunctionCall(RequestObject):
     name: str
     arguments: str
     """JSON."""
-    parsed_arguments: Unused = None
-    """What the openai client made of them; accepted and not used."""
+    parsed_arguments: Ignored = None
+    """Accepted and not used: the openai client's parsed form of the arguments."""
 
 
-class ToolCall(Given):
+class ToolCall(RequestObject):
     id: str
     type: Literal["function"]
     function: FunctionCall
     index: int | None = None
-    """Of a streamed call; accepted and not used."""
+    """Accepted and not used: the number of a streamed call."""

@@ -1,4 +1,4 @@
-"""Base classes of all wire objects. They are strict about types and names, so that no field is silently ignored."""
+"""Base classes of the objects of requests and replies, and the reply of every error."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -16,33 +16,37 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 MAX_ERRORS = 500
-"""Errors of one body that are looked at. Each takes about ten microseconds."""
+"""Most errors of one body that are looked at. Each takes about ten microseconds."""
 
 
-def absent(value: object) -> bool:
-    """For fields that the API leaves out if there is no value, instead of sending null."""
-    return value is None
+class WireObject(BaseModel):
+    model_config = ConfigDict(strict=True, use_attribute_docstrings=True, serialize_by_alias=True)
 
 
-class Wire(BaseModel):
-    """Unknown names and wrong types are errors; the docstring under a field describes it in the OpenAPI document."""
+class ErrorObject(WireObject):
+    message: str
+    """What is wrong and what to do."""
+    type: str
+    """invalid_request_error or server_error."""
+    param: str | None
+    """The field to correct, for example messages[0].content[1].image_url."""
+    code: str | None
 
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, serialize_by_alias=True)
+
+class ErrorReply(WireObject):
+    error: ErrorObject
 
 
-Unused = Annotated[None, BeforeValidator(lambda _: None), WithJsonSchema({})]
-"""A field that takes any value and discards it."""
+class RequestObject(WireObject):
+    """Unknown fields are errors, so that nothing a caller sends is silently ignored. Null means: not given."""
 
-
-class Given(Wire):
-    """An object of a request: null means that a field is not given, and some known fields are refused by name."""
-
+    model_config = ConfigDict(extra="forbid")
     refused: ClassVar[Mapping[str, str]] = {}
-    """Field -> one sentence: why it is refused and what to do."""
+    """Known field that is not supported -> one sentence: why, and what to do."""
 
     @model_validator(mode="before")
     @classmethod
-    def only_what_is_given(cls, data: Any) -> Any:
+    def without_null_and_refused(cls, data: Any) -> Any:
         """A refused field may be false or empty, like null: many clients send that for fields they do not use."""
         if not isinstance(data, dict):
             return data
@@ -50,34 +54,41 @@ class Given(Wire):
             value = data[name]
             if value is not None and value is not False and value not in ([], {}, ""):
                 refused = PydanticCustomError("refused", "{reason}", {"reason": cls.refused[name]})
-                raise ValidationError.from_exception_data(
-                    cls.__name__, [{"type": refused, "loc": (name,), "input": value}]
-                )
+                raise ValidationError.from_exception_data(name, [{"type": refused, "loc": (name,), "input": value}])
         return {name: value for name, value in data.items() if value is not None and name not in cls.refused}
 
 
-def locate_in_body(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+Ignored = Annotated[None, BeforeValidator(lambda _: None), WithJsonSchema({})]
+"""A field that takes any value and discards it."""
+
+
+def is_none(value: object) -> bool:
+    """For ``exclude_if``: fields that the API leaves out instead of sending null."""
+    return value is None
+
+
+def validate_with_json_paths(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     try:
         return validate(value)
     except ValidationError as error:
         if error.error_count() > MAX_ERRORS:
             raise PydanticCustomError("too_many_errors", "it has too many errors") from error
         found = error.errors(include_url=False, include_input=False)
-        raise ValidationError.from_exception_data(error.title, [located(details) for details in found]) from error
+        raise ValidationError.from_exception_data(error.title, [with_json_path(each) for each in found]) from error
 
 
-def located(details: ErrorDetails) -> InitErrorDetails:
+def with_json_path(details: ErrorDetails) -> InitErrorDetails:
     kind, message, context, location = details["type"], details["msg"], details.get("ctx", {}), details["loc"][1:]
     if not details["loc"] and kind.startswith("union_tag"):
-        # Pydantic reports the object, but the field that names the object's kind is missing or wrong.
+        # Pydantic reports the whole object, but only its discriminator is missing or wrong.
         location = (context["discriminator"].strip("'"),)
         kind = "missing" if kind == "union_tag_not_found" else "literal_error"
         context = {"expected": " or ".join(context.get("expected_tags", "").rsplit(", ", 1))}
     return {"type": PydanticCustomError(kind, message, context), "loc": location, "input": None}
 
 
-JSON_PATHS = WrapValidator(locate_in_body)
+JSON_PATHS = WrapValidator(validate_with_json_paths)
 """Annotates a union, so that the locations of its errors are paths in the caller's JSON.
 
-Pydantic puts the names of unions' members into a location, as in ``messages.0.user.content.list[...].0``.
+Pydantic's own locations also have the names of unions' members, as in ``messages.0.user.content.list[...].0``.
 """

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from llava_api import __version__
-from llava_api.protocol.error import ErrorReply
+from llava_api.protocol.wire import ErrorReply
 from llava_api.server.endpoint import Endpoint, Stream
 
 Schema = dict[str, Any]

@@ -7,7 +7,7 @@ from llava_api.chat.chat_reply import ChatReply, ReplyMetadata
 from llava_api.chat.question import chat_question
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.chat_reply import ChatCompletion, ChatCompletionChunk, ChunkWithUsage
-from llava_api.protocol.error import ErrorReply
+from llava_api.protocol.wire import ErrorReply
 from llava_api.server.answer import Context
 from llava_api.server.endpoint import Endpoint, Stream
 

@@ -7,7 +7,7 @@ from llava_api.chat.chat_reply import ReplyMetadata
 from llava_api.chat.completion_reply import CompletionReply
 from llava_api.chat.plain import prepare_plain
 from llava_api.protocol.completions import Completion, CompletionChunk, CompletionChunkWithUsage, CompletionRequest
-from llava_api.protocol.error import ErrorReply
+from llava_api.protocol.wire import ErrorReply
 from llava_api.server.answer import Context
 from llava_api.server.endpoint import Endpoint, Stream
 from llava_api.server.routes.chat import CHUNKS

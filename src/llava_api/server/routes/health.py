@@ -5,7 +5,7 @@ from functools import partial
 from fastapi import Request
 from fastapi.responses import Response
 
-from llava_api.protocol.health import Health
+from llava_api.protocol.server_info import Health
 from llava_api.server.answer import json_response
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.middleware.availability import refusal

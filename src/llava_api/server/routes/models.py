@@ -3,7 +3,7 @@
 from fastapi import Request
 from fastapi.responses import Response
 
-from llava_api.protocol.models import ModelCard, ModelList
+from llava_api.protocol.server_info import ModelCard, ModelList
 from llava_api.server.answer import json_response
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.services import Services

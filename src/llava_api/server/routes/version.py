@@ -3,7 +3,7 @@
 from fastapi import Request
 from fastapi.responses import Response
 
-from llava_api.protocol.version import Version
+from llava_api.protocol.server_info import Version
 from llava_api.server.answer import json_response
 from llava_api.server.endpoint import Endpoint
 from llava_api.versions import all_versions
