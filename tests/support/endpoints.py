@@ -4,10 +4,10 @@ from typing import Any
 
 from llava_api.server import routes
 from llava_api.server.endpoint import Endpoint
-from llava_api.server.routes import docs, health
+from llava_api.server.routes import docs, probes
 
 ALL = (*routes.ENDPOINTS, *docs.ENDPOINTS)
-HEALTH = tuple(endpoint.path for endpoint in health.ENDPOINTS)
+HEALTH = tuple(endpoint.path for endpoint in probes.HEALTH)
 PROBES = tuple(endpoint.path for endpoint in ALL if endpoint.probe)
 EXAMPLE_BODIES: dict[str, dict[str, Any]] = {
     endpoint.path: {"model": "tiny", **endpoint.example} for endpoint in ALL if endpoint.request

@@ -19,7 +19,7 @@ from llava_api.server.middleware.exchange import ExchangeMiddleware
 from llava_api.server.middleware.origin import Origins
 from llava_api.server.middleware.proxy import ForwardedFor
 from llava_api.server.middleware.root_path import RootPath
-from llava_api.server.routes import ENDPOINTS, docs, health
+from llava_api.server.routes import ENDPOINTS, docs, probes
 from llava_api.server.services import Services
 from llava_api.server.state import AppState, set_state
 from llava_api.settings import Settings
@@ -60,13 +60,13 @@ def create_app(
     state.metrics = Metrics(all_versions()) if services is None else services.metrics
     state.tracing = tracing
     endpoints = served_endpoints(settings)
-    probes = {endpoint.path for endpoint in endpoints if endpoint.probe}
+    probe_paths = {endpoint.path for endpoint in endpoints if endpoint.probe}
     open_paths = {endpoint.path for endpoint in endpoints if endpoint.access(settings) == "open"}
     # The middleware that is added last is called first.
-    app.add_middleware(Availability, state=state, open_paths=probes)
+    app.add_middleware(Availability, state=state, open_paths=probe_paths)
     app.add_middleware(Authentication, keys=keys, open_paths=open_paths)
     if not keys.needed:
-        app.add_middleware(Origins, settings=settings, open_paths={endpoint.path for endpoint in health.ENDPOINTS})
+        app.add_middleware(Origins, settings=settings, open_paths={endpoint.path for endpoint in probes.HEALTH})
     if settings.cors_allow_origins:
         app.add_middleware(
             Cors,
@@ -79,7 +79,7 @@ def create_app(
         Access,
         metrics=state.metrics,
         routes={endpoint.pattern for endpoint in endpoints},
-        probes=probes,
+        probes=probe_paths,
         tracing=tracing,
         log_prompts=settings.log_prompts,
     )

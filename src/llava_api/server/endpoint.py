@@ -1,7 +1,7 @@
 """How an endpoint is declared, beside its code. The app, the OpenAPI document, docs/api.md and the tests read this."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -12,8 +12,6 @@ from pydantic import BaseModel
 from llava_api.server.answer import Prepare, answer
 from llava_api.settings import Settings
 
-Access = Literal["key", "open", "off"]
-"""key: callers need an API key, if there are any; off: the endpoint is not served."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -28,32 +26,34 @@ class Stream:
     """Whether the last event's data is ``[DONE]``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
     method: Literal["GET", "POST", "DELETE"]
     path: str
-    """As in the OpenAPI document: ``/v1/models/{model}``."""
-    route: str = ""
-    """Starlette's pattern and the route's name in metrics, if it differs from ``path``."""
+    """As the OpenAPI document has it: ``/v1/models/{model}``."""
     handle: Handler | None = None
+    _: KW_ONLY
     prepare: Prepare[Any] | None = None
     """Takes the place of ``handle`` in an endpoint with a ``request``, which ``answer`` reads and parses."""
     operation_id: str = ""
     summary: str = ""
-    reply: type[BaseModel] | None = None
-    """None: the endpoint is not part of the OpenAPI document."""
     request: type[BaseModel] | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a request besides ``model``."""
+    reply: type[BaseModel] | None = None
+    """None: the endpoint is left out of the OpenAPI document."""
     stream: Stream | None = None
     errors: tuple[int, ...] = ()
-    """Statuses of errors that do not follow from the other fields (see ``error_statuses``)."""
+    """Statuses of errors, besides those that follow from the other fields (``error_statuses``)."""
+    route: str = ""
+    """Starlette's pattern, and the route's name in metrics and logs, if it is not ``path``."""
+    access: Callable[[Settings], Literal["key", "open", "off"]] = lambda _: "key"
+    """key: callers need an API key, if the server has any; off: the endpoint is not served."""
     spends_tokens: bool = True
-    """Whether a request needs some of its caller's tokens per minute."""
-    access: Callable[[Settings], Access] = lambda _: "key"
+    """Whether a request is refused while its caller has no tokens per minute left."""
     probe: bool = False
-    """Asked by machines every few seconds: answered while the model loads and the server drains, logged at debug level
-    only, and not counted among the requests' outcomes."""
+    """Asked by machines every few seconds. It is answered while the model loads and the server drains, logged at debug
+    level only, and its errors are not counted."""
     short_path: bool = False
     """Whether --short-paths also serves it without ``/v1``."""
 

@@ -4,7 +4,6 @@ FastAPI's own generator is not used because it reads handlers' parameters: ours 
 is read up to a limit, parsed by orjson and rejected in OpenAI's words.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -18,7 +17,6 @@ from llava_api.protocol.wire import ErrorReply
 from llava_api.server.endpoint import Endpoint, Stream
 
 Schema = dict[str, Any]
-REFERENCE = "#/components/schemas/"
 
 DESCRIPTION = (
     "OpenAI's API for LLaVA-1.5 and LLaVA-1.6 (NeXT) checkpoints. Images go in as image_url parts: data: URLs, or "
@@ -30,40 +28,25 @@ DESCRIPTION = (
 def openapi_document(endpoints: Sequence[Endpoint], model: str = "llava-tiny-1.5") -> Schema:
     """Describe the endpoints that have a reply model. ``model``: the served name, for the examples."""
     described = [endpoint for endpoint in endpoints if endpoint.reply is not None]
-    requests: set[Any] = {(each.request, "validation") for each in described if each.request is not None}
-    replies: set[Any] = {(each.reply, "serialization") for each in described}
-    replies |= {(event, "serialization") for each in described if each.stream for event in each.stream.events}
-    replies.add((ErrorReply, "serialization"))
-    models: list[Any] = sorted(requests | replies, key=lambda pair: pair[0].__name__)
-    references, definitions = models_json_schema(models, ref_template=REFERENCE + "{model}")
+    replies = {ErrorReply, *(each.reply for each in described)}
+    replies |= {event for each in described if each.stream for event in each.stream.events}
+    models: set[Any] = {(reply, "serialization") for reply in replies}
+    models |= {(each.request, "validation") for each in described if each.request is not None}
+    in_order = sorted(models, key=lambda pair: pair[0].__name__)
+    references, definitions = models_json_schema(in_order, ref_template="#/components/schemas/{model}")
     paths: dict[str, Schema] = {}
     for each in described:
         paths.setdefault(each.path, {})[each.method.lower()] = operation(each, references, model)
-    schemas = definitions["$defs"]
-    # Only objects that callers send are closed: a later version of the server may add fields to its replies.
-    for name in schemas.keys() - reached([references[pair]["$ref"] for pair in requests], schemas):
-        schemas[name].pop("additionalProperties", None)
     return {
         "openapi": "3.1.0",
         "info": {"title": "llava-api", "version": __version__, "description": DESCRIPTION},
         "paths": paths,
         "components": {
-            "schemas": dict(sorted(schemas.items())),
+            "schemas": dict(sorted(definitions["$defs"].items())),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "If API keys are set."}},
         },
         "security": [{"key": []}, {}],
     }
-
-
-def reached(references: list[str], schemas: dict[str, Schema]) -> set[str]:
-    """Names of all schemas that ``references`` lead to."""
-    found: set[str] = set()
-    while references:
-        name = references.pop().removeprefix(REFERENCE)
-        if name not in found:
-            found.add(name)
-            references += re.findall(rf'"\$ref": "({REFERENCE}\w+)"', json.dumps(schemas[name]))
-    return found
 
 
 def operation(endpoint: Endpoint, references: Any, model: str) -> Schema:

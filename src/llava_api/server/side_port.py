@@ -18,7 +18,7 @@ from llava_api.server import error_handlers
 from llava_api.server.endpoint import add_routes
 from llava_api.server.http_server import make_config
 from llava_api.server.middleware.exchange import ExchangeMiddleware
-from llava_api.server.routes import health, metrics
+from llava_api.server.routes import probes
 from llava_api.server.state import set_state, state_of
 from llava_api.settings import Settings
 
@@ -38,7 +38,7 @@ def side_app(main: FastAPI) -> FastAPI:
     set_state(app, state_of(main))
     app.add_middleware(ExchangeMiddleware)
     error_handlers.install(app)
-    add_routes(app, (*metrics.ENDPOINTS, *health.ENDPOINTS))
+    add_routes(app, probes.ENDPOINTS)
     return app
 
 

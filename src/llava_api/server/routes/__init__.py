@@ -1,15 +1,13 @@
 """One file for one group of endpoints. A new file is entered here."""
 
-from llava_api.server.routes import chat, completions, explain, health, metrics, models, responses, version
+from llava_api.server.routes import chat, completions, explain, probes, responses, server_info
 
 ENDPOINTS = (
     *chat.ENDPOINTS,
     *responses.ENDPOINTS,
     *completions.ENDPOINTS,
     *explain.ENDPOINTS,
-    *models.ENDPOINTS,
-    *health.ENDPOINTS,
-    *version.ENDPOINTS,
-    *metrics.ENDPOINTS,
+    *server_info.ENDPOINTS,
+    *probes.ENDPOINTS,
 )
-"""All endpoints but those of ``routes/docs.py``, which describes these."""
+"""All endpoints except those of ``docs.py``, which describes these."""

@@ -29,8 +29,8 @@ CHUNKS = (
 )
 ENDPOINTS = (
     Endpoint(
-        method="POST",
-        path="/v1/chat/completions",
+        "POST",
+        "/v1/chat/completions",
         prepare=prepare,
         operation_id="createChatCompletion",
         summary="Ask about texts and images",

@@ -23,8 +23,8 @@ async def prepare(context: Context, wanted: CompletionRequest) -> CompletionRepl
 
 ENDPOINTS = (
     Endpoint(
-        method="POST",
-        path="/v1/completions",
+        "POST",
+        "/v1/completions",
         prepare=prepare,
         operation_id="createCompletion",
         summary="Continue a plain text",

@@ -38,9 +38,9 @@ async def asset(request: Request) -> Response:
     return await FILES.get_response(request.scope["path"].rpartition("/")[2], request.scope)
 
 
-docs_endpoint = partial(Endpoint, method="GET", access=lambda settings: settings.docs)
+docs_endpoint = partial(Endpoint, "GET", access=lambda settings: settings.docs)
 ENDPOINTS = (
-    docs_endpoint(path="/openapi.json", handle=openapi),
-    docs_endpoint(path="/docs", handle=docs),
-    *(docs_endpoint(path=f"/{ASSETS}/{name}", handle=asset) for name in ASSET_NAMES),
+    docs_endpoint("/openapi.json", openapi),
+    docs_endpoint("/docs", docs),
+    *(docs_endpoint(f"/{ASSETS}/{name}", asset) for name in ASSET_NAMES),
 )

@@ -13,8 +13,8 @@ async def prepare(context: Context, wanted: ChatCompletionRequest) -> Explanatio
 
 ENDPOINTS = (
     Endpoint(
-        method="POST",
-        path="/v1/explain",
+        "POST",
+        "/v1/explain",
         prepare=prepare,
         operation_id="explain",
         summary="What the model would be shown for a chat request",

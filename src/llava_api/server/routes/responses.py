@@ -10,16 +10,7 @@ from llava_api.chat.response_question import given_items, response_question
 from llava_api.chat.response_reply import ResponseReply, described
 from llava_api.chat.response_store import StoredResponse, items_json
 from llava_api.errors import ErrorCode, InvalidRequest, NotFound
-from llava_api.protocol.response_reply import (
-    ArgumentsDelta,
-    ArgumentsDone,
-    DeletedResponse,
-    ItemEvent,
-    PartEvent,
-    ResponseEvent,
-    TextDelta,
-    TextDone,
-)
+from llava_api.protocol.response_reply import EVENTS, DeletedResponse
 from llava_api.protocol.response_reply import Response as ResponseObject
 from llava_api.protocol.responses import ResponseRequest
 from llava_api.server.answer import Context, json_response
@@ -103,8 +94,8 @@ def stored_response(request: Request) -> StoredResponse:
 
 ENDPOINTS = (
     Endpoint(
-        method="POST",
-        path="/v1/responses",
+        "POST",
+        "/v1/responses",
         prepare=prepare,
         operation_id="createResponse",
         summary="Ask about texts and images with OpenAI's Responses API",
@@ -114,15 +105,15 @@ ENDPOINTS = (
         stream=Stream(
             "Server-Sent Events named by their type; the last is response.completed, response.incomplete or "
             "response.failed.",
-            (ResponseEvent, ItemEvent, PartEvent, TextDelta, TextDone, ArgumentsDelta, ArgumentsDone),
+            EVENTS,
             done=False,
         ),
         short_path=True,
     ),
     Endpoint(
-        method="GET",
-        path="/v1/responses/{response_id}",
-        handle=get_response,
+        "GET",
+        "/v1/responses/{response_id}",
+        get_response,
         operation_id="getResponse",
         summary="Get a stored response",
         reply=ResponseObject,
@@ -130,9 +121,9 @@ ENDPOINTS = (
         short_path=True,
     ),
     Endpoint(
-        method="DELETE",
-        path="/v1/responses/{response_id}",
-        handle=delete_response,
+        "DELETE",
+        "/v1/responses/{response_id}",
+        delete_response,
         operation_id="deleteResponse",
         summary="Delete a stored response",
         reply=DeletedResponse,

@@ -1,13 +1,17 @@
-"""``GET /v1/models`` and ``GET /v1/models/{model}``."""
+"""``GET /v1/models``, ``GET /v1/models/{model}`` and ``GET /version``."""
 
 from fastapi import Request
 from fastapi.responses import Response
 
-from llava_api.protocol.server_info import ModelCard, ModelList
+from llava_api.protocol.server_info import ModelCard, ModelList, Version
 from llava_api.server.answer import json_response
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.services import Services
 from llava_api.server.state import services_of
+from llava_api.versions import all_versions
+
+# Read when the module is imported, because this opens files.
+VERSION = Version.model_validate(all_versions())
 
 
 def card(services: Services, name: str) -> ModelCard:
@@ -26,23 +30,31 @@ async def get_model(request: Request) -> Response:
     return json_response(card(services_of(request), request.path_params["name"]))
 
 
+async def version(_: Request) -> Response:
+    return json_response(VERSION)
+
+
 ENDPOINTS = (
     Endpoint(
-        method="GET",
-        path="/v1/models",
-        handle=list_models,
-        operation_id="listModels",
-        summary="List the served models",
-        reply=ModelList,
+        "GET", "/v1/models", list_models, operation_id="listModels", summary="List the served models", reply=ModelList
     ),
     Endpoint(
-        method="GET",
-        path="/v1/models/{model}",
+        "GET",
+        "/v1/models/{model}",
+        get_model,
         # A model's name may have slashes.
         route="/v1/models/{name:path}",
-        handle=get_model,
         operation_id="retrieveModel",
         summary="Get one served model",
         reply=ModelCard,
+    ),
+    Endpoint(
+        "GET",
+        # vLLM's server has this address too.
+        "/version",
+        version,
+        operation_id="version",
+        summary="Versions of the server and its main packages",
+        reply=Version,
     ),
 )

@@ -1,0 +1,47 @@
+"""``/health`` and ``/metrics``, which machines ask every few seconds. The side port serves nothing else."""
+
+import asyncio
+from functools import partial
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from llava_api.protocol.server_info import Health
+from llava_api.server.answer import json_response
+from llava_api.server.endpoint import Endpoint
+from llava_api.server.middleware.availability import refusal
+from llava_api.server.state import services_of, state_of
+
+
+async def live(request: Request) -> Response:
+    """503 only if nothing but a new process helps: not while it loads or drains or its engine is started again."""
+    state = state_of(request.app)
+    if state.lifecycle.failure is not None:
+        raise refusal(state) or state.lifecycle.failure
+    return json_response(Health(status="live"))
+
+
+async def ready(request: Request) -> Response:
+    refused = refusal(state_of(request.app))
+    if refused is not None:
+        raise refused
+    await services_of(request).engine.check_health()
+    return json_response(Health(status="ready"))
+
+
+async def get_metrics(request: Request) -> Response:
+    """For Prometheus, in its text format or OpenMetrics, as the Accept header asks."""
+    metrics = state_of(request.app).metrics
+    metrics.sample()
+    # This takes some milliseconds; in a thread it does not delay the tokens of open streams.
+    content, content_type = await asyncio.to_thread(metrics.page, request.headers.get("accept", ""))
+    return Response(content, headers={"content-type": content_type})
+
+
+health_endpoint = partial(Endpoint, "GET", reply=Health, access=lambda _: "open", probe=True)
+HEALTH = (
+    health_endpoint("/health/live", live, operation_id="live", summary="Whether the process runs"),
+    health_endpoint("/health/ready", ready, operation_id="ready", summary="Whether the server takes requests"),
+    health_endpoint("/health", ready, operation_id="health", summary="Another name of /health/ready"),
+)
+ENDPOINTS = (*HEALTH, Endpoint("GET", "/metrics", get_metrics, access=lambda settings: settings.metrics, probe=True))
