@@ -1,14 +1,14 @@
-"""Write the chart's values.schema.json and its README's table from values.yaml; ``--check`` fails where they are stale.
+"""Write the chart's values.schema.json and its README's table from values.yaml; ``--check`` fails if they are stale.
 
-The comment above a value is its documentation. Lines in it that start with @ are marks:
+The comment above a value is its documentation. Its lines that start with @ are marks:
 
-    @perModel        one model in ``models`` may have another value
-    @free            in Kubernetes' own form: whatever is in it is handed on
+    @perModel        entries of ``models`` may have another value
+    @free            a part of a Kubernetes object, copied unchecked
     @schema {...}    JSON schema of the value, laid over what its default shows
-    @settings        takes the server's settings by name, but for those that the chart makes itself
-    @models          takes the list of models
+    @settings        the server's settings by name, except those that the chart makes itself
+    @models          the list of models
 
-The dashboard is copied too: a chart cannot read a file outside its folder.
+The dashboard is copied too, because a chart cannot read files outside its folder.
 """
 
 import json
@@ -39,7 +39,7 @@ class Value:
     text: str
     marks: dict[str, str]
     fields: list["Value"] = field(default_factory=list)
-    """What is in it; empty for what is handed on as it is."""
+    """The values in it; empty if it is copied unchecked."""
 
 
 def read_values(source: str) -> list[Value]:
@@ -64,12 +64,12 @@ def values_of(node: yaml.MappingNode, lines: list[str], above: str) -> Iterator[
 
 
 def commented(node: yaml.MappingNode, lines: list[str]) -> bool:
-    """Whether a map's entries are values with comments, and not the entries of one value."""
+    """Whether the entries of a map have comments of their own, so that each is a value."""
     return bool(comment_above(lines, node.value[0][0].start_mark.line)[0])
 
 
 def comment_above(lines: list[str], row: int) -> tuple[str, dict[str, str]]:
-    """(its text in one line, its marks)"""
+    """The text in one line, and the marks."""
     above = []
     while row > 0 and (line := lines[row - 1].strip()).startswith("#"):
         above.append(line.removeprefix("#").strip())
@@ -103,7 +103,7 @@ def schema_of(value: Value) -> dict[str, Any]:
 
 
 def settings_schema() -> dict[str, Any]:
-    """The settings that may be named. Lists may be given as one text with commas, as on the command line."""
+    """The settings that values may contain. A list may be one text with commas, as in an environment variable."""
     found = {}
     made_by_chart = marked(Mark.MADE_BY_CHART)
     for name, one in sorted(Settings.model_json_schema()["properties"].items()):
@@ -138,7 +138,6 @@ def schema(values: list[Value]) -> str:
     properties = {}
     for value in values:
         properties[value.path] = schema_of(value) | (models_schema(values) if "models" in value.marks else {})
-    # Helm tells a subchart its parent's name for it; nothing else is unknown.
     document = {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of the chart llava-api; made by tools/chart_docs.py",

@@ -1,4 +1,4 @@
-"""Write the table of settings in docs/settings.md from the code; ``--check`` fails where it is stale."""
+"""Write the table of settings in docs/settings.md from the code; ``--check`` fails if it is stale."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ def shown(default: object) -> str:
 
 
 def table() -> str:
-    """One row a setting: flag, environment variable, default, what it does."""
+    """One row for each setting: flag, environment variable, default, what it does."""
     rows = ["| flag | environment | default | what it does |", "|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
         flag = "--" + name.replace("_", "-")
@@ -26,7 +26,7 @@ def table() -> str:
 
 
 def with_table(page: str) -> str:
-    """The page's text with a fresh table between the markers."""
+    """The page with a new table between the markers."""
     before, rest = page.split(START, 1)
     after = rest.split(END, 1)[1]
     return f"{before}{START}\n{table()}\n{END}{after}"

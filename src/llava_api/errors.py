@@ -1,32 +1,4 @@
-"""Every error that a caller may see, as one tree of classes, and the code that each sends.
-
-::
-
-    ApiError
-    +-- InvalidRequest             400
-    |   +-- Unauthorized           401
-    |   +-- Forbidden              403
-    |   +-- BadImage               400
-    |   +-- ContextLengthExceeded  400
-    |   +-- NotFound               404
-    |   |   +-- ModelNotFound      404
-    |   +-- MethodNotAllowed       405
-    |   +-- RequestTooLarge        413
-    |   +-- BadHttp                400
-    |   +-- HeadersTooLarge        431
-    |   +-- ReceiveTimeout         408
-    |   +-- UnsupportedEncoding    415
-    +-- RateLimited                429
-    +-- Unavailable                503
-    |   +-- NotReady               503
-    |   +-- Busy                   503
-    |   +-- Draining               503
-    |   +-- EngineStopped          503
-    |   +-- RequestTimedOut        503
-    +-- EngineFailed               500
-
-    InvalidGrammar                 the engine cannot follow a grammar; ``chat`` raises InvalidRequest instead
-    StartupError                   the server cannot start; one sentence for the person at the terminal
+"""Every error that a caller may see: its HTTP status and type by class, its code by an enum.
 
 Errors are raised, never returned. ``server/error_handlers.py`` writes them on the wire. Messages are fixed texts that
 say what to do, without paths, object addresses or image data. This module imports nothing of the package.
@@ -228,7 +200,7 @@ class EngineFailed(ApiError):
 
 
 class InvalidGrammar(Exception):
-    """A grammar does not compile; the message gives llguidance's reason."""
+    """A grammar does not compile; the message gives llguidance's reason. ``chat`` raises InvalidRequest instead."""
 
 
 class StartupError(Exception):

@@ -91,4 +91,5 @@ Networks = Annotated[list[Annotated[str, AfterValidator(network)]], NoDecode, SP
 Ports = Annotated[list[Annotated[int, Field(ge=1, le=65535)]], NoDecode, SPLIT]
 Origins = Annotated[list[Annotated[str, AfterValidator(origin)]], NoDecode, SPLIT, Field(examples=["*"])]
 Proxies = Annotated[list[Annotated[str, AfterValidator(proxy)]], NoDecode, SPLIT, Field(examples=["10.1.0.0/16"])]
+TlsFile = Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER, Mark.MADE_BY_CHART]
 PathPrefix = Annotated[str, AfterValidator(path_prefix), Field(examples=["/llava"])]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from llava_api.setting_types import Mark, Networks, Origins, PathPrefix, Ports, Proxies, Texts
+from llava_api.setting_types import Mark, Networks, Origins, PathPrefix, Ports, Proxies, Texts, TlsFile
 from llava_api.vision.families import LayoutName
 
 MOST_COUNTED = 10**15
@@ -123,11 +123,11 @@ class Settings(BaseSettings):
         "660", pattern="^0?[0-7]{3}$", examples=["600"]
     )
     """Permissions of the Unix socket, in octal."""
-    tls_certificate_file: Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER, Mark.MADE_BY_CHART] = None
+    tls_certificate_file: TlsFile = None
     """Certificate chain in PEM, for https; read again when it changes, without dropping connections."""
-    tls_key_file: Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER, Mark.MADE_BY_CHART] = None
+    tls_key_file: TlsFile = None
     """Key of the certificate in PEM, without a password."""
-    tls_client_ca_file: Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER, Mark.MADE_BY_CHART] = None
+    tls_client_ca_file: TlsFile = None
     """Certificate authorities in PEM; each client, probes too, needs a certificate of one of them (mutual TLS)."""
     root_path: Annotated[PathPrefix, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER] = ""
     """Path under which a proxy publishes this server, as /llava; requests are answered with it and without it."""

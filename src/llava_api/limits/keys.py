@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
-from llava_api.watched_files import WatchedFiles
+from llava_api.watched_files import WatchedFiles, read_text
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class KeyRing:
             yield from read_lines(path)
         for folder in self.folders:
             for path in files_in(folder):
-                yield read_key(path.name, text_of(path).strip(), str(path))
+                yield read_key(path.name, read_text(path, "--api-key-dir").strip(), str(path))
 
 
 def new_key() -> str:
@@ -121,16 +121,9 @@ def files_in(folder: Path) -> Sequence[Path]:
         raise StartupError(f"--api-key-dir {folder}: {error.strerror}") from error
 
 
-def text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StartupError(f"API keys in {path} cannot be read: {getattr(error, 'strerror', 'not text')}") from error
-
-
 def read_lines(path: Path) -> Iterator[Key]:
     """Read ``name=key`` or ``name=sha256:...`` lines; skip empty lines and those that start with #."""
-    for number, line in enumerate(text_of(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "--api-key-file").splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             name, equals, secret = line.strip().partition("=")
             if not equals:

@@ -6,53 +6,34 @@ The file is read again while the server runs.
 import logging
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from llava_api.errors import StartupError
 from llava_api.settings import MOST_COUNTED, Settings
-from llava_api.watched_files import WatchedFiles
+from llava_api.watched_files import WatchedFiles, read_text
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+Limit = Annotated[int, Field(ge=1, le=MOST_COUNTED)] | None
+
+
+@dataclass(frozen=True, slots=True, config=ConfigDict(strict=True, extra="forbid"))
 class CallerLimits:
-    """The limits of one caller; None for no limit."""
+    """The limits of one caller; None for no limit. Raises ValidationError."""
 
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    images_per_minute: int | None = None
-    max_requests_at_once: int | None = None
-    max_tokens_per_request: int | None = None
-    weight: float = 1.0
+    requests_per_minute: Limit = None
+    tokens_per_minute: Limit = None
+    images_per_minute: Annotated[int, Field(ge=0, le=MOST_COUNTED)] | None = None
+    max_requests_at_once: Limit = None
+    max_tokens_per_request: Limit = None
+    weight: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] = 1.0
     """Its share of the engine's queue, beside callers of weight 1."""
-
-
-Count = Annotated[int, Field(ge=1, le=MOST_COUNTED)] | Literal["none"] | None
-CountOrZero = Annotated[int, Field(ge=0, le=MOST_COUNTED)] | Literal["none"] | None
-Weight = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
-
-
-class KeyLimits(BaseModel):
-    """One table of the file. A missing field takes the default of all callers; "none" is no limit."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    requests_per_minute: Count = None
-    tokens_per_minute: Count = None
-    images_per_minute: CountOrZero = None
-    max_requests_at_once: Count = None
-    max_tokens_per_request: Count = None
-    weight: Weight | None = None
-
-    def over(self, default: CallerLimits) -> CallerLimits:
-        given = self.model_dump(exclude_none=True).items()
-        changes: dict[str, Any] = {name: None if value == "none" else value for name, value in given}
-        return replace(default, **changes)
 
 
 KEY_PREFIX = "key "
@@ -85,13 +66,7 @@ class LimitTable:
             log.info("limits of keys read again: %s", ", ".join(self.key_names()) or "none")
 
     def read(self) -> str:
-        if self.path is None:
-            return ""
-        try:
-            return self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise StartupError(f"--key-limits-file {self.path} cannot be read: {reason}") from error
+        return "" if self.path is None else read_text(self.path, "--key-limits-file")
 
     def parse(self, text: str) -> Mapping[str, CallerLimits]:
         """Raises StartupError, naming the file, the key and the field."""
@@ -101,10 +76,14 @@ class LimitTable:
             raise StartupError(f"--key-limits-file {self.path} is not TOML: {error}") from error
         found = {}
         for name, table in tables.items():
+            where = f"--key-limits-file {self.path}, key {name}"
+            if not isinstance(table, dict):
+                raise StartupError(f"{where}: write a table, [{name}], with limits in it")
+            changes: dict[str, Any] = {field: None if value == "none" else value for field, value in table.items()}
             try:
-                found[caller_of_key(name)] = KeyLimits.model_validate(table).over(self.default)
+                found[caller_of_key(name)] = replace(self.default, **changes)
             except ValidationError as error:
-                raise StartupError(f"--key-limits-file {self.path}, key {name}{first_error(error)}") from error
+                raise StartupError(f"{where}, {first_error(error)}") from error
         return found
 
     def key_names(self) -> list[str]:
@@ -119,9 +98,10 @@ class LimitTable:
 
 
 def first_error(error: ValidationError) -> str:
-    """The wrong field and the reason. If a field may be a number or "none", the reason why it is no valid number."""
+    """The wrong field and the reason."""
     first = error.errors(include_url=False)[0]
-    if first["type"] == "extra_forbidden":
-        return f", {first['loc'][0]}: there is no such limit; there are {', '.join(KeyLimits.model_fields)}"
-    field = f", {first['loc'][0]}" if first["loc"] else ""
+    field = first["loc"][0]
+    if first["type"] == "unexpected_keyword_argument":
+        known = ", ".join(limit.name for limit in fields(CallerLimits))
+        return f"{field}: there is no such limit; there are {known}"
     return f"{field}: {first['msg']}"
