@@ -15,7 +15,7 @@ from typing import Any
 from llava_api.chat.grammar import json_grammar
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.chat.tools import INTRODUCTION
-from llava_api.cli.models import find_model
+from llava_api.cli.flags import find_model
 from llava_api.engine.base import EngineImage, GenerationRequest, Sampling
 from llava_api.images.decode import Decoded
 from llava_api.images.pixels import render_pixels

@@ -161,7 +161,7 @@ def test_an_image_that_is_refused_is_reported_and_the_question_stays(page: Page,
     expect(answers(page)).to_have_count(0)
 
 
-def test_a_file_too_large_is_told_before_it_is_sent(page: Page, ui: Ui) -> None:
+def test_a_file_too_large_is_reported_before_it_is_sent(page: Page, ui: Ui) -> None:
     page.locator("#box input[type=file]").set_input_files(
         [{"name": "large.png", "mimeType": "image/png", "buffer": b"0" * 1_000_001}]
     )
@@ -187,7 +187,7 @@ def test_a_question_is_asked_again_edited_and_taken_back(page: Page, watch: Watc
     assert watch.complaints == []
 
 
-def test_by_keyboard_alone(page: Page, watch: Watch) -> None:
+def test_with_only_the_keyboard(page: Page, watch: Watch) -> None:
     """The first example by Tab and Enter, a question of two lines, and a new conversation."""
     reached: list[str] = []
     for _ in range(30):

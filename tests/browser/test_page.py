@@ -1,4 +1,4 @@
-"""The page before a server that says what it is told to: stopping, troubles, settings, several people, bad answers."""
+"""The page before a scripted server: stopping, troubles, settings, several people, bad answers."""
 
 import json
 import time
@@ -66,7 +66,7 @@ def test_stopping_hangs_up_and_keeps_what_was_said(page: Page, api: DirectedApi,
     assert watch.complaints == []
 
 
-def test_a_question_during_an_answer_is_told_to_wait_and_stays(page: Page, api: DirectedApi, watch: Watch) -> None:
+def test_a_question_during_an_answer_has_to_wait_and_stays(page: Page, api: DirectedApi, watch: Watch) -> None:
     api.pieces = ["A "] * 50
     api.seconds_between = 0.1
     send(page, "Say much")
@@ -82,7 +82,7 @@ def test_a_question_during_an_answer_is_told_to_wait_and_stays(page: Page, api: 
     assert watch.complaints == []
 
 
-def test_a_long_answer_is_followed_but_pulls_nobody_down(page: Page, api: DirectedApi, watch: Watch) -> None:
+def test_a_long_answer_is_followed_until_somebody_scrolls_up(page: Page, api: DirectedApi, watch: Watch) -> None:
     api.pieces = [f"Line {number}\n\n" for number in range(150)]
     api.seconds_between = 0.04
     talk = page.get_by_role("log")
@@ -294,7 +294,7 @@ def test_uploads_are_limited(ui: Ui) -> None:
     assert back.headers["x-content-type-options"] == "nosniff"
 
 
-def test_whoever_leaves_during_an_upload_leaves_nothing(ui: Ui) -> None:
+def test_leaving_during_an_upload_leaves_nothing(ui: Ui) -> None:
     """And no word in the terminal, which is the fixture's to see."""
 
     def half() -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""``llava-api chat`` as a person and a script meet it, with a scripted API behind."""
+"""``llava-api chat`` as a person and a script meet it, with a scripted API."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from llava_api.cli.flags import demo_folder
 from llava_api.cli.main import main
-from llava_api.cli.models import demo_folder
 from tests.support.scripted_api import KEY, ScriptedApi, closed_port, scripted_api
 from tests.support.terminal import CONTROL_C, CONTROL_D, Terminal, terminal
 
-PICTURE = demo_folder() / "red-circle.png"
+IMAGE = demo_folder() / "red-circle.png"
 VARIABLES = (
     "OPENAI_BASE_URL",
     "OPENAI_API_KEY",
@@ -71,7 +71,7 @@ def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
 
 def test_one_answer_and_nothing_else(api: ScriptedApi, shell: Shell) -> None:
     flags = ("--system", "Be short.", "--temperature", "0", "--max-tokens", "9", "--seed", "3", "--top-p", "0.5")
-    assert shell.chat("--query", "What?", "--image", str(PICTURE), *flags) == (0, "A red circle.\n", "")
+    assert shell.chat("--query", "What?", "--image", str(IMAGE), *flags) == (0, "A red circle.\n", "")
     (request,) = api.requests
     system, question = request["messages"]
     assert system == {"role": "system", "content": "Be short."}
@@ -87,7 +87,7 @@ def test_what_is_not_said_is_left_to_the_server(api: ScriptedApi, shell: Shell) 
 
 
 def test_llavas_own_spellings(api: ScriptedApi, shell: Shell) -> None:
-    pictures = f"{PICTURE},https://example.org/a.jpg"
+    pictures = f"{IMAGE},https://example.org/a.jpg"
     flags = ("--max_new_tokens", "5", "--top_p", "0.9", "--num_beams", "1", "--sep", ",")
     code, *_ = shell.chat("--model-path", "other", "--image-file", pictures, "--query", "What?", *flags)
     assert code == 0
@@ -138,14 +138,14 @@ def test_failures_are_one_line_and_exit_code_1(
     assert words in err
 
 
-def test_a_question_that_is_no_text_is_told(api: ScriptedApi, shell: Shell) -> None:
+def test_a_question_that_is_no_text_is_reported(api: ScriptedApi, shell: Shell) -> None:
     # As Python reads a byte that is no UTF-8 in a command line.
     code, out, err = shell.chat("--query", "What is \udcff?")
     assert (code, out) == (1, "")
     assert "halves of letters" in err
 
 
-def test_an_answer_that_was_cut_is_told_aside(api: ScriptedApi, shell: Shell) -> None:
+def test_an_answer_that_was_cut_is_reported_aside(api: ScriptedApi, shell: Shell) -> None:
     code, out, err = shell.chat("--query", "long")
     assert (code, out) == (0, "A red circle.\n")
     assert "--max-tokens" in err
@@ -192,20 +192,20 @@ def test_no_server_says_how_to_start_one(shell: Shell) -> None:
         assert "--serve" in err
 
 
-def test_what_is_no_api_is_told(api: ScriptedApi, shell: Shell) -> None:
+def test_what_is_no_api_is_reported(api: ScriptedApi, shell: Shell) -> None:
     code, _, err = shell.chat("--base-url", api.base_url.removesuffix("/v1"), "--query", "What?")
     assert code == 1
     assert "does not speak OpenAI's API: does its base URL end in /v1?" in err
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://there/v1\r\nx: y", "http://there\udcff/v1"])
-def test_what_is_no_url_is_told(shell: Shell, url: str) -> None:
+def test_what_is_no_url_is_reported(shell: Shell, url: str) -> None:
     code, out, err = shell.chat("--base-url", url, "--query", "What?")
     assert (code, out) == (1, "")
     assert "is no URL" in err
 
 
-def test_https_where_there_is_none_is_told(api: ScriptedApi, shell: Shell) -> None:
+def test_https_where_there_is_none_is_reported(api: ScriptedApi, shell: Shell) -> None:
     url = api.base_url.replace("http:", "https:").replace("//", "//anne:secret@")
     code, out, err = shell.chat("--base-url", url, "--query", "What?")
     assert (code, out) == (1, "")
@@ -224,7 +224,7 @@ def test_https_where_there_is_none_is_told(api: ScriptedApi, shell: Shell) -> No
         {"choices": [], "usage": "much"},
     ],
 )
-def test_what_is_no_part_of_an_answer_is_told(api: ScriptedApi, shell: Shell, event: Any) -> None:
+def test_what_is_no_part_of_an_answer_is_reported(api: ScriptedApi, shell: Shell, event: Any) -> None:
     api.odd_event = event
     code, out, err = shell.chat("--query", "odd")
     assert (code, out) == (1, "A red circle.")
@@ -271,7 +271,7 @@ def run(arguments: list[str], given: bytes) -> "subprocess.CompletedProcess[byte
 def test_lines_from_a_pipe_are_a_conversation(api: ScriptedApi, tmp_path: Path) -> None:
     file = tmp_path / "my chat.json"
     lines = [
-        "/image " + str(PICTURE),
+        "/image " + str(IMAGE),
         "What?",
         "",
         "refuse",
@@ -297,8 +297,8 @@ def test_lines_from_a_pipe_are_a_conversation(api: ScriptedApi, tmp_path: Path) 
     assert saved["messages"] == [*last["messages"], {"role": "assistant", "content": "A red circle."}]
 
 
-def test_a_picture_on_standard_input(api: ScriptedApi) -> None:
-    done = run(["--image", "-", "--query", "What?"], PICTURE.read_bytes())
+def test_an_image_on_standard_input(api: ScriptedApi) -> None:
+    done = run(["--image", "-", "--query", "What?"], IMAGE.read_bytes())
     assert (done.returncode, done.stdout, done.stderr) == (0, b"A red circle.\n", b"")
     assert "iVBOR" in json.dumps(api.requests[0])
 
@@ -350,7 +350,7 @@ def ask(opened: Terminal, question: str, answer: str) -> str:
 def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
     """All in one, because a start takes seconds: pictures, turns, Ctrl-C, errors, save, load, a server that is gone."""
     picture = tmp_path / "my circle.png"
-    picture.write_bytes(PICTURE.read_bytes())
+    picture.write_bytes(IMAGE.read_bytes())
     file = tmp_path / "chat.json"
     with at_terminal() as opened:
         begin(opened)
@@ -412,7 +412,7 @@ def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
 
 def test_a_server_that_goes_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with scripted_api() as api:
-        opened_for = at_terminal("--image", str(PICTURE), "--base-url", api.base_url, NO_COLOR="1")
+        opened_for = at_terminal("--image", str(IMAGE), "--base-url", api.base_url, NO_COLOR="1")
         with opened_for as opened:
             begin(opened)
             ask(opened, "busy", "Come [31magain later.")

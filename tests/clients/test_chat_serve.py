@@ -33,7 +33,7 @@ def all_ended(processes: Sequence[psutil.Process]) -> bool:
     return not alive
 
 
-def test_a_question_with_a_server_for_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_with_its_own_server(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of a server for others; this one is for the chat.
     monkeypatch.setenv("LLAVA_API_KEY", "sk-llava-of-another-server")
     monkeypatch.setenv("LLAVA_UNIX_SOCKET", "/no/such/folder/socket")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from llava_api.cli.models import demo_folder
+from llava_api.cli.flags import demo_folder
 from tests.clients.conftest import running_server
 from tests.support.questions import data_url
 

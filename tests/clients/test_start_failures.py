@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_api.cli.models import demo_folder
+from llava_api.cli.flags import demo_folder
 
 
 def serve(*flags: str, **variables: str) -> "subprocess.CompletedProcess[str]":

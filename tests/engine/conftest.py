@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.chat.prepare import Preparer
-from llava_api.cli.models import demo_folder
+from llava_api.cli.flags import demo_folder
 from llava_api.engine.base import Engine
 from llava_api.engine.vllm_start import start_engine
 from llava_api.limits.keys import KeyRing

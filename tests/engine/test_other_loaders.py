@@ -5,7 +5,7 @@ import warnings
 import pytest
 from PIL import Image
 
-from llava_api.cli.models import demo_folder
+from llava_api.cli.flags import demo_folder
 from llava_api.cli.serve import DEMO_IMAGE
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from llava_api.chat.model import open_model
-from llava_api.cli.models import demo_folder
+from llava_api.cli.flags import demo_folder
 from llava_api.cli.serve import DEMO_IMAGE
 from llava_api.settings import Settings
 from tests.support.quantized import WAYS, quantized_copy

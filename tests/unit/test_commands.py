@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from llava_api.cli.flags import read_settings
+from llava_api.cli.flags import demo_folder, read_settings
 from llava_api.cli.main import build_parser, main
-from llava_api.cli.models import demo_folder
 from llava_api.settings import Settings
 from tests.support.golden import cases
 from tests.support.questions import data_url

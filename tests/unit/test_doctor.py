@@ -17,8 +17,8 @@ from llava_api.cli.doctor import machine_checks, network_checks, settings_checks
 from llava_api.cli.doctor.finding import Finding
 from llava_api.cli.doctor.model_checks import model_findings
 from llava_api.cli.doctor.software_checks import Import
+from llava_api.cli.flags import demo_folder
 from llava_api.cli.main import build_parser
-from llava_api.cli.models import demo_folder
 from llava_api.settings import Settings
 
 GB = 10**9

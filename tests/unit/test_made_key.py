@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava_api.chat.model import open_model
-from llava_api.cli.models import demo_folder
+from llava_api.cli.flags import demo_folder
 from llava_api.cli.serve import MADE_KEY_NAME, announce, check_exposure, key_for_this_run
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing

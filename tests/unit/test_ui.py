@@ -22,7 +22,7 @@ from llava_api.cli.api_client import ApiClient, ApiFailed
 from llava_api.cli.main import main
 from llava_api.cli.ui import panel
 from llava_api.cli.ui.answering import BUSY, CUT, STOPPED, UPLOAD_GONE, Answering, PageSettings, Update
-from llava_api.cli.ui.examples import EXAMPLES
+from llava_api.cli.ui.examples import EXAMPLES, example_image
 from llava_api.cli.ui.messages import message_at, shown_messages, without_markup
 from llava_api.cli.ui.open_pages import GRACE_SECONDS, MAX_PAGES, AttachedImage, ImageLimits, OpenPage, OpenPages, Turn
 from llava_api.cli.ui.request_filter import RequestFilter
@@ -52,7 +52,7 @@ def image(width: int = 40, height: int = 20) -> AttachedImage:
 # The conversation
 
 
-def test_messages_hold_pictures_first_and_leave_out_what_got_no_answer() -> None:
+def test_messages_hold_images_first_and_leave_out_what_got_no_answer() -> None:
     red = image()
     turns = [Turn("What?", (red,), "A square."), Turn("Lost", error="no server"), Turn("Is it red?")]
     messages = OpenPage(turns).conversation("Be brief.").messages()
@@ -80,7 +80,7 @@ def test_going_back_forgets_what_came_after() -> None:
         ([b"x" * 15_000, b"x" * 15_001], 0, "larger than 30.0 kB together"),
     ],
 )
-def test_pictures_beyond_the_limits_are_told(files: list[bytes], earlier: int, message: str) -> None:
+def test_images_beyond_the_limits_are_refused(files: list[bytes], earlier: int, message: str) -> None:
     with pytest.raises(BadImage, match=message):
         LIMITS.read(files, [image()] * earlier)
 
@@ -102,10 +102,10 @@ def test_a_thumbnail_is_small_and_upright() -> None:
         assert small.size == (SHOWN_SIDE // 2, SHOWN_SIDE)
 
 
-def test_the_examples_are_pictures() -> None:
-    for example in EXAMPLES:
-        with Image.open(io.BytesIO(example.data())) as image:
-            assert min(image.size) >= 200
+def test_the_examples_are_images() -> None:
+    for name in EXAMPLES:
+        with Image.open(io.BytesIO(example_image(name))) as opened:
+            assert min(opened.size) >= 200
 
 
 # What is shown
@@ -138,7 +138,7 @@ def test_shown_messages_know_their_turn() -> None:
         ("```html\n<b>![x](y)\n```\n<b>", "```html\n<b>![x](y)\n```\n&lt;b>"),
     ],
 )
-def test_answers_lose_their_tags_and_pictures_but_not_in_code(markdown: str, expected: str) -> None:
+def test_answers_lose_their_tags_and_images_but_not_in_code(markdown: str, expected: str) -> None:
     assert without_markup(markdown) == expected
 
 
@@ -196,14 +196,14 @@ def test_no_text_ends_the_panels_html(end: str) -> None:
         (False, (336, 672), (672, 336), ((168, 336), (252, 0))),
     ],
 )
-def test_where_a_picture_is_on_its_tiles(cut: bool, size: Any, canvas: Any, expected: Any) -> None:
+def test_where_an_image_is_on_its_tiles(cut: bool, size: Any, canvas: Any, expected: Any) -> None:
     assert panel.placed(cut, size, canvas) == expected
 
 
 # Uploads
 
 
-def test_an_upload_is_found_by_its_path_alone_and_dropped_with_its_copies(tmp_path: Path) -> None:
+def test_an_upload_is_found_only_by_its_path_and_dropped_with_its_copies(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     folder = tmp_path / "uploads"
     folder.mkdir()
@@ -354,7 +354,7 @@ async def test_a_stop_keeps_what_was_said(answering: Answering, server: Directed
     assert await asyncio.to_thread(server.hung_up.wait, 10)
 
 
-async def test_whoever_leaves_hangs_up(answering: Answering, server: DirectedApi) -> None:
+async def test_leaving_hangs_up(answering: Answering, server: DirectedApi) -> None:
     page = OpenPage()
     server.held.set()
     asking = answering.ask(page, "Say much", [], SETTINGS)
@@ -383,7 +383,7 @@ async def test_the_models_and_the_key(answering: Answering, server: DirectedApi)
         await answering.api.models()
 
 
-async def test_a_key_that_cannot_be_sent_is_told(answering: Answering) -> None:
+async def test_a_key_that_cannot_be_sent_is_reported(answering: Answering) -> None:
     with pytest.raises(ApiFailed, match="The API key has letters"):
         await answering.api.with_key("sk-\N{CYRILLIC SMALL LETTER KA}").models()
 
@@ -471,7 +471,7 @@ async def test_the_filter_keeps_other_pages_out(
         (["--max-image-bytes", "0"], "max-image-bytes"),
     ],
 )
-def test_a_mistake_in_the_command_line_is_told_in_a_line(arguments: list[str], said: str) -> None:
+def test_a_mistake_in_the_command_line_is_reported_in_one_line(arguments: list[str], said: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["ui", *arguments])
     assert said in str(ended.value)

@@ -12,8 +12,7 @@ from pathlib import Path
 from llava_api.chat.explain import Explained, explain
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.chat.prepare import Preparer
-from llava_api.cli.flags import add_flags, read_settings
-from llava_api.cli.models import DEMO, MODEL_HELP, find_model
+from llava_api.cli.flags import DEMO, MODEL_HELP, add_flags, find_model, read_settings
 from llava_api.cli.terminal import printable
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ApiError, StartupError

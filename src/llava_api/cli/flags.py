@@ -1,7 +1,9 @@
-"""Command-line flags made from the settings: one flag for each field, with its docstring as the help."""
+"""The MODEL argument, and flags made from the settings: one for each field, with its docstring as the help."""
 
 import argparse
 import types
+from importlib import resources
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
@@ -11,6 +13,20 @@ from llava_api.cli.wrong_settings import complaints, contradictions, flag_of
 from llava_api.errors import StartupError
 from llava_api.setting_types import Mark
 from llava_api.settings import Settings, marked
+
+DEMO = "llava-tiny-1.5"
+MODEL_HELP = "checkpoint folder, hub id, or a bundled demo: llava-tiny-1.5 (the default), llava-tiny-1.6"
+
+
+def demo_folder() -> Path:
+    return Path(str(resources.files("llava_api") / "demo"))
+
+
+def find_model(model: str) -> str:
+    """The bundled folder if ``model`` is the name of a demo, else ``model``."""
+    if "/" not in model and model in {folder.name for folder in demo_folder().iterdir() if folder.is_dir()}:
+        return model if Path(model).is_dir() else str(demo_folder() / model)
+    return model
 
 
 def add_flags(parser: argparse.ArgumentParser, *marks: Mark) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.checkpoints.files import weight_files
 from llava_api.checkpoints.size import count_parameters
-from llava_api.cli.flags import add_flags, read_settings
-from llava_api.cli.models import MODEL_HELP, find_model
+from llava_api.cli.flags import MODEL_HELP, add_flags, find_model, read_settings
 from llava_api.errors import StartupError
 from llava_api.setting_types import Mark
 from llava_api.units import readable_size

@@ -14,8 +14,7 @@ from typing import NoReturn
 from llava_api.chat.model import ServedModel, describe_model, open_model, sources_of
 from llava_api.checkpoints.cache import ready_checkpoint
 from llava_api.cli.allocator import keep_freed_memory
-from llava_api.cli.flags import add_flags, read_settings
-from llava_api.cli.models import DEMO, MODEL_HELP, demo_folder, find_model
+from llava_api.cli.flags import DEMO, MODEL_HELP, add_flags, demo_folder, find_model, read_settings
 from llava_api.cli.start_checks import check_start
 from llava_api.cli.terminal import error_line, set_up_logging
 from llava_api.engine.base import EngineProcesses

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from llava_api.cli.conversation import Sampling
 from llava_api.cli.endpoint import BASE_URL, base_url_from, is_web_address
-from llava_api.cli.models import DEMO
+from llava_api.cli.flags import DEMO
 
 REPLACED_FLAGS = {
     "--conv-mode": "the server finds a checkpoint's prompt by itself; llava-api serve --prompt-family chooses another",

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import IO
 
 from llava_api.cli.endpoint import NO_KEY, Endpoint, base_url_from, find_key
-from llava_api.cli.models import DEMO
+from llava_api.cli.flags import DEMO
 from llava_api.engine.processes import die_with
 from llava_api.errors import StartupError
 from llava_api.setting_types import Mark

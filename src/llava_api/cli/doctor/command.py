@@ -14,8 +14,7 @@ from llava_api.cli import machine
 from llava_api.cli.doctor import machine_checks, network_checks, settings_checks, software_checks
 from llava_api.cli.doctor.finding import Finding
 from llava_api.cli.doctor.model_checks import model_findings
-from llava_api.cli.flags import add_flags, given_flags
-from llava_api.cli.models import DEMO, MODEL_HELP
+from llava_api.cli.flags import DEMO, MODEL_HELP, add_flags, given_flags
 from llava_api.cli.terminal import printable
 from llava_api.settings import Settings
 

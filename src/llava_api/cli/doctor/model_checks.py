@@ -6,7 +6,7 @@ from llava_api.chat.model import open_model
 from llava_api.checkpoints.files import weight_files
 from llava_api.checkpoints.whole import Weights, check_whole, unfinished_downloads
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
-from llava_api.cli.models import find_model
+from llava_api.cli.flags import find_model
 from llava_api.cli.start_checks import check_memory
 from llava_api.errors import StartupError
 from llava_api.settings import Settings

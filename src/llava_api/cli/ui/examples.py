@@ -1,37 +1,22 @@
 """Example images, drawn as those that the demo checkpoints were trained on."""
 
-import base64
-from dataclasses import dataclass
 from importlib import resources
 
+from llava_api.cli.conversation import data_url
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    name: str
-    question: str
-    """Also the button's label."""
-
-    @property
-    def element(self) -> str:
-        """Its id on the page."""
-        return f"example-{self.name}"
-
-    def data(self) -> bytes:
-        return resources.files("llava_api.cli.ui").joinpath("images", f"{self.name}.png").read_bytes()
+EXAMPLES = {
+    "three-shapes": "What is in this image?",
+    "one-shape": "Is there a star?",
+    "number": "What number is written?",
+}
+"""The name of an image -> the question about it, which is also the label of its button."""
 
 
-EXAMPLES = (
-    Example("three-shapes", "What is in this image?"),
-    Example("one-shape", "Is there a star?"),
-    Example("number", "What number is written?"),
-)
+def example_image(name: str) -> bytes:
+    return resources.files("llava_api.cli.ui").joinpath("images", f"{name}.png").read_bytes()
 
 
-def style_of(examples: tuple[Example, ...]) -> str:
+def button_images() -> str:
     """CSS that shows each example's image on its button."""
-    rules = [
-        f"#{example.element}::before {{ background-image: "
-        f"url(data:image/png;base64,{base64.b64encode(example.data()).decode()}); }}"
-        for example in examples
-    ]
-    return "\n".join(rules)
+    url = "#example-{}::before {{ background-image: url({}); }}"
+    return "\n".join(url.format(name, data_url(example_image(name), "image/png")) for name in EXAMPLES)

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from llava_api.cli.api_client import ApiFailed
 from llava_api.cli.ui import panel
 from llava_api.cli.ui.answering import BUSY, Answering, PageSettings, Update, Updates
-from llava_api.cli.ui.examples import EXAMPLES, Example, style_of
+from llava_api.cli.ui.examples import EXAMPLES, button_images, example_image
 from llava_api.cli.ui.messages import message_at, shown_messages
 from llava_api.cli.ui.open_pages import MAX_PAGES, OpenPage, OpenPages
 
@@ -47,7 +47,7 @@ def mount(app: FastAPI, page: gr.Blocks, max_file_bytes: int) -> None:
         page,
         "/",
         theme=theme,
-        css=files.joinpath("style.css").read_text(encoding="utf-8") + style_of(EXAMPLES),
+        css=files.joinpath("style.css").read_text(encoding="utf-8") + button_images(),
         head=f"<script>{files.joinpath('keys.js').read_text(encoding='utf-8')}</script>",
         footer_links=[],
         run_history=False,
@@ -119,8 +119,8 @@ class Page:
         )
         with gr.Row(elem_id="examples") as self.examples:
             self.buttons = [
-                gr.Button(example.question, elem_id=example.element, elem_classes="example", size="sm", min_width=80)
-                for example in EXAMPLES
+                gr.Button(question, elem_id=f"example-{name}", elem_classes="example", size="sm", min_width=80)
+                for name, question in EXAMPLES.items()
             ]
         self.status = gr.Markdown("", elem_id="status")
         self.box = gr.MultimodalTextbox(
@@ -163,8 +163,8 @@ class Page:
         # "multiple", because the browser would otherwise drop a question during an answer without a word, and one of
         # the two events of an edited question with images (one is for the images, one for the text).
         self.box.submit(self.ask, [self.box, *self.settings], self.outputs, trigger_mode="multiple", **answers)
-        for button, example in zip(self.buttons, EXAMPLES, strict=True):
-            button.click(self.asking(example), self.settings, self.outputs, **answers)
+        for button, name in zip(self.buttons, EXAMPLES, strict=True):
+            button.click(self.asking(name), self.settings, self.outputs, **answers)
         self.chat.retry(self.retry, self.settings, self.outputs, **answers)
         self.chat.edit(self.edit, self.settings, self.outputs, trigger_mode="multiple", **answers)
         self.chat.undo(self.undo, None, self.outputs, **now)
@@ -187,10 +187,10 @@ class Page:
             async for output in outputs:
                 yield output
 
-    def asking(self, example: Example) -> Callable[..., Outputs]:
+    def asking(self, name: str) -> Callable[..., Outputs]:
         async def ask(request: gr.Request, *values: Any) -> Outputs:
             page = self.page_of(request)
-            updates = self.answering.ask_with(page, example.question, example.data(), page_settings(values))
+            updates = self.answering.ask_with(page, EXAMPLES[name], example_image(name), page_settings(values))
             async with aclosing(all_outputs(page, updates)) as outputs:
                 async for output in outputs:
                     yield output
