@@ -1,4 +1,4 @@
-"""The app behind the server's own HTTP layer, on real sockets and on the event loop that it is run on."""
+"""The app with the server's own HTTP layer, on real sockets and on the product's event loop."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any

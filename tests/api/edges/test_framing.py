@@ -1,4 +1,4 @@
-"""What is no request, or one that two servers could read in two ways: refused in the API's shape, and closed."""
+"""What is no HTTP request, or an ambiguous one, gets an error in the API's shape, and the connection is closed."""
 
 import asyncio
 import tracemalloc
@@ -77,7 +77,7 @@ async def test_in_doubt_refused(edge: RunningServer, engine: ScriptedEngine, nam
     answer = await caller.ask(DOUBTFUL[name])
     assert (answer.status, answer.error["code"]) == (400, "invalid_http")
     assert answer.headers["connection"] == "close"
-    # Nothing that was hidden behind it is answered.
+    # A second request that is hidden in the first is not answered.
     assert await caller.end() == b""
     assert engine.requests == []
     assert await edge.is_well()
@@ -116,7 +116,7 @@ async def test_odd_but_clear_answered(edge: RunningServer, request_line: bytes) 
 
 
 async def test_a_question_that_asks_for_an_upgrade_is_answered_as_any_other(edge: RunningServer) -> None:
-    """As Java's own client does with each first request; its body may come later."""
+    """Java's own client does this with its first request. The body may come later."""
     caller = await edge.connect()
     for _ in range(2):
         request = post(CHAT, text_body(), "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMA")
@@ -125,13 +125,13 @@ async def test_a_question_that_asks_for_an_upgrade_is_answered_as_any_other(edge
         await asyncio.sleep(0.05)
         answer = await caller.ask(body)
         assert (answer.status, answer.headers.get("connection")) == (200, None)
-    # One without a body too, and the request after it.
+    # So is one without a body, and the request after it.
     upgrade = b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
     assert [(await caller.ask(request)).status for request in (upgrade, HEALTH)] == [200, 200]
 
 
 async def test_trailers_are_no_headers(edge: RunningServer) -> None:
-    """They come when the headers have been judged; those of a body are none of the next request either."""
+    """They come when the headers have been checked, and are not headers of the next request either."""
     body = b'{"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}'
     caller = await edge.connect()
     for _ in range(2):
@@ -159,7 +159,7 @@ PIPELINED = {
 
 
 class TestPipelining:
-    """Only the first of several requests that are sent without waiting is answered; then the connection is closed."""
+    """If a client sends several requests without waiting, only the first is answered, and the connection is closed."""
 
     @pytest.mark.parametrize("stream", [False, True])
     @pytest.mark.parametrize("later", PIPELINED)
@@ -179,7 +179,7 @@ class TestPipelining:
     async def test_what_comes_during_the_answer_is_ignored(
         self, edge: RunningServer, engine: ScriptedEngine, later: str
     ) -> None:
-        """It is too late for a Connection header, but the answer is complete, and nothing comes after it."""
+        """It is too late for a Connection header, but the answer is complete, and the connection is closed after it."""
         engine.texts = ("word ",) * 20
         engine.pause_seconds = 0.02
         caller = await edge.connect()
@@ -199,7 +199,7 @@ class TestPipelining:
         assert await caller.end() == b""
 
     async def test_an_empty_line_after_a_body_is_no_request(self, edge: RunningServer) -> None:
-        """Old clients send one."""
+        """Some old clients send one."""
         caller = await edge.connect()
         for _ in range(3):
             answer = await caller.ask(post(CHAT, text_body()) + b"\r\n")
@@ -210,9 +210,9 @@ class TestPipelining:
         requests = (post(CHAT, text_body()), HEALTH, post("/v1/nowhere", b""), HEALTH)
         assert [(await caller.ask(request)).status for request in requests] == [200, 200, 404, 200]
 
-    @pytest.mark.parametrize("behind", [post(CHAT, b"a" * 60_000), post(CHAT, b"a" * 150_000, length=250_000)])
+    @pytest.mark.parametrize("more", [post(CHAT, b"a" * 60_000), post(CHAT, b"a" * 150_000, length=250_000)])
     async def test_it_takes_no_memory_and_does_not_hide_that_the_caller_leaves(
-        self, edge: RunningServer, engine: ScriptedEngine, behind: bytes
+        self, edge: RunningServer, engine: ScriptedEngine, more: bytes
     ) -> None:
         engine.texts = ("word ",) * 1000
         engine.pause_seconds = 0.02
@@ -223,7 +223,7 @@ class TestPipelining:
         try:
             async with asyncio.timeout(10):
                 for _ in range(200):
-                    await caller.send(behind)
+                    await caller.send(more)
             assert tracemalloc.get_traced_memory()[1] < 1_200_000
         finally:
             tracemalloc.stop()

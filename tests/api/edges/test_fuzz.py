@@ -1,4 +1,4 @@
-"""Thousands of damaged requests: never a 500, never a caller left hanging, and the next good one is answered."""
+"""Thousands of damaged requests cause no 500 and leave no caller waiting, and a good one after them is answered."""
 
 import asyncio
 import random
@@ -96,7 +96,7 @@ async def test_damaged_requests(
                     caller.writer.write(request[:cut])
                     await asyncio.sleep(0)
                     caller.writer.write(request[cut:])
-                    # Not to the end: an idle connection may stay open. But something must come, or it must close.
+                    # An idle connection may stay open. But an answer must come, or the connection must close.
                     said = await caller.reader.read(65_536)
             except ConnectionError:
                 pass
@@ -108,7 +108,7 @@ async def test_damaged_requests(
     requests = [damaged(chance) for _ in range(1000)]
     await asyncio.gather(*(one(request, chance.randrange(len(request) + 1)) for request in requests))
     assert not [status for status in statuses if status >= 500]
-    # It was worth trying: some were still good, some were refused here, some by the app.
+    # The damage was not too large: some were still good, some were refused here, some by the app.
     assert {200, 400, 404, 408} <= set(statuses)
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
     assert (await edge.ask(post(CHAT, text_body()))).status == 200

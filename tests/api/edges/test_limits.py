@@ -1,4 +1,4 @@
-"""Callers that send too much, too slowly, or too many connections, and those that do not read."""
+"""Callers that send too much or too slowly, that open too many connections, or that do not read."""
 
 import asyncio
 import resource
@@ -53,14 +53,14 @@ class TestSizes:
         assert (await edge.ask(GET + b"X: a\r\n" * 200 + b"\r\n")).status == 431
 
     async def test_almost_large_headers_one_after_another(self, edge: RunningServer) -> None:
-        """The limit is one request's, not the connection's; large bodies between them do not count."""
+        """The limit holds for each request, not for the connection, and bodies do not count."""
         caller = await edge.connect()
         for _ in range(5):
             requests = (post(CHAT, b"[" * 100_000), GET + b"X: " + b"a" * 3500 + b"\r\n\r\n")
             assert [(await caller.ask(request)).status for request in requests] == [400, 200]
 
-    async def test_the_reason_is_read_even_where_much_more_was_to_come(self, edge: RunningServer) -> None:
-        """Without waiting for the rest, the kernel would reset the connection and the answer be lost."""
+    async def test_the_reason_is_read_although_much_more_was_to_come(self, edge: RunningServer) -> None:
+        """If the server did not read the rest, the kernel would reset the connection and the answer would be lost."""
         caller = await edge.connect()
         for _ in range(50):
             await caller.send(b"GET /" + b"a" * 100_000)
@@ -73,7 +73,7 @@ class TestAnsweredEarly:
         answer = await caller.ask(post(CHAT, b"", length=10_000_000))
         assert (answer.status, answer.error["code"]) == (413, "request_too_large")
         assert answer.headers["connection"] == "close"
-        # Who goes on sending all the same gets rid of it.
+        # A caller that goes on sending is not blocked.
         for _ in range(20):
             await caller.send(b"a" * 100_000)
         assert await caller.end(3) == b""
@@ -128,7 +128,7 @@ class TestTimes:
         assert await caller.end() == b""
 
     async def test_headers_that_trickle(self, edge: RunningServer) -> None:
-        """Each byte is in time, all of them are not."""
+        """Each byte is in time, but all of them together are not."""
         caller = await edge.connect()
         await caller.send(b"GET / HTTP/1.1\r\nX: ")
 
@@ -167,10 +167,10 @@ class TestTimes:
         for _ in range(2):
             assert (await caller.ask(post(CHAT, text_body()))).status == 200
 
-    async def test_a_body_behind_a_long_answer_has_not_been_slow(
+    async def test_a_body_sent_during_a_long_answer_is_not_slow(
         self, edge: RunningServer, engine: ScriptedEngine
     ) -> None:
-        """It is not waited for, and the connection ends after the answer."""
+        """The server does not wait for it, and closes the connection after the answer."""
         engine.pause_seconds = 0.5
         caller = await edge.connect()
         await caller.send(post(CHAT, text_body()) + post(CHAT, b"", length=1000)[:-30])
@@ -185,7 +185,7 @@ class TestTimes:
         assert (await caller.ask(b"GET /")).status == 408
 
     async def test_the_rest_of_a_refused_body_does_not_come(self, edge: RunningServer) -> None:
-        """There is nothing to say: the answer has been given."""
+        """There is no second answer: the first has been given."""
         caller = await edge.connect()
         assert (await caller.ask(post("/v1/nowhere", b"", length=100))).status == 404
         await caller.send(b"a")
@@ -198,7 +198,7 @@ class TestTimes:
         assert await caller.end(3) == b""
         assert not edge.server.server_state.connections
 
-    async def test_who_says_nothing_gets_no_answer(self, edge: RunningServer) -> None:
+    async def test_a_silent_connection_gets_no_answer(self, edge: RunningServer) -> None:
         silent, idle = await edge.connect(), await edge.connect()
         assert (await idle.ask(HEALTH)).status == 200
         assert await silent.end(3) == await idle.end(3) == b""
@@ -210,7 +210,7 @@ class TestManyConnections:
     def settings_made(self) -> dict[str, object]:
         return {"max_connections": 40}
 
-    async def test_five_hundred_slow_callers_hinder_nobody(self, edge: RunningServer) -> None:
+    async def test_five_hundred_slow_callers_do_not_delay_others(self, edge: RunningServer) -> None:
         slow = [await edge.connect() for _ in range(500)]
         for number, caller in enumerate(slow):
             if number % 2:
@@ -221,7 +221,9 @@ class TestManyConnections:
         # The oldest went first.
         assert await slow[0].end() == b""
 
-    async def test_those_who_are_answered_are_never_closed(self, edge: RunningServer, engine: ScriptedEngine) -> None:
+    async def test_connections_that_are_being_answered_are_never_closed(
+        self, edge: RunningServer, engine: ScriptedEngine
+    ) -> None:
         engine.texts = ("word ",) * 1000
         engine.pause_seconds = 0.01
         streams = [await edge.connect() for _ in range(40)]
@@ -230,7 +232,7 @@ class TestManyConnections:
         await until(lambda: len(engine.requests) == engine.max_num_seqs)
         refused = await edge.ask(HEALTH)
         assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (503, "server_busy", "5")
-        # However many come, and leave the connections open.
+        # However many come and keep their connections open.
         for _ in range(100):
             await edge.connect()
         assert len(edge.server.server_state.connections) <= 42
@@ -267,7 +269,7 @@ class TestReaders:
         return made
 
     async def narrow_caller(self, edge: RunningServer) -> Connection:
-        """With a small buffer of its own, and nothing in this process that would read for it."""
+        """A connection with a small receive buffer, and without a reader that would empty it."""
         plain = socket.socket()
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         plain.setblocking(False)
@@ -277,7 +279,7 @@ class TestReaders:
         edge.connections.append(caller)
         return caller
 
-    async def test_who_stops_reading_is_cut_off(self, edge: RunningServer, engine: ScriptedEngine) -> None:
+    async def test_a_caller_that_stops_reading_is_cut_off(self, edge: RunningServer, engine: ScriptedEngine) -> None:
         caller = await self.narrow_caller(edge)
         caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await caller.send(post(CHAT, text_body(stream=True)))
@@ -290,7 +292,9 @@ class TestReaders:
         assert said_then == 1
         assert not [one for one in edge.server.server_state.connections if one.flow.write_paused]  # type: ignore[union-attr]
 
-    async def test_who_reads_a_byte_a_second_is_cut_off(self, edge: RunningServer, engine: ScriptedEngine) -> None:
+    async def test_a_caller_that_reads_a_byte_at_a_time_is_cut_off(
+        self, edge: RunningServer, engine: ScriptedEngine
+    ) -> None:
         plain = socket.socket()
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         plain.setblocking(False)
@@ -309,7 +313,9 @@ class TestReaders:
             await until(lambda: engine.unfinished == 0, 6)
             dribbling.cancel()
 
-    async def test_who_reads_slowly_but_steadily_is_not(self, edge: RunningServer, engine: ScriptedEngine) -> None:
+    async def test_a_caller_that_reads_slowly_but_steadily_is_not(
+        self, edge: RunningServer, engine: ScriptedEngine
+    ) -> None:
         engine.texts = ("word " * 400,) * 700
         caller = await self.narrow_caller(edge)
         await caller.send(post(CHAT, text_body(stream=True), "Connection: close"))
@@ -320,10 +326,10 @@ class TestReaders:
                 await asyncio.sleep(0.005)
         assert size > 700 * 2000
 
-    async def test_a_whole_answer_that_nobody_reads_is_given_up(
+    async def test_a_whole_answer_that_is_not_read_is_given_up(
         self, edge: RunningServer, engine: ScriptedEngine
     ) -> None:
-        """The engine has done its work; the connection must not stay for ever."""
+        """The engine has done its work, but the connection must not stay open for ever."""
         engine.texts = ("word " * 400,) * 300
         caller = await self.narrow_caller(edge)
         caller.writer.transport.pause_reading()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""HEAD, OPTIONS and methods that nobody thought of."""
+"""HEAD, OPTIONS and methods that no route has."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Behind a proxy: under a path of its own, and who the caller is."""
+"""A proxy in front of the server: its path prefix, and the address of the caller."""
 
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class TestRootPath:
         assert await status_of(edge, target) == 401
         assert await status_of(edge, target, "X-Forwarded-Prefix: /health\r\nX-Original-URL: /health\r\n") == 401
 
-    async def test_what_is_open_is_health_alone(self, edge: RunningServer) -> None:
+    async def test_only_health_is_open(self, edge: RunningServer) -> None:
         for target in (
             "/prefix/prefix/health",
             "/prefixhealth",
@@ -84,7 +84,7 @@ def test_what_is_no_address(trusted: list[str]) -> None:
 
 
 def watched(app: FastAPI) -> list[tuple[str, str]]:
-    """What the limits of each request are counted by, and its scheme."""
+    """Collects the caller that each request's limits are counted for, and its scheme."""
     seen: list[tuple[str, str]] = []
 
     @app.get("/who")
@@ -97,7 +97,7 @@ def watched(app: FastAPI) -> list[tuple[str, str]]:
 FORGED = "X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: https\r\nForwarded: for=9.9.9.9\r\nX-Real-IP: 9.9.9.9\r\n"
 
 
-async def test_nobody_is_believed_unless_told(
+async def test_no_proxy_is_believed_by_default(
     app: FastAPI, edge: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
@@ -116,7 +116,7 @@ class TestTrusted:
         [
             ("", "127.0.0.1"),
             ("X-Forwarded-For: 9.9.9.9\r\n", "9.9.9.9"),
-            # What the client wrote itself stands before what the proxy wrote.
+            # What the client wrote itself comes before what the proxy wrote.
             ("X-Forwarded-For: 1.1.1.1, 9.9.9.9\r\n", "9.9.9.9"),
             ("X-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 9.9.9.9\r\n", "9.9.9.9"),
             ("X-Forwarded-For: 1.1.1.1, 9.9.9.9, 10.1.0.1, 2001:db8::1\r\n", "9.9.9.9"),

@@ -1,4 +1,4 @@
-"""https: with the certificates of now, for whoever verifies them."""
+"""https with the certificates that are valid now, and clients that verify them."""
 
 import asyncio
 import logging
@@ -40,7 +40,7 @@ def trusting(authority: Authority) -> ssl.SSLContext:
 
 
 async def call(edge: RunningServer, trusting: ssl.SSLContext) -> Connection:
-    """A connection after the files have been looked at, as they are every two seconds."""
+    """Connect after the certificates have been read again, as they are every two seconds."""
     assert edge.certificates is not None
     edge.certificates.refresh()
     return await edge.connect(ssl=trusting, server_hostname="localhost")
@@ -81,7 +81,7 @@ async def test_old_versions_are_refused(edge: RunningServer, trusting: ssl.SSLCo
         await call(edge, old)
 
 
-async def test_who_does_not_shake_hands_is_closed(edge: RunningServer, trusting: ssl.SSLContext) -> None:
+async def test_plain_http_is_closed_without_an_answer(edge: RunningServer, trusting: ssl.SSLContext) -> None:
     plain = await edge.connect()
     await plain.send(HEALTH)
     assert b"HTTP" not in await plain.end()
@@ -90,7 +90,7 @@ async def test_who_does_not_shake_hands_is_closed(edge: RunningServer, trusting:
 
 
 def test_a_handshake_has_the_time_of_the_event_loop(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minute. uvloop's cannot be shortened for a test, so this is asyncio's own loop."""
+    """It is a minute. The test shortens it on asyncio's own loop, because it cannot on uvloop."""
     monkeypatch.setattr("asyncio.constants.SSL_HANDSHAKE_TIMEOUT", 0.5)
 
     async def wait_for_the_end() -> None:
@@ -117,7 +117,7 @@ async def test_the_limits_are_the_same(edge: RunningServer, trusting: ssl.SSLCon
 
 
 async def test_what_comes_with_the_handshake_is_not_lost(edge: RunningServer, trusting: ssl.SSLContext) -> None:
-    """A request in the same bytes as the handshake's end."""
+    """The request comes in the same bytes as the end of the handshake."""
     for _ in range(20):
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = trusting.wrap_bio(incoming, outgoing, server_hostname="localhost")
@@ -141,7 +141,7 @@ async def test_what_comes_with_the_handshake_is_not_lost(edge: RunningServer, tr
         assert answer.startswith(b"HTTP/1.1 200")
 
 
-async def test_a_new_certificate_is_used_at_once_and_nobody_is_dropped(
+async def test_a_new_certificate_is_used_at_once_and_no_connection_is_closed(
     edge: RunningServer, trusting: ssl.SSLContext, authority: Authority, tmp_path: Path, engine: ScriptedEngine
 ) -> None:
     engine.texts = ("word ",) * 100
@@ -178,7 +178,7 @@ async def test_a_broken_new_pair_keeps_the_old(
             caller = await call(edge, trusting)
             assert serial_of(caller) == serial
             assert (await caller.ask(HEALTH)).status == 200
-        # Said once, not for every connection.
+        # The error is logged once, not for every connection.
         assert len([one for one in caplog.records if one.levelno == logging.ERROR]) == 1
         assert "stay as they were" in caplog.text
         for name, content in zip(("tls.crt", "tls.key"), old, strict=True):
@@ -186,12 +186,12 @@ async def test_a_broken_new_pair_keeps_the_old(
         assert serial_of(await call(edge, trusting)) == serial
     (tmp_path / "tls" / "tls.key").unlink()
     assert serial_of(await call(edge, trusting)) == serial
-    # Half of a new pair, then the other half.
+    # One half of a new pair comes, then the other half.
     other.write(tmp_path / "tls")
     assert serial_of(await call(edge, trusting)) == other.serial
 
 
-async def test_a_pair_that_was_half_written_when_it_was_looked_at_is_used_when_it_is_whole(
+async def test_a_pair_that_was_half_written_is_used_when_it_is_complete(
     edge: RunningServer, trusting: ssl.SSLContext, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await call(edge, trusting)
@@ -200,7 +200,7 @@ async def test_a_pair_that_was_half_written_when_it_was_looked_at_is_used_when_i
     new, load = authority.pair(), watched.make
     certificate, _ = new.write(tmp_path / "tls")
 
-    def load_in_the_midst_of_writing(contents: list[bytes]) -> ssl.SSLContext:
+    def load_while_it_is_written(contents: list[bytes]) -> ssl.SSLContext:
         Path(certificate).write_bytes(b"")
         try:
             return load(contents)
@@ -208,7 +208,7 @@ async def test_a_pair_that_was_half_written_when_it_was_looked_at_is_used_when_i
             Path(certificate).write_bytes(new.certificate)
 
     with monkeypatch.context() as patched:
-        patched.setattr(watched, "make", load_in_the_midst_of_writing)
+        patched.setattr(watched, "make", load_while_it_is_written)
         assert serial_of(await call(edge, trusting)) != new.serial
     assert serial_of(await call(edge, trusting)) == new.serial
 
@@ -231,16 +231,16 @@ class TestClients:
         stranger.load_cert_chain(*Authority().pair().write(tmp_path / "stranger"))
         for context in (trusting, stranger):
             with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
-                # In TLS 1.3 the server's refusal comes when the client believes that all is well.
+                # In TLS 1.3 the client has ended its handshake when the server refuses it.
                 await (await call(edge, context)).ask(HEALTH)
         known = ssl.create_default_context(cadata=authority.certificate.decode())
         known.load_cert_chain(*authority.pair().write(tmp_path / "known"))
         assert (await (await call(edge, known)).ask(HEALTH)).status == 200
 
-    async def test_an_authority_that_is_taken_away_is_not_trusted_any_more(
+    async def test_an_authority_that_is_removed_is_not_trusted_any_more(
         self, edge: RunningServer, authority: Authority, tmp_path: Path
     ) -> None:
-        """Not in a session that is resumed either: none is, in TLS 1.3."""
+        """Not in a resumed session either: in TLS 1.3 no session is resumed."""
         known = ssl.create_default_context(cadata=authority.certificate.decode())
         known.load_cert_chain(*authority.pair().write(tmp_path / "known"))
 
@@ -264,7 +264,7 @@ class TestClients:
                 await asyncio.to_thread(ask, old)
 
 
-async def test_many_handshakes_that_do_not_end_hinder_nobody(app: FastAPI, trusting: ssl.SSLContext) -> None:
+async def test_many_handshakes_that_do_not_end_do_not_delay_others(app: FastAPI, trusting: ssl.SSLContext) -> None:
     services: Services = app.state.services
     services.settings = services.settings.model_copy(update={"max_connections": 20, "receive_timeout_seconds": 30})
     async with serve_app(app) as edge:
@@ -276,7 +276,7 @@ async def test_many_handshakes_that_do_not_end_hinder_nobody(app: FastAPI, trust
 
 
 class TestTheStart:
-    """Each in one sentence that says what to do."""
+    """Each error is one sentence that says what to do."""
 
     def refused(self, **given: str) -> str:
         with pytest.raises(StartupError) as caught:

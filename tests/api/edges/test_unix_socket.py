@@ -1,4 +1,4 @@
-"""A Unix socket in the place of a port."""
+"""A Unix socket instead of a port."""
 
 import socket
 from pathlib import Path
@@ -44,7 +44,7 @@ async def test_the_caller_has_no_address(app: FastAPI, edge: RunningServer) -> N
     assert seen == [""]
 
 
-def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
+def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "llava.sock"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
@@ -103,7 +103,7 @@ class TestHosts:
             listener.listen()
             port = listener.getsockname()[1]
             assert base_url(settings, listener) == url.format(port)
-            # Both kinds of addresses where it is to be all of them.
+            # Both are reached by IPv4 too.
             reached = "127.0.0.1" if host in ("localhost", "::") else None
             if reached is not None:
                 socket.create_connection((reached, port), 2).close()
