@@ -147,8 +147,8 @@ def test_images_are_pasted_and_dropped(page: Page, ui: Ui, watch: Watch) -> None
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"this is no picture", "The picture cannot be read, or a part of it is missing"),
-        (b"%PDF-1.7", "This is a PDF file, which is not taken"),
+        (b"this is no picture", "The image cannot be read, or a part of it is missing"),
+        (b"%PDF-1.7", "This is a PDF file, which the server does not take"),
         (encode(drawn(4, (1000, 501)).image, "PNG"), f"more than the {MAX_PIXELS} pixels"),
     ],
     ids=["broken", "PDF", "too many pixels"],

@@ -112,7 +112,7 @@ def test_json_for_scripts(api: ScriptedApi, shell: Shell) -> None:
     }
     code, out, err = shell.chat("--json", "--query", "refuse")
     assert (code, err) == (1, "")
-    assert json.loads(out) == {"error": {"message": "The picture cannot be read.", "code": "invalid_image"}}
+    assert json.loads(out) == {"error": {"message": "The image cannot be read.", "code": "invalid_image"}}
     code, out, err = shell.chat("--json", "--query", "What?", "--image", "no-such.png")
     assert (code, err) == (1, "")
     assert "no-such.png cannot be read" in json.loads(out)["error"]["message"]
@@ -121,7 +121,7 @@ def test_json_for_scripts(api: ScriptedApi, shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("question", "out", "words"),
     [
-        ("refuse", "", "The picture cannot be read."),
+        ("refuse", "", "The image cannot be read."),
         # After what the client tried by itself; on one line, whatever the server says.
         ("busy", "", "Come [31magain later."),
         ("break", "A red circle.", "The answer broke off"),
@@ -286,7 +286,7 @@ def test_lines_from_a_pipe_are_a_conversation(api: ScriptedApi, tmp_path: Path) 
     # Answers alone; what else there is to say goes aside. Something failed.
     assert (done.returncode, done.stdout) == (1, b"A red circle.\nA red circle.\n")
     told = done.stderr.decode()
-    assert "The picture cannot be read." in told
+    assert "The image cannot be read." in told
     assert "/nonsense is no command: /help" in told
     assert "\x1b" not in told
     first, _, last = api.requests
@@ -375,10 +375,10 @@ def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
         opened.type_until(CONTROL_C, "/quit or Ctrl-D ends")
         opened.wait_for("> ")
         # What the server refuses is not said; a picture that is none is told by name.
-        ask(opened, "refuse", "The picture cannot be read.")
+        ask(opened, "refuse", "The image cannot be read.")
         ask(opened, f"/image {file}", "chat.json cannot be read (No such file or directory)")
         ask(opened, f"/save {file}", "Saved to")
-        ask(opened, f"/image {file}", "chat.json: The picture cannot be read")
+        ask(opened, f"/image {file}", "chat.json: The image cannot be read")
         ask(opened, "/system Be kind.", "The system prompt: Be kind.")
         ask(opened, "/new", "A new conversation.")
         ask(opened, "Who?", "A red circle.")

@@ -11,7 +11,7 @@ from typing import Any
 
 MODELS = ("tiny", "other")
 KEY = "sk-a-key-of-this-test"
-REFUSAL = {"message": "The picture cannot be read.", "type": "invalid_request_error", "code": "invalid_image"}
+REFUSAL = {"message": "The image cannot be read.", "type": "invalid_request_error", "code": "invalid_image"}
 MOST_PIECES = 3000
 
 

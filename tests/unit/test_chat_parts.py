@@ -18,7 +18,7 @@ from llava_api.cli.endpoint import NO_KEY, base_url_from, find_key, is_on_this_m
 from llava_api.cli.main import build_parser
 from llava_api.cli.terminal import without_controls
 from llava_api.errors import BadImage, StartupError
-from llava_api.images.miniature import miniature
+from llava_api.images.previews import miniature
 
 DOCS = Path(__file__).parents[2] / "docs"
 KEY = "sk-llava-0123456789abcdef"

@@ -29,7 +29,7 @@ from llava_api.cli.ui.request_filter import RequestFilter
 from llava_api.cli.ui.uploads import FORGOTTEN_SECONDS, NoRoom, Uploads
 from llava_api.errors import BadImage
 from llava_api.images.decode import Limits
-from llava_api.images.thumbnail import SHOWN_SIDE, thumbnail_of
+from llava_api.images.previews import THUMBNAIL_SIDE, thumbnail_of
 from llava_api.protocol.explain import ExplainedImage, Explanation
 from llava_api.settings import Settings
 from tests.support.clock import Clock
@@ -74,7 +74,7 @@ def test_going_back_forgets_what_came_after() -> None:
     ("files", "earlier", "message"),
     [
         ([b"x" * 20_001], 0, "The file is larger than 20.0 kB"),
-        ([png(), b"nonsense"], 0, "Image 2: The picture cannot be read"),
+        ([png(), b"nonsense"], 0, "Image 2: The image cannot be read"),
         ([png(1000, 251)], 0, "more than the 250000 pixels"),
         ([png(), png()], 2, "may have 3 images, these would be 4"),
         ([b"x" * 15_000, b"x" * 15_001], 0, "larger than 30.0 kB together"),
@@ -99,7 +99,7 @@ def test_a_thumbnail_is_small_and_upright() -> None:
     made = thumbnail_of(buffer.getvalue(), Limits(64_000_000, 16_384, 200))
     assert (made.width, made.height, made.format) == (1000, 2000, "JPEG")
     with Image.open(io.BytesIO(base64.b64decode(made.url.partition(",")[2]))) as small:
-        assert small.size == (SHOWN_SIDE // 2, SHOWN_SIDE)
+        assert small.size == (THUMBNAIL_SIDE // 2, THUMBNAIL_SIDE)
 
 
 def test_the_examples_are_images() -> None:
@@ -371,7 +371,7 @@ async def test_a_file_that_is_gone_or_wrong_asks_nothing(answering: Answering, s
     assert [update.status for update in await updates(answering, page, "What?", "/etc/passwd")] == [UPLOAD_GONE]
     wrong = answering.uploads.save("a.png", b"nonsense")
     (told,) = await updates(answering, page, "What?", str(wrong))
-    assert told.status.startswith("The picture cannot be read")
+    assert told.status.startswith("The image cannot be read")
     assert wrong.exists()
     assert (server.questions, page.turns) == ([], [])
 

@@ -17,7 +17,7 @@ from llava_api.cli.terminal import printable
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ApiError, StartupError
 from llava_api.images.load import ImageLoader
-from llava_api.images.show import save_shown
+from llava_api.images.previews import save_as_shown
 from llava_api.limits.account import Account
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.explain import ExplainedImage, Explanation
@@ -91,7 +91,7 @@ def save(explained: Explained, model: ServedModel, folder: Path) -> list[Path]:
         for number, (described, rendered) in enumerate(images, start=1):
             size = (described.shown_width, described.shown_height)
             grid = mode.at(described.detail).grid(size)
-            saved += save_shown(rendered.pixels, grid, mode.normalisation, folder, f"image-{number}")
+            saved += save_as_shown(rendered.pixels, grid, mode.normalisation, folder, f"image-{number}")
     except OSError as error:
         raise StartupError(f"cannot write to {folder} ({error.strerror})") from error
     return saved

@@ -1,4 +1,4 @@
-"""Pictures that are ready for the model, the least recently used of them forgotten first."""
+"""Images that are ready for the model."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ class RenderedImage:
     """(3, S, S) for one tile, (1 + tiles, 3, S, S) for a grid."""
     tokens: int
     cache_key: str
-    """Covers the file's bytes and how it was rendered; nothing a client can name."""
+    """Made of the file's bytes and how it was rendered. A client cannot choose it."""
     engine_size: Size | None
     """(width, height) that a LLaVA-1.6 engine is told; see ``ImageMode.engine_size``."""
 
 
 class ImageCache:
-    """Bounded by the bytes of its pixels. Used on the event loop alone."""
+    """Bounded by the bytes of its pixels; the least recently used image goes first. Use it only on the event loop."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes

@@ -1,4 +1,4 @@
-"""Bytes of a picture file -> an upright RGB picture; the only place where Pillow opens a file.
+"""Bytes of an image file -> an upright RGB image. Pillow opens files only here.
 
 Two deviations from LLaVA's own code, because people expect them: EXIF orientation is applied, and transparency
 is flattened on white (``--no-exif-orientation`` and ``--no-flatten-transparency`` undo them). Limits are checked
@@ -12,13 +12,12 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from llava_api.errors import BadImage, ErrorCode
-from llava_api.images.kinds import name_of
 from llava_api.images.orientation import orientation_of
-from llava_api.images.structure import check_structure, count_scans
+from llava_api.images.structure import check_structure, count_scans, unsupported_kind
 from llava_api.settings import Settings
 from llava_api.vision.geometry import Size
 
-# Limits below stand in its place; it would warn at the same size in one deployment and be silent in the next.
+# The limits below replace it. It would warn about a size in one deployment and be silent about it in the next.
 Image.MAX_IMAGE_PIXELS = None
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -33,20 +32,20 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 FROM_RIGHT = (2, 3, 6, 7)
-"""Orientations after whose turn the stored right or bottom edge lies on the left."""
+"""Orientations that put the stored right or bottom edge on the left."""
 FROM_BOTTOM = (3, 4, 7, 8)
-"""Orientations after whose turn the stored right or bottom edge lies on the top."""
+"""Orientations that put the stored right or bottom edge at the top."""
 RUN_LENGTHS = (1, 2)
 """BMP's compressions RLE8 and RLE4."""
 MAX_SCAN_PIXELS = 1_000_000_000
-"""Pixels times scans of a JPEG: each scan of a progressive file costs as much as a picture, and needs a few bytes."""
+"""Pixels times scans of a JPEG. Each scan of a progressive file costs as much as an image and takes a few bytes."""
 WANTED = "send a JPEG, PNG, WebP, GIF or BMP file"
-UNREADABLE = f"The picture cannot be read, or a part of it is missing: {WANTED}, whole."
+UNREADABLE = f"The image cannot be read, or a part of it is missing: {WANTED}, whole."
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a picture may cost, judged by its header."""
+    """What an image may cost, judged by its header."""
 
     max_pixels: int
     max_side: int
@@ -57,95 +56,94 @@ class Limits:
         return cls(settings.max_image_pixels, settings.max_image_side, settings.max_image_aspect_ratio)
 
     def check(self, size: Size) -> None:
-        """Raises BadImage, without its place."""
+        """Raises BadImage, without ``param``."""
         width, height = size
         if width < 1 or height < 1:
             raise BadImage(UNREADABLE)
         if width * height > self.max_pixels:
             raise BadImage(
-                f"The picture has more than the {self.max_pixels} pixels this server takes: scale it down.",
+                f"The image has more than the {self.max_pixels} pixels this server takes: scale it down.",
                 code=ErrorCode.IMAGE_TOO_LARGE,
             )
         if max(size) > self.max_side:
             raise BadImage(
-                f"The picture has a side of more than the {self.max_side} pixels this server takes: scale it down.",
+                f"The image has a side of more than the {self.max_side} pixels this server takes: scale it down.",
                 code=ErrorCode.IMAGE_TOO_LARGE,
             )
         if max(size) > self.max_aspect_ratio * min(size):
             raise BadImage(
-                f"The picture is more than {self.max_aspect_ratio} times as long as it is wide, or the reverse: crop "
-                "it.",
+                f"The image is more than {self.max_aspect_ratio} times as long as it is wide, or the reverse: crop it.",
                 code=ErrorCode.IMAGE_TOO_LARGE,
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first bytes of a picture tell."""
+    """What the first bytes of an image file say."""
 
     stored_size: Size
     """(width, height) as the file stores them."""
     format: str
     """JPEG, PNG, WEBP, GIF or BMP."""
     orientation: int
-    """EXIF orientation, 1 to 8; 1 is upright, and the value where there is none."""
+    """EXIF orientation, 1 to 8. 1 is upright, also for a file without one."""
 
     def upright_size(self) -> Size:
-        """(width, height) as a person sees it, orientation applied."""
+        """(width, height) after orientation is applied."""
         width, height = self.stored_size
         return (height, width) if self.orientation in SIDEWAYS else (width, height)
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An upright RGB picture, perhaps decoded at a fraction of its size."""
+    """An upright RGB image, perhaps decoded at a fraction of its size."""
 
     image: Image.Image
     size: Size
-    """(width, height) of the picture itself."""
+    """(width, height) of the whole image."""
     scale: int
-    """1, 2, 4 or 8: pixels of the picture's side for one of ``image``'s."""
+    """1, 2, 4 or 8: pixels of the whole image along a side for each pixel of ``image``."""
     start: tuple[float, float]
-    """Where in ``image`` the picture begins: a side that ``scale`` does not divide leaves a part of a pixel over."""
+    """Where the whole image begins in ``image``: a side that ``scale`` does not divide leaves a part of a pixel."""
 
     @classmethod
     def whole(cls, image: Image.Image) -> "Decoded":
-        """A picture at its own size."""
+        """An image at its own size."""
         return cls(image, image.size, 1, (0.0, 0.0))
 
     def box(self) -> tuple[float, float, float, float]:
-        """Where in ``image`` the picture is: left, top, right, bottom."""
+        """Where the whole image is in ``image``: left, top, right, bottom."""
         left, top = self.start
         width, height = self.size
         return (left, top, left + width / self.scale, top + height / self.scale)
 
 
 def read_header(data: bytes, limits: Limits) -> Header:
-    """Size and kind from the header alone. Raises BadImage, without its place."""
+    """Size and format from the header, without decoding. Raises BadImage, without ``param``."""
     check_structure(data)
-    with open_picture(data) as image:
+    with open_image(data) as image:
         limits.check(image.size)
         if image.format == "BMP" and image.info.get("compression") in RUN_LENGTHS:
-            # Pillow unpacks run lengths in Python: minutes for a large picture.
-            raise BadImage(f"Compressed BMP files are not taken: {WANTED}, a BMP uncompressed.")
-        # Multi-picture files of cameras are JPEGs with more JPEGs behind; the first is the picture.
+            # Pillow unpacks run lengths in Python, which takes minutes for a large image.
+            raise BadImage(f"This server takes no compressed BMP files: {WANTED}, a BMP uncompressed.")
+        # Cameras' multi-picture files are JPEGs followed by more JPEGs, of which the first is the image.
         kind = "JPEG" if image.format == "MPO" else image.format or ""
         scans = count_scans(data) if kind == "JPEG" else 1
         if scans * image.width * image.height > max(MAX_SCAN_PIXELS, limits.max_pixels):
-            raise BadImage("The picture is stored in too many scans: save it anew, not as a progressive JPEG.")
+            raise BadImage("The image is stored in too many scans: save it again, not as a progressive JPEG.")
         return Header(image.size, kind, orientation_of(image.info))
 
 
-def open_picture(data: bytes) -> ImageFile.ImageFile:
-    """Raises BadImage, without its place, for what is no picture of the five kinds."""
+def open_image(data: bytes) -> ImageFile.ImageFile:
+    """Raises BadImage, without ``param``, if the file is not an image in one of ``FORMATS``."""
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:
-        # Pillow's parsers fail over damaged files in many ways.
-        name = name_of(data)
+        # Damaged files make Pillow's parsers raise many kinds of errors.
+        name = unsupported_kind(data)
         if name is not None:
             raise BadImage(
-                f"This is {name}, which is not taken: {WANTED}.", code=ErrorCode.UNSUPPORTED_IMAGE_FORMAT
+                f"This is {name}, which the server does not take: {WANTED}.", code=ErrorCode.UNSUPPORTED_IMAGE_FORMAT
             ) from error
         raise BadImage(UNREADABLE) from error
 
@@ -153,11 +151,11 @@ def open_picture(data: bytes) -> ImageFile.ImageFile:
 def decode(data: bytes, orientation: int = 1, on_white: bool = True, needed: Size | None = None) -> Decoded:
     """The first frame in RGB, turned upright from ``orientation`` (``Header.orientation``; 1 leaves it).
 
-    ``on_white``: white is shown under transparency. ``needed``: (width, height) that the upright picture will be
-    scaled to; a JPEG is then decoded at the smallest DCT scale that keeps twice that in each direction. Raises
-    BadImage, without its place, for a damaged or truncated file.
+    ``on_white``: show white under transparency. ``needed``: (width, height) that the upright image will be scaled to;
+    a JPEG is then decoded at the smallest DCT scale that keeps twice that in each direction. Raises BadImage, without
+    ``param``, if the file is damaged or truncated.
     """
-    with open_picture(data) as image:
+    with open_image(data) as image:
         stored_size = image.size
         try:
             if needed is not None:
@@ -168,7 +166,7 @@ def decode(data: bytes, orientation: int = 1, on_white: bool = True, needed: Siz
             image.load()
             turned = flatten(turn(image, orientation), on_white)
         except Exception as error:
-            # Pillow fails over damaged files in many ways, assertions among them.
+            # Damaged files make Pillow raise many kinds of errors, assertions among them.
             raise BadImage(UNREADABLE) from error
     scale = next(scale for scale in (1, 2, 4, 8) if -(-stored_size[0] // scale) == reduced_size[0])
     size = stored_size[::-1] if orientation in SIDEWAYS else stored_size
@@ -178,25 +176,24 @@ def decode(data: bytes, orientation: int = 1, on_white: bool = True, needed: Siz
 
 
 def mend_transparency(image: ImageFile.ImageFile) -> None:
-    """The transparent colour of a PNG on the scale of the pixels that Pillow makes. Must run before ``load``."""
+    """Bring a PNG's transparent colour to the scale of the pixels that Pillow makes. Call it before ``load``."""
     key = image.info.get("transparency")
     stored = image.tile[0].args if image.tile else None
     if isinstance(key, int) and stored in ("L;2", "L;4"):
         image.info["transparency"] = key * 255 // (2 ** int(stored[2:]) - 1)
     elif isinstance(key, tuple) and stored == "RGB;16B":
-        # Pillow keeps the upper eight bits, so a colour that shares them is taken for transparent too, as in libpng.
+        # Pillow keeps the upper eight bits, so a colour that shares them becomes transparent too, as in libpng.
         image.info["transparency"] = tuple(part >> 8 for part in key)
 
 
 def turn(image: Image.Image, orientation: int) -> Image.Image:
-    # Not ImageOps.exif_transpose: it writes the EXIF data anew and fails, in many ways, where a camera wrote an
-    # unusual tag.
+    # ImageOps.exif_transpose would write the EXIF data again, and fails in many ways if a camera wrote an unusual tag.
     how = UPRIGHT.get(orientation)
     return image if how is None else image.transpose(how)
 
 
 def flatten(image: Image.Image, on_white: bool) -> Image.Image:
-    """In RGB."""
+    """Convert to RGB."""
     if image.mode.startswith("I"):
         return flatten_16_bit(image, on_white)
     if on_white and image.has_transparency_data:
@@ -208,7 +205,7 @@ def flatten(image: Image.Image, on_white: bool) -> Image.Image:
 
 
 def flatten_16_bit(image: Image.Image, on_white: bool) -> Image.Image:
-    """16-bit grey, scaled to 8; Pillow's own conversion would clip. In such a file one level may be transparent."""
+    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip. One level may be transparent."""
     values = np.asarray(image).astype(np.int64)
     grey = (values / 257).astype(np.uint8)
     if on_white and "transparency" in image.info:

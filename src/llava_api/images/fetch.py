@@ -38,11 +38,11 @@ REDIRECTS = (301, 302, 303, 307, 308)
 CONNECT_SECONDS = 3.0
 """For one address; a name may have several."""
 MAX_HEAD_BYTES = 256 * 1024
-"""The first bytes of a body may have come along with the head."""
+"""More than a head may have, because the first bytes of the body may come with it."""
 PARTS_AT_ONCE = 64
 LEAST_PART_BYTES = 16
-"""On the average: HTTP's chunks may be of one byte, each as dear as one of 64 KiB."""
-NOT_PICTURES = {
+"""On average: HTTP's chunks may have one byte, and each costs as much as one of 64 KiB."""
+NOT_IMAGES = {
     "text/html": "a web page (HTML)",
     "text/plain": "plain text",
     "application/json": "JSON",
@@ -55,23 +55,23 @@ SENT = [
     (b"Accept-Encoding", b"identity"),
 ]
 
-SWITCHED_OFF = "This server fetches no pictures from the web: send the picture itself as a base64 data: URL."
+SWITCHED_OFF = "This server fetches no images from the web: send the image itself as a base64 data: URL."
 NOT_ALLOWED = (
-    "This server may not fetch the picture's URL: it fetches http and https URLs of public hosts, without a user name "
-    "and at the usual ports. Send the picture itself as a base64 data: URL."
+    "This server may not fetch the image's URL: it fetches http and https URLs of public hosts, without a user name "
+    "and at the usual ports. Send the image itself as a base64 data: URL."
 )
 UNREACHABLE = (
-    "The picture's host cannot be reached at a public address: check the URL, or send the picture itself as a base64 "
-    "data: URL."
+    "The image's host cannot be reached at a public address: check the URL, or send the image itself as a base64 data: "
+    "URL."
 )
-BROKEN = "The picture's host broke off or did not answer as HTTP: try again, or send the picture as a base64 data: URL."
-CRUMBS = "The picture's host sends it in crumbs: send the picture itself as a base64 data: URL."
-MANY_FETCHES = "This server fetches many images at the moment: try again in a few seconds."
+BROKEN = "The image's host broke off or did not answer with HTTP: try again, or send the image as a base64 data: URL."
+CRUMBS = "The image's host sends it in tiny crumbs: send the image itself as a base64 data: URL."
+MANY_FETCHES = "This server is fetching many images: try again in a few seconds."
 TOO_SLOW = (
-    "The picture's host took longer than the {seconds:g} seconds this server waits: try again, or send the picture "
-    "itself as a base64 data: URL."
+    "The image's host took longer than the {seconds:g} seconds this server waits: try again, or send the image itself "
+    "as a base64 data: URL."
 )
-NOT_DIRECT = "The picture's URL is redirected more than {most} times: use the address that it ends at."
+NOT_DIRECT = "The image's URL is redirected more than {most} times: use the address that it ends at."
 
 
 def not_allowed() -> BadImage:
@@ -82,21 +82,21 @@ def failed(message: str) -> BadImage:
     return BadImage(message, code=ErrorCode.IMAGE_FETCH_FAILED)
 
 
-class Stream(httpcore2.AsyncNetworkStream):
-    """A connection for one answer, whose head is bounded, and which is closed when its TLS handshake is cancelled.
+class BoundedStream(httpcore2.AsyncNetworkStream):
+    """A connection for one response, which bounds the bytes before the body and closes if a TLS handshake is cancelled.
 
-    httpcore2 bounds each of the heads that a host may send before the last (``100 Continue``), not how many they are.
+    httpcore2 bounds each head that a host may send before the last one (``100 Continue``), but not their number.
     """
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
         self.stream = stream
         self.before_body = 0
-        self.head_is_there = False
+        self.in_body = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         data = await self.stream.read(max_bytes, timeout)
         self.before_body += len(data)
-        if not self.head_is_there and self.before_body > MAX_HEAD_BYTES:
+        if not self.in_body and self.before_body > MAX_HEAD_BYTES:
             raise httpcore2.RemoteProtocolError("too much before the body")
         return data
 
@@ -113,7 +113,7 @@ class Stream(httpcore2.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore2.AsyncNetworkStream:
         try:
-            return Stream(await self.stream.start_tls(ssl_context, server_hostname, timeout))
+            return BoundedStream(await self.stream.start_tls(ssl_context, server_hostname, timeout))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.stream.aclose()
@@ -139,7 +139,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Raises BadImage, the same for every reason."""
+        """Raises BadImage, an equal one for every reason."""
         try:
             addresses = list(dict.fromkeys(await self.resolve(host, port)))
         except (OSError, UnicodeError) as error:
@@ -149,7 +149,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         for address in addresses:
             try:
                 dialled = self.dial.connect_tcp(address, port, CONNECT_SECONDS, local_address, socket_options)
-                return Stream(await dialled)
+                return BoundedStream(await dialled)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 continue
         raise failed(UNREACHABLE)
@@ -236,8 +236,8 @@ class Fetcher:
         request = connection.stream("GET", target, headers=[(b"Host", url.netloc), *SENT])
         async with connection, request as response:
             stream = response.extensions.get("network_stream")
-            if isinstance(stream, Stream):
-                stream.head_is_there = True
+            if isinstance(stream, BoundedStream):
+                stream.in_body = True
             headers = {name.lower(): value for name, value in response.headers}
             if response.status in REDIRECTS and b"location" in headers:
                 try:
@@ -266,21 +266,21 @@ async def read_body(response: httpcore2.Response, max_bytes: int) -> bytes:
         if len(parts) % PARTS_AT_ONCE == 0:
             if size < len(parts) * LEAST_PART_BYTES:
                 raise failed(CRUMBS)
-            # Parts that have arrived already are handed out without a pause, and others wait for the loop.
+            # httpcore2 hands out parts that have arrived without a pause, while others wait for the event loop.
             await asyncio.sleep(0)
     return b"".join(parts)
 
 
 def check_head(status: int, headers: dict[bytes, bytes], max_bytes: int) -> None:
-    """Refuse by status and headers what cannot be a picture, or is too large. Raises BadImage."""
+    """Refuse by status and headers what cannot be an image, or is too large. Raises BadImage."""
     if status != 200:
-        raise failed(f"The picture's host answered with status {status}: check the URL.")
+        raise failed(f"The image's host answered with status {status}: check the URL.")
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
-    if kind in NOT_PICTURES:
-        raise failed(f"The URL leads to {NOT_PICTURES[kind]}, not to a picture: give the picture's own address.")
+    if kind in NOT_IMAGES:
+        raise failed(f"The URL leads to {NOT_IMAGES[kind]}, not to an image: give the image's own address.")
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        # It was asked for the plain bytes; unpacking what a stranger packed is how bombs go off.
-        raise failed("The picture's host sent it compressed, unasked: send the picture itself as a base64 data: URL.")
+        # The request asked for plain bytes, and unpacking what a stranger has packed may take all memory.
+        raise failed("The image's host sent it compressed, unasked: send the image itself as a base64 data: URL.")
     announced = headers.get(b"content-length", b"0")
     if announced.isdigit() and int(announced) > max_bytes:
         raise too_large(max_bytes)

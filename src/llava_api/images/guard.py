@@ -1,9 +1,9 @@
-"""Which hosts and addresses may be dialled for a picture; no network here.
+"""Which hosts and addresses may be dialled for an image. Nothing here uses the network.
 
-A server that fetches what strangers name is a way into its own network (SSRF). So a URL is judged twice: by what it
-says (``check_url``) before anything is looked up, and by each address that its name stands for (``check_address``)
-before anything is dialled. The reserved ranges are those of IANA's special-purpose address registries; they are
-written out because ``ipaddress.is_global`` differs from one Python to the next (CPython gh-113171).
+A server that fetches what strangers name is a way into its own network (SSRF). So a URL is judged twice: by its text
+(``check_url``) before its name is looked up, and by each address that the name stands for (``check_address``) before
+any is dialled. The reserved ranges are those of IANA's special-purpose address registries. They are listed here
+because ``ipaddress.is_global`` differs between versions of Python (CPython gh-113171).
 """
 
 import re
@@ -46,16 +46,16 @@ NOT_PUBLIC_6 = tuple(
         "3fff::/20",  # documentation
     )
 )
-"""Within global unicast; what lies outside (site-local, unique local, link-local, mapped ...) is not public anyway."""
+"""Within global unicast. Addresses outside it (site-local, unique local, link-local, mapped ...) are not public."""
 NAT64 = IPv6Network("64:ff9b::/96")
-"""How a network without IPv4 reaches a public IPv4 host: the last 32 bits are its address."""
+"""Addresses through which a network without IPv4 reaches IPv4 hosts: the last 32 bits are the host's address."""
 
 NUMERIC_LABEL = re.compile(r"0x[0-9a-f]*|[0-9]+")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one that anybody on the internet may reach."""
+    """Whether an address is one of the public internet."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in NOT_PUBLIC_4)
     if address in NAT64:
@@ -66,8 +66,8 @@ def is_public(address: Address) -> bool:
 class Guard:
     """What one server's settings allow.
 
-    ``allowed_cidrs``: networks that may be dialled though they are not public. ``allowed_domains``: where given, the
-    only hosts whose pictures are fetched; ``*.example.com`` stands for every host below example.com.
+    ``allowed_cidrs``: networks that may be dialled although they are not public. ``allowed_domains``: if not empty, the
+    only hosts whose images are fetched; ``*.example.com`` stands for every host below example.com.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Guard:
             if found.scope_id is not None:
                 return False
             if found.ipv4_mapped is not None:
-                # The system dials the IPv4 address that is written in it.
+                # The system dials the IPv4 address in it.
                 found = found.ipv4_mapped
         return is_public(found) or any(found in network for network in self.networks)
 
     def check_url(self, url: httpx2.URL) -> bool:
-        """Whether a URL may be looked up at all: scheme, port, host, nothing before an ``@``."""
+        """Whether the name in a URL may be looked up: scheme, port, host, and nothing before an ``@``."""
         if url.scheme not in DEFAULT_PORTS or url.userinfo:
             return False
         if (url.port or DEFAULT_PORTS[url.scheme]) not in self.ports:
@@ -100,15 +100,15 @@ class Guard:
         return self.check_host(url.raw_host.decode("ascii").lower().rstrip("."))
 
     def check_host(self, host: str) -> bool:
-        if not host or (self.domains and not any(names(domain, host) for domain in self.domains)):
+        if not host or (self.domains and not any(matches(domain, host) for domain in self.domains)):
             return False
         if ":" in host or NUMERIC_LABEL.fullmatch(host.rsplit(".", 1)[-1]):
-            # An address, not a name. 127.1, 0177.0.0.1, 0x7f000001 and 2130706433 are addresses to the system's
-            # resolver only; ip_address knows the one plain spelling.
+            # An address, not a name. Only the system's resolver takes 127.1, 0177.0.0.1, 0x7f000001 and 2130706433 for
+            # addresses; ip_address takes only the plain spelling.
             return self.check_address(host)
         return True
 
 
-def names(domain: str, host: str) -> bool:
-    """Whether an allowed domain names a host."""
+def matches(domain: str, host: str) -> bool:
+    """Whether a host is one that an allowed domain stands for."""
     return host.endswith(domain[1:]) if domain.startswith("*.") else host == domain

@@ -1,7 +1,7 @@
-"""Image parts -> token counts, then pixels: the way of a picture through the house.
+"""Image parts of a request -> token counts, then pixels.
 
-Two steps, so that a request that cannot fit is refused before a pixel is decoded: ``measure`` gets the bytes and reads
-headers, ``render`` decodes, and looks first whether somebody has decoded the same bytes already.
+In two steps, so that a request that cannot fit is refused before a pixel is decoded: ``measure`` gets the bytes and
+reads headers, ``render`` decodes what is not in the cache.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ MEASURING_THREADS = 2
 MEASURED_AHEAD = 4
 """A header is read in a fraction of a millisecond."""
 MOST_THREADS = 16
-"""Unless the settings say otherwise."""
+"""If the settings do not name a number."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """One picture of a request: its URL, and its place in the request for error messages."""
+    """One image of a request. ``param`` is its place in the request, for errors."""
 
     url: str
     param: str
@@ -44,7 +44,7 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredImage:
-    """A picture whose header is known and whose pixels are still in their file."""
+    """An image whose header has been read and whose pixels have not."""
 
     data: bytes
     digest: str
@@ -52,19 +52,19 @@ class MeasuredImage:
     param: str
     header: decode.Header
     mode: ImageMode
-    """The served model's, at this picture's ``detail``."""
+    """The served model's mode at this image's ``detail``."""
     size: Size
     """(width, height) as the model is shown it."""
     tokens: int
     owner: str = ""
-    """Who alone may use what is made of it again; "" for everybody."""
+    """The only caller that may get the result from the cache; "" if all may."""
 
     def cache_key(self) -> str:
         return f"{self.digest}-{self.mode.key()}{self.owner and f'-{self.owner}'}"
 
 
 class ImageLoader:
-    """Loads the pictures of requests for one served model, within the settings' limits."""
+    """Loads the images of requests for one served model, within the settings' limits."""
 
     def __init__(self, mode: ImageMode, settings: Settings, resolve: Resolve | None = None) -> None:
         self.mode = mode
@@ -90,10 +90,10 @@ class ImageLoader:
     async def measure(
         self, parts: Sequence[ImagePart], caller: str, take: source.Take = source.take_all
     ) -> list[MeasuredImage]:
-        """Bytes, headers and token counts. ``caller``: whose fetches and turns are counted together.
+        """Get bytes, headers and token counts.
 
-        ``take`` is asked for the bytes of files that the request did not bring along itself. Raises BadImage, naming
-        the part, and Busy; what the request's other parts had begun is then stopped.
+        ``caller``: whose fetches and turns are counted together. ``take`` is called for the bytes of files that did not
+        come with the request. Raises BadImage with ``param``, and Busy; the work on the other parts is then stopped.
         """
         budget = source.ByteBudget(self.settings.max_image_bytes, self.settings.max_request_image_bytes, take)
         return await all_of([self.measure_one(part, caller, budget) for part in parts])
@@ -110,7 +110,7 @@ class ImageLoader:
             raise error.at(part.param) from error
 
     async def reader(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> Callable[[], bytes]:
-        """What gives the bytes of the file that a part names, where it may block. Raises BadImage and Busy."""
+        """Return a function that gets the bytes of a part's file and may block. Raises BadImage and Busy."""
         scheme = source.scheme_of(part.url)
         if scheme == "web":
             record, started, fetched = current(), perf_counter(), False
@@ -119,7 +119,7 @@ class ImageLoader:
                 fetched = True
             except BadImage as error:
                 if error.code == ErrorCode.IMAGE_TOO_LARGE:
-                    # The fetcher knows what was left to it; which limit that was, only the budget knows.
+                    # The fetcher was given what is left of the budget, which knows the limit that the error must name.
                     budget.take(budget.left() + 1)
                 raise
             finally:
@@ -131,7 +131,7 @@ class ImageLoader:
             return lambda: local_file.read_local_file(part.url, folders, budget)
         start = source.start_of_data(part.url)
         budget.take(source.decoded_size(part.url, start))
-        # The text without its head is a copy: made when it is its turn.
+        # The text without its head is a copy, which is made when its turn has come.
         return lambda: source.decode_base64(part.url[start:])
 
     def measure_data(self, data: bytes, part: ImagePart, owner: str) -> MeasuredImage:
@@ -141,7 +141,7 @@ class ImageLoader:
         return MeasuredImage(data, blake3(data).hexdigest(), part.param, header, mode, size, mode.tokens(size), owner)
 
     async def render(self, images: Sequence[MeasuredImage], caller: str) -> list[RenderedImage]:
-        """The pixels of each picture; callers take turns. Raises BadImage, naming the part, and Busy."""
+        """Return the pixels of each image. Callers take turns. Raises BadImage with ``param``, and Busy."""
         return await all_of([self.render_one(image, caller) for image in images])
 
     async def render_one(self, image: MeasuredImage, caller: str) -> RenderedImage:
@@ -167,9 +167,9 @@ class ImageLoader:
         mode = image.mode
         orientation = image.header.orientation if mode.upright else 1
         needed = mode.needed(image.size) if self.settings.jpeg_decode == "scaled" else None
-        picture = decode.decode(image.data, orientation, mode.on_white, needed)
+        decoded = decode.decode(image.data, orientation, mode.on_white, needed)
         return RenderedImage(
-            render_pixels(picture, mode), image.tokens, image.cache_key(), mode.engine_size(image.size)
+            render_pixels(decoded, mode), image.tokens, image.cache_key(), mode.engine_size(image.size)
         )
 
 
@@ -178,7 +178,7 @@ def images_busy() -> Busy:
 
 
 async def all_of(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """All results, in order; at the first error the others are cancelled and the error is raised."""
+    """Return all results, in order. At the first error the others are cancelled and the error is raised."""
     tasks = [asyncio.ensure_future(part) for part in work]
     try:
         return list(await asyncio.gather(*tasks))

@@ -1,4 +1,4 @@
-"""``file://`` URLs: read only below the folders that the operator named."""
+"""``file://`` URLs, which may name files in the folders that the operator allows."""
 
 import os
 import stat
@@ -9,8 +9,8 @@ from urllib.parse import unquote, urlsplit
 from llava_api.errors import BadImage, ErrorCode
 from llava_api.images.source import ByteBudget
 
-NONE_ALLOWED = "This server reads no local files: send the picture itself as a base64 data: URL."
-NOT_THERE = "This server has no picture at that place: name a file below one of the folders that it may read."
+NONE_ALLOWED = "This server reads no local files: send the image itself as a base64 data: URL."
+NOT_THERE = "This server has no image at that path: name a file in one of the folders that it may read."
 
 
 def inside(path: Path, folders: Sequence[str]) -> bool:
@@ -20,8 +20,8 @@ def inside(path: Path, folders: Sequence[str]) -> bool:
 def read_local_file(url: str, folders: Sequence[str], budget: ByteBudget) -> bytes:
     """The bytes of the file that a ``file://`` URL names.
 
-    One and the same complaint for a file that is not there and one that may not be read, so that nobody learns what
-    lies elsewhere. Raises BadImage, without its place.
+    The error for a missing file and for one that may not be read is the same, so that it does not show what is in
+    other folders. Raises BadImage, without ``param``, and Busy.
     """
     if not folders:
         raise BadImage(NONE_ALLOWED, code=ErrorCode.IMAGE_URL_NOT_ALLOWED)
@@ -29,15 +29,15 @@ def read_local_file(url: str, folders: Sequence[str], budget: ByteBudget) -> byt
         parts = urlsplit(url)
         if parts.netloc not in ("", "localhost"):
             raise BadImage(NOT_THERE, code=ErrorCode.IMAGE_URL_NOT_ALLOWED)
-        # Every symbolic link on the way is followed first; what counts is where the file really is.
+        # Symbolic links are followed first: what counts is where the file really is.
         path = Path(unquote(parts.path)).resolve(strict=True)
         if not inside(path, folders):
             raise BadImage(NOT_THERE, code=ErrorCode.IMAGE_URL_NOT_ALLOWED)
-        # O_NONBLOCK: a named pipe would wait for its writer. O_NOFOLLOW: nobody swaps the file for a link now.
+        # O_NONBLOCK: a named pipe would wait for its writer. O_NOFOLLOW: the file may have become a link by now.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
-            # Where the kernel tells, what was opened is judged once more: a folder may have been swapped for a link.
+            # On Linux the opened file is checked again: a folder of its path may have become a link.
             opened = Path(f"/proc/self/fd/{descriptor}")
             if not stat.S_ISREG(status.st_mode) or (opened.exists() and not inside(opened.resolve(), folders)):
                 raise BadImage(NOT_THERE, code=ErrorCode.IMAGE_URL_NOT_ALLOWED)

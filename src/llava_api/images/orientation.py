@@ -1,7 +1,7 @@
-"""The one EXIF tag that matters here.
+"""Reads the EXIF orientation, the only tag that is needed here.
 
-Read by ourselves because Pillow's reader warns, fails or takes its time over tags that nobody needs, and cameras write
-odd ones. Source: EXIF 2.3, TIFF 6.0.
+Pillow's reader warns about other tags, fails at them or takes long to read them, and cameras write odd ones. Source:
+EXIF 2.3, TIFF 6.0.
 """
 
 import struct
@@ -9,13 +9,13 @@ from typing import Any
 
 ORIENTATION = 0x0112
 FORMATS = {1: "B", 3: "H", 4: "I"}
-"""TIFF's types BYTE, SHORT and LONG; writers do not agree on one."""
+"""TIFF's types BYTE, SHORT and LONG, all of which occur."""
 MAX_TAGS = 500
 RAW_PROFILE = "Raw profile type exif"
 
 
 def orientation_of(info: dict[Any, Any]) -> int:
-    """1 to 8 from what Pillow found in a file's metadata; 1 (upright) where there is none, or none that is valid."""
+    """1 to 8, from the metadata that Pillow found in a file; 1 (upright) if it has no valid orientation."""
     exif = info.get("exif")
     if not isinstance(exif, bytes):
         exif = from_raw_profile(info.get(RAW_PROFILE))
@@ -27,7 +27,7 @@ def orientation_of(info: dict[Any, Any]) -> int:
 
 
 def from_raw_profile(text: object) -> bytes:
-    """As ImageMagick keeps EXIF in a PNG: a line each for name and length, then hexadecimal digits."""
+    """Read EXIF as ImageMagick keeps it in a PNG: a line each for name and length, then hexadecimal digits."""
     if not isinstance(text, str):
         return b""
     try:
@@ -37,7 +37,7 @@ def from_raw_profile(text: object) -> bytes:
 
 
 def first_directory(tiff: bytes) -> dict[int, int]:
-    """The whole numbers among the tags of a TIFF's first directory. Raises struct.error where it is cut short."""
+    """The tags of a TIFF's first directory that are whole numbers. Raises struct.error if it is cut short."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return {}

@@ -1,9 +1,9 @@
-"""A decoded picture -> the exact pixels that a LLaVA checkpoint was trained on.
+"""A decoded image -> the exact pixels that a LLaVA checkpoint was trained on.
 
-The arithmetic is LLaVA's (``process_images`` in ``mm_utils.py``) on Pillow's bicubic filter; golden checksums in
-``tests/golden/pixels.json`` hold it to the bit. What is made here are levels, 0 to 255: CLIP's normalisation of a
-level is one of 768 float32 values, which the model looks up where it runs (``engine/vllm_models.py``), so a quarter of
-the bytes travels and is kept. Arrays are numpy: this module, and all that imports it, works without torch.
+The arithmetic is LLaVA's (``process_images`` in ``mm_utils.py``) with Pillow's bicubic filter; golden checksums in
+``tests/golden/pixels.json`` check every bit. The results are levels, 0 to 255: CLIP's normalisation of a level is one
+of 768 float32 values, which the model looks up where it runs (``engine/vllm_models.py``), so a quarter of the bytes is
+sent and kept. Arrays are numpy's, so that this module and all that import it work without torch.
 """
 
 import math
@@ -22,21 +22,21 @@ BAND = 256
 
 
 def levels(image: Image.Image) -> Levels:
-    """An RGB picture of (width, height) -> uint8 (3, height, width)."""
+    """An RGB image of (width, height) -> uint8 (3, height, width)."""
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def resize(picture: Decoded, size: Size) -> Image.Image:
-    """The picture, whatever scale it was decoded at, in ``size`` (width, height)."""
-    return picture.image.resize(size, Image.Resampling.BICUBIC, picture.box())
+def resize(decoded: Decoded, size: Size) -> Image.Image:
+    """The image in ``size`` (width, height), whatever scale it was decoded at."""
+    return decoded.image.resize(size, Image.Resampling.BICUBIC, decoded.box())
 
 
 def squeeze_padded(image: Image.Image, tile_pixels: int, fill: tuple[int, int, int]) -> Image.Image:
-    """The picture centred on a square of its longer side, squeezed to (tile_pixels, tile_pixels).
+    """The image centred on a square of its longer side, resized to (tile_pixels, tile_pixels).
 
     Source: ``expand2square``, then a bicubic resize. Pillow resizes rows first, then columns, with whole levels in
-    between; doing the rows in bands gives the same bits and never holds the square, which for a long picture is much
-    larger than the picture.
+    between; doing the rows in bands gives the same bits and never holds the square, which for a long image is much
+    larger than the image.
     """
     width, height = image.size
     side = max(width, height)
@@ -52,33 +52,33 @@ def squeeze_padded(image: Image.Image, tile_pixels: int, fill: tuple[int, int, i
     return narrow.resize((tile_pixels, tile_pixels), Image.Resampling.BICUBIC)
 
 
-def squeeze_padded_reduced(picture: Decoded, tile_pixels: int, fill: tuple[int, int, int]) -> Image.Image:
-    """``squeeze_padded`` for a picture that was decoded at a fraction of its size.
+def squeeze_padded_reduced(decoded: Decoded, tile_pixels: int, fill: tuple[int, int, int]) -> Image.Image:
+    """``squeeze_padded`` for an image that was decoded at a fraction of its size.
 
-    The square's edges lie where they lay around the whole picture, between the pixels of the reduced one if need be.
+    The square's edges are where they would be around the whole image, if need be between pixels of the reduced one.
     """
-    scale, (width, height) = picture.scale, picture.size
+    scale, (width, height) = decoded.scale, decoded.size
     side = max(width, height)
     left, top = (side - width) // 2 / scale, (side - height) // 2 / scale
     room = math.ceil(side / scale) + 2
-    # Along the longer side nothing is padded, and nothing but picture may be within the filter's reach.
-    canvas_size = (room if width < side else picture.image.width, room if height < side else picture.image.height)
+    # Along the longer side nothing is padded, and the filter must find nothing but the image there.
+    canvas_size = (room if width < side else decoded.image.width, room if height < side else decoded.image.height)
     canvas = Image.new("RGB", canvas_size, fill)
     offset = (math.ceil(left), math.ceil(top))
-    canvas.paste(fade_edges(picture, fill), offset)
-    x, y = offset[0] + picture.start[0] - left, offset[1] + picture.start[1] - top
+    canvas.paste(fade_edges(decoded, fill), offset)
+    x, y = offset[0] + decoded.start[0] - left, offset[1] + decoded.start[1] - top
     box = (x, y, x + side / scale, y + side / scale)
     return canvas.resize((tile_pixels, tile_pixels), Image.Resampling.BICUBIC, box)
 
 
-def fade_edges(picture: Decoded, fill: tuple[int, int, int]) -> Image.Image:
-    """The reduced picture; pixels that it fills only in part are mixed with the padding that lies beside them."""
-    if picture.size[0] == picture.size[1]:
-        return picture.image
-    image = picture.image.copy()
-    left, top, right, bottom = picture.box()
+def fade_edges(decoded: Decoded, fill: tuple[int, int, int]) -> Image.Image:
+    """The reduced image, whose partly filled pixels are mixed with the padding beside them."""
+    if decoded.size[0] == decoded.size[1]:
+        return decoded.image
+    image = decoded.image.copy()
+    left, top, right, bottom = decoded.box()
     width, height = image.size
-    if picture.size[0] < picture.size[1]:
+    if decoded.size[0] < decoded.size[1]:
         edges = ((1 - left, (0, 0, 1, height)), (right - width + 1, (width - 1, 0, width, height)))
     else:
         edges = ((1 - top, (0, 0, width, 1)), (bottom - height + 1, (0, height - 1, width, height)))
@@ -88,62 +88,62 @@ def fade_edges(picture: Decoded, fill: tuple[int, int, int]) -> Image.Image:
     return image
 
 
-def pad_levels(picture: Decoded, tile_pixels: int, normalisation: Normalisation) -> Levels:
+def pad_levels(decoded: Decoded, tile_pixels: int, normalisation: Normalisation) -> Levels:
     """LLaVA-1.5 (``image_aspect_ratio: pad``): uint8 (3, tile_pixels, tile_pixels)."""
     fill = normalisation.fill_colour()
-    if picture.scale == 1:
-        return levels(squeeze_padded(picture.image, tile_pixels, fill))
-    return levels(squeeze_padded_reduced(picture, tile_pixels, fill))
+    if decoded.scale == 1:
+        return levels(squeeze_padded(decoded.image, tile_pixels, fill))
+    return levels(squeeze_padded_reduced(decoded, tile_pixels, fill))
 
 
-def square_levels(picture: Decoded, tile_pixels: int) -> Levels:
+def square_levels(decoded: Decoded, tile_pixels: int) -> Levels:
     """Shorter side to ``tile_pixels``, then the middle cut out: uint8 (3, tile_pixels, tile_pixels).
 
-    What LLaVA does where ``image_aspect_ratio`` is not set. Source: ``process_images`` and CLIP's processor.
+    LLaVA does this if ``image_aspect_ratio`` is not set. Source: ``process_images`` and CLIP's processor.
     """
-    size = square_size(picture.size, tile_pixels)
+    size = square_size(decoded.size, tile_pixels)
     left, top = (size[0] - tile_pixels) // 2, (size[1] - tile_pixels) // 2
-    return levels(resize(picture, size).crop((left, top, left + tile_pixels, top + tile_pixels)))
+    return levels(resize(decoded, size).crop((left, top, left + tile_pixels, top + tile_pixels)))
 
 
-def anyres_canvas(picture: Decoded, target: Size) -> Image.Image:
-    """The picture scaled into ``target`` (width, height) and centred on black. Source: ``resize_and_pad_image``."""
-    fitted = fit_within(picture.size, target)
+def anyres_canvas(decoded: Decoded, target: Size) -> Image.Image:
+    """The image scaled into ``target`` (width, height) and centred on black. Source: ``resize_and_pad_image``."""
+    fitted = fit_within(decoded.size, target)
     canvas = Image.new("RGB", target)
     offset = ((target[0] - fitted[0]) // 2, (target[1] - fitted[1]) // 2)
-    canvas.paste(resize(picture, fitted), offset)
+    canvas.paste(resize(decoded, fitted), offset)
     return canvas
 
 
-def base_levels(picture: Decoded, tile_pixels: int) -> Levels:
-    """The whole picture squashed into one tile, as LLaVA-1.6's first: uint8 (1, 3, tile_pixels, tile_pixels)."""
-    return levels(resize(picture, (tile_pixels, tile_pixels)))[None]
+def base_levels(decoded: Decoded, tile_pixels: int) -> Levels:
+    """The whole image squashed into one tile, the first of LLaVA-1.6: uint8 (1, 3, tile_pixels, tile_pixels)."""
+    return levels(resize(decoded, (tile_pixels, tile_pixels)))[None]
 
 
-def anyres_levels(picture: Decoded, pinpoints: tuple[Size, ...], tile_pixels: int) -> Levels:
+def anyres_levels(decoded: Decoded, pinpoints: tuple[Size, ...], tile_pixels: int) -> Levels:
     """LLaVA-1.6 (``anyres``): uint8 (1 + tiles, 3, tile_pixels, tile_pixels), the base tile first.
 
-    The base tile is the whole picture squashed; the others are the picture scaled into the best pinpoint,
+    The base tile is the whole image squashed. The others are the image scaled into the best pinpoint,
     padded with black, cut row by row. Source: ``process_anyres_image``.
     """
-    target = select_best_resolution(picture.size, pinpoints)
+    target = select_best_resolution(decoded.size, pinpoints)
     across, down = target[0] // tile_pixels, target[1] // tile_pixels
-    whole = levels(anyres_canvas(picture, target))
+    whole = levels(anyres_canvas(decoded, target))
     tiles = whole.reshape(3, down, tile_pixels, across, tile_pixels).transpose(1, 3, 0, 2, 4)
-    return np.concatenate([base_levels(picture, tile_pixels), tiles.reshape(-1, 3, tile_pixels, tile_pixels)])
+    return np.concatenate([base_levels(decoded, tile_pixels), tiles.reshape(-1, 3, tile_pixels, tile_pixels)])
 
 
-def render_pixels(picture: Decoded, mode: ImageMode) -> Pixels:
+def render_pixels(decoded: Decoded, mode: ImageMode) -> Pixels:
     """What the model is shown of a decoded image."""
     if mode.hub_processor is not None:
-        shown = mode.hub_processor.pixels(picture.image)
+        shown = mode.hub_processor.pixels(decoded.image)
         return shown[:1] if mode.base_only else shown
-    return base_levels(picture, mode.tile_pixels) if mode.base_only else LEVELS[mode.name](picture, mode)
+    return base_levels(decoded, mode.tile_pixels) if mode.base_only else LEVELS[mode.name](decoded, mode)
 
 
 LEVELS: dict[str, Callable[[Decoded, ImageMode], Levels]] = {
-    "pad": lambda picture, mode: pad_levels(picture, mode.tile_pixels, mode.normalisation),
-    "square": lambda picture, mode: square_levels(picture, mode.tile_pixels),
-    "anyres": lambda picture, mode: anyres_levels(picture, mode.pinpoints, mode.tile_pixels),
+    "pad": lambda decoded, mode: pad_levels(decoded, mode.tile_pixels, mode.normalisation),
+    "square": lambda decoded, mode: square_levels(decoded, mode.tile_pixels),
+    "anyres": lambda decoded, mode: anyres_levels(decoded, mode.pinpoints, mode.tile_pixels),
 }
 """Layout -> the levels of an image in it."""

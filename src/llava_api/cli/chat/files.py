@@ -14,7 +14,7 @@ from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from llava_api.cli.conversation import Conversation, Sampling, data_url
 from llava_api.errors import BadImage, StartupError
-from llava_api.images.miniature import media_type
+from llava_api.images.previews import media_type
 
 MAX_BYTES = 256 * 1024 * 1024
 """More than any server takes; the limit is for files without an end, such as /dev/zero."""

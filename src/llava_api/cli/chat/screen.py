@@ -13,7 +13,7 @@ from rich.text import Text
 from llava_api.cli.chat.files import ImageFile
 from llava_api.cli.chat.own_server import ShowNews
 from llava_api.cli.terminal import without_controls
-from llava_api.images.miniature import Colour, miniature
+from llava_api.images.previews import Colour, miniature
 
 IMAGE_COLUMNS = 40
 IMAGE_ROWS = 15

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from llava_api.cli.conversation import Conversation, data_url
 from llava_api.errors import BadImage
 from llava_api.images.decode import Limits
-from llava_api.images.thumbnail import Thumbnail, thumbnail_of
+from llava_api.images.previews import Thumbnail, thumbnail_of
 from llava_api.settings import Settings
 from llava_api.units import readable_size
 
