@@ -152,7 +152,7 @@ def open_windows(redis_url: str | None) -> Windows:
         raise StartupError(NO_PACKAGE) from None
     try:
         pool = ConnectionPool.from_url(
-            redis_url.removeprefix("redis+") if redis_url.startswith("redis+unix:") else redis_url,
+            redis_url.removeprefix("redis+"),
             socket_timeout=REDIS_SECONDS,
             socket_connect_timeout=REDIS_SECONDS,
         )
