@@ -20,10 +20,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def make(chosen: argparse.Namespace) -> None:
     key = new_key()
-    # Checks the name.
     read_key(chosen.name, key, "keys new")
     # Only the line goes to standard output, so that it can be appended to the file.
-    print(f"The key of {chosen.name}, shown this once:\n\n{key}\n\nIts line for --api-key-file:\n", file=sys.stderr)
+    print(f"The key of {chosen.name}, shown only now:\n\n{key}\n\nIts line for --api-key-file:\n", file=sys.stderr)
     print(f"{chosen.name}={hashed(key)}")
 
 
@@ -31,6 +30,6 @@ def show_hash(chosen: argparse.Namespace) -> None:
     """Reads standard input, because other users can read a command line."""
     key = getpass.getpass("key: ") if sys.stdin.isatty() else sys.stdin.readline().strip()
     if key.startswith(HASHED):
-        raise StartupError("keys hash: that is a hash already")
+        raise StartupError("keys hash: this is a hash already")
     read_key("key", key, "keys hash")
     print(hashed(key))
