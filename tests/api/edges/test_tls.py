@@ -13,6 +13,10 @@ import pytest
 from fastapi import FastAPI
 
 from llava_api.errors import StartupError
+from llava_api.limits.keys import KeyRing
+from llava_api.server.app import create_app
+from llava_api.server.lifecycle import Lifecycle
+from llava_api.server.lifespan import Moments, make_lifespan
 from llava_api.server.services import Services
 from llava_api.server.tls import Certificates, open_certificates
 from llava_api.settings import Settings
@@ -156,6 +160,28 @@ async def test_a_new_certificate_is_used_at_once_and_no_connection_is_closed(
     assert serial_of(after) == new.serial
     assert (await after.ask(HEALTH)).status == 200
     assert b"[DONE]" in await before.end()
+
+
+async def test_a_server_reads_its_certificates_again(
+    app: FastAPI, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its start, so also while the model is loaded."""
+    monkeypatch.setattr("llava_api.server.lifespan.WATCH_SECONDS", 0.01)
+    services: Services = app.state.services
+    settings, life = services.settings, Lifecycle(1)
+    certificates = open_certificates(settings)
+    assert certificates is not None
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    lifespan = make_lifespan(
+        services.model, settings, KeyRing(settings), services.limiter, life, never, Moments(), certificates=certificates
+    )
+    before = certificates.watched.value
+    async with lifespan(create_app(settings, KeyRing(settings), lifespan=lifespan, life=life)):
+        authority.pair().write(tmp_path / "tls")
+        await until(lambda: certificates.watched.value is not before)
 
 
 async def test_a_broken_new_pair_keeps_the_old(
