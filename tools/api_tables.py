@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from llava_api.protocol.refused import VLLM
 from llava_api.protocol.wire import RequestObject
 from llava_api.server.endpoint import Endpoint
-from llava_api.server.openapi import openapi_document
+from llava_api.server.openapi import openapi_document, stream_description
 from llava_api.server.routes import ENDPOINTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
@@ -103,7 +103,7 @@ def heading(endpoint: Endpoint, models: dict[str, list[type[BaseModel]]]) -> lis
     for title, listed in models.items():
         if listed:
             lines += ["", f"{title}: {', '.join(link(model.__name__) for model in listed)}."]
-    return lines + ([endpoint.stream.description] if endpoint.stream else [])
+    return lines + ([stream_description(endpoint)] if endpoint.events else [])
 
 
 def tables() -> str:
@@ -116,7 +116,7 @@ def tables() -> str:
         models = {
             "Request": [endpoint.request] if endpoint.request else [],
             "Reply": [endpoint.reply],
-            "Stream": list(endpoint.stream.events) if endpoint.stream else [],
+            "Stream": list(endpoint.events),
         }
         lines += heading(endpoint, models)
         waiting = [model.__name__ for listed in models.values() for model in listed]

@@ -36,20 +36,21 @@ class Item(RequestObject):
     status: ItemStatus | None = None
 
 
-class UserItem(Item):
+class MessageItem(Item):
     type: Literal["message"] | None = None
+
+
+class UserItem(MessageItem):
     role: Literal["user"]
     content: Content[UserPart]
 
 
-class SystemItem(Item):
-    type: Literal["message"] | None = None
+class SystemItem(MessageItem):
     role: Literal["system", "developer"]
     content: Content[SystemPart]
 
 
-class AssistantItem(Item):
-    type: Literal["message"] | None = None
+class AssistantItem(MessageItem):
     role: Literal["assistant"]
     content: Content[AssistantPart]
     phase: Literal["commentary", "final_answer"] | None = None

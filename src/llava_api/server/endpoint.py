@@ -15,17 +15,6 @@ from llava_api.settings import Settings
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """The Server-Sent Events of an answer."""
-
-    description: str
-    events: tuple[type[BaseModel], ...]
-    """Models of the events' data."""
-    done: bool = True
-    """Whether the last event's data is ``[DONE]``."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
     method: Literal["GET", "POST", "DELETE"]
@@ -42,9 +31,8 @@ class Endpoint:
     """Fields of a request besides ``model``."""
     reply: type[BaseModel] | None = None
     """None: the endpoint is left out of the OpenAPI document."""
-    stream: Stream | None = None
-    errors: tuple[int, ...] = ()
-    """Statuses of errors, besides those that follow from the other fields (``error_statuses``)."""
+    events: tuple[type[BaseModel], ...] = ()
+    """Models of the data of Server-Sent Events, if the endpoint can stream."""
     route: str = ""
     """Starlette's pattern, and the route's name in metrics and logs, if it is not ``path``."""
     access: Callable[[Settings], Literal["key", "open", "off"]] = lambda _: "key"
@@ -67,17 +55,6 @@ class Endpoint:
         assert self.request is not None
         assert self.prepare is not None
         return partial(answer, kind=self.request, prepare=self.prepare, spends_tokens=self.spends_tokens)
-
-    def error_statuses(self) -> list[int]:
-        """Statuses that the OpenAPI document names besides 200."""
-        found = {405, 503, *self.errors}
-        if not self.probe:
-            found |= {401, 403}
-        if "{" in self.path:
-            found.add(404)
-        if self.request is not None:
-            found |= {400, 404, 413, 429, 500}
-        return sorted(found)
 
 
 def add_routes(app: FastAPI, endpoints: Iterable[Endpoint]) -> None:

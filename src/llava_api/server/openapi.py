@@ -13,11 +13,19 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from llava_api import __version__
+from llava_api.protocol.response_reply import Event
 from llava_api.protocol.wire import ErrorReply
-from llava_api.server.endpoint import Endpoint, Stream
+from llava_api.server.endpoint import Endpoint
 
 Schema = dict[str, Any]
 
+CHUNKS = (
+    "Server-Sent Events without names, each a chunk. The last is `data: [DONE]`; after a failure it is one event "
+    '`data: {"error": {...}}` instead.'
+)
+NAMED_EVENTS = (
+    "Server-Sent Events named by their type; the last is response.completed, response.incomplete or response.failed."
+)
 DESCRIPTION = (
     "OpenAI's API for LLaVA-1.5 and LLaVA-1.6 (NeXT) checkpoints. Images go in as image_url parts: data: URLs, or "
     "http and https URLs. Every error is an ErrorReply; every response has the header x-request-id."
@@ -29,7 +37,7 @@ def openapi_document(endpoints: Sequence[Endpoint], model: str = "llava-tiny-1.5
     """Describe the endpoints that have a reply model. ``model``: the served name, for the examples."""
     described = [endpoint for endpoint in endpoints if endpoint.reply is not None]
     replies = {ErrorReply, *(each.reply for each in described)}
-    replies |= {event for each in described if each.stream for event in each.stream.events}
+    replies |= {event for each in described for event in each.events}
     models: set[Any] = {(reply, "serialization") for reply in replies}
     models |= {(each.request, "validation") for each in described if each.request is not None}
     in_order = sorted(models, key=lambda pair: pair[0].__name__)
@@ -52,10 +60,10 @@ def openapi_document(endpoints: Sequence[Endpoint], model: str = "llava-tiny-1.5
 def operation(endpoint: Endpoint, references: Any, model: str) -> Schema:
     """``references``: (model, mode) -> its place in the document."""
     reply: Schema = {"application/json": {"schema": references[endpoint.reply, "serialization"]}}
-    if endpoint.stream is not None:
-        reply["text/event-stream"] = {"schema": event_schema(endpoint.stream, references)}
+    if endpoint.events:
+        reply["text/event-stream"] = {"schema": event_schema(endpoint, references)}
     responses: Schema = {"200": {"description": "OK", "content": reply}}
-    for status in endpoint.error_statuses():
+    for status in error_statuses(endpoint):
         content = {"application/json": {"schema": references[ErrorReply, "serialization"]}}
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
     made: Schema = {"operationId": endpoint.operation_id, "summary": endpoint.summary, "responses": responses}
@@ -70,15 +78,34 @@ def operation(endpoint: Endpoint, references: Any, model: str) -> Schema:
     return made
 
 
-def event_schema(stream: Stream, references: Any) -> Schema:
+def error_statuses(endpoint: Endpoint) -> list[int]:
+    found = {405, 503}
+    if not endpoint.probe:
+        found |= {400, 401, 403}
+    if "{" in endpoint.path:
+        found.add(404)
+    if endpoint.request is not None:
+        found |= {404, 413, 429, 500}
+    return sorted(found)
+
+
+def event_schema(endpoint: Endpoint, references: Any) -> Schema:
     """The schema of one event: OpenAPI 3.1 cannot describe a whole stream."""
-    events = [references[model, "serialization"] for model in stream.events]
-    data: list[Schema] = [{"contentMediaType": "application/json", "contentSchema": {"anyOf": events}}]
-    if stream.done:
+    models = [references[model, "serialization"] for model in endpoint.events]
+    data: list[Schema] = [{"contentMediaType": "application/json", "contentSchema": {"anyOf": models}}]
+    if not has_named_events(endpoint):
         data.append({"const": "[DONE]"})
     return {
         "type": "object",
-        "description": stream.description,
+        "description": stream_description(endpoint),
         "properties": {"event": {"type": "string"}, "data": {"type": "string", "anyOf": data}},
         "required": ["data"],
     }
+
+
+def has_named_events(endpoint: Endpoint) -> bool:
+    return issubclass(endpoint.events[0], Event)
+
+
+def stream_description(endpoint: Endpoint) -> str:
+    return NAMED_EVENTS if has_named_events(endpoint) else CHUNKS

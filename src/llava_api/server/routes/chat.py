@@ -9,7 +9,7 @@ from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.chat_reply import ChatCompletion, ChatCompletionChunk, ChunkWithUsage
 from llava_api.protocol.wire import ErrorReply
 from llava_api.server.answer import Context
-from llava_api.server.endpoint import Endpoint, Stream
+from llava_api.server.endpoint import Endpoint
 
 
 async def prepare(context: Context, wanted: ChatCompletionRequest) -> ChatReply:
@@ -23,10 +23,6 @@ async def prepare(context: Context, wanted: ChatCompletionRequest) -> ChatReply:
     return ChatReply(answers, prepared, metadata, bool(wanted.stream), wanted.stream_options)
 
 
-CHUNKS = (
-    "Server-Sent Events without names, each a chunk. The last is `data: [DONE]`; after a failure it is one event "
-    '`data: {"error": {...}}` instead.'
-)
 ENDPOINTS = (
     Endpoint(
         "POST",
@@ -37,7 +33,7 @@ ENDPOINTS = (
         request=ChatCompletionRequest,
         example={"messages": [{"role": "user", "content": "What can you do?"}]},
         reply=ChatCompletion,
-        stream=Stream(CHUNKS, (ChatCompletionChunk, ChunkWithUsage, ErrorReply)),
+        events=(ChatCompletionChunk, ChunkWithUsage, ErrorReply),
         short_path=True,
     ),
 )

@@ -9,8 +9,7 @@ from llava_api.chat.plain import prepare_plain
 from llava_api.protocol.completions import Completion, CompletionChunk, CompletionChunkWithUsage, CompletionRequest
 from llava_api.protocol.wire import ErrorReply
 from llava_api.server.answer import Context
-from llava_api.server.endpoint import Endpoint, Stream
-from llava_api.server.routes.chat import CHUNKS
+from llava_api.server.endpoint import Endpoint
 
 
 async def prepare(context: Context, wanted: CompletionRequest) -> CompletionReply:
@@ -31,7 +30,7 @@ ENDPOINTS = (
         request=CompletionRequest,
         example={"prompt": "USER: What can you do? ASSISTANT:", "max_tokens": 32},
         reply=Completion,
-        stream=Stream(CHUNKS, (CompletionChunk, CompletionChunkWithUsage, ErrorReply)),
+        events=(CompletionChunk, CompletionChunkWithUsage, ErrorReply),
         short_path=True,
     ),
 )

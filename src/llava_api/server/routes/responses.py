@@ -1,4 +1,4 @@
-"""``POST /v1/responses``, and where the server keeps responses ``GET`` and ``DELETE /v1/responses/{id}``."""
+"""``POST /v1/responses``, and ``GET`` and ``DELETE /v1/responses/{response_id}`` for stored responses."""
 
 import time
 
@@ -15,11 +15,12 @@ from llava_api.protocol.response_reply import Response as ResponseObject
 from llava_api.protocol.responses import ResponseRequest
 from llava_api.server.answer import Context, json_response
 from llava_api.server.body import COPIES
-from llava_api.server.endpoint import Endpoint, Stream
+from llava_api.server.endpoint import Endpoint
 from llava_api.server.services import Services
 from llava_api.server.state import exchange_of, services_of
 
-NO_STORE = "This server keeps no responses (it was started without --response-store-bytes): "
+NO_STORE = "This server stores no responses (it was started without --response-store-bytes): "
+UNKNOWN = "There is no response of that id. The server may have replaced it with a newer one."
 
 
 async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
@@ -33,7 +34,7 @@ async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
     before = b"[]"
     if wanted.previous_response_id:
         before = earlier_response(services, wanted.previous_response_id, owner).conversation
-    # As much as if it had been sent anew.
+    # The conversation costs as much memory as if the request had contained it.
     account.take(COPIES * len(before))
     question = response_question(wanted, await store.read(before), services.model)
     prepared = await services.preparer.prepare(question, context.reply_id("resp_"), account)
@@ -50,7 +51,7 @@ async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
 
 
 def earlier_response(services: Services, response_id: str, owner: str) -> StoredResponse:
-    """What ``previous_response_id`` stands for. Raises InvalidRequest."""
+    """The response that ``previous_response_id`` names. Raises InvalidRequest."""
     if not services.responses.keeps:
         raise InvalidRequest(
             f"{NO_STORE}send the earlier items in input instead of previous_response_id.",
@@ -59,11 +60,7 @@ def earlier_response(services: Services, response_id: str, owner: str) -> Stored
         )
     found = services.responses.get(response_id, owner)
     if found is None:
-        raise InvalidRequest(
-            "There is no response of that id, or it has made room for newer ones.",
-            param="previous_response_id",
-            code=ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND,
-        )
+        raise InvalidRequest(UNKNOWN, param="previous_response_id", code=ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND)
     return found
 
 
@@ -79,16 +76,16 @@ async def delete_response(request: Request) -> Response:
 
 
 def stored_response(request: Request) -> StoredResponse:
-    """The kept response of the request's path. Raises InvalidRequest and NotFound."""
+    """The response that the request's path names. Raises InvalidRequest and NotFound."""
     services = services_of(request)
     if request.query_params:
         name = next(iter(request.query_params))
-        raise InvalidRequest("A kept response is sent whole: leave the query out.", param=name[:64])
+        raise InvalidRequest("A stored response is always sent whole: leave the query out.", param=name[:64])
     if not services.responses.keeps:
-        raise NotFound(f"{NO_STORE}there is nothing to look up.")
+        raise NotFound(f"{NO_STORE}there is none of that id.")
     found = services.responses.get(request.path_params["response_id"], exchange_of(request.scope).key_name)
     if found is None:
-        raise NotFound("There is no response of that id, or it has made room for newer ones.")
+        raise NotFound(UNKNOWN)
     return found
 
 
@@ -102,12 +99,7 @@ ENDPOINTS = (
         request=ResponseRequest,
         example={"input": "What can you do?"},
         reply=ResponseObject,
-        stream=Stream(
-            "Server-Sent Events named by their type; the last is response.completed, response.incomplete or "
-            "response.failed.",
-            EVENTS,
-            done=False,
-        ),
+        events=EVENTS,
         short_path=True,
     ),
     Endpoint(
@@ -117,7 +109,6 @@ ENDPOINTS = (
         operation_id="getResponse",
         summary="Get a stored response",
         reply=ResponseObject,
-        errors=(400,),
         short_path=True,
     ),
     Endpoint(
@@ -127,7 +118,6 @@ ENDPOINTS = (
         operation_id="deleteResponse",
         summary="Delete a stored response",
         reply=DeletedResponse,
-        errors=(400,),
         short_path=True,
     ),
 )
