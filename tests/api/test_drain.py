@@ -65,7 +65,7 @@ def settings_made() -> dict[str, Any]:
 async def running(
     tmp_path: Path, settings_made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Running]:
-    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(lifecycle, "FAREWELL_SECONDS", 0.6)
     settings = Settings(**settings_made)
     keys = KeyRing(settings)

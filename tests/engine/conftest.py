@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
@@ -16,7 +17,6 @@ import pytest_asyncio
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.chat.prepare import Preparer
 from llava_api.cli.flags import demo_folder
-from llava_api.engine.base import Engine
 from llava_api.engine.vllm_start import start_engine
 from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
@@ -24,10 +24,13 @@ from llava_api.server.services import open_services
 from llava_api.settings import Settings
 from tests.support.running_server import RunningServer, serve_app
 
+if TYPE_CHECKING:
+    from llava_api.engine.vllm_engine import VllmEngine
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    engine: Engine
+    engine: "VllmEngine"
     model: ServedModel
     preparer: Preparer
     server: RunningServer
@@ -37,6 +40,9 @@ class Running:
     @property
     def base_url(self) -> str:
         return self.server.base_url
+
+    def unfinished_requests(self) -> int:
+        return self.engine.llm.output_processor.get_num_unfinished_requests()
 
 
 SPY = """

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 async def until_unfinished(running: Running, number: int, seconds: float) -> None:
     async with asyncio.timeout(seconds):
-        while running.engine.unfinished_requests() != number:
+        while running.unfinished_requests() != number:
             await asyncio.sleep(0.01)
 
 
@@ -36,7 +36,7 @@ async def test_leaving_ends_the_engines_work(running: Running, stream: bool, how
         else:
             await asyncio.sleep(0.3)
         # It would go on for long.
-        assert running.engine.unfinished_requests() == 1
+        assert running.unfinished_requests() == 1
     finally:
         await connection.leave(how)
     await until_unfinished(running, 0, 2)

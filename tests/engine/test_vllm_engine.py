@@ -51,9 +51,9 @@ async def text_of(running: Running, request: GenerationRequest, progress: list[s
 async def settled(running: Running, seconds: float) -> bool:
     """Whether the engine had nothing left to do within ``seconds``."""
     deadline = time.monotonic() + seconds
-    while running.engine.unfinished_requests() and time.monotonic() < deadline:
+    while running.unfinished_requests() and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
-    return running.engine.unfinished_requests() == 0
+    return running.unfinished_requests() == 0
 
 
 async def test_eight_streams_progress_together_and_each_says_what_it_says_alone(running: Running) -> None:
@@ -74,7 +74,7 @@ async def test_closing_a_stream_early_ends_the_engine_request(running: Running) 
     request = await picture_request(running, 1, "closed-early")
     stream = running.engine.generate(request)
     await anext(stream)
-    assert running.engine.unfinished_requests() == 1
+    assert running.unfinished_requests() == 1
     await stream.aclose()
     assert await settled(running, 2)
 
@@ -98,10 +98,10 @@ async def test_a_caller_that_leaves_frees_the_engine_within_two_seconds(running:
 
     calling = asyncio.create_task(call())
     deadline = time.monotonic() + 20
-    while not running.engine.unfinished_requests() and time.monotonic() < deadline:
+    while not running.unfinished_requests() and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.3)
-    assert running.engine.unfinished_requests() == 1
+    assert running.unfinished_requests() == 1
     calling.cancel()
     assert await settled(running, 2)
 

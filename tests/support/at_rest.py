@@ -17,7 +17,7 @@ def held(app: FastAPI) -> dict[str, Any]:
     found = {
         "slots": services.admission.running,
         "turns": services.admission.waiting,
-        "engine requests": services.engine.unfinished_requests(),
+        "engine requests": getattr(services.engine, "engine", services.engine).unfinished_requests(),
         "bytes": services.memory.held_bytes,
         "bytes by caller": dict(services.memory.callers),
         "fetches": dict(fetcher.fetches.admission.running_by_caller),

@@ -14,7 +14,7 @@ from llava_api.errors import InvalidRequest, StartupError
 from llava_api.prompts.detect import detect_family
 from llava_api.prompts.hub_template import HubTemplate
 from llava_api.prompts.render import tokenize
-from llava_api.prompts.segments import Picture, Turn, as_text
+from llava_api.prompts.segments import ImageSlot, Turn, as_text
 from llava_api.settings import Settings
 from llava_api.vision.families import LLAVA_1_5
 from tests.support.tiny_checkpoints import Tiny, classic_config, write_processor
@@ -23,7 +23,7 @@ from tests.support.tiny_tokenizers import token_ids, write_json, write_tokenizer
 SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 REFUSED = "The checkpoint's chat template refuses these messages; their roles or their order do not suit it."
 FAILED = "The checkpoint's chat template cannot write these messages down."
-NO_PLACE = "The checkpoint's chat template has no place for a picture in one of these messages."
+NO_PLACE = "The checkpoint's chat template has no place for an image in one of these messages."
 
 CHATML = """\
 {%- for message in messages -%}
@@ -124,7 +124,7 @@ def test_pictures_stand_where_they_were_sent() -> None:
     turn = Turn("user", "first\nsecond\nthird", (0, 1), ("first", 0, "second", 1, "third"))
     later = Turn("user", "fourth", (2,), (2, "fourth"))
     segments = hub(CHATML).layout(None, [turn, Turn("assistant", "yes"), later])
-    assert [segment.index for segment in segments if isinstance(segment, Picture)] == [0, 1, 2]
+    assert [segment.index for segment in segments if isinstance(segment, ImageSlot)] == [0, 1, 2]
     assert "first<image>\nsecond<image>\nthird<|im_end|>" in as_text(segments)
     assert "<image>\nfourth<|im_end|>" in as_text(segments)
 
@@ -133,7 +133,7 @@ def test_a_template_that_takes_text_gets_pictures_in_front_of_it() -> None:
     turn = Turn("user", "one\ntwo", (0, 1), ("one", 0, "two", 1))
     segments = hub("{% for m in messages %}[INST] {{ m['content'] + ' [/INST]' }}{% endfor %}").layout(None, [turn])
     assert as_text(segments) == "[INST] <image>\n<image>\none\ntwo [/INST]"
-    assert [segment.index for segment in segments if isinstance(segment, Picture)] == [0, 1]
+    assert [segment.index for segment in segments if isinstance(segment, ImageSlot)] == [0, 1]
 
 
 @pytest.mark.parametrize("start", ["{{ bos_token }}", ""], ids=["template writes it", "template leaves it out"])
@@ -243,7 +243,7 @@ def test_a_template_that_crashes_refuses_the_request(crash: str) -> None:
     source = "{% if messages | length == 3 and messages[2].content | length == 2 %}" + crash + "{% endif %}" + CHATML
     turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c", (0,))]
     template = hub(source)
-    assert template.takes_pictures()
+    assert template.takes_images()
     assert refusal(template, None, turns) == FAILED
 
 
@@ -253,7 +253,7 @@ def test_a_picture_that_the_template_leaves_out_is_refused() -> None:
         "{% endfor %}{% endfor %}"
     )
     template = hub(source)
-    assert template.takes_pictures()
+    assert template.takes_images()
     assert refusal(template, None, [Turn("user", "a", (0,), ("a", 0))]) == NO_PLACE
 
 
@@ -264,14 +264,14 @@ def test_a_template_that_is_no_jinja_is_told_at_the_start() -> None:
 
 @pytest.mark.parametrize("source", ["", "hello", "<image>", TEXT_ONLY.replace("message['content']", "''")])
 def test_a_template_that_does_not_write_what_was_asked_takes_no_pictures(source: str) -> None:
-    assert not hub(source).takes_pictures()
+    assert not hub(source).takes_images()
 
 
 PARTS_AS_TEXT = "{% for m in messages %}{% for p in m.content %}{{ p.text | default('') }}{% endfor %}{% endfor %}"
 
 
 def test_a_template_without_a_place_for_pictures_takes_none() -> None:
-    assert not hub(PARTS_AS_TEXT).takes_pictures()
+    assert not hub(PARTS_AS_TEXT).takes_images()
 
 
 # The sandbox
@@ -321,7 +321,7 @@ def test_a_template_that_reaches_for_python_is_not_used(opener: str, tmp_path: P
 @pytest.mark.parametrize("opener", OPENERS)
 def test_a_template_that_reaches_for_python_later_refuses_the_request(opener: str, tmp_path: Path) -> None:
     template = hub(only_for_two_pictures(opener.replace("%s", str(tmp_path / "it-ran"))))
-    assert template.takes_pictures()
+    assert template.takes_images()
     assert refusal(template, None, [Turn("user", "a", (0, 1))]) == FAILED
     assert list(tmp_path.iterdir()) == []
 
@@ -371,7 +371,7 @@ def test_an_unknown_text_model_is_served_with_its_template(version: Literal["1.5
     assert "chat template" in model.family_reason
 
 
-@pytest.mark.parametrize("template", [None, PARTS_AS_TEXT], ids=["no template", "none that takes pictures"])
+@pytest.mark.parametrize("template", [None, PARTS_AS_TEXT], ids=["no template", "none that takes images"])
 def test_an_unknown_text_model_without_a_template_asks_for_a_family(template: str | None, tmp_path: Path) -> None:
     folder = with_text_model(write_checkpoint(tmp_path, "qwen2", template=template), "phi3")
     with pytest.raises(StartupError, match=r"phi3.*--prompt-family"):

@@ -19,7 +19,7 @@ SOON = 10.0
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE_SECONDS", 0.01)
 
 

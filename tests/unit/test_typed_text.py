@@ -21,7 +21,7 @@ from llava_api.checkpoints.inspect import inspect_checkpoint
 from llava_api.prompts.families import FAMILIES
 from llava_api.prompts.hub_template import HubTemplate
 from llava_api.prompts.render import tokenize
-from llava_api.prompts.segments import Picture, Special, Turn, as_text
+from llava_api.prompts.segments import ImageSlot, SpecialToken, Turn, as_text
 from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.settings import Settings
@@ -271,7 +271,7 @@ def test_a_mark_for_pictures_adds_none(served: Served) -> None:
 # Chat templates and tokenizers that make it hard
 
 
-def ids_of_all_segments(template: HubTemplate, typed: str) -> list[str | Picture | Special]:
+def ids_of_all_segments(template: HubTemplate, typed: str) -> list[str | ImageSlot | SpecialToken]:
     return [segment for segment in template.layout(None, [Turn("user", typed)]) if not isinstance(segment, str)]
 
 

@@ -15,7 +15,7 @@ from llava_api.errors import StartupError
 from llava_api.images.hub_processor import HubProcessor
 from llava_api.images.mode import ImageMode
 from llava_api.prompts.detect import detect_family
-from llava_api.prompts.family import IMAGE_END, IMAGE_START, PromptFamily, PromptForm
+from llava_api.prompts.family import IMAGE_END, IMAGE_START, PromptFamily, PromptFormat
 from llava_api.prompts.hub_template import HubTemplate
 from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.settings import Settings
@@ -34,7 +34,7 @@ class ServedModel:
     names: tuple[str, ...]
     """Names it answers to; the first stands in replies."""
     checkpoint: Checkpoint
-    family: PromptForm
+    family: PromptFormat
     family_reason: str
     tokenizer: TextTokenizer
     image_mode: ImageMode
@@ -54,7 +54,7 @@ class ServedModel:
         return (*self.names, *(adapter.name for adapter in self.adapters))
 
     def to_load(self) -> ModelToLoad:
-        """What the engine needs to know to load it. Raises StartupError where it could not."""
+        """What the engine needs to know to load it. Raises StartupError if it could not."""
         if not self.checkpoint.processor:
             raise StartupError(
                 "the checkpoint has no preprocessor_config.json, which vLLM reads while it starts: copy it from the "
@@ -141,10 +141,10 @@ def hub_template_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> HubTemp
     except StartupError as error:
         log.warning("%s; it is left aside", error)
         return None
-    return template if template.takes_pictures() else None
+    return template if template.takes_images() else None
 
 
-def find_family(checkpoint: Checkpoint, tokenizer: TextTokenizer, override: str | None) -> tuple[PromptForm, str]:
+def find_family(checkpoint: Checkpoint, tokenizer: TextTokenizer, override: str | None) -> tuple[PromptFormat, str]:
     """The prompt family and the reason; with marks around pictures where the checkpoint was trained so."""
     family, reason = detect_family(
         checkpoint.text_model_type,

@@ -20,7 +20,7 @@ from llava_api.errors import StartupError
 def claimed(target: Path, *, wait: bool) -> Iterator[None]:
     """Be the only one who makes ``target``, which need not exist; its parent must.
 
-    Leaves an empty file beside it: where a lock's file is removed, two can hold it. Raises StartupError where another
+    Leaves an empty file beside it: where a lock's file is removed, two can hold it. Raises StartupError if another
     holds it and ``wait`` is false; OSError where the place takes no locks.
     """
     lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=-1 if wait else 0)

@@ -184,7 +184,7 @@ class Conversion:
         return hub == "language_model.lm_head.weight" and hub not in self.shapes
 
     def fitting(self, hub: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor as the config wants it. Raises StartupError where it cannot be."""
+        """The tensor as the config wants it. Raises StartupError if it cannot be."""
         if hub not in self.shapes:
             raise StartupError(f"the checkpoint has a tensor that its config.json does not describe: {hub}")
         wanted = self.shapes[hub]

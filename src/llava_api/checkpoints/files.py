@@ -17,7 +17,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the checkpoint; empty where the file is missing."""
+    """A JSON object of the checkpoint; empty if the file is missing."""
     path = folder / name
     if not path.is_file():
         return {}
@@ -49,7 +49,7 @@ class HubOptions:
 def locate(model: str, hub: HubOptions, *, weights: bool = False) -> Path:
     """The folder of ``model``: itself where it is one, else fetched from the hub.
 
-    ``weights``: the weights too, not the small files alone. Raises StartupError where there is neither.
+    ``weights``: the weights too, not the small files alone. Raises StartupError if there is neither.
     """
     try:
         folder = Path(model).expanduser()
@@ -79,7 +79,7 @@ def locate(model: str, hub: HubOptions, *, weights: bool = False) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights, safetensors before ``.bin``, in order; empty where it has none.
+    """The files that hold a checkpoint's weights, safetensors before ``.bin``, in order; empty if it has none.
 
     Raises StartupError that names a file which the index, or the numbering of the others, says must be there.
     """

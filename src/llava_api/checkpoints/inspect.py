@@ -63,17 +63,17 @@ class Checkpoint:
     aspect_ratio: str | None
     """LLaVA's ``image_aspect_ratio``; None if the checkpoint lost it."""
     merge: str | None
-    """LLaVA's ``mm_patch_merge_type``; None where the checkpoint lost it."""
+    """LLaVA's ``mm_patch_merge_type``; None if the checkpoint lost it."""
     image_markers: bool
     """LLaVA's ``mm_use_im_start_end``."""
     processor: dict[str, Any] = field(repr=False)
-    """preprocessor_config.json; empty where it has none."""
+    """preprocessor_config.json; empty if it has none."""
     image_mean: Triple | None
-    """Per channel, in units of 0..1; None where the checkpoint does not tell."""
+    """Per channel, in units of 0..1; None if the checkpoint does not tell."""
     image_std: Triple | None
     eos_token_ids: tuple[int, ...]
     stored_dtype: str | None
-    """Type of its weights, where its config tells."""
+    """Type of its weights, if its config says so."""
     context_length: int
     """Longest prompt plus answer that its text model was made for."""
     quantization: str | None
@@ -224,7 +224,7 @@ def processor_config(folder: Path) -> dict[str, Any]:
 
 
 def whole_number(settings: dict[str, Any], name: str, default: int, least: int) -> int:
-    """A setting of a config. Raises StartupError where it is no whole number of a size that any model has."""
+    """A setting of a config. Raises StartupError if it is no whole number of a size that any model has."""
     value = settings.get(name)
     value = default if value is None else value
     if type(value) is not int or not least <= value <= LARGEST:
@@ -233,7 +233,7 @@ def whole_number(settings: dict[str, Any], name: str, default: int, least: int) 
 
 
 def word(settings: dict[str, Any], name: str) -> str | None:
-    """A setting that is a name. Raises StartupError where it is something else."""
+    """A setting that is a name. Raises StartupError if it is something else."""
     value = settings.get(name)
     if value is not None and not isinstance(value, str):
         raise StartupError(f"the checkpoint's config.json has a {name} that is no name")
@@ -241,7 +241,7 @@ def word(settings: dict[str, Any], name: str) -> str | None:
 
 
 def tile_geometry(vision: dict[str, Any]) -> tuple[int, int]:
-    """(side of a tile, side of a patch) in pixels. Raises StartupError where they do not fit each other."""
+    """(side of a tile, side of a patch) in pixels. Raises StartupError if they do not fit each other."""
     tile = whole_number(vision, "image_size", 336, least=1)
     patch = whole_number(vision, "patch_size", 14, least=1)
     if patch > tile or tile > LARGEST_TILE:

@@ -44,7 +44,7 @@ class Lora:
             raise StartupError(f"the LoRA changes more than llava-api can merge: {odd[0]}")
 
     def applied(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
-        """A tensor of the base model, merged; None where the adapter brings its own in its place."""
+        """A tensor of the base model, merged; None if the adapter brings its own in its place."""
         if name in self.replaced:
             return None
         module = name.removesuffix(".weight")

@@ -52,7 +52,7 @@ def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 
 def count_parameters(checkpoint: Checkpoint) -> Parameters:
-    """Raises StartupError where the config describes no model."""
+    """Raises StartupError if the config describes no model."""
     shapes = tensor_shapes(checkpoint)
     layers = [shape for name, shape in shapes.items() if "language_model.model.layers" in name and len(shape) == 2]
     return Parameters(sum(map(math.prod, shapes.values())), sum(map(math.prod, layers)))

@@ -15,7 +15,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def read_tensors(file: Path) -> Tensors:
-    """The tensors of a safetensors or ``.bin`` file. Raises StartupError where it is damaged or holds anything else."""
+    """The tensors of a safetensors or ``.bin`` file. Raises StartupError if it is damaged or holds anything else."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)

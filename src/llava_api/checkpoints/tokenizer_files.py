@@ -27,7 +27,7 @@ FILES = (
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Raises StartupError where the folder has no tokenizer, or a damaged one."""
+    """Raises StartupError if the folder has no tokenizer, or a damaged one."""
     settings = tokenizer_settings(folder)
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.model").stat().st_size:
         raise StartupError("tokenizer.model of the checkpoint is empty: download it again")

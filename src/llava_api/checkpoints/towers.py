@@ -36,7 +36,7 @@ class Tower:
     """transformers' CLIPVisionConfig as JSON."""
 
     def weights(self, hub: HubOptions) -> list[Path]:
-        """The files that hold its weights. Raises StartupError where they cannot be had."""
+        """The files that hold its weights. Raises StartupError if they cannot be had."""
         try:
             found = weight_files(locate(self.source, HubOptions(None, hub.download_dir), weights=True))
         except StartupError as error:
@@ -54,7 +54,7 @@ def missing(source: str) -> str:
 
 
 def find_tower(named: str, checkpoint_folder: Path, override: str | None, hub: HubOptions) -> Tower:
-    """The tower that ``mm_vision_tower`` or ``--vision-tower`` names. Raises StartupError where its sizes are unknown.
+    """The tower that ``mm_vision_tower`` or ``--vision-tower`` names. Raises StartupError if its sizes are unknown.
 
     A path that only existed where the checkpoint was trained is looked for beside the checkpoint, then by its name
     among the towers that LLaVA's authors used.

@@ -1,4 +1,4 @@
-"""The door to the engine: its Protocol and the types that cross it. Imports neither vllm nor torch."""
+"""The engine's interface: its Protocol and the types of its arguments and results. Imports neither vllm nor torch."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class ModelToLoad:
-    """A checkpoint in the hub's format, and how its model is to treat pictures."""
+    """A checkpoint in the hub's format, and how its model treats images."""
 
     path: str
     """A folder or a hub id."""
     family: VisionFamily
     normalisation: Normalisation
-    """Of the levels of a picture, inside the model."""
+    """How the model turns an image's levels into values."""
     stored_dtype: str | None = None
-    """Type of its weights, where its config tells."""
+    """Type of its weights, if its config says so."""
     pinpoints: Pinpoints = ()
     """As (height, width), the order in which the model reads them; empty for a family without grids."""
     merge: PatchMerge | None = None
@@ -30,7 +30,7 @@ class ModelToLoad:
     """vLLM's name of a quantization method; None for what the checkpoint says."""
     adapters: tuple["Adapter", ...] = ()
     name: str | None = None
-    """Under which it is served; stands in the engine's metrics. None for its path."""
+    """The name it is served under, also in the engine's metrics. None for its path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,14 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class EngineImage:
-    """One picture, as the model takes it."""
+    """One image, as the model takes it."""
 
     pixels: Pixels
     """(3, S, S) for one tile, (1 + tiles, 3, S, S) for a grid."""
     offset: int
     """Index of its first image token in the prompt."""
     length: int
-    """Number of its image tokens: the features that the model makes of it."""
+    """Number of its image tokens, which is the number of features that the model makes of it."""
     cache_key: str
     """Equal keys mean equal pixels, to the encoder cache and to prefix caching."""
     size: Size | None
@@ -79,11 +79,11 @@ class Sampling:
     skip_special_tokens: bool = True
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
-    """So many of the likeliest tokens at each place, besides the chosen one; None for no log-probabilities."""
+    """Number of likeliest tokens to return for each position, besides the chosen one; None for no log-probabilities."""
     prompt_logprobs: int | None = None
-    """The same for the prompt's tokens."""
+    """``logprobs`` for the prompt's tokens."""
     grammar: str | None = None
-    """llguidance's Lark grammar that the answer must fit; checked by ``grammar_check`` before it comes here."""
+    """llguidance's Lark grammar that the answer must fit; checked by ``grammar_check`` beforehand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +94,12 @@ class GenerationRequest:
     """In prompt order."""
     sampling: Sampling
     max_tokens: int
-    """Of one answer."""
+    """Limit for each answer."""
     adapter: Adapter | None = None
     choices: int = 1
     """Answers; more than one only with a temperature above 0."""
     cache_salt: str | None = None
-    """What was computed for a prompt is used again for prompts of the same salt alone; None shares it with all."""
+    """The prefix cache is shared only by prompts with the same salt; None shares it with all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What was generated since the last one. The last of each choice has a finish reason."""
+    """What was generated since the previous delta. The last delta of each choice has a finish reason."""
 
     text: str
     completion_tokens: int
@@ -123,11 +123,11 @@ class Delta:
     """Prompt tokens that came from the prefix cache."""
     finish_reason: FinishReason | None
     index: int = 0
-    """Of the choice, from 0."""
+    """The choice's index."""
     logprobs: tuple[TokenLogprob, ...] = ()
-    """Of the tokens in this delta, where they were asked for."""
+    """For the tokens in this delta, if requested."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
-    """Of the prompt's tokens, in the first delta, where they were asked for; nothing is known of the first one."""
+    """For the prompt's tokens, in the first delta, if requested; None for the first token."""
 
 
 class Engine(Protocol):
@@ -135,10 +135,10 @@ class Engine(Protocol):
 
     max_model_len: int
     max_num_seqs: int
-    """Answers that it makes at once; more wait inside it, first come first served."""
+    """Answers that it generates concurrently; more wait inside it, first come first served."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        """Raises EngineStopped where the engine is gone, and EngineFailed where it refuses the request."""
+        """Raises EngineStopped if the engine has stopped, and EngineFailed if it refuses the request."""
         ...
 
     async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
@@ -146,23 +146,19 @@ class Engine(Protocol):
         ...
 
     async def check_health(self) -> None:
-        """Raises EngineStopped where the engine is gone."""
-        ...
-
-    def unfinished_requests(self) -> int:
-        """Requests that the engine still works on."""
+        """Raises EngineStopped if the engine has stopped."""
         ...
 
     async def shutdown(self) -> None: ...
 
 
 class EngineProcesses(Engine, Protocol):
-    """An engine that lives in processes of its own, as its supervisor sees it."""
+    """An engine that runs in separate processes, as its supervisor sees it."""
 
     def paused(self) -> bool:
-        """Whether one of its processes has been stopped (SIGSTOP): it is there, and does nothing."""
+        """Whether one of its processes is suspended (SIGSTOP)."""
         ...
 
     def kill(self) -> None:
-        """End its processes at once, whatever state they are in; all its streams raise EngineStopped then."""
+        """End its processes at once, whatever state they are in. All its streams then raise EngineStopped."""
         ...

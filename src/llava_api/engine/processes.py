@@ -36,7 +36,7 @@ def die_with(parent_id: int) -> None:
         os._exit(1)
 
 
-def family(process_ids: Iterable[int]) -> list[psutil.Process]:
+def with_descendants(process_ids: Iterable[int]) -> list[psutil.Process]:
     """The processes and their descendants that still exist."""
     found: list[psutil.Process] = []
     for process_id in process_ids:

@@ -1,7 +1,7 @@
-"""An engine that is watched over: its death and its hanging are seen, and where it is wanted it is started again.
+"""An engine that is supervised: a dead or hanging engine is noticed, and with ``--restart-engine`` started again.
 
-To the rest of the server it is an ``Engine`` like any other. A request that had not brought a token yet when the
-engine was lost is run again with the next engine, once, and its caller sees nothing of it; one that had ends with
+To the rest of the server it is an ``Engine`` like any other. A request that had not produced a token when the engine
+was lost runs once more on the next engine, unnoticed by its caller. One that had produced tokens ends with
 EngineStopped.
 """
 
@@ -20,13 +20,14 @@ log = logging.getLogger(__name__)
 GONE = "The engine has stopped while it worked on your request: send it again in a moment."
 RESTARTING = "The engine is being started again: send your request again in a moment."
 CLOSING = "The server is shutting down: send your request again in a moment."
-LOOK_SECONDS = 0.5
-"""Between two looks at the engine; each takes some microseconds."""
-PAUSED_LOOKS = 3
-"""So many looks in a row must find it paused: a terminal's Ctrl-Z and fg pause this process too, and are no fault."""
-LAST_WORDS_SECONDS = 2.0
-CALM_SECONDS = 600.0
-"""An engine that has run so long begins a new count of restarts."""
+CHECK_SECONDS = 0.5
+"""Time between two checks of the engine, each of which takes microseconds."""
+PAUSED_CHECKS = 3
+"""Consecutive checks that must find it paused: a terminal's Ctrl-Z and fg pause this process too, which is no fault."""
+STREAM_END_SECONDS = 2.0
+"""How long streams may take to end after their engine was killed."""
+STABLE_SECONDS = 600.0
+"""An engine that has run this long resets the count of restarts."""
 LONGEST_PAUSE_SECONDS = 30.0
 
 Start = Callable[[], Awaitable[EngineProcesses]]
@@ -42,16 +43,16 @@ class SupervisedEngine:
         self.max_model_len = first.max_model_len
         self.max_num_seqs = first.max_num_seqs
         self.engine = first
-        self.arrival: asyncio.Future[EngineProcesses] = asyncio.get_running_loop().create_future()
-        """The engine; pending while there is none, and with EngineStopped where there will be none any more."""
-        self.arrival.set_result(first)
+        self.running: asyncio.Future[EngineProcesses] = asyncio.get_running_loop().create_future()
+        """The running engine: pending while there is none, EngineStopped once there will be no other."""
+        self.running.set_result(first)
         self.closing = False
         self.waiting = 0
-        """Streams that wait for their next token."""
+        """Streams that are waiting for their next token."""
         self.last_progress = time.monotonic()
         self.restarts_in_a_row = 0
         self.count_restart: Callable[[], None] = lambda: None
-        """Told of each, those that fail among them."""
+        """Called for each restart, including failed ones."""
 
     @classmethod
     async def open(cls, start: Start, settings: Settings) -> "SupervisedEngine":
@@ -61,7 +62,7 @@ class SupervisedEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         # Twice at most: the request may be what broke the engine.
         for last in (not self.restart_limit, True):
-            engine = await asyncio.shield(self.arrival)
+            engine = await asyncio.shield(self.running)
             silent = True
             try:
                 async with aclosing(engine.generate(request)) as stream:
@@ -71,7 +72,7 @@ class SupervisedEngine:
                 return
             except EngineStopped as error:
                 if last or not silent:
-                    raise self.farewell() from error
+                    raise self.stopped_error() from error
                 self.await_another(engine)
 
     async def next_of(self, stream: AsyncGenerator[Delta, None]) -> Delta | None:
@@ -87,26 +88,23 @@ class SupervisedEngine:
 
     def await_another(self, lost: EngineProcesses) -> None:
         """A request may know of the loss before the supervisor does, or when there will be no other any more."""
-        if self.engine is lost and self.arrival.done() and self.arrival.exception() is None:
-            self.arrival = asyncio.get_running_loop().create_future()
+        if self.engine is lost and self.running.done() and self.running.exception() is None:
+            self.running = asyncio.get_running_loop().create_future()
 
     async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
         await self.engine.load_adapters(adapters)
 
     async def check_health(self) -> None:
-        if not self.arrival.done():
+        if not self.running.done():
             raise EngineStopped(RESTARTING, code=ErrorCode.ENGINE_RESTARTING)
-        await self.arrival
+        await self.running
         await self.engine.check_health()
-
-    def unfinished_requests(self) -> int:
-        return self.engine.unfinished_requests()
 
     async def shutdown(self) -> None:
         await self.engine.shutdown()
 
     def abandon(self) -> None:
-        """End all that runs, for the server closes. ``supervise`` must not run any more."""
+        """End the engine because the server closes. ``supervise`` must have been stopped."""
         self.closing = True
         self.give_up()
         self.engine.kill()
@@ -122,15 +120,15 @@ class SupervisedEngine:
             await self.until_streams_end()
             with suppress(Exception):
                 await self.engine.shutdown()
-            if time.monotonic() - began > CALM_SECONDS:
+            if time.monotonic() - began > STABLE_SECONDS:
                 self.restarts_in_a_row = 0
             if not await self.started_again():
                 self.give_up()
                 return f"{reason}; --max-engine-restarts is used up" if self.restart_limit else reason
 
     async def until_streams_end(self) -> None:
-        """vLLM tells its streams of the death that it sees; one that is shut down first tells them nothing."""
-        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        """Wait for vLLM to end its streams: it does so when its processes die, but not after its own shutdown."""
+        deadline = time.monotonic() + STREAM_END_SECONDS
         while self.waiting and time.monotonic() < deadline:  # noqa: ASYNC110 - two seconds at most
             await asyncio.sleep(0.02)
 
@@ -138,17 +136,17 @@ class SupervisedEngine:
         """Returns when the engine is dead, paused or hanging."""
         paused = 0
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
             try:
                 await self.engine.check_health()
             except EngineStopped:
                 return "its process ended"
             paused = paused + 1 if self.engine.paused() else 0
-            if paused == PAUSED_LOOKS:
+            if paused == PAUSED_CHECKS:
                 return "its process was stopped by a signal and does not go on"
             silence = time.monotonic() - self.last_progress
             if self.waiting and silence > self.stall_seconds:
-                return f"it has work and brought nothing for {silence:.0f} s (--engine-stall-seconds)"
+                return f"it has work and produced nothing for {silence:.0f} s (--engine-stall-seconds)"
 
     async def started_again(self) -> bool:
         while self.restarts_in_a_row < self.restart_limit:
@@ -166,17 +164,17 @@ class SupervisedEngine:
                 log.exception("the engine did not start")
                 continue
             self.last_progress = time.monotonic()
-            self.arrival.set_result(self.engine)
+            self.running.set_result(self.engine)
             log.info("the engine is back")
             return True
         return False
 
     def give_up(self) -> None:
-        if self.arrival.done():
-            self.arrival = asyncio.get_running_loop().create_future()
-        self.arrival.set_exception(self.farewell())
-        # Whether or not anybody waits for it.
-        self.arrival.exception()
+        if self.running.done():
+            self.running = asyncio.get_running_loop().create_future()
+        self.running.set_exception(self.stopped_error())
+        # Retrieved here, or asyncio would complain if no request waits for it.
+        self.running.exception()
 
-    def farewell(self) -> EngineStopped:
+    def stopped_error(self) -> EngineStopped:
         return EngineStopped(CLOSING, code=ErrorCode.SERVER_STOPPING) if self.closing else EngineStopped(GONE)

@@ -38,7 +38,7 @@ from llava_api.engine.base import (
     ModelToLoad,
     TokenLogprob,
 )
-from llava_api.engine.processes import any_paused, family, kill_all
+from llava_api.engine.processes import any_paused, kill_all, with_descendants
 from llava_api.engine.start_errors import engine_start
 from llava_api.engine.vllm_options import engine_arguments, known_arguments
 from llava_api.errors import EngineFailed, EngineStopped, StartupError
@@ -66,22 +66,22 @@ SAME_NAMES = (
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
-def tells_news(record: logging.LogRecord) -> bool:
-    """Whether a line of vLLM's is more than the traceback of a dead engine, of which the supervisor speaks."""
+def is_not_dead_engine(record: logging.LogRecord) -> bool:
+    """False for vLLM's traceback of a dead engine, which the supervisor reports."""
     return record.exc_info is None or not isinstance(record.exc_info[1], EngineDeadError)
 
 
 class VllmEngine:
-    """vLLM behind the ``Engine`` protocol; its EngineCore runs in a process of its own."""
+    """vLLM as an ``Engine``; EngineCore runs in a separate process."""
 
     def __init__(self, llm: AsyncLLM) -> None:
         self.llm = llm
-        logging.getLogger(AsyncLLM.__module__).addFilter(tells_news)
+        logging.getLogger(AsyncLLM.__module__).addFilter(is_not_dead_engine)
         self.max_model_len: int = llm.model_config.max_model_len
         self.max_num_seqs: int = llm.vllm_config.scheduler_config.max_num_seqs
-        # None where the engine runs on other machines (Ray): its processes are Ray's care.
+        # None if the engine runs on other machines: Ray looks after its processes.
         manager = getattr(llm.engine_core.resources, "engine_manager", None)
-        self.processes = family(process.pid for process in getattr(manager, "processes", []))
+        self.processes = with_descendants(process.pid for process in getattr(manager, "processes", []))
         self.closed = threading.Event()
 
     @classmethod
@@ -91,7 +91,7 @@ class VllmEngine:
         with engine_start() as start:
             try:
                 return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
-            except Exception as error:  # Of many kinds, assertions among them.
+            except Exception as error:  # Many kinds, including assertions.
                 log.debug("the engine did not start", exc_info=True)
                 cause = start.cause(reason(error))
                 raise StartupError(f"the engine could not load the checkpoint: {cause}") from error
@@ -120,7 +120,7 @@ class VllmEngine:
             raise EngineStopped(DEAD) from error
         except EngineFailed:
             raise
-        except Exception as error:  # vLLM's refusals are of many kinds, and differ between its versions.
+        except Exception as error:  # vLLM refuses with many kinds of exceptions, which differ between versions.
             log.exception("the engine refused request %s", request.request_id)
             raise EngineFailed("The engine could not answer this request.") from error
         finally:
@@ -133,9 +133,6 @@ class VllmEngine:
         except EngineDeadError as error:
             raise EngineStopped(DEAD) from error
 
-    def unfinished_requests(self) -> int:
-        return int(self.llm.output_processor.get_num_unfinished_requests())
-
     def paused(self) -> bool:
         return any_paused(self.processes)
 
@@ -143,7 +140,7 @@ class VllmEngine:
         kill_all(self.processes)
 
     async def shutdown(self) -> None:
-        """Ends its processes at once: asked kindly, EngineCore takes its full five seconds and is killed then."""
+        """Kill its processes: EngineCore would take its five seconds for an orderly end, and be killed after that."""
         self.kill()
         try:
             await asyncio.to_thread(self.llm.shutdown)
@@ -152,14 +149,14 @@ class VllmEngine:
 
 
 def reason(error: Exception) -> str:
-    """An error of vLLM's in its own words; of pydantic's only the sentences."""
+    """The message of vLLM's error; for one of pydantic's only the sentences."""
     if isinstance(error, ValidationError):
         return "; ".join(details["msg"].removeprefix("Value error, ") for details in error.errors(include_url=False))
     return str(error)
 
 
 def finish_reason(reason: str | None) -> FinishReason | None:
-    """vLLM's reason as OpenAI's; an abort or an error inside the engine becomes EngineFailed."""
+    """vLLM's reason as OpenAI's. Raises EngineFailed for an abort or an error inside the engine."""
     if reason is None:
         return None
     known = FINISH_REASONS.get(reason)
@@ -230,7 +227,7 @@ def sampling_params(request: GenerationRequest) -> SamplingParams:
 def token_logprobs(
     token_ids: Sequence[int], logprobs: Sequence[Mapping[int, Logprob] | None] | None
 ) -> tuple[TokenLogprob | None, ...]:
-    """vLLM's tables, one a token; None where nothing is known of a token (the prompt's first)."""
+    """From vLLM's tables, one for each token. None for the prompt's first token, about which nothing is known."""
     if not logprobs:
         return ()
     return tuple(
@@ -246,6 +243,6 @@ def token_logprob(token: int, table: Mapping[int, Logprob]) -> TokenLogprob:
 
 
 def finite(logprob: float) -> float:
-    """JSON has no infinity; OpenAI's API writes -9999.0 for what cannot be."""
-    # And minus nothing is nothing.
+    """JSON has no infinity; OpenAI's API writes -9999.0 for an impossible token."""
+    # Adding 0.0 turns -0.0 into 0.0.
     return max(logprob, -9999.0) + 0.0

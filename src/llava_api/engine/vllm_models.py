@@ -1,9 +1,9 @@
 """vLLM's two LLaVA models, with what LLaVA's checkpoints need beyond them.
 
-- Weights under the names that any transformers writes (``weight_names``).
+- Weights under the names that any transformers writes (``classic_name``).
 - ``mm_patch_merge_type`` of the config: vLLM has all three ways to merge tiles and always takes ``spatial_unpad``.
 - A projector of one linear layer (``projector_hidden_act: linear``).
-- Pictures as levels, 0 to 255: the normalised value of each is looked up here, next to the vision tower.
+- Images as levels, 0 to 255: the normalised value of each is looked up here, next to the vision tower.
 """
 
 import inspect
@@ -26,7 +26,7 @@ Weights = Iterable[tuple[str, torch.Tensor]]
 
 @contextmanager
 def known_activation(vllm_config: VllmConfig) -> Iterator[bool]:
-    """Build under an activation that vLLM knows; yields whether the config asks for none at all (``linear``)."""
+    """Build the model with an activation that vLLM knows. Yields whether the config asks for none (``linear``)."""
     config: Any = vllm_config.model_config.hf_config
     wanted = config.projector_hidden_act
     if wanted == "linear":
@@ -42,7 +42,7 @@ def classic(weights: Weights) -> Weights:
 
 
 class LevelValues(torch.nn.Module):
-    """Levels (..., 3, S, S) -> the float32 values that the vision tower expects; other pixels pass."""
+    """Levels (..., 3, S, S) -> the float32 values that the vision tower expects. float32 is returned unchanged."""
 
     table: torch.Tensor
     rows: torch.Tensor
@@ -50,7 +50,7 @@ class LevelValues(torch.nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         table = Normalisation(tuple(config.image_mean), tuple(config.image_std)).table()
-        # From a list, so that it is made on the device that the model is being made on.
+        # From a list, so that it is created on the device that the model is built on.
         self.register_buffer("table", torch.tensor(table.ravel().tolist(), dtype=torch.float32), persistent=False)
         self.register_buffer("rows", torch.tensor([[[0]], [[256]], [[512]]], dtype=torch.int32), persistent=False)
 
@@ -62,11 +62,11 @@ class LevelValues(torch.nn.Module):
 
 
 VllmModel: Any = object
-"""What stands behind ``Extended`` in a class that has both: one of vLLM's two."""
+"""The base class that comes after ``Extended``: one of vLLM's two models."""
 
 
 class Extended(VllmModel):
-    """What both versions of LLaVA need beyond vLLM's model."""
+    """What every vision family needs beyond vLLM's model."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         with known_activation(vllm_config) as linear:
@@ -85,12 +85,10 @@ class Extended(VllmModel):
 
 
 class Llava(Extended, LlavaForConditionalGeneration):
-    """LLaVA-1.5."""
+    """See ``vision/families.py``."""
 
 
 class LlavaNext(Extended, LlavaNextForConditionalGeneration):
-    """LLaVA-1.6 (NeXT)."""
-
     def _merge_image_patch_embeddings(
         self, image_size: torch.Tensor, patch_embeddings: torch.Tensor, *, strategy: str
     ) -> torch.Tensor:

@@ -24,18 +24,16 @@ PASSED_ON = (
     "download_dir",
     "trust_remote_code",
 )
-"""Settings that carry vLLM's own name; one that is None is left to vLLM."""
-
-
+"""Settings with vLLM's own names. vLLM decides on those that are None."""
 CPU_SEQUENCES = 16
-"""Where nothing else is said: 500 requests at once were done in 11.3 s with it, with vLLM's 256 in 13.5 s (2 cores,
-demo checkpoint), and one of another caller among them in 0.6 to 0.9 s instead of 3.9 to 5.3 s."""
+"""Default of ``max_num_seqs`` on a CPU. It answered 500 concurrent requests in 11.3 s, vLLM's 256 in 13.5 s (2 cores,
+demo checkpoint), and another caller's request among them in 0.6 to 0.9 s instead of 3.9 to 5.3 s."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's ``max_lora_rank`` may be."""
+"""The values that vLLM allows for ``max_lora_rank``."""
 
 
 def parse_engine_arg(text: str, known: set[str]) -> tuple[str, Any]:
-    """``name=value`` -> (name, value), the value read as JSON where it is JSON."""
+    """``name=value`` -> (name, value), the value parsed as JSON if it is JSON."""
     name, equals, value = text.partition("=")
     name = name.strip().removeprefix("--").replace("-", "_")
     if not equals:
@@ -51,11 +49,11 @@ def parse_engine_arg(text: str, known: set[str]) -> tuple[str, Any]:
 
 
 def prepare_environment(settings: Settings, on_cpu: bool) -> None:
-    """Variables that vLLM reads when it is imported. Must run before the first import of vllm."""
+    """Set the variables that vLLM reads when it is imported. Must run before that."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "DEBUG" if settings.log_level == "debug" else "ERROR")
-    # Deprecations inside vLLM's own processes are nothing that a user can act on; nor is shared memory that Python's
-    # tracker cleans up after an engine that was ended at once.
+    # A user can do nothing about deprecations inside vLLM, nor about shared memory that Python's tracker cleans up
+    # after an engine was killed.
     os.environ.setdefault(
         "PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker"
     )
@@ -76,23 +74,23 @@ def engine_arguments(settings: Settings, model: ModelToLoad, *, on_cpu: bool, kn
         arguments.setdefault("max_num_seqs", CPU_SEQUENCES)
     if model.quantization is not None:
         arguments["quantization"] = model.quantization
-    # vLLM turns float32 checkpoints into 16 bits where it is left to choose; its online quantization wants that.
+    # Left to choose, vLLM turns float32 checkpoints into 16 bits; its online quantization needs that.
     stays_float32 = model.stored_dtype == "float32" and model.quantization is None
     arguments["dtype"] = "float32" if settings.dtype == "auto" and stays_float32 else settings.dtype
     arguments["enforce_eager"] = on_cpu if settings.enforce_eager is None else settings.enforce_eager
     arguments["limit_mm_per_prompt"] = {"image": max(1, settings.max_images_per_request)}
-    # Pictures arrive as finished tensors; a second cache of them in the front end would only hold memory.
+    # Images arrive as finished tensors; a second cache of them in the front end would only take memory.
     arguments["mm_processor_cache_gb"] = 0
-    # Its series in prometheus_client's registry, which /metrics shows; vLLM writes no log of them by itself.
+    # Keeps vLLM's series in prometheus_client's registry, which /metrics shows; it does not log them.
     arguments["disable_log_stats"] = False
     if model.name is not None:
         arguments["served_model_name"] = model.name
-    # llguidance's grammars, for which ours are written (chat/grammar.py, grammar_check.py).
+    # Our grammars are written for llguidance (chat/grammar.py, grammar_check.py).
     arguments["structured_outputs_config"] = {"backend": "guidance"}
     arguments["hf_overrides"] = config_overrides(model)
     if model.adapters:
         arguments["enable_lora"] = True
-        # One more than there are: vLLM writes "no adapter" as slot -1, and its CPU kernels take that for the last slot.
+        # One more than needed: vLLM writes "no adapter" as slot -1, which its CPU kernels take for the last slot.
         arguments["max_loras"] = len(model.adapters) + 1
         arguments["max_lora_rank"] = settings.max_lora_rank or rank_for(model.adapters)
     for text in settings.engine_arg:
@@ -105,13 +103,13 @@ def engine_arguments(settings: Settings, model: ModelToLoad, *, on_cpu: bool, kn
 
 
 def rank_for(adapters: Sequence[Adapter]) -> int:
-    """The smallest of the ranks that vLLM can be set to which holds every adapter."""
+    """The smallest rank allowed by vLLM that holds every adapter."""
     needed = max(adapter.rank for adapter in adapters)
     return next((rank for rank in LORA_RANKS if rank >= needed), needed)
 
 
 def config_overrides(model: ModelToLoad) -> dict[str, Any]:
-    """What the checkpoint's config.json is to say inside the engine."""
+    """Values that replace those of the checkpoint's config.json inside the engine."""
     overrides: dict[str, Any] = {
         "architectures": [model.family.engine_architecture],
         "image_mean": list(model.normalisation.mean),

@@ -1,7 +1,7 @@
 """Start the vLLM engine: choose CPU or GPU, set what vLLM reads from the environment, then import and load.
 
-A module of its own, because those variables must stand before the first import of vllm, and because a wrong flag
-or path is told before 12 s of imports.
+Separate from ``vllm_engine``, because those variables must be set before vllm is imported, and because a wrong flag or
+path is reported before 12 s of imports.
 """
 
 import asyncio
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 
 async def start_engine(settings: Settings, model: ModelToLoad) -> "VllmEngine":
-    """Load ``model``; the event loop goes on meanwhile. Raises StartupError."""
+    """Load ``model`` in a thread. Raises StartupError."""
     loop = asyncio.get_running_loop()
     started: asyncio.Future[VllmEngine] = loop.create_future()
 
-    def own() -> None:
-        # Ctrl-C is for this process alone: the engine's processes inherit this mask, and finish what is open.
+    def load_and_wait() -> None:
+        # Ctrl-C is only for this process: the engine's processes inherit this mask, and finish open requests.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             engine = load_engine(settings, model)
         except BaseException as error:
-            loop.call_soon_threadsafe(tell, started, error)
+            loop.call_soon_threadsafe(deliver, started, error)
             return
-        loop.call_soon_threadsafe(tell, started, engine)
+        loop.call_soon_threadsafe(deliver, started, engine)
         # The engine's processes end with the thread that started them (``die_with_parent``).
         engine.closed.wait()
 
-    threading.Thread(target=own, name="engine owner", daemon=True).start()
+    threading.Thread(target=load_and_wait, name="engine owner", daemon=True).start()
     return await started
 
 
-def tell(started: "asyncio.Future[VllmEngine]", result: "VllmEngine | BaseException") -> None:
-    """Hand on what came of a start, if anybody still waits for it."""
+def deliver(started: "asyncio.Future[VllmEngine]", result: "VllmEngine | BaseException") -> None:
+    """Pass on the result of a start; end the engine if the caller was cancelled meanwhile."""
     if started.done():
         if not isinstance(result, BaseException):
             result.kill()

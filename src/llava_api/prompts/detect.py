@@ -1,10 +1,10 @@
-"""Which family a checkpoint was trained on, from its config and tokenizer; never from a folder's name."""
+"""Finds the prompt family of a checkpoint from its config and tokenizer, never from a folder's name."""
 
 from collections.abc import Callable
 
 from llava_api.errors import StartupError
 from llava_api.prompts.families import FAMILIES
-from llava_api.prompts.family import PromptForm
+from llava_api.prompts.family import PromptFormat
 from llava_api.prompts.hub_template import HubTemplate
 from llava_api.vision.families import FAMILIES as VISION
 from llava_api.vision.families import VisionFamily
@@ -18,11 +18,11 @@ def detect_family(
     knows_token: Callable[[str], bool],
     find_template: Callable[[], HubTemplate | None],
     override: str | None = None,
-) -> tuple[PromptForm, str]:
-    """(family, the reason in words). Raises StartupError where none fits or the override is unknown.
+) -> tuple[PromptFormat, str]:
+    """(family, the reason in words). Raises StartupError if none fits or the override is unknown.
 
-    ``find_template`` gives the checkpoint's own, where it has one that takes pictures. It is called only where the
-    answer depends on it: a template is somebody else's program.
+    ``find_template`` returns the checkpoint's own chat template if it takes images. It is called only if the result
+    depends on it, because a template is a program from outside.
     """
     if override is not None:
         return chosen(override, find_template), "set by --prompt-family"
@@ -37,22 +37,22 @@ def detect_family(
     if template is not None:
         reason = f"LLaVA's authors made no {vision.version} checkpoint on {text_model_type}; it has a chat template"
         return template, reason
-    # Without a template, somebody else's checkpoint is taken to be trained like the authors' of another family.
+    # Without a template, assume that it was trained as the authors trained this text model in another family.
     known = trained or next(filter(None, (family.prompt_families.get(text_model_type) for family in VISION)), None)
     if known is not None:
         return FAMILIES[known], f"its text model is {text_model_type}"
     raise StartupError(
         f"no prompt family is known for a text model of type {text_model_type}, and the checkpoint has no chat "
-        "template that takes pictures: name a family with --prompt-family"
+        "template that takes images: name a family with --prompt-family"
     )
 
 
-def chosen(name: str, find_template: Callable[[], HubTemplate | None]) -> PromptForm:
+def chosen(name: str, find_template: Callable[[], HubTemplate | None]) -> PromptFormat:
     """The family that ``--prompt-family`` names."""
     if name == HUB:
         template = find_template()
         if template is None:
-            raise StartupError("--prompt-family hub: the checkpoint has no chat template that takes pictures")
+            raise StartupError("--prompt-family hub: the checkpoint has no chat template that takes images")
         return template
     if name not in FAMILIES:
         raise StartupError(f"--prompt-family must be one of {', '.join((*FAMILIES, HUB))}")

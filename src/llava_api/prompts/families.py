@@ -1,7 +1,7 @@
 """The families, one small table each. Source: ``llava/conversation.py`` (golden strings in tests/golden).
 
-To add one: copy a table, change its texts, add it to ``FAMILIES``, and add its golden prompts as a test. Where
-it should be found by itself, add a line to ``detect.py``.
+To add one: copy a table, change its texts, add it to ``FAMILIES``, and add its golden prompts as a test. To have it
+found without ``--prompt-family``, name it in ``vision/families.py`` or ``detect.py``.
 """
 
 from dataclasses import replace

@@ -1,9 +1,9 @@
 """Family ``hub``: a checkpoint's own chat template (Jinja, as transformers runs it), for what no table describes.
 
-The template is the checkpoint's code and runs in Jinja's sandbox. What people typed goes in with a mark behind every
-character that a special token can start with, so that only the template's own words are special tokens or pictures
-afterwards. The mark is a letter of Unicode's private use that occurs in none of the texts; so is
-the one that shows where an assistant's message is to be continued.
+The template is the checkpoint's code and runs in Jinja's sandbox. Typed text is given to it with a mark after every
+character that a special token can start with, so that only the template's own words become special tokens or images.
+The mark is a letter of Unicode's private use that occurs in none of the texts, as is the one that shows where an
+assistant's message continues.
 """
 
 import json
@@ -17,7 +17,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llava_api.errors import InvalidRequest, StartupError
-from llava_api.prompts.segments import Picture, Segment, Special, Turn, split_specials
+from llava_api.prompts.segments import ImageSlot, Segment, SpecialToken, Turn, split_specials
 
 IMAGE = "<image>"
 PROBE = "zebra"
@@ -43,23 +43,23 @@ class HubTemplate:
         except (TemplateError, RecursionError) as error:
             raise StartupError(f"the checkpoint's chat template is not valid Jinja: {error}") from error
         self.tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
-        # A single letter cannot be told from the same letter typed; no checkpoint's template needs one.
+        # A single letter cannot be distinguished from a typed one; no checkpoint's template needs one.
         self.specials = tuple(dict.fromkeys((IMAGE, *(special for special in specials if len(special) > 1))))
         self.starts = {special[0] for special in self.specials}
         self.as_parts = {role: self.wants_parts(role) for role in ("system", "user", "assistant")}
         self.drops_system = PROBE not in self.try_role("system", self.as_parts["system"])
         self.stop_tokens = self.find_stops()
 
-    def takes_pictures(self) -> bool:
-        """Whether it writes a place for a picture."""
+    def takes_images(self) -> bool:
+        """Whether it writes a place for an image."""
         try:
             probe = self.layout(None, [Turn("user", PROBE, (0,))])
         except InvalidRequest:
             return False
-        return Picture(0) in probe and any(isinstance(segment, str) and PROBE in segment.lower() for segment in probe)
+        return ImageSlot(0) in probe and any(isinstance(segment, str) and PROBE in segment.lower() for segment in probe)
 
     def layout(self, system: str | None, turns: Sequence[Turn]) -> list[Segment]:
-        """Raises InvalidRequest where the template refuses the messages or writes no place for a picture."""
+        """Raises InvalidRequest if the template refuses the messages or writes no place for an image."""
         mark, end = unused_letters([system or "", *(turn.text for turn in turns)])
         messages: list[Message] = []
         if system is not None and self.drops_system:
@@ -89,12 +89,12 @@ class HubTemplate:
         return {"type": "image"} if isinstance(part, int) else {"type": "text", "text": self.marked(part, mark)}
 
     def one_text(self, parts: Sequence[str | int], mark: str) -> str:
-        """Pictures first, then the texts, for a template that knows nothing of parts."""
-        pictures = "".join(f"{IMAGE}\n" for part in parts if isinstance(part, int))
-        return pictures + "\n".join(self.marked(part, mark) for part in parts if isinstance(part, str))
+        """Images first, then the texts, for a template that does not know parts."""
+        images = "".join(f"{IMAGE}\n" for part in parts if isinstance(part, int))
+        return images + "\n".join(self.marked(part, mark) for part in parts if isinstance(part, str))
 
     def marked(self, typed: str, mark: str) -> str:
-        """Typed text that no special token can start in, nor end in, nor lie across."""
+        """Typed text with marks, so that no special token can start or end in it or include it."""
         guarded = "".join(letter + mark if letter in self.starts else letter for letter in typed)
         return mark + guarded if self.could_continue(typed) else guarded
 
@@ -113,7 +113,7 @@ class HubTemplate:
             return text.encode("utf-8", "replace").decode("utf-8")
         except InvalidRequest:
             raise
-        except Exception as error:  # A template is somebody else's program: it may fail in any way.
+        except Exception as error:  # A template is a program from outside: it may fail in any way.
             raise InvalidRequest(
                 "The checkpoint's chat template cannot write these messages down.", param="messages"
             ) from error
@@ -125,14 +125,14 @@ class HubTemplate:
             if piece == IMAGE:
                 image = next(waiting, None)
                 if image is not None:
-                    found.append(Picture(image))
+                    found.append(ImageSlot(image))
             elif piece in self.specials:
-                found.append(Special(piece))
+                found.append(SpecialToken(piece))
             else:
                 found.append(piece.replace(mark, ""))
         if next(waiting, None) is not None:
             raise InvalidRequest(
-                "The checkpoint's chat template has no place for a picture in one of these messages.", param="messages"
+                "The checkpoint's chat template has no place for an image in one of these messages.", param="messages"
             )
         return found
 
@@ -159,9 +159,9 @@ class HubTemplate:
         return PROBE in self.try_role(role, True) or PROBE not in self.try_role(role, False)
 
     def find_stops(self) -> tuple[str, ...]:
-        """The special token that it writes behind an answer."""
-        behind = self.try_role("assistant", self.as_parts["assistant"]).partition(PROBE)[2].lstrip()
-        return tuple(special for special in self.specials if special != IMAGE and behind.startswith(special))
+        """The special token that it writes after an answer."""
+        after = self.try_role("assistant", self.as_parts["assistant"]).partition(PROBE)[2].lstrip()
+        return tuple(special for special in self.specials if special != IMAGE and after.startswith(special))
 
 
 def with_system(system: str, turns: Sequence[Turn]) -> list[Turn]:

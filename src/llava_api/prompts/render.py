@@ -1,19 +1,19 @@
-"""A conversation -> token ids, with room for each picture.
+"""A conversation -> token ids, with room for each image.
 
-Rules of the original (``tokenizer_image_token`` in ``mm_utils.py``): the prompt is cut at the pictures, each
-piece is tokenized on its own, and BOS stands once, at the very start, where the tokenizer has one.
+As in the original (``tokenizer_image_token`` in ``mm_utils.py``), the prompt is cut at the images and each piece is
+tokenized separately. BOS comes once, at the very start, if the tokenizer has one.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llava_api.prompts.segments import Picture, Segment, Special
+from llava_api.prompts.segments import ImageSlot, Segment, SpecialToken
 from llava_api.prompts.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """Where one picture's tokens lie in the prompt."""
+    """The position of one image's tokens in the prompt."""
 
     image: int
     offset: int
@@ -30,12 +30,12 @@ class RenderedPrompt:
 def tokenize(
     segments: Sequence[Segment], tokenizer: TextTokenizer, image_token_id: int, image_lengths: Sequence[int]
 ) -> RenderedPrompt:
-    """Token ids with ``image_lengths[i]`` image tokens where picture i stands."""
+    """Token ids with ``image_lengths[i]`` image tokens in the place of image i."""
     ids: list[int] = []
     placeholders: list[Placeholder] = []
-    pieces: list[str | Special] = []
+    pieces: list[str | SpecialToken] = []
     for segment in segments:
-        if not isinstance(segment, Picture):
+        if not isinstance(segment, ImageSlot):
             pieces.append(segment)
             continue
         ids += tokenizer.encode(pieces)
@@ -48,7 +48,7 @@ def tokenize(
 
 
 def with_bos(ids: list[int], placeholders: list[Placeholder], bos_id: int | None) -> RenderedPrompt:
-    """BOS exactly once: a chat template may have written it already."""
+    """Add BOS unless a chat template has already written it."""
     if bos_id is None or ids[:1] == [bos_id]:
         return RenderedPrompt(ids, tuple(placeholders))
     moved = (Placeholder(place.image, place.offset + 1, place.length) for place in placeholders)

@@ -1,4 +1,4 @@
-"""What a prompt is made of before it is token ids: turns, and then text, special tokens and pictures."""
+"""The parts of a prompt before it is token ids: turns, and then text, special tokens and images."""
 
 import re
 from collections.abc import Sequence
@@ -7,45 +7,45 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message: ``role`` is user or assistant; ``images`` are indexes into the request's pictures."""
+    """One message: ``role`` is user or assistant; ``images`` are indexes into the request's images."""
 
     role: str
     text: str
     images: tuple[int, ...] = ()
     parts: tuple[str | int, ...] = ()
-    """Texts and indexes of pictures in the order in which they were sent, for templates that interleave them."""
+    """Texts and indexes of images in the order in which they were sent, for templates that interleave them."""
 
     def interleaved(self) -> tuple[str | int, ...]:
-        """The parts as they were sent; pictures first where no order was given."""
+        """The parts as they were sent; images first if no order was given."""
         return self.parts or (*self.images, self.text)
 
 
 @dataclass(frozen=True, slots=True)
-class Special:
+class SpecialToken:
     """A special token that a template asks for."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """The place of one picture."""
+class ImageSlot:
+    """The place of one image."""
 
     index: int
 
 
-Segment = str | Special | Picture
-"""A ``str`` is ordinary text, whoever wrote it: nothing in it can become a special token or a picture."""
+Segment = str | SpecialToken | ImageSlot
+"""A ``str`` is ordinary text: nothing in it can become a special token or an image."""
 
 
 def as_text(segments: Sequence[Segment]) -> str:
-    """The prompt as LLaVA's own code prints it, ``<image>`` for each picture."""
+    """The prompt as LLaVA's own code prints it, ``<image>`` for each image."""
     parts = []
     for segment in segments:
-        if isinstance(segment, Picture):
+        if isinstance(segment, ImageSlot):
             parts.append("<image>")
         else:
-            parts.append(segment.text if isinstance(segment, Special) else segment)
+            parts.append(segment.text if isinstance(segment, SpecialToken) else segment)
     return "".join(parts)
 
 

@@ -1,8 +1,8 @@
-"""A checkpoint's tokenizer, with one promise: what a person typed never becomes a special token.
+"""A checkpoint's tokenizer, with one promise: typed text never becomes a special token.
 
-Special tokens are looked for under names that nobody can type (a random marker, new in every process), and only a
-prompt's own templates write those names. All else is the tokenizer's: its rules about spaces beside special tokens
-hold, since each piece between two pictures is encoded in one go, as LLaVA's own code does.
+Special tokens get names that cannot be typed (a random marker, new in every process), and only a prompt's own templates
+write those names. Everything else is left to the tokenizer. Its rules about spaces beside special tokens hold, because
+each piece between two images is encoded in one call, as in LLaVA's own code.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from llava_api.errors import StartupError
-from llava_api.prompts.segments import Special
+from llava_api.prompts.segments import SpecialToken
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -30,7 +30,7 @@ class TextTokenizer:
             """Those that the engine leaves out of an answer's text."""
         except (ValueError, KeyError, TypeError) as error:
             raise StartupError("the checkpoint's tokenizer.json is damaged") from error
-        # Left over from somebody's training run; both would change what the model is shown.
+        # Left over from training; both would change what the model is shown.
         settings["truncation"] = settings["padding"] = None
         self.prefix, self.prefix_everywhere = take_dummy_prefix(settings)
         self.secret = f"\uf8fe{secrets.token_hex(12)}"
@@ -40,7 +40,7 @@ class TextTokenizer:
         for token in settings["added_tokens"]:
             text = token["content"]
             if not text.strip():
-                # A run of spaces, as MPT's tokenizer has: nothing that a person must not write.
+                # A run of spaces, as MPT's tokenizer has, may be typed.
                 continue
             token["content"] = self.markers[text] = self.new_marker()
             # Matched in the text as it is written, as LLaVA's slow tokenizers do.
@@ -51,7 +51,7 @@ class TextTokenizer:
         except Exception as error:  # The library raises a plain Exception with its parser's words.
             raise StartupError(f"the checkpoint's tokenizer.json is damaged: {error}") from error
         self.longest_piece = max(map(len, self.tokenizer.get_vocab()), default=1)
-        """Characters of the longest token: a text of n times as many is n tokens or more."""
+        """Characters of the longest token: a text of n times that length has at least n tokens."""
         self.real_ids: dict[int, int] = {}
         for text, marker in self.markers.items():
             self.remember(marker, self.special_ids[text])
@@ -63,11 +63,11 @@ class TextTokenizer:
         self.byte_letters = byte_letters() if has_byte_level(settings.get("decoder")) else None
 
     def new_marker(self) -> str:
-        """A name that nobody can type, for one more special token."""
+        """A name that cannot be typed, for one more special token."""
         return f"{self.secret}{len(self.markers)}\uf8ff"
 
     def remember(self, marker: str, real_id: int) -> None:
-        """The id that this tokenizer gives ``marker`` stands for ``real_id``."""
+        """Map the id that this tokenizer gives ``marker`` to ``real_id``."""
         found = self.tokenizer.token_to_id(marker)
         if found is None:
             raise StartupError("the checkpoint's tokenizer.json is damaged")
@@ -90,7 +90,7 @@ class TextTokenizer:
             self.remember(marker, real_id)
 
     def token_id(self, token: str) -> int | None:
-        """The id of a special token or of an entry of the vocabulary; None where there is none."""
+        """The id of a special token or of an entry of the vocabulary; None if there is none."""
         found = self.special_ids.get(token)
         return found if found is not None else self.tokenizer.token_to_id(token)
 
@@ -101,7 +101,7 @@ class TextTokenizer:
         return token_id in self.special_tokens
 
     def token_bytes(self, token_id: int) -> bytes:
-        """UTF-8 of one token: a special token's is its name's, and one of a byte is a part of a letter."""
+        """UTF-8 of one token. For a special token it is its name; a token may be only part of a letter."""
         name = self.names_by_id.get(token_id)
         if name is not None:
             return name.encode()
@@ -113,12 +113,12 @@ class TextTokenizer:
         byte = BYTE_PIECE.fullmatch(piece)
         return bytes([int(byte[1], 16)]) if byte is not None else piece.replace("▁", " ").encode("utf-8", "replace")
 
-    def encode(self, pieces: Sequence[str | Special]) -> list[int]:
-        """Ids of what stands between two pictures: text and the special tokens in it; no BOS."""
+    def encode(self, pieces: Sequence[str | SpecialToken]) -> list[int]:
+        """Ids of a piece between two images, text and special tokens, without BOS."""
         text = ""
         prefix_due = True
         for piece in pieces:
-            name = piece.text if isinstance(piece, Special) else None
+            name = piece.text if isinstance(piece, SpecialToken) else None
             if name in self.markers and name not in self.pieces:
                 text += self.markers[name]
                 prefix_due = self.prefix_everywhere
@@ -129,16 +129,16 @@ class TextTokenizer:
                 text += self.prefix
                 prefix_due = False
             text += written
-        # A batch, because ``encode`` lets no other thread run meanwhile; a fast one leaves out the offsets alone.
+        # A batch, because ``encode`` holds the GIL. The fast variant only leaves out the offsets.
         encoded = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
         return [self.real_ids.get(token, token) for token in encoded.ids]
 
 
 def take_dummy_prefix(settings: dict[str, Any]) -> tuple[str, bool]:
-    """Llama's dummy prefix, taken out of ``settings``, and whether it stands behind special tokens too.
+    """Remove Llama's dummy prefix from ``settings``. Returns it, and whether it also follows special tokens.
 
-    ``TextTokenizer.encode`` writes it where sentencepiece does: tokenizer.json's own rules leave it out where a text
-    starts with a space (Metaspace), and put it behind pieces of the vocabulary that look like special tokens.
+    ``TextTokenizer.encode`` writes it where sentencepiece does. tokenizer.json's own rules leave it out if a text
+    starts with a space (Metaspace), and add it after pieces of the vocabulary that look like special tokens.
     """
     pre_tokenizer, normalizer = settings.get("pre_tokenizer") or {}, settings.get("normalizer") or {}
     if pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("prepend_scheme") == "first":
@@ -158,16 +158,16 @@ def has_byte_level(decoder: dict[str, Any] | None) -> bool:
 
 
 def byte_letters() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others for the letters from 256 on."""
+    """GPT-2's alphabet: letter -> byte. Printable bytes are their own letters; the others have letters from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 def hide_vocabulary(model: dict[str, Any], markers: dict[str, str]) -> None:
-    """Give special tokens their secret names in the vocabulary too, where typed text could match them there.
+    """Give special tokens their secret names in the vocabulary too, if typed text could match them there.
 
-    BPE reaches an entry by merges alone, and none leads to a special token; a Unigram model takes any piece it has.
+    BPE reaches an entry only by merges, none of which leads to a special token; a Unigram model takes any piece it has.
     """
     if model.get("type") == "BPE" or "merges" in model:
         return
