@@ -81,8 +81,8 @@ def test_the_rank_is_the_highest_of_all_layers(tmp_path: Path, checkpoint: Path)
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        (pair(f"{LAYERS}.99.self_attn.q_proj"), "layers.99.self_attn.q_proj, which the served model has not"),
-        (pair(f"{LAYERS}.0.self_attn.qkv_proj"), "which the served model has not"),
+        (pair(f"{LAYERS}.99.self_attn.q_proj"), "layers.99.self_attn.q_proj, which the served model does not have"),
+        (pair(f"{LAYERS}.0.self_attn.qkv_proj"), "which the served model does not have"),
         (pair(QUERY, inputs=64), "(8, 64)"),
         (pair(QUERY, outputs=64), "(64, 8)"),
         (pair(QUERY, rank=4), "with rank 8"),

@@ -222,7 +222,7 @@ def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path, origin
     for name in ("../../etc/passwd", "/etc/passwd", 5, ["a"]):
         index = {"weight_map": {"model.norm.weight": name}}
         (original / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(StartupError, match="no file of its folder"):
+        with pytest.raises(StartupError, match="not a file in its folder"):
             ready_checkpoint(inspect_checkpoint(str(original)), Sources(), str(tmp_path / "cache"))
 
 

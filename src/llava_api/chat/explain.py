@@ -1,4 +1,4 @@
-"""What the model would be shown for a request, and why: the same way as a chat request takes, without the engine."""
+"""What the model would be shown for a request, and why: prepared as a chat request, without the engine."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from llava_api.protocol.chat import ChatCompletionRequest
 class Explained:
     explanation: wire.Explanation
     rendered: list[RenderedImage]
-    """The pictures themselves, in the order of the request."""
+    """In the order of the request."""
 
 
 async def explain(
@@ -25,9 +25,9 @@ async def explain(
     request: ChatCompletionRequest,
     account: Account,
 ) -> Explained:
-    """Raises InvalidRequest and its kinds, RateLimited and Busy.
+    """Raises InvalidRequest and its subclasses, RateLimited and Busy.
 
-    But not for a request that is too long: that is told by ``context_left``.
+    A request that is too long does not raise: ``context_left`` shows it.
     """
     preparer.find_adapter(request.model)
     question = chat_question(request, preparer.model, preparer.settings.max_choices)
@@ -39,7 +39,7 @@ async def explain(
 def describe(preparer: Preparer, name: str, laid_out: LaidOut, rendered: list[RenderedImage]) -> wire.Explanation:
     model, prompt = preparer.model, laid_out.prompt
     places = [wire.Placeholder(image=p.image, offset=p.offset, length=p.length) for p in prompt.placeholders]
-    pictures = zip(laid_out.measured, rendered, strict=True)
+    images = zip(laid_out.measured, rendered, strict=True)
     return wire.Explanation(
         model=name,
         version=model.checkpoint.vision.version,
@@ -57,7 +57,7 @@ def describe(preparer: Preparer, name: str, laid_out: LaidOut, rendered: list[Re
         stop_token_ids=list(model.stop_token_ids),
         stop_texts=list(model.stop_texts),
         placeholders=places,
-        images=[describe_image(preparer, measured, image) for measured, image in pictures],
+        images=[describe_image(preparer, measured, image) for measured, image in images],
     )
 
 

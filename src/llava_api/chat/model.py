@@ -26,13 +26,13 @@ from llava_api.vision.normalisation import CLIP, Normalisation
 log = logging.getLogger(__name__)
 
 ONLINE_8BIT = "int8_per_channel_weight_only"
-"""vLLM's online int8: the nearest to what LLaVA's ``--load-8bit`` did with bitsandbytes."""
+"""vLLM's online int8, the closest to what LLaVA's ``--load-8bit`` did with bitsandbytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     names: tuple[str, ...]
-    """Names it answers to; the first stands in replies."""
+    """Names it answers to; the first is used in replies."""
     checkpoint: Checkpoint
     family: PromptFormat
     family_reason: str
@@ -47,14 +47,14 @@ class ServedModel:
     quantization: str | None = None
     """vLLM's name of a method to quantize with; None for what the checkpoint says."""
     adapters: tuple[Adapter, ...] = ()
-    """LoRA adapters served beside it, each under its own name."""
+    """LoRA adapters served beside it."""
 
     def served_names(self) -> tuple[str, ...]:
         """Every name that a request may give: the model's own, then its adapters'."""
         return (*self.names, *(adapter.name for adapter in self.adapters))
 
     def to_load(self) -> ModelToLoad:
-        """What the engine needs to know to load it. Raises StartupError if it could not."""
+        """What the engine needs to load it. Raises StartupError if vLLM could not."""
         if not self.checkpoint.processor:
             raise StartupError(
                 "the checkpoint has no preprocessor_config.json, which vLLM reads while it starts: copy it from the "
@@ -132,20 +132,20 @@ def image_mode_of(checkpoint: Checkpoint, settings: Settings) -> tuple[ImageMode
 
 
 def hub_template_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> HubTemplate | None:
-    """The checkpoint's own chat template, where it has one that takes pictures."""
+    """The checkpoint's own chat template, if it has one that takes images."""
     if checkpoint.chat_template is None:
         return None
     specials = tuple(tokenizer.special_ids)
     try:
         template = HubTemplate(checkpoint.chat_template, specials, checkpoint.bos_token, checkpoint.eos_token)
     except StartupError as error:
-        log.warning("%s; it is left aside", error)
+        log.warning("%s; it is ignored", error)
         return None
     return template if template.takes_images() else None
 
 
 def find_family(checkpoint: Checkpoint, tokenizer: TextTokenizer, override: str | None) -> tuple[PromptFormat, str]:
-    """The prompt family and the reason; with marks around pictures where the checkpoint was trained so."""
+    """The prompt family and the reason, with markers around images if the checkpoint was trained with them."""
     family, reason = detect_family(
         checkpoint.text_model_type,
         checkpoint.vision,
@@ -172,7 +172,7 @@ def quantization_of(checkpoint: Checkpoint, settings: Settings) -> str | None:
 
 
 def read_adapters(given: Sequence[str], taken: Sequence[str], checkpoint: Checkpoint) -> tuple[Adapter, ...]:
-    """``--lora name=folder`` -> adapters. Raises StartupError for one that is not there, or does not fit the model."""
+    """``--lora name=folder`` -> adapters. Raises StartupError for one that does not exist or does not fit the model."""
     folders: dict[str, Path] = {}
     for text in given:
         name, equals, path = text.partition("=")

@@ -1,7 +1,8 @@
-"""LoRA adapters in PEFT's format, served beside a model: what the engine would load of them.
+"""LoRA adapters in PEFT's format that are served beside a model: whether the engine would apply all of them.
 
-The engine takes an adapter's tensors by their names and asks little more, so one that does not fit is served in
-silence as the base model, or as something that nobody trained. What is not surely applied whole is refused here.
+The engine takes an adapter's tensors by their names and checks little else. An adapter that does not fit would silently
+be served as the base model, or as a mixture that was never trained. An adapter that may not be applied whole is refused
+here.
 """
 
 import math
@@ -27,7 +28,7 @@ TEXT_PREFIXES = (
 )
 LAYER_WEIGHT = re.compile(r"(?P<layer>.+)\.lora_(?P<half>[AB])\.weight")
 LINEAR_LAYERS = ("_proj.weight", "lm_head.weight")
-"""Ends of the names of the weights that the engine changes: attention, MLP and head, and no embedding."""
+"""Ends of the names of the weights that the engine changes: attention, MLP and head, but no embedding."""
 NOT_APPLIED = (
     "use_dora",
     "fan_in_fan_out",
@@ -42,7 +43,7 @@ NOT_APPLIED = (
 )
 """What PEFT can do beyond two matrices for a linear layer, by its name in adapter_config.json."""
 PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Values of ``init_lora_weights`` with which the base model stays as it was; pissa and others change it."""
+"""Values of ``init_lora_weights`` that leave the base model unchanged; pissa and others change it."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -56,7 +57,7 @@ class AdapterFolder:
 def inspect_adapter(name: str, folder: Path, shapes: Shapes) -> AdapterFolder:
     """``shapes``: of the model's tensors by their classic names (``size.tensor_shapes``).
 
-    Raises StartupError for an adapter that the engine would not load, or would load in part without a word.
+    Raises StartupError for an adapter that the engine would not load, or would silently load in part.
     """
     try:
         if not (folder / CONFIG).is_file():
@@ -79,7 +80,7 @@ def inspect_adapter(name: str, folder: Path, shapes: Shapes) -> AdapterFolder:
 def check_config(config: dict[str, Any]) -> None:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
-        raise StartupError(f"its {CONFIG} has peft_type {kind}, and the engine applies LORA alone")
+        raise StartupError(f"its {CONFIG} has peft_type {kind}, and the engine applies only LORA")
     if type(config.get("r")) is not int or config["r"] < 1:
         raise StartupError(f"its {CONFIG} names no rank (r)")
     alpha = config.get("lora_alpha")
@@ -101,7 +102,7 @@ MERGE = "merge this adapter into the checkpoint instead"
 
 
 def highest_rank(weights: Path, config: dict[str, Any], shapes: Shapes) -> int:
-    # torch takes seconds to import: only where there is an adapter.
+    # torch takes seconds to import, so only if there is an adapter.
     from llava_api.checkpoints.tensors import read_tensors
 
     tensors = read_tensors(weights)
@@ -128,7 +129,7 @@ def check_names(keys: list[str]) -> None:
     if odd:
         raise StartupError(
             f"the engine would leave out {len(odd)} of its tensors, {odd[0]} among them; an adapter "
-            "beside a LLaVA changes its text model alone, under names that begin with "
+            "beside a LLaVA changes only its text model, under names that begin with "
             f"{PEFT_PREFIX}{TEXT_PREFIXES[0].removesuffix('.')}: {MERGE}"
         )
 
@@ -143,7 +144,7 @@ def check_shapes(layer: str, pair: tuple[tuple[int, ...], tuple[int, ...]], rank
     wanted = shapes.get(layer_weight(layer))
     if wanted is None:
         raise StartupError(
-            f"it changes {layer}, which the served model has not: serve it beside the model that it was trained on"
+            f"it changes {layer}, which the served model does not have: serve it beside the model it was trained on"
         )
     outputs, inputs = wanted
     if pair != ((rank, inputs), (outputs, rank)):
@@ -154,7 +155,7 @@ def check_shapes(layer: str, pair: tuple[tuple[int, ...], tuple[int, ...]], rank
 
 
 def rank_of(layer: str, config: dict[str, Any]) -> int:
-    """``r``, or what ``rank_pattern`` says of this layer. The patterns are matched as PEFT does."""
+    """``r``, or the rank that ``rank_pattern`` gives this layer. Patterns are matched as PEFT does."""
     patterns = config.get("rank_pattern") or {}
     try:
         found = (rank for pattern, rank in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))

@@ -12,12 +12,12 @@ from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoin
 from llava_api.errors import StartupError
 
 ELSEWHERE = "name another folder with --cache-dir"
-FORM = 1
-"""Changes when a converted folder is written in another way, so that older ones are made anew."""
+FORMAT_VERSION = 1
+"""Raised when folders are converted differently, so that older ones are converted again."""
 
 
 def ready_checkpoint(checkpoint: Checkpoint, sources: Sources, cache_dir: str) -> Checkpoint:
-    """A checkpoint that the engine can load: itself in the hub's format, else its converted copy.
+    """A checkpoint that the engine can load: itself if it is in the hub's format, else its converted copy.
 
     Converts on first use, which takes as long as reading and writing the weights once. Raises StartupError.
     """
@@ -25,29 +25,29 @@ def ready_checkpoint(checkpoint: Checkpoint, sources: Sources, cache_dir: str) -
         return checkpoint
     root = Path(cache_dir).expanduser()
     target = root / folder_name(checkpoint, sources)
-    # Looked at before anything is written: a cache that is whole may lie where nobody may write.
-    if not is_whole(target):
+    # Checked before anything is written, because a complete cache may be read-only.
+    if not is_complete(target):
         try:
             root.mkdir(parents=True, exist_ok=True)
             # Two servers that start at once convert once.
             with claimed(target, wait=True):
-                if not is_whole(target):
-                    make(checkpoint, sources, target)
+                if not is_complete(target):
+                    convert_into(checkpoint, sources, target)
         except OSError as error:
             raise StartupError(f"cannot write to {root} ({error.strerror}): {ELSEWHERE}") from error
     return inspect_checkpoint(str(target), Sources())
 
 
-def make(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
-    # torch is imported where weights are touched, and nowhere else.
+def convert_into(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
+    # Imports torch.
     from llava_api.checkpoints.convert import write
 
     shutil.rmtree(target, ignore_errors=True)
     write(checkpoint, sources, target, ELSEWHERE)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether every file of the manifest is there in its size."""
+def is_complete(folder: Path) -> bool:
+    """Whether every file of the manifest exists with its size."""
     try:
         files = read_json(folder, "manifest.json").get("files")
         if not isinstance(files, dict) or not files:
@@ -58,12 +58,12 @@ def is_whole(folder: Path) -> bool:
 
 
 def folder_name(checkpoint: Checkpoint, sources: Sources) -> str:
-    """The source's name, and a digest of everything that the converted weights depend on."""
+    """The source's name and a digest of everything that the converted weights depend on."""
     folders = [locate(checkpoint.model, sources.hub, weights=True)]
     if sources.model_base is not None:
         folders.append(locate(sources.model_base, HubOptions(None, sources.hub.download_dir), weights=True))
     state: dict[str, Any] = {
-        "form": FORM,
+        "form": FORMAT_VERSION,
         "config": checkpoint.config,
         "tokenizer": hashlib.sha256(checkpoint.tokenizer_json.encode()).hexdigest(),
         "tower": checkpoint.tower.source if checkpoint.tower is not None else None,

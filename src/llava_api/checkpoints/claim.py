@@ -1,7 +1,7 @@
-"""One writer at a time for a folder that is made in many steps, and nothing half made under its name.
+"""One writer at a time for a folder that is made in many steps, and never an unfinished folder under its name.
 
-The writer is known by a lock, not by its process number: two containers that share a volume both have a process 1. The
-lock is the kernel's, so it is free again when its holder is killed.
+Writers are kept apart by a lock rather than a process id, because two containers that share a volume both have a
+process 1. It is the kernel's lock, so it is free again when its holder is killed.
 """
 
 import glob
@@ -18,10 +18,10 @@ from llava_api.errors import StartupError
 
 @contextmanager
 def claimed(target: Path, *, wait: bool) -> Iterator[None]:
-    """Be the only one who makes ``target``, which need not exist; its parent must.
+    """Hold the lock for making ``target``, which need not exist; its parent must.
 
-    Leaves an empty file beside it: where a lock's file is removed, two can hold it. Raises StartupError if another
-    holds it and ``wait`` is false; OSError where the place takes no locks.
+    Leaves an empty file beside it, because two processes can hold a lock whose file was removed. Raises StartupError if
+    another process holds it and ``wait`` is false, and OSError if the file system has no locks.
     """
     lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=-1 if wait else 0)
     try:
@@ -38,9 +38,9 @@ def claimed(target: Path, *, wait: bool) -> Iterator[None]:
 
 @contextmanager
 def made_whole(target: Path) -> Iterator[Path]:
-    """An empty folder beside ``target``, which takes its name at the end, or is removed where something is raised.
+    """An empty folder beside ``target``, which is renamed to it at the end, or removed if something is raised.
 
-    For the holder of the claim alone: what others left behind is then nobody's, and is removed.
+    The caller must hold the claim. Folders that earlier writers left unfinished are removed.
     """
     for left_over in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
         shutil.rmtree(left_over, ignore_errors=True)

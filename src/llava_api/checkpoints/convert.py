@@ -1,7 +1,7 @@
 """A checkpoint in the original format -> a folder in the hub's format, shard by shard.
 
-The folder appears whole or not at all: it is written under another name and renamed at the end. Memory holds one
-shard, and a copy of it while it is written. ``.bin`` files are read without running anything that is in them.
+The folder is written under another name and renamed at the end, so it never exists unfinished. Memory holds one
+shard, and a copy of it while it is written. ``.bin`` files are read without running code in them.
 """
 
 import json
@@ -36,8 +36,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(slots=True)
-class Written:
-    """What has been written so far: the index of the new checkpoint."""
+class NewCheckpoint:
+    """The shards that have been written so far, and their index."""
 
     folder: Path
     shards: int
@@ -60,7 +60,7 @@ class Written:
 
 
 def save(tensors: Tensors, path: Path) -> None:
-    """A file whose mode the umask decides, as it does for every other: safetensors makes its own for one user alone."""
+    """Save with the permissions of the umask; safetensors would make the file readable only by its owner."""
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt"})
@@ -69,7 +69,7 @@ def save(tensors: Tensors, path: Path) -> None:
 
 
 def unshared(tensors: Tensors) -> Tensors:
-    """Contiguous tensors that share no memory, as safetensors wants them."""
+    """Contiguous tensors that share no memory, as safetensors requires."""
     seen: set[int] = set()
     made: Tensors = {}
     for name, tensor in tensors.items():
@@ -87,8 +87,8 @@ def write_json(path: Path, content: Any) -> None:
 def convert(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
     """Write ``checkpoint`` (original format, or a LoRA in it) as a hub-format folder ``target``.
 
-    Raises StartupError, and leaves nothing half made behind, where a file is missing or damaged, ``target`` is there
-    already, or somebody else is writing it.
+    Raises StartupError, leaving nothing unfinished, if a file is missing or damaged, or if ``target`` exists or is
+    being written.
     """
     if checkpoint.format == "hub":
         raise StartupError("this checkpoint is in the hub's format already: it is served as it is")
@@ -103,7 +103,7 @@ def convert(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
 
 
 def write(checkpoint: Checkpoint, sources: Sources, target: Path, elsewhere: str) -> None:
-    """The same for one who has claimed ``target``. ``elsewhere``: what to do where it cannot be written, in words."""
+    """As ``convert``, for a caller that has claimed ``target``. ``elsewhere``: advice if it cannot be written."""
     needed = 0
     try:
         with made_whole(target) as scratch:
@@ -116,7 +116,7 @@ def write(checkpoint: Checkpoint, sources: Sources, target: Path, elsewhere: str
 
 
 def cannot_write(target: Path, error: Exception, elsewhere: str, needed: int = 0) -> StartupError:
-    """``needed``: bytes of the source's weights; 0 where it did not come so far as to know."""
+    """``needed``: bytes of the source's weights; 0 if they are not known yet."""
     reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix("Error while serializing: ")
     room = f" for {readable_size(needed)} and its vision tower" if needed else ""
     return StartupError(
@@ -135,7 +135,7 @@ class Conversion:
         self.rows: int = checkpoint.config["text_config"]["vocab_size"]
         self.shapes = tensor_shapes(checkpoint)
         self.vocabulary = min(checkpoint.image_token_id, self.rows)
-        """Rows that the embedding must have before it is padded: one for each token that there is."""
+        """Rows that the embedding must have before it is padded: one for each token."""
         self.source = locate(checkpoint.model, sources.hub, weights=True)
         self.lora: Lora | None = None
         self.base = self.source
@@ -155,7 +155,7 @@ class Conversion:
             )
 
     def run(self) -> None:
-        written = Written(self.folder, len(self.files) + 1)
+        written = NewCheckpoint(self.folder, len(self.files) + 1)
         log.info("converting %s from the original format, once ...", self.checkpoint.model)
         with tqdm(
             total=sum(file.stat().st_size for file in self.files), unit="B", unit_scale=True, disable=None
@@ -180,11 +180,11 @@ class Conversion:
                 yield hub, self.fitting(hub, merged)
 
     def is_tied(self, hub: str) -> bool:
-        """Whether the hub's form has no such tensor because the embedding serves for it."""
+        """Whether the hub's format has no such tensor because the embedding is used for it."""
         return hub == "language_model.lm_head.weight" and hub not in self.shapes
 
     def fitting(self, hub: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor as the config wants it. Raises StartupError if it cannot be."""
+        """The tensor as the config describes it. Raises StartupError if it cannot be."""
         if hub not in self.shapes:
             raise StartupError(f"the checkpoint has a tensor that its config.json does not describe: {hub}")
         wanted = self.shapes[hub]
@@ -199,9 +199,9 @@ class Conversion:
         return tensor
 
     def padded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """An embedding with rows for the tokens that the hub's form adds.
+        """An embedding with rows for the tokens that the hub's format adds.
 
-        They are the mean of the others: the new tokens are then as unlikely as an average one. The hub's own script
+        They are the mean of the others, so that the new tokens are as unlikely as an average one. The hub's own script
         draws them around that mean.
         """
         missing = self.rows - tensor.shape[0]
@@ -209,7 +209,7 @@ class Conversion:
         return torch.cat([tensor, mean.expand(missing, -1)])
 
     def rest(self, have: dict[str, str]) -> Tensors:
-        """What the weight files do not hold: LoRA's own layers, the vision tower, and what the hub's form wants."""
+        """What the weight files do not hold: LoRA's own layers, the vision tower, and additions of the hub's format."""
         made: Tensors = {}
         if self.lora is not None:
             self.lora.check_all_applied()
@@ -223,10 +223,10 @@ class Conversion:
         dtype = DTYPES.get(str(self.checkpoint.stored_dtype), torch.float16)
         hidden = int(text["hidden_size"])
         if self.checkpoint.vision.tiled and "image_newline" not in have and "image_newline" not in made:
-            # Trained without: merge types flat and spatial have no newline.
+            # Not trained: merge types flat and spatial have no newline.
             made["image_newline"] = torch.zeros(hidden, dtype=dtype)
         if self.checkpoint.config["projector_hidden_act"] == "linear":
-            # One linear layer is two, the second of which changes nothing.
+            # One linear layer becomes two, the second of which changes nothing.
             made[f"{SECOND_LAYER}.weight"] = torch.eye(hidden, dtype=dtype)
             made[f"{SECOND_LAYER}.bias"] = torch.zeros(hidden, dtype=dtype)
         return made
@@ -242,7 +242,7 @@ class Conversion:
         return made
 
     def write_small_files(self) -> None:
-        """config.json, the tokenizer and what transformers' processors read."""
+        """config.json, the tokenizer, and the files of transformers' processors."""
         tokenizer_folder = self.source if has_tokenizer(self.source) else self.base
         for pattern in tokenizer_files.FILES:
             for file in filter(Path.is_file, tokenizer_folder.glob(pattern)):
@@ -258,7 +258,7 @@ class Conversion:
             write_json(self.folder / name, content)
 
     def tokenizer_config(self, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """tokenizer_config.json with ``<image>``, and with ``legacy`` written where it only was the default."""
+        """tokenizer_config.json with ``<image>``, and with ``legacy`` written out if it was only the default."""
         made = {**settings, "image_token": "<image>"}
         legacy = tokenizer_files.dummy_prefix(settings, not (folder / "tokenizer.json").is_file())
         if legacy is not None:
@@ -272,8 +272,8 @@ class Conversion:
             }
         return made
 
-    def write_manifest(self, written: Written) -> None:
-        """What was made of what, and how large each file is: a later start checks it before it trusts the folder."""
+    def write_manifest(self, written: NewCheckpoint) -> None:
+        """The sources and the size of each file, which a later start checks before it uses the folder."""
         files = {file.name: file.stat().st_size for file in sorted(self.folder.iterdir())}
         manifest = {
             "source": self.checkpoint.model,

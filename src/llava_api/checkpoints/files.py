@@ -1,4 +1,4 @@
-"""The files of a checkpoint: where they lie, which are missing, what their JSON says. No torch, no transformers."""
+"""Finds and reads the files of a checkpoint, without torch and transformers."""
 
 import json
 import re
@@ -17,7 +17,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the checkpoint; empty if the file is missing."""
+    """A JSON object of the checkpoint; empty if the file is missing. Raises StartupError if it cannot be read."""
     path = folder / name
     if not path.is_file():
         return {}
@@ -47,9 +47,9 @@ class HubOptions:
 
 
 def locate(model: str, hub: HubOptions, *, weights: bool = False) -> Path:
-    """The folder of ``model``: itself where it is one, else fetched from the hub.
+    """The folder of ``model``: ``model`` itself if it is a folder, else fetched from the hub.
 
-    ``weights``: the weights too, not the small files alone. Raises StartupError if there is neither.
+    ``weights``: fetch the weights too, not only the small files. Raises StartupError if there is neither.
     """
     try:
         folder = Path(model).expanduser()
@@ -73,7 +73,7 @@ def locate(model: str, hub: HubOptions, *, weights: bool = False) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise StartupError(
             f"the hub has no checkpoint {model} for this machine ({type(error).__name__}): check the name, the "
-            "network, and HF_TOKEN where the checkpoint is gated"
+            "network, and HF_TOKEN if the checkpoint is gated"
         ) from error
     return Path(fetched)
 
@@ -81,30 +81,30 @@ def locate(model: str, hub: HubOptions, *, weights: bool = False) -> Path:
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a checkpoint's weights, safetensors before ``.bin``, in order; empty if it has none.
 
-    Raises StartupError that names a file which the index, or the numbering of the others, says must be there.
+    Raises StartupError with the name of a file that is missing by the index or by the numbering of the others.
     """
     for index in INDEXES:
         names = read_json(folder, index).get("weight_map")
         if isinstance(names, dict):
-            return whole([folder / name for name in sorted(plain_names(index, names.values()))])
+            return present([folder / name for name in sorted(plain_names(index, names.values()))])
     for whole_file, shards in (
         ("model.safetensors", "model-*.safetensors"),
         ("pytorch_model.bin", "pytorch_model-*.bin"),
     ):
         if (folder / whole_file).is_file():
-            return whole([folder / whole_file])
+            return present([folder / whole_file])
         found = sorted(folder.glob(shards))
         if found:
-            return whole([folder / name for name in every_shard(found[0].name)])
+            return present([folder / name for name in every_shard(found[0].name)])
     return []
 
 
 def plain_names(index: str, names: Iterable[object]) -> set[str]:
-    """The file names of an index. Raises StartupError for one that leads out of the folder, or is no name."""
+    """The file names of an index. Raises StartupError for one that is no name or leads out of the folder."""
     found = set()
     for name in names:
         if not isinstance(name, str) or not name or Path(name).name != name:
-            raise StartupError(f"{index} of the checkpoint names something that is no file of its folder")
+            raise StartupError(f"{index} of the checkpoint names something that is not a file in its folder")
         found.add(name)
     return found
 
@@ -118,8 +118,8 @@ def every_shard(name: str) -> list[str]:
     return [f"{parts['stem']}-{number:05d}-of-{count:05d}{parts['ending']}" for number in range(1, count + 1)]
 
 
-def whole(files: list[Path]) -> list[Path]:
-    """The same files; raises StartupError where one is missing or only stands for a file that was not fetched."""
+def present(files: list[Path]) -> list[Path]:
+    """Returns ``files``. Raises StartupError if one is missing, or is a git-lfs pointer instead of the file."""
     for file in files:
         if not file.is_file():
             raise StartupError(f"the checkpoint is incomplete: {file.name} is missing; download it again")

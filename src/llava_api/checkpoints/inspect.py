@@ -1,7 +1,6 @@
-"""A folder or a hub id -> what the checkpoint is: format, version, tile geometry, tokenizer facts.
+"""A folder or a hub id -> what the checkpoint is: format, vision family, tile geometry, tokenizer facts.
 
-Reads small files alone; weights are the engine's business, and ``convert``'s. A folder with nothing but config and
-tokenizer will do.
+Reads only small files: a folder with config and tokenizer is enough.
 """
 
 import json
@@ -15,7 +14,7 @@ from llava_api.checkpoints.towers import Tower, find_tower
 from llava_api.errors import StartupError
 from llava_api.vision.families import BY_ARCHITECTURE, VisionFamily
 
-LARGEST = 2**31
+LARGEST_NUMBER = 2**31
 LARGEST_TILE = 4096
 """Pixels; the largest towers in use have under 1,000."""
 TOWERS_WITH_CLASS_TOKEN = ("clip_vision_model",)
@@ -25,27 +24,27 @@ Format = Literal["hub", "original", "original LoRA"]
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where a checkpoint and what belongs to it come from."""
+    """Where a checkpoint and its parts come from."""
 
     hub: HubOptions = field(default_factory=HubOptions)
     model_base: str | None = None
-    """For an original LoRA: the folder or hub id of the model that it was trained on."""
+    """Folder or hub id of the model that an original LoRA was trained on."""
     vision_tower: str | None = None
-    """For the original format: folder or hub id of the vision tower, in place of ``mm_vision_tower``."""
+    """Folder or hub id of the vision tower, instead of an original checkpoint's ``mm_vision_tower``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     model: str
-    """What the engine is asked to load: a folder or a hub id."""
+    """The folder or hub id that the engine loads."""
     folder: Path
-    """Where config.json and the tokenizer's files lie."""
+    """The folder with config.json and the tokenizer's files."""
     format: Format
     vision: VisionFamily
     config: dict[str, Any] = field(repr=False)
-    """config.json in the hub's form, whatever the format."""
+    """config.json in the hub's format, also for an original checkpoint."""
     tower: Tower | None = field(repr=False)
-    """For the original format."""
+    """None for the hub's format."""
     tokenizer_json: str = field(repr=False)
     bos_token: str | None
     eos_token: str | None
@@ -67,30 +66,30 @@ class Checkpoint:
     image_markers: bool
     """LLaVA's ``mm_use_im_start_end``."""
     processor: dict[str, Any] = field(repr=False)
-    """preprocessor_config.json; empty if it has none."""
+    """preprocessor_config.json; empty if there is none."""
     image_mean: Triple | None
-    """Per channel, in units of 0..1; None if the checkpoint does not tell."""
+    """Per channel, in units of 0..1; None if the checkpoint does not say."""
     image_std: Triple | None
     eos_token_ids: tuple[int, ...]
     stored_dtype: str | None
     """Type of its weights, if its config says so."""
     context_length: int
-    """Longest prompt plus answer that its text model was made for."""
+    """Longest prompt plus answer that the text model was made for."""
     quantization: str | None
-    """Method of a quantized checkpoint, as its config names it."""
+    """Quantization method that its config names."""
     default_temperature: float
-    """0 where generation_config.json says do_sample false, else its temperature, else 1."""
+    """0 if generation_config.json has do_sample false, else its temperature, else 1."""
     default_top_p: float
 
 
 def inspect_checkpoint(model: str, sources: Sources | None = None) -> Checkpoint:
-    """Read a checkpoint's small files. Raises StartupError, in one sentence, for what cannot be served."""
+    """Read a checkpoint's small files. Raises StartupError for one that cannot be served."""
     sources = sources or Sources()
     folder = locate(model, sources.hub)
     try:
         return inspect_folder(model, folder, sources)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
-        # Files of another make, or damaged ones: a value is not of the kind that every checkpoint has there.
+        # A file is damaged or of another origin: a value does not have the type that every checkpoint has there.
         raise StartupError(
             f"the checkpoint's config or tokenizer files cannot be understood ({type(error).__name__}: {error})"
         ) from error
@@ -121,7 +120,7 @@ def inspect_original(model: str, folder: Path, config: dict[str, Any], sources: 
         raise StartupError(f"the checkpoint is a LoRA: name the model it was trained on with --model-base ({named})")
     tokenizer_folder = folder
     if sources.model_base is not None and not has_tokenizer(folder):
-        # As the original does: a LoRA's tokenizer is its base's.
+        # As in the original, a LoRA without a tokenizer has its base model's.
         tokenizer_folder = locate(sources.model_base, HubOptions(None, sources.hub.download_dir))
     original.check(config)
     tower = find_tower(original.named_tower(config), folder, sources.vision_tower, sources.hub)
@@ -135,7 +134,7 @@ def inspect_original(model: str, folder: Path, config: dict[str, Any], sources: 
 
 
 def family_of(config: dict[str, Any]) -> VisionFamily:
-    """Raises StartupError for an architecture that is no LLaVA in the hub's form."""
+    """Raises StartupError for an architecture that is no LLaVA in the hub's format."""
     architecture = original.architecture(config)
     family = BY_ARCHITECTURE.get(architecture)
     if family is None:
@@ -157,7 +156,7 @@ def describe(
     tokenizer: tokenizer_files.Tokenizer,
     tokenizer_folder: Path,
 ) -> Checkpoint:
-    """A checkpoint from its config in the hub's form."""
+    """A checkpoint from its config in the hub's format."""
     family = family_of(config)
     vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
     generation = read_json(folder, "generation_config.json")
@@ -203,12 +202,12 @@ def describe(
 
 
 def tile_tokens(side: int, clip: bool, strategy: str) -> int:
-    """Features that the model makes of one tile: ``default`` leaves out the first, which is CLIP's class token."""
+    """Features that the model makes of one tile. ``default`` leaves out the first, which is CLIP's class token."""
     return side * side + (1 if clip else 0) - (1 if strategy == "default" else 0)
 
 
 def context_length(text: dict[str, Any]) -> int:
-    """``max_position_embeddings``, stretched where the checkpoint's RoPE is scaled; as vLLM computes it."""
+    """``max_position_embeddings``, extended if the checkpoint's RoPE is scaled, as vLLM computes it."""
     length = whole_number(text, "max_position_embeddings", 2048, least=1)
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
@@ -216,7 +215,7 @@ def context_length(text: dict[str, Any]) -> int:
 
 
 def processor_config(folder: Path) -> dict[str, Any]:
-    """Settings of the image processor, in the file of today's transformers or of older ones."""
+    """Settings of the image processor, from the file of current or of older transformers."""
     found = read_json(folder, "preprocessor_config.json") or read_json(folder, "processor_config.json").get(
         "image_processor"
     )
@@ -224,16 +223,16 @@ def processor_config(folder: Path) -> dict[str, Any]:
 
 
 def whole_number(settings: dict[str, Any], name: str, default: int, least: int) -> int:
-    """A setting of a config. Raises StartupError if it is no whole number of a size that any model has."""
+    """A number in a config. Raises StartupError if it is no whole number, or too large for any model."""
     value = settings.get(name)
     value = default if value is None else value
-    if type(value) is not int or not least <= value <= LARGEST:
+    if type(value) is not int or not least <= value <= LARGEST_NUMBER:
         raise StartupError(f"the checkpoint's config.json has an impossible {name}")
     return value
 
 
 def word(settings: dict[str, Any], name: str) -> str | None:
-    """A setting that is a name. Raises StartupError if it is something else."""
+    """A name in a config. Raises StartupError if it is something else."""
     value = settings.get(name)
     if value is not None and not isinstance(value, str):
         raise StartupError(f"the checkpoint's config.json has a {name} that is no name")
@@ -241,7 +240,7 @@ def word(settings: dict[str, Any], name: str) -> str | None:
 
 
 def tile_geometry(vision: dict[str, Any]) -> tuple[int, int]:
-    """(side of a tile, side of a patch) in pixels. Raises StartupError if they do not fit each other."""
+    """(side of a tile, side of a patch) in pixels. Raises StartupError if they are impossible."""
     tile = whole_number(vision, "image_size", 336, least=1)
     patch = whole_number(vision, "patch_size", 14, least=1)
     if patch > tile or tile > LARGEST_TILE:

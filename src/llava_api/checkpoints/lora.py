@@ -31,26 +31,26 @@ class Lora:
             raise StartupError(f"the LoRA is incomplete: {REST} (the projector) is missing; download it again")
         rank, alpha = config["r"], config.get("lora_alpha", config["r"])
         self.scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-        self.factors = {plain(name): tensor for name, tensor in read_tensors(weights).items()}
-        self.replaced = {plain(name): tensor for name, tensor in read_tensors(folder / REST).items()}
+        self.factors = {original_name(name): tensor for name, tensor in read_tensors(weights).items()}
+        self.replaced = {original_name(name): tensor for name, tensor in read_tensors(folder / REST).items()}
         changed = [name for name in self.factors if name.endswith(".lora_A.weight")]
-        self.waiting = {name.removesuffix(".lora_A.weight") for name in changed}
+        self.unmerged = {name.removesuffix(".lora_A.weight") for name in changed}
         self.rank = rank
-        unpaired = [module for module in self.waiting if f"{module}.lora_B.weight" not in self.factors]
-        if unpaired or 2 * len(self.waiting) != len(self.factors):
+        unpaired = [module for module in self.unmerged if f"{module}.lora_B.weight" not in self.factors]
+        if unpaired or 2 * len(self.unmerged) != len(self.factors):
             raise StartupError("the LoRA is incomplete: a lora_A or lora_B is missing; download it again")
         odd = [name for name in self.factors if ".lora_A." not in name and ".lora_B." not in name]
         if odd:
             raise StartupError(f"the LoRA changes more than llava-api can merge: {odd[0]}")
 
     def applied(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
-        """A tensor of the base model, merged; None if the adapter brings its own in its place."""
+        """A tensor of the base model with the adapter's change; None if the adapter replaces it."""
         if name in self.replaced:
             return None
         module = name.removesuffix(".weight")
-        if module not in self.waiting or not name.endswith(".weight"):
+        if module not in self.unmerged or not name.endswith(".weight"):
             return tensor
-        self.waiting.discard(module)
+        self.unmerged.discard(module)
         down, up = self.factors[f"{module}.lora_A.weight"], self.factors[f"{module}.lora_B.weight"]
         if down.shape != (self.rank, tensor.shape[-1]) or up.shape != (tensor.shape[0], self.rank):
             raise StartupError(
@@ -60,17 +60,17 @@ class Lora:
         return (tensor.float() + change).to(tensor.dtype)
 
     def check_all_applied(self) -> None:
-        if self.waiting:
+        if self.unmerged:
             raise StartupError(
-                f"the LoRA does not fit its base model, which has no {sorted(self.waiting)[0]}: give the right one "
+                f"the LoRA does not fit its base model, which has no {sorted(self.unmerged)[0]}: give the right one "
                 "with --model-base"
             )
 
 
-def plain(name: str) -> str:
+def original_name(name: str) -> str:
     """PEFT's name -> the original model's."""
     name = name.removeprefix(PEFT_PREFIX)
-    # non_lora_trainables of a model that was not wrapped a second time
+    # non_lora_trainables has this prefix if the model was wrapped once only.
     name = name.removeprefix("base_model.")
     name = name.removeprefix("model.") if name.startswith("model.model.") else name
     return name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")

@@ -1,4 +1,4 @@
-"""Weight names of the original format -> the hub's classic ones (those that vLLM reads). Data alone.
+"""Weight names of the original format -> the hub's classic ones, which vLLM reads.
 
 Source: ``llava/model`` of the original code, and transformers' conversion script for LLaVA.
 """
@@ -9,7 +9,7 @@ from llava_api.errors import StartupError
 
 ORIGINAL_TO_HUB = (
     ("model.vision_tower.vision_tower.vision_model.", "vision_tower.vision_model."),
-    # Written by a transformers that gave up the inner name.
+    # Written by a transformers without the inner name.
     ("model.vision_tower.vision_tower.", "vision_tower.vision_model."),
     ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
     ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
@@ -29,14 +29,14 @@ TOWER_TO_HUB = (
     ("pre_layrnorm.", "vision_tower.vision_model.pre_layrnorm."),
     ("post_layernorm.", "vision_tower.vision_model.post_layernorm."),
 )
-"""Names of a CLIP checkpoint, whole or its vision half alone; everything else in it is CLIP's text half."""
+"""Names in a CLIP checkpoint, with or without its text half. All other names belong to the text half."""
 BUFFERS = re.compile(r"\.(position_ids|rotary_emb\.inv_freq)$")
-"""Tables that every model makes for itself; some checkpoints carry them along."""
+"""Tables that every model computes; some checkpoints contain them."""
 EMBEDDINGS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 
 
 def hub_name(original: str) -> str | None:
-    """The hub's name; None for what a checkpoint need not hold. Raises StartupError for a name nobody knows."""
+    """The hub's name; None for a tensor that is not needed. Raises StartupError for an unknown name."""
     if BUFFERS.search(original):
         return None
     found = renamed(original, ORIGINAL_TO_HUB)

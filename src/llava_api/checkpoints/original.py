@@ -1,7 +1,7 @@
 """The original format (``liuhaotian/*`` and fine-tunes made with LLaVA's own training code) -> the hub's config.
 
-Reads config.json alone; ``convert`` does the weights. Source: ``llava/model/builder.py``, ``llava/model/llava_arch.py``
-and ``llava/model/multimodal_projector/builder.py`` of the original code.
+Reads only config.json; ``convert`` handles the weights. Source: ``llava/model/builder.py``, ``llava_arch.py`` beside
+it, and ``llava/model/multimodal_projector/builder.py`` of the original code.
 """
 
 import ast
@@ -28,9 +28,9 @@ TRAINED_LAYOUTS = tuple(name for name in LAYOUTS if name != HF.name)
 MERGES = ("flat", "spatial", "spatial_unpad")
 RANGE = re.compile(r"\((\d{1,3})x(\d{1,3})\)")
 MOST_TILES = 36
-"""Tiles in a row of a grid; LLaVA's authors went up to 6."""
+"""Tiles in a row of a grid; LLaVA's authors used up to 6."""
 ROUND_ROWS_TO = 64
-"""transformers' conversion script pads the embedding to a multiple of this; so does ours."""
+"""The embedding is padded to a multiple of this, as by transformers' conversion script."""
 
 
 def is_original(config: Config) -> bool:
@@ -43,7 +43,7 @@ def architecture(config: Config) -> str:
 
 
 def check(config: Config) -> None:
-    """Raises StartupError, in one sentence, for settings that have no counterpart in the hub's models."""
+    """Raises StartupError for settings that have no counterpart in the hub's models."""
     wanted: list[tuple[str, Any, tuple[Any, ...]]] = [
         ("mm_projector_type", config.get("mm_projector_type", "linear"), PROJECTORS),
         ("mm_vision_select_feature", config.get("mm_vision_select_feature", "patch"), ("patch",)),
@@ -71,11 +71,11 @@ def pinpoints(config: Config, tile_pixels: int) -> list[list[int]]:
             f"the checkpoint's config.json has image_aspect_ratio {config.get('image_aspect_ratio')} and no "
             "image_grid_pinpoints"
         )
-    return [list(point) for point in check_pinpoints(written_out(value, tile_pixels), tile_pixels)]
+    return [list(point) for point in check_pinpoints(parsed_pinpoints(value, tile_pixels), tile_pixels)]
 
 
-def written_out(value: object, tile_pixels: int) -> object:
-    """Pinpoints that were given to LLaVA's training code as text, the way it reads them."""
+def parsed_pinpoints(value: object, tile_pixels: int) -> object:
+    """Pinpoints as a list; LLaVA's training code also takes them as text, and reads it like this."""
     if not isinstance(value, str):
         return value
     corners = [(int(across), int(down)) for across, down in RANGE.findall(value)]
@@ -108,7 +108,7 @@ def check_pinpoints(value: object, tile_pixels: int) -> list[tuple[int, int]]:
 
 
 def rows_needed(vocab_size: int, image_token_id: int) -> int:
-    """Rows of the embedding: as they are where ``<image>`` has one to spare, else padded as the hub's copies are."""
+    """Rows of the embedding: unchanged if there is a row for ``<image>``, else padded as in the hub's copies."""
     if image_token_id < vocab_size:
         return vocab_size
     return -(-(image_token_id + 1) // ROUND_ROWS_TO) * ROUND_ROWS_TO
@@ -125,16 +125,16 @@ def text_config(config: Config, rows: int) -> Config:
 
 
 def as_hub_config(config: Config, tower: Tower, image_token_id: int) -> Config:
-    """The hub's config.json of an original checkpoint. Raises StartupError for what cannot be said in it.
+    """The hub's config.json of an original checkpoint. Raises StartupError for what it cannot express.
 
-    LLaVA's own settings stay in it under their own names, so that nothing about pictures is lost.
+    LLaVA's own settings stay in it under their own names, so that nothing about images is lost.
     """
     check(config)
     family = family_of_original(config.get("image_aspect_ratio"))
     rows = rows_needed(int(config.get("vocab_size", 32000)), image_token_id)
     linear = config.get("mm_projector_type", "linear") == "linear"
     kept = {
-        # The original squares where nothing is said, and merges flat.
+        # The original's defaults.
         "image_aspect_ratio": config.get("image_aspect_ratio") or "square",
         "mm_patch_merge_type": config.get("mm_patch_merge_type", "flat"),
         "mm_use_im_start_end": bool(config.get("mm_use_im_start_end", False)),

@@ -1,4 +1,4 @@
-"""What tensors a checkpoint has, and what memory they take: from its config alone, without weights."""
+"""Which tensors a checkpoint has and what memory they take, from its config without the weights."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ BYTES = {"float32": 4.0, "float16 / bfloat16": 2.0, "8 bit": 1.0, "4 bit": 0.5}
 class Parameters:
     total: int
     quantizable: int
-    """Of these, the linear layers of the text model: what AWQ, GPTQ, int8 and fp8 make smaller."""
+    """Parameters in linear layers of the text model, which AWQ, GPTQ, int8 and fp8 make smaller."""
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the weights by precision; what is not quantized stays at 16 bit. The KV cache comes on top."""
@@ -29,7 +29,7 @@ class Parameters:
 def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Every tensor that the checkpoint's config describes, under the hub's classic names, with its shape.
 
-    Built by transformers on its meta device, where a tensor has a shape and no memory. Raises StartupError.
+    Built by transformers on torch's meta device, which gives tensors a shape but no memory. Raises StartupError.
     """
     for part in ("text_config", "vision_config"):
         layers = (checkpoint.config.get(part) or {}).get("num_hidden_layers", 1)
@@ -45,7 +45,7 @@ def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
             model = AutoModelForImageTextToText.from_config(config)
     except ImportError as error:
         raise StartupError("transformers and torch are needed for this, and one is not installed") from error
-    except Exception as error:  # Config classes check themselves and raise what they like.
+    except Exception as error:  # Config classes raise many kinds of exceptions.
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise StartupError(f"the checkpoint's config.json describes no model: {first}") from error
     return {classic_name(name): tuple(tensor.shape) for name, tensor in model.named_parameters()}

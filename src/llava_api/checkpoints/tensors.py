@@ -1,4 +1,4 @@
-"""Files of weights -> tensors, without running anything that is in them."""
+"""Files of weights -> tensors, without running code in them."""
 
 import pickle
 from pathlib import Path
@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from llava_api.errors import StartupError
 
 Tensors = dict[str, torch.Tensor]
-"""By name."""
 
 
 def read_tensors(file: Path) -> Tensors:
@@ -27,7 +26,7 @@ def read_tensors(file: Path) -> Tensors:
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise StartupError(f"{file.name} is damaged or only half downloaded: download it again") from error
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise StartupError(f"{file.name} holds something else than tensors by name")
+        raise StartupError(f"{file.name} holds something other than named tensors")
     return loaded
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer as the content of a tokenizer.json, made from a sentencepiece model where there is none."""
+"""A checkpoint's tokenizer as the content of a tokenizer.json, converted from sentencepiece if there is none."""
 
 import errno
 import json
@@ -55,7 +55,7 @@ def is_added_token(token: object) -> bool:
 
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json; what an old checkpoint left out of it is as special_tokens_map.json says, or Llama's."""
+    """tokenizer_config.json; missing values are those of special_tokens_map.json, or Llama's."""
     settings = read_json(folder, "tokenizer_config.json")
     if (folder / "tokenizer.model").is_file():
         named = read_json(folder, "special_tokens_map.json")
@@ -117,7 +117,7 @@ def added_token_id(tokenizer: Tokenizer, text: str) -> int | None:
 
 
 def with_token(tokenizer: Tokenizer, text: str, token_id: int) -> Tokenizer:
-    """The same with one more special token."""
+    """The tokenizer with one more special token."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {**tokenizer, "added_tokens": [*tokenizer["added_tokens"], {"id": token_id, "content": text, **flags}]}
 
@@ -143,7 +143,7 @@ def bos_token(settings: dict[str, Any], tokenizer: Tokenizer) -> str | None:
 
 
 def dummy_prefix(settings: dict[str, Any], slow: bool) -> bool | None:
-    """``legacy`` of tokenizer_config.json; where a slow Llama tokenizer does not say, it is true."""
+    """``legacy`` of tokenizer_config.json, which defaults to true for a slow Llama tokenizer."""
     legacy = settings.get("legacy")
     if legacy is None and slow:
         return True
@@ -151,11 +151,11 @@ def dummy_prefix(settings: dict[str, Any], slow: bool) -> bool | None:
 
 
 def with_dummy_prefix(tokenizer: Tokenizer, everywhere: bool) -> Tokenizer:
-    """The same with Llama's dummy prefix where ``LlamaTokenizer`` puts it: at the start of every piece behind a
-    special token (``legacy`` true), or at the very start alone.
+    """The tokenizer with Llama's dummy prefix where ``LlamaTokenizer`` puts it: at the start and after every special
+    token (``legacy`` true), or only at the start.
 
     Conversions do not always write what the flag says: transformers 5.19 turns ``legacy`` true into a Metaspace that
-    leaves the prefix out before a space. A tokenizer without a dummy prefix stays as it is.
+    leaves the prefix out before a space. A tokenizer without a dummy prefix is returned unchanged.
     """
     if not puts_dummy_prefix(tokenizer):
         return tokenizer
@@ -179,7 +179,7 @@ def puts_dummy_prefix(tokenizer: Tokenizer) -> bool:
 
 
 def chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The checkpoint's own template, wherever transformers has kept it over the years."""
+    """The checkpoint's own template, from any of the files in which versions of transformers keep it."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
     for held in (read_json(folder, "chat_template.json"), read_json(folder, "processor_config.json"), settings):

@@ -1,4 +1,4 @@
-"""The vision tower that an original checkpoint names (``mm_vision_tower``): its sizes, and where its weights lie."""
+"""The vision tower that an original checkpoint names (``mm_vision_tower``): its sizes and the files of its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     "openai/clip-vit-large-patch14-336": {**CLIP_LARGE, "image_size": 336},
     "openai/clip-vit-large-patch14": {**CLIP_LARGE, "image_size": 224},
 }
-"""What LLaVA's authors trained with, so that a checkpoint with the tower inside needs no network. Source: the hub's
-``config.json`` of these two."""
+"""The towers that LLaVA's authors used, so that a checkpoint that includes its tower needs no network. Source: their
+``config.json`` in the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Tower:
     """transformers' CLIPVisionConfig as JSON."""
 
     def weights(self, hub: HubOptions) -> list[Path]:
-        """The files that hold its weights. Raises StartupError if they cannot be had."""
+        """The files that hold its weights. Raises StartupError if they are not found."""
         try:
             found = weight_files(locate(self.source, HubOptions(None, hub.download_dir), weights=True))
         except StartupError as error:
@@ -56,8 +56,8 @@ def missing(source: str) -> str:
 def find_tower(named: str, checkpoint_folder: Path, override: str | None, hub: HubOptions) -> Tower:
     """The tower that ``mm_vision_tower`` or ``--vision-tower`` names. Raises StartupError if its sizes are unknown.
 
-    A path that only existed where the checkpoint was trained is looked for beside the checkpoint, then by its name
-    among the towers that LLaVA's authors used.
+    A path on the machine that trained the checkpoint is also looked for beside the checkpoint, and by its name among
+    the towers that LLaVA's authors used.
     """
     wanted = override or named
     for folder in (Path(wanted).expanduser(), checkpoint_folder / wanted, checkpoint_folder.parent / Path(wanted).name):
@@ -74,7 +74,7 @@ def find_tower(named: str, checkpoint_folder: Path, override: str | None, hub: H
 
 
 def vision_config(config: dict[str, Any], source: str) -> dict[str, Any]:
-    """The vision half of a CLIP's config.json. Raises StartupError for towers of another make."""
+    """The vision half of a CLIP's config.json. Raises StartupError for other towers."""
     if config.get("model_type") == "clip":
         config = {**(config.get("vision_config_dict") or {}), **(config.get("vision_config") or {})}
     elif config.get("model_type") != "clip_vision_model":

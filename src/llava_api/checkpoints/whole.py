@@ -1,7 +1,7 @@
-"""Whether a checkpoint's weights lie in its folder whole, and how large they are: before anything is loaded.
+"""Checks that a checkpoint's weights are complete, and how large they are, before anything is loaded.
 
-A download that broke off leaves files that are missing or short; the engine finds out after half a minute, in words of
-its own. Headers are read, never tensors.
+An interrupted download leaves files that are missing or short, which the engine would notice after half a minute and
+report in its own words. Only headers are read, no tensors.
 """
 
 import json
@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava_api.checkpoints.files import weight_files, whole
+from llava_api.checkpoints.files import present, weight_files
 from llava_api.errors import StartupError
 
 LARGEST_HEADER = 100_000_000
 """Bytes; safetensors' own limit."""
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
-"""Weights under names of their own, in the order in which vLLM looks for them."""
+"""Weights under other names, in the order in which vLLM looks for them."""
 NO_WEIGHTS_IN = ("training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt", "scheduler.pt")
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Types that the engine turns into the type it computes in; others stay as they are."""
+"""Bytes of the types that the engine converts into the type it computes in; it keeps other types."""
 SIZES = {"float32": 4, "float": 4, "half": 2, "float16": 2, "bfloat16": 2}
 
 
@@ -30,12 +30,11 @@ SIZES = {"float32": 4, "float": 4, "half": 2, "float16": 2, "bfloat16": 2}
 class Weights:
     files: int = 0
     bytes: int = 0
-    """Of the files."""
     floats: Counter[str] = field(default_factory=Counter)
     """Numbers of each type of ``FLOATS``."""
 
     def in_memory(self, dtype: str, *, quantized: bool = False) -> int:
-        """Bytes that the engine needs for them at least. ``dtype``: as --dtype; ``quantized``: to 8 bit when loaded."""
+        """Bytes that the engine needs at least. ``dtype``: as --dtype; ``quantized``: to 8 bit while loading."""
         size = SIZES.get(dtype)
         as_stored = sum(FLOATS[kind] * count for kind, count in self.floats.items())
         if quantized:
@@ -44,7 +43,7 @@ class Weights:
 
 
 def check_whole(folder: Path) -> Weights:
-    """The weights in ``folder``. Raises StartupError that names the file that is missing or damaged."""
+    """The weights in ``folder``. Raises StartupError with the name of a missing or damaged file."""
     try:
         files = weight_files(folder) or others(folder)
         if not files:
@@ -66,7 +65,7 @@ def others(folder: Path) -> list[Path]:
     for pattern in OTHER_WEIGHTS:
         found = sorted(file for file in folder.glob(pattern) if file.name not in NO_WEIGHTS_IN)
         if found:
-            return whole(found)
+            return present(found)
     return []
 
 
@@ -86,7 +85,7 @@ def add(weights: Weights, file: Path) -> None:
 
 
 def read_header(file: Path, size: int) -> tuple[dict[str, dict[str, Any]], int]:
-    """(tensor -> its type, shape and place, bytes that the file should have)."""
+    """(tensor -> its type, shape and offsets; bytes that the file should have)."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or length > LARGEST_HEADER or length + 8 > size:
@@ -100,7 +99,7 @@ def read_header(file: Path, size: int) -> tuple[dict[str, dict[str, Any]], int]:
             math.prod(tensor["shape"])
             str(tensor["dtype"])
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise damaged(file, "its header is no header of a safetensors file") from error
+        raise damaged(file, "its header is not that of a safetensors file") from error
     return header, 8 + length + max(ends, default=0)
 
 
@@ -116,7 +115,7 @@ def damaged(file: Path, what: str) -> StartupError:
 
 
 def unfinished_downloads(folder: Path) -> list[Path]:
-    """Files that the hub's downloader has begun and not finished, in the places where it keeps them."""
+    """Unfinished files of the hub's downloader, in the folders where it keeps them."""
     places = [folder, folder / ".cache" / "huggingface" / "download"]
     if folder.parent.name == "snapshots":
         places.append(folder.parent.parent / "blobs")

@@ -7,6 +7,8 @@ path is reported before 12 s of imports.
 import asyncio
 import signal
 import threading
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llava_api.engine.base import ModelToLoad
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
 
 async def start_engine(settings: Settings, model: ModelToLoad) -> "VllmEngine":
     """Load ``model`` in a thread. Raises StartupError."""
-    loop = asyncio.get_running_loop()
-    started: asyncio.Future[VllmEngine] = loop.create_future()
+    started: Future[VllmEngine] = Future()
 
     def load_and_wait() -> None:
         # Ctrl-C is only for this process: the engine's processes inherit this mask, and finish open requests.
@@ -29,25 +30,19 @@ async def start_engine(settings: Settings, model: ModelToLoad) -> "VllmEngine":
         try:
             engine = load_engine(settings, model)
         except BaseException as error:
-            loop.call_soon_threadsafe(deliver, started, error)
+            with suppress(InvalidStateError):
+                started.set_exception(error)
             return
-        loop.call_soon_threadsafe(deliver, started, engine)
+        try:
+            started.set_result(engine)
+        except InvalidStateError:
+            # The caller was cancelled meanwhile.
+            engine.kill()
         # The engine's processes end with the thread that started them (``die_with_parent``).
         engine.closed.wait()
 
     threading.Thread(target=load_and_wait, name="engine owner", daemon=True).start()
-    return await started
-
-
-def deliver(started: "asyncio.Future[VllmEngine]", result: "VllmEngine | BaseException") -> None:
-    """Pass on the result of a start; end the engine if the caller was cancelled meanwhile."""
-    if started.done():
-        if not isinstance(result, BaseException):
-            result.kill()
-    elif isinstance(result, BaseException):
-        started.set_exception(result)
-    else:
-        started.set_result(result)
+    return await asyncio.wrap_future(started)
 
 
 def load_engine(settings: Settings, model: ModelToLoad) -> "VllmEngine":

@@ -1,7 +1,6 @@
 """A checkpoint's own image processor, as transformers runs it by default: image mode ``hf``.
 
-For people who need transformers' pixels rather than LLaVA's. The only place in ``images`` that imports
-transformers, and only where the mode is asked for.
+For people who need transformers' pixels rather than LLaVA's. Transformers is imported only for this mode.
 """
 
 import json
@@ -17,14 +16,14 @@ from llava_api.vision.normalisation import FloatArray
 
 
 class HubProcessor:
-    """``AutoImageProcessor`` of a checkpoint, for one picture at a time.
+    """``AutoImageProcessor`` of a checkpoint, for one image at a time.
 
     ``settings``: the content of its preprocessor_config.json.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         if not settings:
-            raise StartupError("image mode hf needs the checkpoint's preprocessor_config.json, which is not there")
+            raise StartupError("image mode hf needs the checkpoint's preprocessor_config.json, which is missing")
         try:
             from transformers import AutoImageProcessor
 
@@ -40,6 +39,6 @@ class HubProcessor:
             ) from error
 
     def pixels(self, image: Image.Image) -> FloatArray:
-        """An RGB picture -> float32 (3, S, S), or (1 + tiles, 3, S, S) for an any-res checkpoint."""
+        """An RGB image -> float32 (3, S, S), or (1 + tiles, 3, S, S) for a family with grids."""
         made = self.processor(images=image, return_tensors="np")["pixel_values"][0]
         return np.ascontiguousarray(made, dtype=np.float32)

@@ -31,25 +31,20 @@ def tokenize(
     segments: Sequence[Segment], tokenizer: TextTokenizer, image_token_id: int, image_lengths: Sequence[int]
 ) -> RenderedPrompt:
     """Token ids with ``image_lengths[i]`` image tokens in the place of image i."""
-    ids: list[int] = []
-    placeholders: list[Placeholder] = []
-    pieces: list[str | SpecialToken] = []
+    pieces: list[list[str | SpecialToken]] = [[]]
+    images: list[int] = []
     for segment in segments:
-        if not isinstance(segment, ImageSlot):
-            pieces.append(segment)
-            continue
-        ids += tokenizer.encode(pieces)
-        pieces = []
-        length = image_lengths[segment.index]
-        placeholders.append(Placeholder(segment.index, len(ids), length))
-        ids += [image_token_id] * length
-    ids += tokenizer.encode(pieces)
-    return with_bos(ids, placeholders, tokenizer.bos_id)
-
-
-def with_bos(ids: list[int], placeholders: list[Placeholder], bos_id: int | None) -> RenderedPrompt:
-    """Add BOS unless a chat template has already written it."""
-    if bos_id is None or ids[:1] == [bos_id]:
-        return RenderedPrompt(ids, tuple(placeholders))
-    moved = (Placeholder(place.image, place.offset + 1, place.length) for place in placeholders)
-    return RenderedPrompt([bos_id, *ids], tuple(moved))
+        if isinstance(segment, ImageSlot):
+            images.append(segment.index)
+            pieces.append([])
+        else:
+            pieces[-1].append(segment)
+    ids, *others = map(tokenizer.encode, pieces)
+    # A chat template may have written BOS already.
+    if tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+        ids.insert(0, tokenizer.bos_id)
+    placeholders: list[Placeholder] = []
+    for image, following in zip(images, others, strict=True):
+        placeholders.append(Placeholder(image, len(ids), image_lengths[image]))
+        ids += [image_token_id] * image_lengths[image] + following
+    return RenderedPrompt(ids, tuple(placeholders))
