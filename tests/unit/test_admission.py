@@ -164,3 +164,63 @@ async def test_a_slot_is_given_back_once(callers: Callers) -> None:
     slot.release()
     slot.release()
     assert callers.admission.running == 0
+
+
+async def test_one_caller_has_no_more_slots_than_it_may_and_holds_up_nobody_else() -> None:
+    callers = Callers(Admission(slots=3, per_caller=2))
+    for caller in "aaaab":
+        await callers.ask(caller)
+    assert callers.served == ["a", "a", "b"]
+    await callers.ask("c")
+    # A slot of its own becomes free, and others have waited for one while it waited for itself.
+    await callers.finish_one()
+    assert callers.served == ["a", "a", "b", "c"]
+    while callers.slots:
+        await callers.finish_one()
+    assert "".join(callers.served) == "aabcaa"
+    assert (callers.admission.running, callers.admission.waiting) == (0, 0)
+    assert not callers.admission.running_by_caller
+
+
+async def test_a_caller_that_was_held_back_by_its_own_limit_has_saved_no_turns_up() -> None:
+    callers = Callers(Admission(slots=2, per_caller=1))
+    for caller in "aaaa" + "bbbbbbbb":
+        await callers.ask(caller)
+    held_up = callers.slots.pop(0)
+    for _ in range(3):
+        await callers.finish_one()
+    held_up.release()
+    await callers.ask("c")
+    for _ in range(3):
+        await callers.finish_one()
+    assert "".join(callers.served) == "abbbbacba"
+
+
+async def test_entries_of_one_key_have_one_slot_at_the_earliest_of_their_turns(callers: Callers) -> None:
+    for caller in "xx" + "aa":
+        await callers.ask(caller)
+    hers, his = (asyncio.create_task(callers.admission.enter(caller, key="same")) for caller in ("a", "b"))
+    await asyncio.sleep(0)
+    assert callers.admission.waiting == 3
+    await callers.finish_one()
+    await callers.finish_one()
+    assert await hers is await his
+    assert callers.served == ["x", "x", "a"]
+    (await his).release()
+    await callers.finish_one()
+    await callers.finish_one()
+    assert callers.served == ["x", "x", "a", "a"]
+    assert (callers.admission.running, callers.admission.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("leaving", [1, 2])
+async def test_a_shared_slot_is_free_when_all_have_left_it(callers: Callers, leaving: int) -> None:
+    for caller in "xx":
+        await callers.ask(caller)
+    sharing = [asyncio.create_task(callers.admission.enter(caller, key="same")) for caller in ("a", "b")]
+    await asyncio.sleep(0)
+    callers.slots.pop(0).release()
+    for task in sharing[:leaving]:
+        task.cancel()
+    await asyncio.gather(*sharing, return_exceptions=True)
+    assert callers.admission.running == (1 if leaving == 2 else 2)

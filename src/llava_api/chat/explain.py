@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from llava_api.chat.prepare import LaidOut, Preparer
 from llava_api.chat.question import chat_question
-from llava_api.images.cache import RenderedImage
-from llava_api.images.load import MeasuredImage
+from llava_api.images.load import MeasuredImage, RenderedImage
 from llava_api.limits.account import Account
 from llava_api.prompts.segments import as_text
 from llava_api.protocol import explain as wire

@@ -13,8 +13,7 @@ from llava_api.chat.schema import Schema
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ContextLengthExceeded, ErrorCode, InvalidGrammar, InvalidRequest, ModelNotFound
-from llava_api.images.cache import RenderedImage
-from llava_api.images.load import ImageLoader, MeasuredImage
+from llava_api.images.load import ImageLoader, MeasuredImage, RenderedImage
 from llava_api.limits.account import Account
 from llava_api.prompts.render import RenderedPrompt, tokenize
 from llava_api.prompts.segments import Segment, as_text

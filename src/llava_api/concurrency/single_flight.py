@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 
@@ -12,22 +12,16 @@ from llava_api.concurrency.admission import Admission, Slot
 Value = TypeVar("Value")
 
 
-class Begun(NamedTuple, Generic[Value]):
-    """Work that has begun."""
-
-    ended: "asyncio.Future[Value]"
-    """Done when the work has really ended."""
-    stop: Callable[[], bool]
-    """Called when the last of those who wait for the work has gone; whether it could be stopped."""
-
-
 class Flight(Generic[Value]):
-    """Work in progress and the slot that it holds until it has ended."""
+    """Work that has begun.
 
-    def __init__(self, slot: Slot, begun: Begun[Value]) -> None:
-        self.slot = slot
-        self.ended = begun.ended
-        self.stop = begun.stop
+    ``ended``: done when the work has really ended. ``stop`` is called when the last of those who wait for the result
+    has gone, and returns whether the work could be stopped.
+    """
+
+    def __init__(self, ended: "asyncio.Future[Value]", stop: Callable[[], bool]) -> None:
+        self.ended = ended
+        self.stop = stop
         self.stopped = False
         self.waiting = 0
 
@@ -49,14 +43,14 @@ class SingleFlight(Generic[Value]):
         self.admission = admission
         self.flights: dict[Hashable, Flight[Value]] = {}
 
-    async def do(self, caller: str, begin: Callable[[], Begun[Value]], key: Hashable = None) -> Value:
+    async def do(self, caller: str, begin: Callable[[], Flight[Value]], key: Hashable = None) -> Value:
         """Wait for the caller's turn, ``begin`` the work, and wait for its result, or its error. Raises Busy.
 
         If work of the same ``key`` has begun already, this waits for its result and takes no turn.
         """
         return await (await self.join(caller, begin, key)).result()
 
-    async def join(self, caller: str, begin: Callable[[], Begun[Value]], key: Hashable = None) -> Flight[Value]:
+    async def join(self, caller: str, begin: Callable[[], Flight[Value]], key: Hashable = None) -> Flight[Value]:
         """Wait until the work has begun. Raises Busy.
 
         Await ``Flight.result`` next: only those who wait for the result keep the work going.
@@ -67,27 +61,27 @@ class SingleFlight(Generic[Value]):
             slot = await self.admission.enter(caller, key=key)
             flight = self.running(key)
             if flight is None:
-                flight = self.flights[key] = Flight(slot, begin())
-                flight.ended.add_done_callback(partial(self.end, key, flight))
-            elif flight.slot is not slot:
-                # Others began it after this entry had come to the queue and before its turn.
-                slot.release()
+                flight = self.flights[key] = begin()
+                flight.ended.add_done_callback(partial(self.end, key, flight, slot))
+            else:
+                # Others have begun it, with this slot or with one of their own.
+                slot.decline()
         return flight
 
     def running(self, key: Hashable) -> Flight[Value] | None:
         flight = self.flights.get(key)
         return None if flight is None or flight.stopped else flight
 
-    def end(self, key: Hashable, flight: Flight[Value], ended: "asyncio.Future[Value]") -> None:
+    def end(self, key: Hashable, flight: Flight[Value], slot: Slot, ended: "asyncio.Future[Value]") -> None:
         if self.flights.get(key) is flight:
             del self.flights[key]
         if not ended.cancelled():
             # asyncio logs an error that nothing has looked at, as when all who waited have left.
             ended.exception()
-        flight.slot.release()
+        slot.release()
 
 
-def cancellable(work: Coroutine[Any, Any, Value]) -> Begun[Value]:
+def cancellable(work: Coroutine[Any, Any, Value]) -> Flight[Value]:
     """Begin work that is cancelled when the last of those who wait for it has gone.
 
     By anyio's cancellation, not asyncio's: it is the only one from which httpcore2 shields its clean-up.
@@ -103,4 +97,4 @@ def cancellable(work: Coroutine[Any, Any, Value]) -> Begun[Value]:
         scope.cancel()
         return True
 
-    return Begun(asyncio.ensure_future(run()), stop)
+    return Flight(asyncio.ensure_future(run()), stop)

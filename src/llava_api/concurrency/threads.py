@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from llava_api.concurrency.admission import Admission
-from llava_api.concurrency.single_flight import Begun, SingleFlight
+from llava_api.concurrency.single_flight import Flight, SingleFlight
 
 Result = TypeVar("Result")
 
@@ -34,9 +34,9 @@ class FairThreads(Generic[Result]):
         """
         return await self.work.do(caller, lambda: self.begin(work), key)
 
-    def begin(self, work: Callable[[], Result]) -> Begun[Result]:
+    def begin(self, work: Callable[[], Result]) -> Flight[Result]:
         submitted = self.executor.submit(work)
-        return Begun(asyncio.wrap_future(submitted), submitted.cancel)
+        return Flight(asyncio.wrap_future(submitted), submitted.cancel)
 
     def close(self) -> None:
         """Cancel what waits, and end the threads after their present work."""

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from llava_api.concurrency.admission import Admission
-from llava_api.concurrency.single_flight import Begun, SingleFlight
+from llava_api.concurrency.single_flight import Flight, SingleFlight
 from llava_api.errors import EngineFailed, InvalidGrammar
 
 START_SECONDS = 60.0
@@ -61,9 +61,9 @@ class GrammarChecker:
         if complaint:
             raise InvalidGrammar(complaint)
 
-    def begin(self, key: bytes, grammar: str) -> Begun[str]:
+    def begin(self, key: bytes, grammar: str) -> Flight[str]:
         # A trial goes on when its callers have left, because the process would have to be started anew.
-        return Begun(asyncio.ensure_future(self.try_out(key, grammar)), lambda: False)
+        return Flight(asyncio.ensure_future(self.try_out(key, grammar)), lambda: False)
 
     async def try_out(self, key: bytes, grammar: str) -> str:
         complaint = self.known[key] = await self.ask(grammar)
@@ -95,7 +95,12 @@ class GrammarChecker:
         """Raises EngineFailed if no process can be started, which is no grammar's fault."""
         try:
             async with asyncio.timeout(START_SECONDS):
-                self.process = await start_process()
+                self.process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "llava_api.engine.grammar_process"),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.DEVNULL,
+                )
                 if await self.exchange(self.introduction) is not None:
                     return
         except (OSError, TimeoutError) as error:
@@ -122,14 +127,3 @@ class GrammarChecker:
             if process.returncode is None:
                 process.kill()
             await process.wait()
-
-
-async def start_process() -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "llava_api.engine.grammar_process",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )

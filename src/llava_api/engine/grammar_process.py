@@ -1,6 +1,6 @@
-"""The process of ``grammar_check``: a grammar a line in, a complaint a line out ("" for none), both as JSON.
+"""The process of ``grammar_check``. It reads a grammar from each line and writes what is wrong with it, or "", as JSON.
 
-The first line is the tokenizer ({"tokenizer": the content of tokenizer.json, "ends": end tokens}), answered by "".
+The first line is the tokenizer, {"tokenizer": the content of tokenizer.json, "ends": end tokens}. The answer is "".
 """
 
 import json
@@ -13,20 +13,20 @@ from random import Random
 from llguidance import LLMatcher, LLTokenizer
 
 MAX_BYTES = 4_000_000_000
-"""Address space, most of which llguidance and a large vocabulary never touch."""
+"""Of address space. llguidance and a large vocabulary touch little of it."""
 SOURCE_LINE = re.compile(r"\n\s*\d+ \|")
 OPENERS = ("[", "{", '"', "[[", '{"')
-"""What leads deeper into a grammar: where a costly one is costliest."""
+"""Text that leads deeper into a grammar, where a costly one costs most."""
 STEPS = 100
 MOST_FORCED = 200
-"""Times that a walk goes past text which the grammar dictates: a long one must not hide what comes behind it."""
+"""How often a walk skips text that the grammar dictates, so that a long one does not hide what follows."""
 TRIAL_SECONDS = 0.6
 COMPILE_SECONDS = 0.1
 FIRST_SECONDS = 0.3
 STEP_SECONDS = 0.01
-"""CPU time. vLLM compiles where all requests and streams wait for it, and its engine makes the choices for one token of
-all answers in turn: each of them waits as long."""
-TOO_MUCH = "it takes too much time to keep to: make it smaller, or simpler"
+"""In CPU time. While vLLM compiles a grammar, all requests and streams wait, and its engine computes the choices for a
+token of each answer in turn, so that every answer waits for all of them."""
+TOO_MUCH = "it takes too long to follow: make it smaller, or simpler"
 
 
 def complaint_about(grammar: str, tokenizer: LLTokenizer) -> str:
@@ -38,14 +38,14 @@ def complaint_about(grammar: str, tokenizer: LLTokenizer) -> str:
 
 
 def in_words(found: str) -> str:
-    """llguidance's words without its position and source lines, which speak of the grammar that was made here."""
+    """llguidance's words without position and source lines, which belong to the grammar that the server made."""
     first = SOURCE_LINE.split(found)[0].partition("failed to compile JSON schema: ")
     words = " ".join((first[2] or first[0]).split())[:300]
-    return words.replace("Unimplemented keys:", "this server cannot keep to these keywords, leave them out:")
+    return words.replace("Unimplemented keys:", "this server does not support these keywords, leave them out:")
 
 
 class Trial:
-    """Makes the beginnings of some answers: much of a grammar's cost comes then, and some of its errors."""
+    """Makes the beginnings of some answers, which show much of a grammar's cost and some of its errors."""
 
     def __init__(self, grammar: str, tokenizer: LLTokenizer) -> None:
         self.tokenizer = tokenizer
@@ -66,7 +66,10 @@ class Trial:
         return ""
 
     def walk(self, deep: bool) -> bool:
-        """One answer's beginning, of what leads ``deep`` wherever it may; False where it takes too long."""
+        """Make the beginning of one answer and return False if it takes too long.
+
+        ``deep``: prefer text that leads deeper into the grammar.
+        """
         spent, steps = 0.0, 0
         for _ in range(STEPS):
             self.go_past_forced()
@@ -75,7 +78,7 @@ class Trial:
             took = time.process_time() - before
             if took > FIRST_SECONDS:
                 return False
-            # The first is dear: what it finds out is known to those that follow.
+            # The first step costs more, because the following ones use what it has found out.
             spent, steps = spent + (took if steps else 0.0), steps + 1
             if steps > 10 and spent / steps > STEP_SECONDS:
                 return False
@@ -92,7 +95,7 @@ class Trial:
                 return
 
     def choose(self, mask: bytes, deep: bool) -> int | None:
-        """A token that may come, other than the end; None where there is none."""
+        """A random token that may come next and does not end the answer; None if there is none."""
         if deep:
             leading = [token for token in self.openers if mask[token >> 3] >> (token & 7) & 1]
             if leading:
@@ -112,7 +115,7 @@ class Trial:
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
-    # It dies of some grammars, which is what it is for.
+    # Some grammars kill this process, which is its purpose.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     given = json.loads(sys.stdin.readline())
     tokenizer = LLTokenizer(given["tokenizer"], eos_token=given["ends"] or None)

@@ -123,13 +123,12 @@ class BoundedStream(httpcore2.AsyncNetworkStream):
         return self.stream.get_extra_info(info)
 
 
-class GuardedBackend(httpcore2.AsyncNetworkBackend):
+class GuardedBackend(httpcore2.AnyIOBackend):
     """Opens connections for httpcore2, and only to judged addresses."""
 
     def __init__(self, guard: Guard, resolve: Resolve) -> None:
         self.guard = guard
         self.resolve = resolve
-        self.dial = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -148,14 +147,11 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
             raise failed(UNREACHABLE)
         for address in addresses:
             try:
-                dialled = self.dial.connect_tcp(address, port, CONNECT_SECONDS, local_address, socket_options)
-                return BoundedStream(await dialled)
+                stream = await super().connect_tcp(address, port, CONNECT_SECONDS, local_address, socket_options)
+                return BoundedStream(stream)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 continue
         raise failed(UNREACHABLE)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 class Fetcher:
