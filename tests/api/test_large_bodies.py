@@ -55,8 +55,8 @@ async def test_too_many_parts(client: httpx.AsyncClient, messages: object) -> No
     ],
     ids=["letters", "letters beyond ASCII", "a field's name", "behind a picture"],
 )
-async def test_too_much_besides_pictures(client: httpx.AsyncClient, message: object) -> None:
-    assert "besides its pictures" in (await refused(client, [message]))["message"]
+async def test_too_much_besides_images(client: httpx.AsyncClient, message: object) -> None:
+    assert "besides its images" in (await refused(client, [message]))["message"]
 
 
 async def test_too_many_parts_of_one_message(client: httpx.AsyncClient) -> None:

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from llava_api import __version__
 from llava_api.limits.keys import KeyRing
 from llava_api.server import error_handlers
-from llava_api.server.endpoint import Endpoint, add_routes
+from llava_api.server.endpoint import Endpoint, routes_of
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.middleware.access import Access
 from llava_api.server.middleware.authentication import Authentication
@@ -42,10 +42,12 @@ def create_app(
     tracing: Tracing | None = None,
 ) -> FastAPI:
     """``services`` is None if ``lifespan`` makes them when the server starts."""
+    endpoints = served_endpoints(settings)
     app = FastAPI(
         title="llava-api",
         version=__version__,
         lifespan=lifespan,
+        routes=routes_of(endpoints),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -59,7 +61,6 @@ def create_app(
     # /metrics answers before the services are there.
     state.metrics = Metrics(all_versions()) if services is None else services.metrics
     state.tracing = tracing
-    endpoints = served_endpoints(settings)
     probe_paths = {endpoint.path for endpoint in endpoints if endpoint.probe}
     open_paths = {endpoint.path for endpoint in endpoints if endpoint.access(settings) == "open"}
     # The middleware that is added last is called first.
@@ -90,7 +91,6 @@ def create_app(
     if settings.trusted_proxies:
         app.add_middleware(ForwardedFor, trusted=settings.trusted_proxies)
     error_handlers.install(app)
-    add_routes(app, endpoints)
     return app
 
 

@@ -1,4 +1,4 @@
-"""Request body -> wire model: read up to a limit, parsed by orjson, checked by pydantic, refused in plain words."""
+"""Request body -> request object: read up to a limit, parsed by orjson, validated by pydantic, refused in words."""
 
 from typing import TypeVar
 
@@ -13,21 +13,21 @@ from llava_api.protocol.wire import MAX_ERRORS
 from llava_api.telemetry.record import current
 
 MAX_OBJECTS = 20_000
-"""Objects and lists of one body, or their brackets in its texts: a context of 100,000 tokens has no room for more."""
+"""Most objects and lists of one body (or brackets in its texts). A context of 100,000 tokens has no room for more."""
 MAX_VALUES = 500_000
 MAX_FIELDS = 2_500
-"""Of one object: twice what any that is meant well has, and each unknown one costs a complaint."""
+"""Most fields of one object: twice what any sensible one has. Each unknown field makes an error."""
 MAX_SHOWN = 64
-"""Letters of one field's name in a message."""
+"""Most characters of a field's name in a message."""
 COPIES = 2
-"""Of a text with pictures that are in memory: itself, and their files."""
+"""Copies in memory of a text with images: the text and the decoded files."""
 COPIES_GROWN = 3
-"""The same of a body, which grows as it comes, and leaves holes behind that are too small for it."""
+"""Copies in memory of a body: it grows while it is read, and leaves blocks that are too small for it later."""
 FIRST_BYTES = 1_000_000
-"""Room for so many is made with a body's first byte, then for twice what has come: an announcement alone costs nobody
-anything, and a body of a few megabytes is moved once or twice."""
+"""Memory that is allocated at a body's first byte; after that, twice what has arrived. So a large Content-Length costs
+nothing before the bytes arrive, and a body of a few megabytes is moved only once or twice."""
 MAX_TEXT_BYTES = 8_000_000
-"""Of a body besides the base64 of its pictures: ten contexts of 100,000 tokens."""
+"""Most bytes of a body without the base64 of its images: ten contexts of 100,000 tokens."""
 BASE64 = b"base64,"
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -46,8 +46,8 @@ async def read_body(request: Request, max_body_bytes: int, account: Account) -> 
     ``account`` is charged for memory as it is allocated. A body that cannot fit now is refused before it is read.
     """
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedEncoding("Send the request's body as it is: this server unpacks no Content-Encoding.")
-    refusal = RequestTooLarge(f"The request is larger than the {max_body_bytes} bytes this server takes.")
+        raise UnsupportedEncoding("This server supports no Content-Encoding: send the request's body uncompressed.")
+    refusal = RequestTooLarge(f"The request is larger than the {max_body_bytes} bytes that this server accepts.")
     announced = request.headers.get("content-length", "0")
     expected = int(announced) if announced.isdigit() else 0
     if expected > max_body_bytes:
@@ -71,9 +71,9 @@ async def read_body(request: Request, max_body_bytes: int, account: Account) -> 
 
 
 def parse(body: bytes | bytearray, model: type[Model]) -> Model:
-    """Raises InvalidRequest that names the first thing to mend."""
-    # Before a million small objects are made and each of them is found wrong. Base64 has none of these letters.
-    text = besides_pictures(body)
+    """Raises InvalidRequest, which names one field to correct."""
+    # Counted before orjson makes a million small objects that are all invalid. Base64 has none of these characters.
+    text = without_base64(body)
     commas = text.count(b",")
     if text.count(b"{") + text.count(b"[") > MAX_OBJECTS or commas > MAX_VALUES:
         raise InvalidRequest("The request's body has too many parts: send fewer messages, or shorter ones.")
@@ -91,8 +91,8 @@ def parse(body: bytes | bytearray, model: type[Model]) -> Model:
         raise refusal_of(error) from error
 
 
-def besides_pictures(body: bytes | bytearray) -> bytes:
-    """A body without the base64 of its data: URLs. Raises InvalidRequest where that is more than MAX_TEXT_BYTES."""
+def without_base64(body: bytes | bytearray) -> bytes:
+    """A body without the base64 of its data: URLs. Raises InvalidRequest if more than MAX_TEXT_BYTES are left."""
     pieces: list[bytes] = []
     here, left = 0, MAX_TEXT_BYTES
     while 0 <= here < len(body):
@@ -101,7 +101,7 @@ def besides_pictures(body: bytes | bytearray) -> bytes:
         left -= end - here
         if left < 0:
             raise InvalidRequest(
-                f"The request's body has more than {MAX_TEXT_BYTES} bytes besides its pictures' base64: send less."
+                f"The request's body has more than {MAX_TEXT_BYTES} bytes besides its images' base64: send less."
             )
         pieces.append(bytes(body[here:end]))
         here = body.find(b'"', end)
@@ -109,7 +109,7 @@ def besides_pictures(body: bytes | bytearray) -> bytes:
 
 
 def check_fields(data: object) -> None:
-    """Raises InvalidRequest where an object has more fields than any is meant to have."""
+    """Raises InvalidRequest if an object has too many fields."""
     waiting = [data]
     while waiting:
         value = waiting.pop()
@@ -133,7 +133,7 @@ KINDS = {
     "model_attributes_type": "an object",
     "dataclass_type": "an object",
 }
-"""pydantic's complaints about a wrong type -> what was wanted."""
+"""Pydantic's errors about a wrong type -> the right type in words."""
 BOUNDS = {
     "too_short": "it must have {min_length} or more",
     "too_long": "it may have up to {max_length}",

@@ -5,9 +5,11 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from llava_api.server.answer import Prepare, answer
 from llava_api.settings import Settings
@@ -57,20 +59,28 @@ class Endpoint:
         return partial(answer, kind=self.request, prepare=self.prepare, spends_tokens=self.spends_tokens)
 
 
-def add_routes(app: FastAPI, endpoints: Iterable[Endpoint]) -> None:
+class EndpointRoute(Route):
+    """Not FastAPI's route, which would look for the handler's parameters in each request."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        # For the route's name in metrics and logs, as FastAPI sets it.
+        return match, {**found, "route": self}
+
+
+def routes_of(endpoints: Iterable[Endpoint]) -> list[BaseRoute]:
     """One route for each pattern, so that a 405 names all methods that the address takes."""
     handlers: dict[str, dict[str, Handler]] = {}
     for endpoint in endpoints:
         handlers.setdefault(endpoint.pattern, {})[endpoint.method] = endpoint.handler()
-    for pattern, by_method in handlers.items():
-        if "GET" in by_method:
-            # The HTTP server leaves out the body of an answer to HEAD.
-            by_method["HEAD"] = by_method["GET"]
-        app.add_api_route(pattern, dispatch(by_method), methods=list(by_method), include_in_schema=False)
+    return [
+        EndpointRoute(pattern, dispatch(by_method), methods=[*by_method]) for pattern, by_method in handlers.items()
+    ]
 
 
 def dispatch(by_method: Mapping[str, Handler]) -> Handler:
     async def handle(request: Request) -> Response:
-        return await by_method[request.method](request)
+        # The HTTP server leaves out the body of an answer to HEAD.
+        return await by_method["GET" if request.method == "HEAD" else request.method](request)
 
     return handle

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from llava_api.server import error_handlers
-from llava_api.server.endpoint import add_routes
+from llava_api.server.endpoint import routes_of
 from llava_api.server.http_server import make_config
 from llava_api.server.middleware.exchange import ExchangeMiddleware
 from llava_api.server.routes import probes
@@ -34,11 +34,12 @@ class SideServer(uvicorn.Server):
 
 def side_app(main: FastAPI) -> FastAPI:
     """An app that shows the health and the metrics of ``main``."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(
+        docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, routes=routes_of(probes.ENDPOINTS)
+    )
     set_state(app, state_of(main))
     app.add_middleware(ExchangeMiddleware)
     error_handlers.install(app)
-    add_routes(app, probes.ENDPOINTS)
     return app
 
 
