@@ -1,4 +1,4 @@
-"""Every refusal in the API's own shape, naming what to mend; the next request works."""
+"""Every refusal has the API's form and names the field to correct; the next request works."""
 
 import json
 from typing import Any
@@ -107,7 +107,7 @@ async def test_unknown_fields_are_named_as_openai_names_them(client: httpx.Async
     assert error["message"] == "Unrecognized request argument supplied: temprature"
 
 
-async def test_the_context_error_counts_text_and_pictures(client: httpx.AsyncClient) -> None:
+async def test_the_context_error_counts_text_and_images(client: httpx.AsyncClient) -> None:
     message = picture_message("word " * 3000, data_url(Image.new("RGB", (50, 50))))
     error = error_of(await client.post(CHAT, json={"model": "tiny", "messages": [message]}))
     assert "2048 tokens" in error["message"]
@@ -115,7 +115,7 @@ async def test_the_context_error_counts_text_and_pictures(client: httpx.AsyncCli
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"text"', b"null", b"\xff\xfe"])
-async def test_bodies_that_are_no_json_object(client: httpx.AsyncClient, body: bytes) -> None:
+async def test_bodies_that_are_not_json_objects(client: httpx.AsyncClient, body: bytes) -> None:
     reply = await client.post(CHAT, content=body)
     assert reply.status_code == 400
     assert error_of(reply)["code"] == "invalid_json"
@@ -142,7 +142,7 @@ async def test_addresses_and_methods(client: httpx.AsyncClient) -> None:
     assert (reply.status_code, error_of(reply)["code"]) == (404, "model_not_found")
 
 
-async def test_every_answer_has_an_id_of_the_servers_own(client: httpx.AsyncClient) -> None:
+async def test_the_server_makes_each_request_id(client: httpx.AsyncClient) -> None:
     seen = set()
     for path in ("/health/live", "/nowhere", "/v1/models"):
         reply = await client.get(path, headers={"x-request-id": "mine"})
@@ -203,7 +203,7 @@ WORDS: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "param", "words"), WORDS, ids=[f"{param} {words}" for _, param, words in WORDS])
-async def test_a_refusal_says_what_is_wanted(
+async def test_a_refusal_names_the_right_values(
     client: httpx.AsyncClient, fields: dict[str, Any], param: str, words: str
 ) -> None:
     error = error_of(await client.post(CHAT, json={**text_body(), **fields}))
@@ -223,7 +223,7 @@ async def test_a_refusal_says_what_is_wanted(
         ({"max_tokens": 5}, "max_tokens"),
     ],
 )
-async def test_chats_form_in_the_responses_api_is_told_apart(
+async def test_chat_fields_in_the_responses_api_are_refused(
     client: httpx.AsyncClient, fields: dict[str, Any], param: str
 ) -> None:
     reply = await client.post("/v1/responses", json={"model": "tiny", "input": "x", **fields})

@@ -1,4 +1,4 @@
-"""The OpenAPI document, held against the routes, against the standard, and against what the server does."""
+"""The OpenAPI document has every route, and its page and examples work."""
 
 import json
 import re
@@ -29,7 +29,7 @@ async def test_every_route_is_described(client: httpx.AsyncClient, app: FastAPI)
     assert described == {(method, path) for method, path in served if method != "HEAD"}
 
 
-async def test_every_example_is_a_right_request(client: httpx.AsyncClient) -> None:
+async def test_every_example_is_a_valid_request(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     examples = {
         path: operation["requestBody"]["content"]["application/json"]["example"]
@@ -42,13 +42,13 @@ async def test_every_example_is_a_right_request(client: httpx.AsyncClient) -> No
         assert (await client.post(path, json=example)).status_code == 200
 
 
-async def test_every_reference_leads_somewhere(client: httpx.AsyncClient) -> None:
+async def test_every_reference_resolves(client: httpx.AsyncClient) -> None:
     text = (await client.get("/openapi.json")).text
     schemas = json.loads(text)["components"]["schemas"]
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) == set(schemas)
 
 
-async def test_the_page_needs_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+async def test_the_page_loads_nothing_from_other_servers(client: httpx.AsyncClient) -> None:
     page = (await client.get("/docs")).text
     assert "http://" not in page
     assert "https://" not in page
@@ -58,7 +58,7 @@ async def test_the_page_needs_nothing_from_elsewhere(client: httpx.AsyncClient) 
         assert (await client.get(f"/{address}")).status_code == 200
 
 
-async def test_other_origins_are_let_in_by_setting_only(client: httpx.AsyncClient) -> None:
+async def test_only_listed_origins_are_allowed(client: httpx.AsyncClient) -> None:
     ours, theirs = "https://chat.example.com", "https://evil.example.com"
     asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
     allowed = await client.options("/v1/chat/completions", headers={"origin": ours, **asked})
@@ -77,11 +77,11 @@ class TestSwitchedOff:
         return {"docs": "off"}
 
     @pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/docs/assets/swagger-ui.css", "/chat/completions"])
-    async def test_what_is_off_is_not_there(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_disabled_pages_are_not_found(self, client: httpx.AsyncClient, path: str) -> None:
         reply = await client.get(path)
         assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
 
-    async def test_no_origin_is_let_in(self, client: httpx.AsyncClient) -> None:
+    async def test_no_origin_is_allowed(self, client: httpx.AsyncClient) -> None:
         reply = await client.get("/v1/models", headers={"origin": "https://chat.example.com"})
         assert "access-control-allow-origin" not in reply.headers
 
@@ -91,7 +91,7 @@ class TestShortPaths:
     def settings_made(self) -> dict[str, Any]:
         return {"short_paths": True}
 
-    async def test_they_answer_like_the_long_ones(self, client: httpx.AsyncClient) -> None:
+    async def test_short_paths_answer_like_long_ones(self, client: httpx.AsyncClient) -> None:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
         long, short = [await client.post(f"{prefix}/chat/completions", json=body) for prefix in ("/v1", "")]
         assert short.json()["choices"] == long.json()["choices"]

@@ -1,4 +1,4 @@
-"""Nothing that a caller sends is dropped in silence: a field is taken, refused by name, or said to be unknown."""
+"""No field is silently ignored: each is accepted, refused with a reason, or reported as unknown."""
 
 from typing import Any
 
@@ -25,13 +25,13 @@ HUGE = "x" * 200_000
     ("params", "model"),
     [(ChatParams, ChatCompletionRequest), (CompletionParams, CompletionRequest), (ResponseParams, ResponseRequest)],
 )
-def test_every_field_of_the_openai_client_is_known_here(params: type[Any], model: type[Any]) -> None:
-    """Fails if a new client has a field that this server neither takes nor refuses."""
+def test_every_field_of_the_openai_client_is_known(params: type[Any], model: type[Any]) -> None:
+    """Fails if a new client has a field that this server neither accepts nor refuses."""
     known = set(model.model_fields) | set(model.refused)
     assert set(params.__annotations__) - known == set()
 
 
-def test_no_field_is_both_taken_and_refused() -> None:
+def test_no_field_is_both_accepted_and_refused() -> None:
     for model in REQUESTS.values():
         assert set(model.model_fields) & set(model.refused) == set()
 
@@ -51,7 +51,7 @@ async def test_a_refused_field_is_named_with_the_reason(
 
 @pytest.mark.parametrize("address", REQUESTS)
 @pytest.mark.parametrize("value", [None, False, [], {}, ""], ids=repr)
-async def test_refused_fields_pass_where_they_say_nothing(
+async def test_refused_fields_may_be_empty(
     client: httpx.AsyncClient, engine: ScriptedEngine, address: str, value: Any
 ) -> None:
     refused = dict.fromkeys(REQUESTS[address].refused, value)
@@ -98,7 +98,7 @@ UNKNOWN: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("param", "body"), UNKNOWN, ids=[row[0] for row in UNKNOWN])
-async def test_an_unknown_field_is_named_where_it_stands(
+async def test_an_unknown_field_is_named_by_its_path(
     client: httpx.AsyncClient, param: str, body: dict[str, Any]
 ) -> None:
     reply = await client.post(CHAT, json=body)
@@ -119,7 +119,7 @@ MISSING: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("param", "body"), MISSING, ids=[row[0] for row in MISSING])
-async def test_a_missing_field_is_named_where_it_is_missed(
+async def test_a_missing_field_is_named_by_its_path(
     client: httpx.AsyncClient, param: str, body: dict[str, Any]
 ) -> None:
     reply = await client.post(CHAT, json=body)
@@ -146,13 +146,10 @@ LONG_NAMES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("body", [row[1] for row in LONG_NAMES], ids=[row[0] for row in LONG_NAMES])
-async def test_a_refusal_does_not_send_the_request_back(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def test_a_refusal_does_not_contain_long_values(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
     reply = await client.post(CHAT, json=body)
     assert reply.status_code in (400, 404)
     assert len(reply.content) < 2000
-
-
-# A reply goes back as the openai client dumps it.
 
 
 @pytest.mark.parametrize("with_call", [False, True])
@@ -165,7 +162,7 @@ async def test_a_reply_can_be_sent_back_as_the_client_dumps_it(
         body["tools"] = [{"type": "function", "function": FUNCTION}]
     reply = ChatCompletion.model_validate((await client.post(CHAT, json=body)).json())
     dumped = reply.choices[0].message.model_dump()
-    # The dump has what this server did not send: nulls for every other field of the client's class.
+    # The client adds null for each field of its class that the server did not send.
     assert {"audio", "function_call", "annotations"} <= {name for name, value in dumped.items() if value is None}
     body["messages"] = [*body["messages"], dumped, {"role": "user", "content": "And now?"}]
     if with_call:
@@ -188,7 +185,7 @@ async def test_openais_own_reply_can_be_sent_back(client: httpx.AsyncClient) -> 
 
 
 @pytest.mark.parametrize("name", ["annotations", "audio", "function_call"])
-async def test_what_a_model_cannot_be_shown_of_an_answer_is_refused(client: httpx.AsyncClient, name: str) -> None:
+async def test_fields_of_an_answer_that_no_model_reads_are_refused(client: httpx.AsyncClient, name: str) -> None:
     body = text_body()
     body["messages"] += [{"role": "assistant", "content": "Hi.", name: {"id": "x"}}, {"role": "user", "content": "b"}]
     error = (await client.post(CHAT, json=body)).json()["error"]

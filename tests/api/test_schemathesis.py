@@ -1,4 +1,4 @@
-"""Requests made up from our own OpenAPI document, right ones and wrong ones, against a server with a scripted engine.
+"""Valid and invalid requests, generated from our OpenAPI document, to a server with a scripted engine.
 
 schemathesis sees to it that nothing is a server error, that no status and no content type is undeclared, that every
 answer fits its schema (so every refusal has the one error shape), and that what the document forbids is refused.
@@ -58,7 +58,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     app = create_app(chosen, KeyRing(chosen), services, lifespan)
     listener = listen(Settings(port=0))
-    # From here on a connection waits until the server takes it.
+    # From here on a connection waits until the server accepts it.
     listener.listen()
     server = PromptServer(make_config(app, chosen))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -80,11 +80,11 @@ schema.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.N
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-def test_no_request_finds_a_hole(case: schemathesis.Case, address: str) -> None:
+def test_requests_are_answered_as_documented(case: schemathesis.Case, address: str) -> None:
     if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-        # Any other name ends in a 404 before the rest of the request was looked at.
+        # With another name the answer is a 404, and the rest of the request is not validated.
         case.body["model"] = "tiny"
-    # null means that a field is not given, also one that there is not: such a request is not wrong for it.
+    # null means that a field is not given, even an unknown one, so such a request may be accepted.
     checks = [check for check in CHECKS if check is not negative_data_rejection] if has_null(case.body) else CHECKS
     case.call_and_validate(base_url=address, checks=checks)
 

@@ -1,4 +1,4 @@
-"""The declared endpoints with addresses and bodies to try, for tests that go through all of them."""
+"""The declared endpoints with example addresses and bodies, for tests that go through all of them."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ PROBES = tuple(endpoint.path for endpoint in ALL if endpoint.probe)
 EXAMPLE_BODIES: dict[str, dict[str, Any]] = {
     endpoint.path: {"model": "tiny", **endpoint.example} for endpoint in ALL if endpoint.request
 }
-"""Path -> a right request, of every endpoint that takes a body."""
+"""Path -> a valid request, for each endpoint that takes a body."""
 GENERATING = tuple(endpoint.path for endpoint in ALL if endpoint.request and endpoint.spends_tokens)
-"""Paths of the endpoints that ask the engine."""
+"""Paths of the endpoints that use the engine."""
 
 
 def example_address(endpoint: Endpoint) -> str:

@@ -1,4 +1,4 @@
-"""The tables of docs/api.md are the code's, and every field of the openai client's requests is in them."""
+"""The tables of docs/api.md agree with the code, and have every field of the openai client's requests."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ def rows_of(model: str) -> dict[str, str]:
     return dict(re.findall(r"^\| \**`(\w+)`\** \| (\w+) \|", table, re.MULTILINE))
 
 
-def test_the_tables_are_fresh() -> None:
+def test_the_tables_are_up_to_date() -> None:
     script = ROOT / "tools" / "api_tables.py"
     checked = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, timeout=60)
     assert checked.returncode == 0, checked.stderr
@@ -44,7 +44,7 @@ def test_extensions_are_marked_as_such() -> None:
         assert ours <= theirs, model
 
 
-def test_every_link_leads_somewhere() -> None:
+def test_every_link_has_a_target() -> None:
     headings = {
         re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", PAGE, re.M)
     }
