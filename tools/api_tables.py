@@ -9,13 +9,14 @@ from pydantic import BaseModel
 from llava_api.protocol.refused import VLLM
 from llava_api.protocol.wire import RequestObject
 from llava_api.server.endpoint import Endpoint
-from llava_api.server.openapi import openapi_document, stream_description
+from llava_api.server.openapi import openapi_document
 from llava_api.server.routes import ENDPOINTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 START, END = "<!-- fields:start -->", "<!-- fields:end -->"
 REFERENCE = "#/components/schemas/"
-SCHEMAS: dict[str, Any] = openapi_document(ENDPOINTS)["components"]["schemas"]
+DOCUMENT = openapi_document(ENDPOINTS)
+SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 BOUNDS = {
     "minimum": "{} or more",
     "exclusiveMinimum": "above {}",
@@ -103,7 +104,8 @@ def heading(endpoint: Endpoint, models: dict[str, list[type[BaseModel]]]) -> lis
     for title, listed in models.items():
         if listed:
             lines += ["", f"{title}: {', '.join(link(model.__name__) for model in listed)}."]
-    return lines + ([stream_description(endpoint)] if endpoint.events else [])
+    reply = DOCUMENT["paths"][endpoint.path][endpoint.method.lower()]["responses"]["200"]["content"]
+    return lines + [kind["schema"]["description"] for name, kind in reply.items() if name == "text/event-stream"]
 
 
 def tables() -> str:

@@ -93,19 +93,12 @@ def event_schema(endpoint: Endpoint, references: Any) -> Schema:
     """The schema of one event: OpenAPI 3.1 cannot describe a whole stream."""
     models = [references[model, "serialization"] for model in endpoint.events]
     data: list[Schema] = [{"contentMediaType": "application/json", "contentSchema": {"anyOf": models}}]
-    if not has_named_events(endpoint):
+    named = issubclass(endpoint.events[0], Event)
+    if not named:
         data.append({"const": "[DONE]"})
     return {
         "type": "object",
-        "description": stream_description(endpoint),
+        "description": NAMED_EVENTS if named else CHUNKS,
         "properties": {"event": {"type": "string"}, "data": {"type": "string", "anyOf": data}},
         "required": ["data"],
     }
-
-
-def has_named_events(endpoint: Endpoint) -> bool:
-    return issubclass(endpoint.events[0], Event)
-
-
-def stream_description(endpoint: Endpoint) -> str:
-    return NAMED_EVENTS if has_named_events(endpoint) else CHUNKS

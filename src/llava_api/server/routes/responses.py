@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from llava_api.chat.answers import Answers
 from llava_api.chat.response_question import given_items, response_question
 from llava_api.chat.response_reply import ResponseReply, described
-from llava_api.chat.response_store import StoredResponse, items_json
+from llava_api.chat.response_store import ResponseStore, StoredResponse, items_json
 from llava_api.errors import ErrorCode, InvalidRequest, NotFound
 from llava_api.protocol.response_reply import EVENTS, DeletedResponse
 from llava_api.protocol.response_reply import Response as ResponseObject
@@ -16,7 +16,6 @@ from llava_api.protocol.responses import ResponseRequest
 from llava_api.server.answer import Context, json_response
 from llava_api.server.body import COPIES
 from llava_api.server.endpoint import Endpoint
-from llava_api.server.services import Services
 from llava_api.server.state import exchange_of, services_of
 
 NO_STORE = "This server stores no responses (it was started without --response-store-bytes): "
@@ -33,7 +32,7 @@ async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
         )
     before = b"[]"
     if wanted.previous_response_id:
-        before = earlier_response(services, wanted.previous_response_id, owner).conversation
+        before = earlier_response(store, wanted.previous_response_id, owner).conversation
     # The conversation costs as much memory as if the request had contained it.
     account.take(COPIES * len(before))
     question = response_question(wanted, await store.read(before), services.model)
@@ -50,17 +49,13 @@ async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
     )
 
 
-def earlier_response(services: Services, response_id: str, owner: str) -> StoredResponse:
+def earlier_response(store: ResponseStore, response_id: str, owner: str) -> StoredResponse:
     """The response that ``previous_response_id`` names. Raises InvalidRequest."""
-    if not services.responses.keeps:
-        raise InvalidRequest(
-            f"{NO_STORE}send the earlier items in input instead of previous_response_id.",
-            param="previous_response_id",
-            code=ErrorCode.UNSUPPORTED_PARAMETER,
-        )
-    found = services.responses.get(response_id, owner)
+    found = store.get(response_id, owner)
     if found is None:
-        raise InvalidRequest(UNKNOWN, param="previous_response_id", code=ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND)
+        message = UNKNOWN if store.keeps else f"{NO_STORE}send the earlier items in input instead."
+        code = ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND if store.keeps else ErrorCode.UNSUPPORTED_PARAMETER
+        raise InvalidRequest(message, param="previous_response_id", code=code)
     return found
 
 
@@ -70,22 +65,20 @@ async def get_response(request: Request) -> Response:
 
 async def delete_response(request: Request) -> Response:
     stored_response(request)
-    services = services_of(request)
-    services.responses.delete(request.path_params["response_id"])
-    return json_response(DeletedResponse(id=request.path_params["response_id"]))
+    response_id = request.path_params["response_id"]
+    services_of(request).responses.delete(response_id)
+    return json_response(DeletedResponse(id=response_id))
 
 
 def stored_response(request: Request) -> StoredResponse:
     """The response that the request's path names. Raises InvalidRequest and NotFound."""
-    services = services_of(request)
     if request.query_params:
         name = next(iter(request.query_params))
         raise InvalidRequest("A stored response is always sent whole: leave the query out.", param=name[:64])
-    if not services.responses.keeps:
-        raise NotFound(f"{NO_STORE}there is none of that id.")
-    found = services.responses.get(request.path_params["response_id"], exchange_of(request.scope).key_name)
+    store = services_of(request).responses
+    found = store.get(request.path_params["response_id"], exchange_of(request.scope).key_name)
     if found is None:
-        raise NotFound(UNKNOWN)
+        raise NotFound(UNKNOWN if store.keeps else f"{NO_STORE}there is none of that id.")
     return found
 
 
