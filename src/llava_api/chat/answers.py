@@ -19,7 +19,7 @@ UNFINISHED = "The engine ended this answer without saying why."
 EndReason = Literal["stop", "length", "tool_calls"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AnswerPart:
     """The next of one answer: text, or a part of a call, or nothing yet; the last has a finish reason."""
 
@@ -82,7 +82,7 @@ class AnswerReader:
         parts = [AnswerPart(delta.index, call=call) for call in calls]
         if said or logprobs or not parts:
             parts.insert(0, AnswerPart(delta.index, said, logprobs=tuple(logprobs)))
-        parts[-1] = replace(parts[-1], finish_reason=reason)
+        parts[-1].finish_reason = reason
         return parts
 
     def end_reason(self) -> EndReason:

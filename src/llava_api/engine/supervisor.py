@@ -66,25 +66,24 @@ class SupervisedEngine:
             silent = True
             try:
                 async with aclosing(engine.generate(request)) as stream:
-                    while (delta := await self.next_of(stream)) is not None:
+                    while True:
+                        # Only here is the engine waited for: a reader that does not read is no fault of the engine.
+                        if not self.waiting:
+                            self.last_progress = time.monotonic()
+                        self.waiting += 1
+                        try:
+                            delta = await anext(stream)
+                        except StopAsyncIteration:
+                            return
+                        finally:
+                            self.waiting -= 1
+                            self.last_progress = time.monotonic()
                         silent = False
                         yield delta
-                return
             except EngineStopped as error:
                 if last or not silent:
                     raise self.stopped_error() from error
                 self.await_another(engine)
-
-    async def next_of(self, stream: AsyncGenerator[Delta, None]) -> Delta | None:
-        """None at the end. Only here is the engine waited for: a reader that does not read is no fault of its."""
-        if not self.waiting:
-            self.last_progress = time.monotonic()
-        self.waiting += 1
-        try:
-            return await anext(stream, None)
-        finally:
-            self.waiting -= 1
-            self.last_progress = time.monotonic()
 
     def await_another(self, lost: EngineProcesses) -> None:
         """A request may know of the loss before the supervisor does, or when there will be no other any more."""

@@ -68,8 +68,8 @@ async def answer(request: Request, kind: type[Model], prepare: Prepare[Model], s
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if producer.reply is not None:
         return EventStream(producer, producer.reply, first, settings.stream_keep_alive_seconds)
-    assert isinstance(first, BaseModel)
-    return json_response(first)
+    assert isinstance(first, list)
+    return json_response(first[0])
 
 
 async def cancel_on_disconnect(receive: Receive, producer: ReplyProducer) -> None:

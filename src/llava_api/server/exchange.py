@@ -36,14 +36,15 @@ class Exchange(AsyncExitStack):
 
     async def open_account(self, limiter: RateLimiter, memory: MemoryBudget, spends_tokens: bool) -> Account:
         """Count this request against its caller's limits until the exchange ends. Raises RateLimited."""
-        self.allowance = limiter.allowance(self.caller)
+        caller = self.caller
+        self.allowance = limiter.allowance(caller)
         # In reverse: the request no longer counts among those at once, and then its answer's tokens are counted.
         self.push_async_callback(self.allowance.settle)
         self.callback(self.allowance.leave)
         await self.allowance.enter(spends_tokens)
-        holding = memory.hold(self.caller)
+        holding = memory.hold(caller)
         self.callback(holding.release)
-        return Account(self.caller, holding, self.allowance)
+        return Account(caller, holding, self.allowance)
 
 
 def caller_of_address(text: str) -> str:
