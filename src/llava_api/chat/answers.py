@@ -68,6 +68,8 @@ class AnswerReader:
         self.started = self.started or bool(text)
         found: list[str | CallPart] = [text] if self.calls is None else self.calls.read(text)
         reason: EndReason | None = delta.finish_reason
+        if self.calls is None and self.json is None and self.aligner is None:
+            return [AnswerPart(delta.index, text, finish_reason=reason)]
         if self.calls is not None and reason is not None:
             found.append(self.calls.finish())
         said = "".join(part for part in found if isinstance(part, str))

@@ -30,7 +30,7 @@ class Length:
                 param=self.param,
                 code=ErrorCode.MAX_TOKENS_EXCEEDED,
             )
-        return replace(self, most=most)
+        return self if most is None else replace(self, most=most)
 
 
 def answer_room(length: Length, text_tokens: int, image_tokens: int, max_model_len: int, sampling: Sampling) -> int:

@@ -61,7 +61,6 @@ async def answer(request: Request, kind: type[Model], prepare: Prepare[Model], s
             first = await producer.first(settings.stream_head_seconds)
         finally:
             watching.cancel()
-            await asyncio.wait({watching})
         if isinstance(first, End) and first.error is not None:
             raise first.error
     except (Stopped, ClientDisconnect):

@@ -8,6 +8,7 @@ place where a request ends, and no step has to know how the others end.
 
 import ipaddress
 from contextlib import AsyncExitStack
+from functools import lru_cache
 
 from starlette.types import Scope
 
@@ -47,6 +48,7 @@ class Exchange(AsyncExitStack):
         return Account(caller, holding, self.allowance)
 
 
+@lru_cache(maxsize=1024)
 def caller_of_address(text: str) -> str:
     """An IPv6 client counts as its network of 64 bits, since it may use each address of it once."""
     try:
