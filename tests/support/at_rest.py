@@ -40,12 +40,7 @@ async def settle(app: FastAPI, tasks: set["asyncio.Task[Any]"], seconds: float =
     """Wait until nothing is held and no task runs that is not among ``tasks``. Fails with what is left."""
 
     def left() -> dict[str, Any]:
-        more = {
-            task
-            for task in asyncio.all_tasks() - tasks - {asyncio.current_task()}
-            # sse-starlette has one of these for each event loop, from the first stream on.
-            if getattr(task.get_coro(), "__qualname__", "") != "_shutdown_watcher"
-        }
+        more = asyncio.all_tasks() - tasks - {asyncio.current_task()}
         return held(app) | ({"tasks": more} if more else {})
 
     try:

@@ -57,10 +57,8 @@ async def answer(request: Request, kind: type[Model], prepare: Prepare[Model], s
         exchange.push_async_callback(producer.close)
         producer.task.add_done_callback(lambda _: account.release())
         watching = asyncio.create_task(cancel_on_disconnect(request.receive, producer))
-        try:
-            first = await producer.first(settings.stream_head_seconds)
-        finally:
-            watching.cancel()
+        exchange.callback(watching.cancel)
+        first = await producer.first(settings.stream_head_seconds)
         if isinstance(first, End) and first.error is not None:
             raise first.error
     except (Stopped, ClientDisconnect):
