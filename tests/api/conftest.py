@@ -42,7 +42,7 @@ def one_ssl_context() -> Iterator[None]:
         return create()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetch.httpcore2, "default_ssl_context", lambda: create_once(os.environ.get("SSL_CERT_FILE")))
+        patch.setattr(fetch.httpcore2, "default_ssl_context", lambda **_: create_once(os.environ.get("SSL_CERT_FILE")))
         yield
 
 
