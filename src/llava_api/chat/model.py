@@ -99,9 +99,9 @@ def layout_of(checkpoint: Checkpoint, override: str | None) -> tuple[ImageLayout
                 f"be served: choose one of {', '.join(LAYOUTS)} with --image-mode"
             )
         return found, "its config.json says so (image_aspect_ratio)"
-    if not checkpoint.clip:
-        return HF, "its vision tower is not CLIP's: as its own image processor does"
-    return family.layout, f"{family} was trained so"
+    if not checkpoint.own_tower:
+        return HF, f"its vision tower is not {family}'s, so its own image processor is used"
+    return family.layout, f"{family} was trained this way"
 
 
 def image_mode_of(checkpoint: Checkpoint, settings: Settings) -> tuple[ImageMode, str]:

@@ -55,8 +55,8 @@ class Checkpoint:
     patch_pixels: int
     tile_tokens: int
     """Image tokens of one tile."""
-    clip: bool
-    """Whether the vision tower is CLIP's, which LLaVA's own preprocessing is made for."""
+    own_tower: bool
+    """Whether the vision tower is of the kind that its family was trained with, for which LLaVA's layouts are made."""
     pinpoints: tuple[tuple[int, int], ...]
     """Pairs as config.json lists them; empty for a family without grids."""
     aspect_ratio: str | None
@@ -163,7 +163,8 @@ def describe(
     processor = original.processor_files(config)["preprocessor_config.json"] if tower else processor_config(folder)
     settings = tokenizer_files.tokenizer_settings(tokenizer_folder)
     eos = generation.get("eos_token_id", text.get("eos_token_id", 2))
-    clip = vision.get("model_type", "clip_vision_model") in TOWERS_WITH_CLASS_TOKEN
+    tower_type = vision.get("model_type", family.tower)
+    class_token = tower_type in TOWERS_WITH_CLASS_TOKEN
     tile, patch = tile_geometry(vision)
     points = original.check_pinpoints(config.get("image_grid_pinpoints"), tile) if family.tiled else []
     greedy = generation.get("do_sample") is False
@@ -183,8 +184,8 @@ def describe(
         image_token_id=whole_number(config, "image_token_index", config.get("image_token_id", 32000), least=0),
         tile_pixels=tile,
         patch_pixels=patch,
-        tile_tokens=tile_tokens(tile // patch, clip, config.get("vision_feature_select_strategy", "default")),
-        clip=clip,
+        tile_tokens=tile_tokens(tile // patch, class_token, config.get("vision_feature_select_strategy", "default")),
+        own_tower=tower_type == family.tower,
         pinpoints=tuple(points),
         aspect_ratio=word(config, "image_aspect_ratio"),
         merge=word(config, "mm_patch_merge_type"),
@@ -201,9 +202,9 @@ def describe(
     )
 
 
-def tile_tokens(side: int, clip: bool, strategy: str) -> int:
+def tile_tokens(side: int, class_token: bool, strategy: str) -> int:
     """Features that the model makes of one tile. ``default`` leaves out the first, which is CLIP's class token."""
-    return side * side + (1 if clip else 0) - (1 if strategy == "default" else 0)
+    return side * side + (1 if class_token else 0) - (1 if strategy == "default" else 0)
 
 
 def context_length(text: dict[str, Any]) -> int:

@@ -45,7 +45,7 @@ def describe(model: ServedModel) -> dict[str, Any]:
         "layers": text.get("num_hidden_layers"),
         "hidden_size": text.get("hidden_size"),
         "vocabulary": text.get("vocab_size"),
-        "vision_tower": vision.get("model_type", "clip_vision_model"),
+        "vision_tower": vision.get("model_type", checkpoint.vision.tower),
         "prompt_family": model.family.name,
         "prompt_family_reason": model.family_reason,
         "image_mode": model.image_mode.name,

@@ -59,7 +59,7 @@ def any_paused(processes: Iterable[psutil.Process]) -> bool:
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:
-    """psutil compares the start time as well, so a process that was given the same id later is left alone."""
+    """psutil compares the start time as well, so a process that was given the same id later is not killed."""
     for process in processes:
         try:
             process.kill()

@@ -4,8 +4,8 @@ The exception is raised in one of vLLM's processes (EngineCore or a worker), whi
 "Engine core initialization failed. See root cause above". So while an engine starts, the environment variable
 ``VARIABLE`` names the server's process and a file, and vLLM's processes append to that file what stopped them.
 
-The variable also tells a process of our own engine from any other process that loads vLLM (``vllm_plugin``): it is only
-set during a start, and its file exists only for that long.
+The variable also distinguishes a process of our own engine from any other process that loads vLLM (``vllm_plugin``): it
+is only set during a start, and its file exists only for that long.
 
 Errors about a setting or the machine are shown as that one line only, because the tracebacks of two or three processes
 would bury it. Any other error keeps its traceback, as it may be a mistake in vLLM or here.

@@ -89,7 +89,7 @@ def fade_edges(decoded: Decoded, fill: tuple[int, int, int]) -> Image.Image:
 
 
 def pad_levels(decoded: Decoded, tile_pixels: int, normalisation: Normalisation) -> Levels:
-    """LLaVA-1.5 (``image_aspect_ratio: pad``): uint8 (3, tile_pixels, tile_pixels)."""
+    """Layout ``pad``: uint8 (3, tile_pixels, tile_pixels)."""
     fill = normalisation.fill_colour()
     if decoded.scale == 1:
         return levels(squeeze_padded(decoded.image, tile_pixels, fill))
@@ -116,12 +116,12 @@ def anyres_canvas(decoded: Decoded, target: Size) -> Image.Image:
 
 
 def base_levels(decoded: Decoded, tile_pixels: int) -> Levels:
-    """The whole image squashed into one tile, the first of LLaVA-1.6: uint8 (1, 3, tile_pixels, tile_pixels)."""
+    """The whole image squashed into one tile, the first of a grid: uint8 (1, 3, tile_pixels, tile_pixels)."""
     return levels(resize(decoded, (tile_pixels, tile_pixels)))[None]
 
 
 def anyres_levels(decoded: Decoded, pinpoints: tuple[Size, ...], tile_pixels: int) -> Levels:
-    """LLaVA-1.6 (``anyres``): uint8 (1 + tiles, 3, tile_pixels, tile_pixels), the base tile first.
+    """Layout ``anyres``: uint8 (1 + tiles, 3, tile_pixels, tile_pixels), the base tile first.
 
     The base tile is the whole image squashed. The others are the image scaled into the best pinpoint,
     padded with black, cut row by row. Source: ``process_anyres_image``.

@@ -80,6 +80,8 @@ class VisionFamily:
     """What LLaVA's authors trained it with."""
     prompt_families: Mapping[str, str]
     """Text model -> prompt family, for text models other than Llama that LLaVA's authors trained it on."""
+    tower: str = "clip_vision_model"
+    """``model_type`` of the vision tower that LLaVA's authors trained it with."""
     tiled: bool = False
     """Whether its model takes a list of tiles with the image's size, chooses a grid among pinpoints, merges the tiles'
     features (``mm_patch_merge_type``) and has a newline token (``image_newline``)."""
