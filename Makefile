@@ -2,13 +2,14 @@ SHELL := bash
 PYTHON ?= python3
 # A folder or a hub name of a LLaVA checkpoint; empty serves the bundled demo.
 MODEL ?=
-# Tests that start no engine run as many at once as there are cores, those with a real one two at once (most of their
-# time is waiting), and the soak alone. The longest file first.
-WITHOUT_ENGINE := tests/unit tests/api tests/chart
-WITH_ENGINE := tests/faults/test_engine_faults.py tests/browser tests/clients tests/engine
+# First tests that wait for a real engine or for nothing, the longest first, then those that look at the clock. One more
+# than there are cores at once, as each waits now and then, but no more than three with engines, of one thread each.
+AT_LEISURE := tests/faults/test_soak.py tests/clients tests/browser tests/engine tests/faults tests/chart tests/unit
+BY_THE_CLOCK := tests/api
+ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-ui serve demo test test-clients test-browser lint soak bench image-test demo-checkpoints clean
+.PHONY: help setup setup-test setup-ui serve demo test tests test-clients test-browser lint soak bench image-test demo-checkpoints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -38,11 +39,15 @@ lint: setup-test ## Style, types and the rules on who imports whom
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml compose.gpu.yaml
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yaml
 
-test: lint setup-ui ## Everything continuous integration runs
+# The two environments at the same time, then style and types beside the first tests.
+test: ## Everything continuous integration runs
+	@$(MAKE) --no-print-directory -j 2 setup-test setup-ui
+	@$(MAKE) --no-print-directory -j 2 -k lint tests
+
+tests: setup-test setup-ui
 	@failed=0; \
-	.venv/bin/python -m pytest -q -n auto --dist worksteal $(WITHOUT_ENGINE) || failed=1; \
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile $(WITH_ENGINE) || failed=1; \
-	.venv/bin/python -m pytest -q $(WITHOUT_ENGINE:%=--ignore=%) $(WITH_ENGINE:%=--ignore=%) || failed=1; \
+	$(ONE_THREAD) .venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(AT_LEISURE) || failed=1; \
+	.venv/bin/python -m pytest -q -n $$(($$(nproc) + 1)) --dist worksteal $(BY_THE_CLOCK) || failed=1; \
 	exit $$failed
 
 test-clients: setup-test ## Try other people's clients, Python and Node, against a running server

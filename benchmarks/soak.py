@@ -17,7 +17,6 @@ import asyncio
 import base64
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ import httpx
 import psutil
 
 from benchmarks.machine import describe
+from tests.support.serve import started_server
 
 MODEL = "llava-tiny-1.5"
 SLOTS, ROOM = 8, 16
@@ -285,20 +285,13 @@ def serving() -> Iterator[tuple[psutil.Process, str, list[str]]]:
     with tempfile.TemporaryDirectory() as scratch:
         log, keys = Path(scratch) / "terminal.txt", Path(scratch) / "keys"
         keys.write_text("".join(f"{name}={secret}\n" for name, secret in KEYS.items()))
-        command = [sys.executable, "-m", "llava_api", "serve", MODEL, "--port", "0", "--api-key-file", str(keys)]
-        command += ["--max-num-seqs", str(SLOTS), "--max-waiting-requests", str(ROOM), "--metrics", "open"]
-        command += ["--max-body-bytes", "2000000"]
-        with log.open("wb") as sink:
-            process = subprocess.Popen(command, stdout=sink, stderr=sink)
-        try:
-            while "\ncurl " not in (text := log.read_text(errors="replace")):
-                if process.poll() is not None:
-                    sys.exit(f"the server did not start:\n{text[-3000:]}")
-                time.sleep(0.5)
-            yield psutil.Process(process.pid), text.split("Base URL: ")[1].split("/v1")[0], found
-        finally:
-            process.terminate()
-            exit_code = process.wait(60)
+        flags = ["--api-key-file", str(keys), "--max-num-seqs", str(SLOTS), "--max-waiting-requests", str(ROOM)]
+        flags += ["--metrics", "open", "--max-body-bytes", "2000000"]
+        with started_server(MODEL, log, *flags) as server:
+            server.wait_for("\ncurl ")
+            yield psutil.Process(server.process.pid), server.base_url.removesuffix("/v1"), found
+            server.process.terminate()
+            exit_code = server.process.wait(60)
         if exit_code:
             found.append(f"the server ended with exit code {exit_code}")
         if "Traceback" in (text := log.read_text(errors="replace")):

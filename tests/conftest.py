@@ -1,28 +1,59 @@
 """What holds for every test."""
 
 import logging
-from collections.abc import Iterator
-from pathlib import PurePath
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from fnmatch import fnmatch
+from functools import cache
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-ONE_ENGINE = ("demo", "engine")
-"""Folders all of whose tests share what has been started."""
+from tests.support.serve import Server, running_server
+
+ALONE = ("tests/faults/*", "tests/clients/test_chat_serve.py", "tests/clients/test_*_failures.py")
+"""Files whose tests share nothing, and take long."""
+SHARED = {
+    "the demo checkpoints' servers": ("tests/clients/demo/test_*.py", "tests/browser/test_answers.py"),
+    "the engine of tests/engine/conftest.py": (
+        "tests/engine/test_answers.py",
+        "tests/engine/test_disconnects.py",
+        "tests/engine/test_engine_metrics.py",
+        "tests/engine/test_isolation.py",
+        "tests/engine/test_plugin.py",
+        "tests/engine/test_vllm_engine.py",
+    ),
+}
+"""Files whose tests share what has been started."""
 
 
 class ByWhatIsShared(LoadFileScheduling):
-    """Deals out files, and whole folders where their files share a running server or engine."""
+    """Deals out files: together those that share a running server or engine, and test by test those that take long."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = PurePath(nodeid.partition("::")[0])
-        return str(file.parent if file.parent.name in ONE_ENGINE else file)
+        file = nodeid.partition("::")[0]
+        for shared, patterns in SHARED.items():
+            if any(fnmatch(file, pattern) for pattern in patterns):
+                return shared
+        return nodeid if any(fnmatch(file, pattern) for pattern in ALONE) else file
 
 
 # Marks (xdist_group) would be shorter, and xdist 3.8 does not see them in pytest 9.2.
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByWhatIsShared | None:
     return ByWhatIsShared(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="session")
+def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """A running server for a bundled demo checkpoint, by its name. Each is started once, when it is first needed."""
+    with ExitStack() as stack:
+
+        @cache
+        def start(model: str) -> Server:
+            return stack.enter_context(running_server(model, tmp_path_factory.mktemp("serve") / "terminal.txt"))
+
+        yield start
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.clients.conftest import running_server
+from tests.support.serve import running_server
 from tools.setup_venv import ROOT, Pip, SetupError
 
 MODEL = "llava-tiny-1.5"

@@ -3,7 +3,7 @@
 import base64
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tests.browser.conftest import ROOT, Ui, Watch, opened, running_ui
-from tests.clients.conftest import Server, running_server
+from tests.support.serve import Server
 from training.conversations import description
 from training.pictures import Picture, draw_picture, encode
 
@@ -23,9 +23,8 @@ DOCS = ROOT / "docs"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(MODEL, tmp_path_factory.mktemp("serve") / "terminal.txt") as running:
-        yield running
+def server(demo_server: Callable[[str], Server]) -> Server:
+    return demo_server(MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -5,87 +5,30 @@ What each costs a caller and an operator stands in docs/operations.md, with a po
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
-from tests.clients.conftest import START_SECONDS, wait_until_ready
+from tests.support.metrics_page import read_page
+from tests.support.serve import START_SECONDS, Server, have_ended, started_server
+from tests.support.waiting import until
 
 DETECTED_SECONDS = 5.0
-"""The bound of a loss: by then every caller has been told."""
+"""By then every caller has heard of a loss."""
 MODEL = "llava-tiny-1.5"
 
 
-@dataclass
-class Server:
-    process: "subprocess.Popen[bytes]"
-    log: Path
-    base_url: str
-
-    def family(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def engine_core(self) -> psutil.Process:
-        (found,) = [child for child in self.family() if "EngineCore" in " ".join(child.cmdline())]
-        return found
-
-    def status(self, path: str) -> int:
-        return httpx.get(f"{self.base_url}{path}", timeout=10).status_code
-
-    def lines(self) -> list[str]:
-        return self.log.read_text(errors="replace").splitlines()
+def client_of(server: Server, seconds: float) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=server.base_url.removesuffix("/v1"), timeout=seconds)
 
 
-@contextmanager
-def started(log: Path, *flags: str, wait: bool = True) -> Iterator[Server]:
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "llava_api", "serve", MODEL, "--port", "0", *flags],
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            env=os.environ.copy(),
-        )
-    server = Server(process, log, "")
-    family: list[psutil.Process] = []
-    try:
-        if wait:
-            terminal = wait_until_ready(process, log)
-            server.base_url = terminal.split("Base URL: ")[1].split("/v1")[0]
-        yield server
-        family = server.family() if process.poll() is None else []
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        assert gone(family)
-
-
-def gone(processes: list[psutil.Process], seconds: float = 10.0) -> bool:
-    """Whether they end within that time; one that waits for its parent to notice has ended."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not [left for left in processes if left.is_running() and state_of(left) != psutil.STATUS_ZOMBIE]:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def state_of(process: psutil.Process) -> str:
-    try:
-        return str(process.status())
-    except psutil.NoSuchProcess:
-        return psutil.STATUS_ZOMBIE
+def last_line(server: Server) -> str:
+    return server.terminal.splitlines()[-1]
 
 
 def body(words: str, *, stream: bool, max_tokens: int, **others: Any) -> dict[str, Any]:
@@ -128,9 +71,7 @@ async def ask(client: httpx.AsyncClient, asked: dict[str, Any], heard: Heard) ->
 
 
 async def until_begun(streams: list[Heard]) -> None:
-    async with asyncio.timeout(60):
-        while not all(heard.data for heard in streams):
-            await asyncio.sleep(0.01)
+    await until(lambda: all(heard.data for heard in streams), 60)
 
 
 def assert_told_of_the_loss(streams: list[Heard], unary: list[Heard], since: float) -> None:
@@ -150,14 +91,15 @@ def assert_told_of_the_loss(streams: list[Heard], unary: list[Heard], since: flo
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_without_its_engine_the_server_tells_everybody_and_ends(tmp_path: Path, fault: signal.Signals) -> None:
     async def lose(server: Server) -> None:
-        async with httpx.AsyncClient(base_url=server.base_url, timeout=60) as client:
+        async with client_of(server, 60) as client:
             streams, unary = [Heard() for _ in range(6)], [Heard() for _ in range(3)]
             asking = [ask(client, body("Hello", stream=True, max_tokens=1900), heard) for heard in streams]
             asking += [ask(client, body("Hello", stream=False, max_tokens=1900), heard) for heard in unary]
             tasks = [asyncio.create_task(each) for each in asking]
             await until_begun(streams)
+            engine_core = server.wait_for_engine_process("EngineCore")
             since = time.monotonic()
-            server.engine_core().send_signal(fault)
+            engine_core.send_signal(fault)
             await asyncio.wait_for(asyncio.gather(*tasks), 30)
             assert_told_of_the_loss(streams, unary, since)
             live = 200
@@ -165,17 +107,18 @@ def test_without_its_engine_the_server_tells_everybody_and_ends(tmp_path: Path, 
                 live = (await client.get("/health/live")).status_code
             assert live == 503
 
-    with started(tmp_path / "terminal.txt") as server:
-        family = server.family()
+    with started_server(MODEL, tmp_path / "terminal.txt") as server:
+        server.wait_for("\ncurl ")
+        children = server.children()
         asyncio.run(lose(server))
         assert server.process.wait(15) == 1
-        assert gone(family)
-        assert server.lines()[-1].startswith("llava-api: the engine was lost")
+        assert have_ended(children)
+        assert last_line(server).startswith("llava-api: the engine was lost")
 
 
 def test_a_restarted_engine_answers_what_had_not_begun_and_a_killed_server_leaves_nothing(tmp_path: Path) -> None:
     async def lose_and_go_on(server: Server) -> None:
-        async with httpx.AsyncClient(base_url=server.base_url, timeout=START_SECONDS) as client:
+        async with client_of(server, START_SECONDS) as client:
             alone = await ask(client, body("What is this?", stream=True, max_tokens=40), Heard())
             streams, silent = [Heard() for _ in range(2)], [Heard() for _ in range(6)]
             tasks = [asyncio.create_task(ask(client, body("Hello", stream=True, max_tokens=1900), h)) for h in streams]
@@ -184,9 +127,11 @@ def test_a_restarted_engine_answers_what_had_not_begun_and_a_killed_server_leave
             for number, heard in enumerate(silent):
                 asked = body("What is this?", stream=number % 2 == 0, max_tokens=40)
                 tasks.append(asyncio.create_task(ask(client, asked, heard)))
-            await asyncio.sleep(0.5)
+            while await waiting_in_the_engine(client) < len(silent):
+                await asyncio.sleep(0.05)
+            engine_core = server.wait_for_engine_process("EngineCore")
             since = time.monotonic()
-            server.engine_core().kill()
+            engine_core.kill()
             await asyncio.wait_for(asyncio.gather(*tasks[:2]), 30)
             assert_told_of_the_loss(streams, [], since)
             assert (await client.get("/health/live")).status_code == 200
@@ -197,19 +142,36 @@ def test_a_restarted_engine_answers_what_had_not_begun_and_a_killed_server_leave
             assert {heard.text for heard in silent} == {alone.text}
             assert (await client.get("/health/ready")).status_code == 200
 
-    flags = ("--restart-engine", "--max-num-seqs", "2", "--max-running-answers", "8")
-    with started(tmp_path / "terminal.txt", *flags) as server:
+    flags = ("--restart-engine", "--max-num-seqs", "2", "--max-running-answers", "8", "--metrics", "open")
+    with started_server(MODEL, tmp_path / "terminal.txt", *flags) as server:
+        server.wait_for("\ncurl ")
         asyncio.run(lose_and_go_on(server))
-        family = server.family()
-        assert len(family) >= 2
+        children = server.children()
+        assert len(children) >= 2
         server.process.kill()
         server.process.wait()
-        assert gone(family)
+        assert have_ended(children)
 
 
-def test_sigterm_lets_streams_run_to_done_and_a_port_in_use_stays_its_owners(tmp_path: Path) -> None:
+async def waiting_in_the_engine(client: httpx.AsyncClient) -> float:
+    return read_page((await client.get("/metrics")).text).total("vllm:num_requests_waiting")
+
+
+def test_with_a_tiny_kv_cache_long_streams_finish_as_if_alone_and_sigterm_lets_them(tmp_path: Path) -> None:
+    words = [f"Tell me about picture number {number}." for number in range(8)]
+
+    async def fill(server: Server) -> None:
+        async with client_of(server, 300) as client:
+            asked = [body(text, stream=True, max_tokens=700) for text in words]
+            alone = [await ask(client, each, Heard()) for each in asked[:3]]
+            together = await asyncio.gather(*(ask(client, each, Heard()) for each in asked))
+            assert all((heard.data or [""])[-1] == "[DONE]" for heard in together)
+            assert [heard.text for heard in together[:3]] == [heard.text for heard in alone]
+            assert all(heard.text for heard in together)
+            assert read_page((await client.get("/metrics")).text).total("vllm:num_preemptions_total") > 0
+
     async def stop(server: Server) -> None:
-        async with httpx.AsyncClient(base_url=server.base_url, timeout=60) as client:
+        async with client_of(server, 60) as client:
             streams = [Heard() for _ in range(4)]
             asking = [ask(client, body("Hello", stream=True, max_tokens=600), heard) for heard in streams]
             tasks = [asyncio.create_task(each) for each in asking]
@@ -225,44 +187,27 @@ def test_sigterm_lets_streams_run_to_done_and_a_port_in_use_stays_its_owners(tmp
             await asyncio.gather(*tasks)
             assert [(heard.data or [""])[-1] for heard in streams] == ["[DONE]"] * 4
 
-    with started(tmp_path / "terminal.txt") as server:
-        family = server.family()
-        asyncio.run(stop(server))
-        assert server.process.wait(15) == 0
-        assert gone(family)
-
-
-@pytest.mark.parametrize("seconds", [0.0, 6.0, 15.0])
-def test_sigterm_while_the_model_loads_is_clean(tmp_path: Path, seconds: float) -> None:
-    with started(tmp_path / "terminal.txt", wait=False) as server:
-        deadline = time.monotonic() + START_SECONDS
-        while not any("loading the engine" in line for line in server.lines()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(seconds)
-        family = server.family()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(10) == 0
-        assert gone(family)
-        assert "Traceback" not in "\n".join(server.lines())
-
-
-def test_with_a_tiny_kv_cache_all_long_streams_finish_as_if_alone(tmp_path: Path) -> None:
-    words = [f"Tell me about picture number {number}." for number in range(8)]
-
-    async def fill(server: Server) -> None:
-        async with httpx.AsyncClient(base_url=server.base_url, timeout=300) as client:
-            asked = [body(text, stream=True, max_tokens=700) for text in words]
-            alone = [await ask(client, each, Heard()) for each in asked[:3]]
-            together = await asyncio.gather(*(ask(client, each, Heard()) for each in asked))
-            assert all((heard.data or [""])[-1] == "[DONE]" for heard in together)
-            assert [heard.text for heard in together[:3]] == [heard.text for heard in alone]
-            assert all(heard.text for heard in together)
-            page = (await client.get("/metrics")).text
-            (preempted,) = [line for line in page.split("\n") if line.startswith("vllm:num_preemptions_total")]
-            assert float(preempted.rpartition(" ")[2]) > 0
-
     # 40 blocks of 32 tokens: room for 1,280 where eight answers of 700 need 5,900.
     flags = ["--metrics", "open", "--max-model-len", "1024"]
     flags += ["--engine-arg", "num_gpu_blocks_override=40", "--engine-arg", "block_size=32"]
-    with started(tmp_path / "terminal.txt", *flags) as server:
+    with started_server(MODEL, tmp_path / "terminal.txt", *flags) as server:
+        server.wait_for("\ncurl ")
+        children = server.children()
         asyncio.run(fill(server))
+        asyncio.run(stop(server))
+        assert server.process.wait(15) == 0
+        assert have_ended(children)
+
+
+@pytest.mark.parametrize("begun", ["nothing", "EngineCore", "Worker"])
+def test_sigterm_while_the_model_loads_is_clean(tmp_path: Path, begun: str) -> None:
+    """``begun`` is the process of the engine's that has just been started."""
+    with started_server(MODEL, tmp_path / "terminal.txt") as server:
+        server.wait_for("loading the engine")
+        if begun != "nothing":
+            server.wait_for_engine_process(begun)
+        children = server.children()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
+        assert have_ended(children)
+        assert "Traceback" not in server.terminal

@@ -114,7 +114,7 @@ def test_imports_that_work_fail_crash_and_hang(tmp_path: Path, monkeypatch: pyte
     module(tmp_path, "exiting_one", "raise SystemExit(3)")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     groups = [("good_one", "broken_one", "exiting_one", "crashing_one"), ("good_one", "hanging_one"), ("no_such_one",)]
-    found = software_checks.imports(groups, seconds=5)
+    found = software_checks.imports(groups, seconds=3)
     assert found["good_one"] == Import("good_one", "1.2")
     assert found["broken_one"].error == "RuntimeError: operator torchvision::nms does not exist"
     assert found["exiting_one"].error == "SystemExit: 3"

@@ -1,14 +1,13 @@
-"""One server for all of this folder's tests, for each demo checkpoint in turn."""
+"""The server of each demo checkpoint in turn, for all of this folder's tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
-from tests.clients.conftest import Server, running_server
+from tests.support.serve import Server
 
 
 @pytest.fixture(scope="package", params=["llava-tiny-1.5", "llava-tiny-1.6"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """For one of them alone: ``pytest.mark.parametrize("server", [...], indirect=True)``."""
-    with running_server(request.param, tmp_path_factory.mktemp("serve") / "terminal.txt") as running:
-        yield running
+def server(request: pytest.FixtureRequest, demo_server: Callable[[str], Server]) -> Server:
+    """For one checkpoint only: ``pytest.mark.parametrize("server", [...], indirect=True)``."""
+    return demo_server(request.param)

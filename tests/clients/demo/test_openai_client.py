@@ -10,8 +10,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image, ImageDraw
 
-from tests.clients.conftest import Server
 from tests.support.questions import data_url
+from tests.support.serve import Server
 from training.conversations import SELF_ANSWER
 from training.exam import ask, draw_item
 from training.pictures import draw_picture

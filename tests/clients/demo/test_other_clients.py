@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.clients.conftest import Server
 from tests.support.questions import data_url
+from tests.support.serve import Server
 from tools.client_tests import CLIENTS, MODEL, try_client
 from tools.setup_venv import ROOT
 

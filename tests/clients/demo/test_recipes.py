@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import Server
 from tests.support.recipes import Recipe, read_recipes
+from tests.support.serve import Server
 from tools.client_tests import MODEL, python_environment
 
 LONGEST_SECONDS = 120
