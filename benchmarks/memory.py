@@ -24,7 +24,7 @@ from benchmarks.pictures import Pictures
 from benchmarks.process_tree import MemoryWatch, own_memory_bytes
 from benchmarks.servers import Contestant, Server, our_command, serving
 from benchmarks.workloads import ANSWER_TOKENS, picture_body
-from llava_api.cli.models import demo_folder
+from llava_api.cli.flags import demo_folder
 
 SIZE = (1024, 768)
 CONCURRENCY = 16

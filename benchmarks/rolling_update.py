@@ -33,7 +33,7 @@ from openai import APIError, AsyncOpenAI
 
 from benchmarks.machine import describe
 from benchmarks.servers import ENVIRONMENT, MODEL, die_with_parent, free_port, our_command
-from llava_api.cli.models import demo_folder
+from llava_api.cli.flags import demo_folder
 
 PRE_STOP_SECONDS, DRAIN_SECONDS = 10.0, 120
 """The chart's defaults."""

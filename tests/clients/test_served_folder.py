@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from llava_api.cli.models import demo_folder
+from llava_api.cli.flags import demo_folder
 from tests.support.metrics_page import read_page
 from tests.support.questions import data_url
 from tests.support.serve import Server, running_server
