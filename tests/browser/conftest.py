@@ -1,4 +1,4 @@
-"""``llava-api ui`` as a person has it: the real page in Debian's Chromium, without a screen."""
+"""``llava-api ui`` in Debian's Chromium, without a screen."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ FLAGS = (
 
 
 def missing() -> str:
-    """What the tests here need and do not find; empty where all is there."""
+    """What the tests here need and do not find; empty if nothing is missing."""
     if CHROMIUM is None:
         return "Chromium is not installed: apt-get install chromium"
     if not UI_PYTHON.exists():
@@ -50,19 +50,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Ui:
     url: str
     folder: Path
-    """Where it may make its folder for uploads."""
+    """In which it makes its folder for uploads."""
     pid: int
     log: Path
-    """What it wrote to its terminal."""
+    """Its output."""
 
     def files(self) -> list[Path]:
-        """What lies on the disk of what was uploaded."""
+        """The uploaded files on the disk."""
         return [path for path in self.folder.rglob("*") if path.is_file()]
 
 
 @contextmanager
 def running_ui(base_url: str, folder: Path, *flags: str, quiet: bool = True) -> Iterator[Ui]:
-    """The page for an API; at the end it must leave nothing behind, and where ``quiet`` no complaint in its log."""
+    """Run the page for an API. At its end it must leave no file, and if ``quiet`` no message in its log."""
     temporary = folder / "tmp"
     temporary.mkdir()
     log = folder / "ui.txt"
@@ -96,10 +96,10 @@ def wait_for_link(process: "subprocess.Popen[bytes]", log: Path) -> str:
 
 @dataclass(slots=True)
 class Watch:
-    """What a page does behind the scenes."""
+    """Records a page's requests, errors and warnings."""
 
     complaints: list[str] = field(default_factory=list)
-    """Errors and warnings in the browser's console, errors of scripts, failed answers."""
+    """Errors and warnings in the browser's console, errors of scripts, failed requests."""
     requests: list[Request] = field(default_factory=list)
 
     def over(self, page: Page) -> None:
@@ -113,12 +113,12 @@ class Watch:
             self.complaints.append(f"{kind}: {text}")
 
     def foreign(self, url: str) -> list[str]:
-        """Requests that went elsewhere than to the page's own origin."""
+        """Addresses of requests to other origins than the page's own."""
         own = ("data:", "blob:", url)
         return [request.url for request in self.requests if not request.url.startswith(own)]
 
 
-# Not for the session: while Playwright is there, an event loop runs in this thread, and no other test can have one.
+# Not for the whole session: Playwright runs an event loop in this thread, so that no other test could have one.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     assert CHROMIUM is not None
@@ -143,7 +143,7 @@ def watch() -> Watch:
 
 
 def opened(context: BrowserContext, url: str, watch: Watch) -> Page:
-    """A page that is ready to be used."""
+    """Open a page and wait until it can be used."""
     page = context.new_page()
     watch.over(page)
     page.goto(url)

@@ -1,4 +1,4 @@
-"""The page before the real server with the demo checkpoint: right answers, and what the model saw of the images."""
+"""The page with the real server and the demo checkpoint: right answers, and what the model saw of the images."""
 
 import base64
 import os
@@ -40,12 +40,11 @@ def page(context: BrowserContext, ui: Ui, watch: Watch) -> Page:
 
 
 def drawn(seed: int, size: tuple[int, int] = (320, 240)) -> Picture:
-    """Of shapes."""
     return draw_picture(Random(f"the page {seed}"), size, number=False)
 
 
 def add(page: Page, *files: tuple[str, bytes]) -> None:
-    """As from the dialogue for files."""
+    """As with the file dialogue."""
     before = page.locator("#box .thumbnail-item").count()
     chosen: list[Any] = [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in files]
     page.locator("#box input[type=file]").set_input_files(chosen)
@@ -75,7 +74,7 @@ def test_a_drawn_picture_is_described_and_a_second_question_knows_it(
     kind = picture.shapes[0].kind
     send(page, f"Is there a {kind}?")
     expect(answers(page)).to_have_text([description(picture), "Yes."])
-    # What lay on the disk is gone now that it is part of the conversation, and no other place has a copy.
+    # The file was deleted when it became a part of the conversation, and there is no copy.
     assert ui.files() == []
     panel_says_the_same(
         page, explained(server, png, "What is in this image?", description(picture), f"Is there a {kind}?")
@@ -85,7 +84,7 @@ def test_a_drawn_picture_is_described_and_a_second_question_knows_it(
 
 
 def explained(server: Server, png: bytes, *said: str) -> dict[str, Any]:
-    """What the server itself says of the same conversation."""
+    """What the server itself says about the same conversation."""
     url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     messages: list[dict[str, Any]] = [
         {"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(said)
@@ -272,7 +271,7 @@ def test_screenshots(
 
 
 def test_nothing_is_left_of_what_was_added_and_never_sent(page: Page, ui: Ui) -> None:
-    """Its end is the fixture's: the folder is gone when the page has ended."""
+    """The fixture checks that the folder is gone when the page has ended."""
     before = ui.files()
     add(page, ("shapes.png", encode(drawn(6).image, "PNG")))
     (waiting,) = set(ui.files()) - set(before)

@@ -1,4 +1,4 @@
-"""The page before a scripted server: stopping, troubles, settings, several people, bad answers."""
+"""The page with a scripted server: stopping, troubles, settings, several people, bad answers."""
 
 import json
 import time
@@ -29,7 +29,7 @@ def ui(one_api: DirectedApi, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def api(one_api: DirectedApi) -> Iterator[DirectedApi]:
-    """As new."""
+    """The shared API, reset."""
     port = one_api.port
     one_api.held.clear()
     vars(one_api).update(vars(DirectedApi()) | {"port": port})
@@ -154,7 +154,7 @@ def test_settings_reach_the_server_and_the_key_stays_out_of_the_page(
     page: Page, ui: Ui, api: DirectedApi, watch: Watch
 ) -> None:
     page.get_by_role("button", name="Settings").click()
-    # A page that is loaded anew while it still asks for the models complains in the console.
+    # A page that is reloaded while it still asks for the models writes an error to the console.
     expect(page.get_by_role("combobox", name="Model")).to_have_value(MODELS[0])
     api.needed_key = "sk-secret"
     page.reload()
@@ -221,7 +221,7 @@ def test_without_a_server_the_page_says_how_to_start_one(
 
 
 def join(ui: Ui, path: str) -> httpx.Response:
-    """As the page asks a question, with a file of the caller's choice."""
+    """Send a question as the page does, with any path as its file."""
     config = json.loads(httpx.get(f"{ui.url}config").text)
     submit = next(each for each in config["dependencies"] if each["targets"][0][1] == "submit")
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
@@ -260,7 +260,7 @@ def test_what_the_page_does_not_need_is_not_there(ui: Ui, path: str) -> None:
 
 
 def test_a_key_is_not_in_the_log_of_a_call_that_fails(api: DirectedApi, tmp_path: Path) -> None:
-    """As from a page that stayed open over an update."""
+    """As from a page that stayed open during an update."""
     with running_ui(api.base_url, tmp_path, quiet=False) as ui:
         config = json.loads(httpx.get(f"{ui.url}config").text)
         submit = next(each for each in config["dependencies"] if each["targets"][0][1] == "submit")
@@ -295,7 +295,7 @@ def test_uploads_are_limited(ui: Ui) -> None:
 
 
 def test_leaving_during_an_upload_leaves_nothing(ui: Ui) -> None:
-    """And no word in the terminal, which is the fixture's to see."""
+    """The fixture checks that it leaves no message in the log either."""
 
     def half() -> Iterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + b"0" * 1000

@@ -1,4 +1,4 @@
-"""``llava-api chat`` as a person and a script meet it, with a scripted API."""
+"""``llava-api chat`` at a terminal and in scripts, with a scripted API."""
 
 import json
 import os
@@ -48,11 +48,11 @@ class Shell:
         self.capsys = capsys
 
     def chat(self, *flags: str) -> tuple[int, str, str]:
-        """Exit code, standard output, standard error."""
+        """Return exit code, standard output and standard error."""
         with pytest.raises(SystemExit) as ended:
             main(["chat", *flags])
         out, err = self.capsys.readouterr()
-        # A text is what Python itself writes to standard error.
+        # Python writes an exit code that is a text to standard error.
         return (
             (1, out, f"{err}{ended.value.code}\n")
             if isinstance(ended.value.code, str)
@@ -122,7 +122,7 @@ def test_json_for_scripts(api: ScriptedApi, shell: Shell) -> None:
     ("question", "out", "words"),
     [
         ("refuse", "", "The image cannot be read."),
-        # After what the client tried by itself; on one line, whatever the server says.
+        # After the client's own retries; in one line, although the server's message has two.
         ("busy", "", "Come [31magain later."),
         ("break", "A red circle.", "The answer broke off"),
         ("fail", "A red circle.", "The engine could not answer."),
@@ -139,7 +139,7 @@ def test_failures_are_one_line_and_exit_code_1(
 
 
 def test_a_question_that_is_no_text_is_reported(api: ScriptedApi, shell: Shell) -> None:
-    # As Python reads a byte that is no UTF-8 in a command line.
+    # Python reads a byte of a command line that is not UTF-8 as such a letter.
     code, out, err = shell.chat("--query", "What is \udcff?")
     assert (code, out) == (1, "")
     assert "halves of letters" in err
@@ -228,7 +228,7 @@ def test_what_is_no_part_of_an_answer_is_reported(api: ScriptedApi, shell: Shell
     api.odd_event = event
     code, out, err = shell.chat("--query", "odd")
     assert (code, out) == (1, "A red circle.")
-    # Not by its end, which would be a mistake of this test.
+    # Because of the event, and not only because the answer has no end.
     assert "The answer broke off (" in err
 
 
@@ -283,7 +283,7 @@ def test_lines_from_a_pipe_are_a_conversation(api: ScriptedApi, tmp_path: Path) 
         "no",
     ]
     done = run([], "\n".join(lines).encode())
-    # Answers alone; what else there is to say goes aside. Something failed.
+    # Only answers are on standard output. One question failed.
     assert (done.returncode, done.stdout) == (1, b"A red circle.\nA red circle.\n")
     told = done.stderr.decode()
     assert "The image cannot be read." in told
@@ -348,17 +348,17 @@ def ask(opened: Terminal, question: str, answer: str) -> str:
 
 
 def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
-    """All in one, because a start takes seconds: pictures, turns, Ctrl-C, errors, save, load, a server that is gone."""
+    """Images, turns, Ctrl-C, errors, save and load, all in one test because a start takes seconds."""
     picture = tmp_path / "my circle.png"
     picture.write_bytes(IMAGE.read_bytes())
     file = tmp_path / "chat.json"
     with at_terminal() as opened:
         begin(opened)
         ask(opened, f"/image '{picture}'", "image for the next question: " + str(picture))
-        # The red of the picture, in cells.
+        # The red of the image, drawn in cells.
         assert "\x1b[38;2;230;25;25" in opened.raw
         ask(opened, "What?", "A red circle.")
-        # Ctrl-C ends the answer and the request, not the program, and what was said stays.
+        # Ctrl-C ends the answer and the request, but not the program, and the answer so far stays.
         opened.enter("slow")
         opened.wait_for("word3 ")
         opened.type(CONTROL_C)
@@ -369,12 +369,12 @@ def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
         said = api.requests[-1]["messages"]
         assert [message["role"] for message in said] == ["user", "assistant"] * 2 + ["user"]
         assert said[3]["content"].startswith("word0 word1 word2 word3 ")
-        # At the prompt it says how to leave.
+        # At the prompt Ctrl-C says how to leave.
         opened.type("half a line")
         opened.wait_for("half a line")
         opened.type_until(CONTROL_C, "/quit or Ctrl-D ends")
         opened.wait_for("> ")
-        # What the server refuses is not said; a picture that is none is told by name.
+        # A refused question is not kept; the error for a file that is no image names it.
         ask(opened, "refuse", "The image cannot be read.")
         ask(opened, f"/image {file}", "chat.json cannot be read (No such file or directory)")
         ask(opened, f"/save {file}", "Saved to")
@@ -388,7 +388,7 @@ def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
         ]
         (tmp_path / "broken.json").write_text("{")
         ask(opened, f"/load {tmp_path / 'broken.json'}", "is not valid JSON")
-        # The conversation goes on as it was.
+        # The conversation is as it was before.
         ask(opened, "And?", "A red circle.")
         assert [message["content"] for message in api.requests[-1]["messages"][1:]] == ["Who?", "A red circle.", "And?"]
         shown = ask(opened, f"/load {file}", "assistant: A red circle.")
@@ -399,7 +399,7 @@ def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
         opened.type("\x1b[200~one\ntwo\x1b[201~")
         ask(opened, "", "A red circle.")
         assert api.requests[-1]["messages"][-1]["content"] == "one\ntwo"
-        # A request that somebody wrote down is asked.
+        # The question at the end of a request in a file is asked.
         file.write_text(
             json.dumps({"stream": True, "model": "other", "messages": [{"role": "user", "content": "Ready?"}]})
         )
@@ -416,14 +416,14 @@ def test_a_server_that_goes_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> N
         with opened_for as opened:
             begin(opened)
             ask(opened, "busy", "Come [31magain later.")
-            # Nobody is to blame for that: the picture waits for the next try.
+            # The server was busy, so the image waits for the next try.
             ask(opened, "What?", "A red circle.")
             assert "iVBOR" in json.dumps(api.requests[-1]["messages"])
             assert len(api.requests[-1]["messages"]) == 1
             ask(opened, "break", "The answer broke off")
             opened.enter("/quit")
             assert opened.end() == 0
-    # Colours were not wanted, so there was no picture either.
+    # Without colours no image is drawn.
     assert "\x1b[38" not in opened.raw
     assert "\u2580" not in opened.raw
 
@@ -435,7 +435,7 @@ def modules_of(imports: str) -> set[str]:
 
 
 def test_other_commands_do_not_wait_for_the_client() -> None:
-    # (rich is there in any case: httpx loads it where it is installed.)
+    # (rich is loaded anyway: httpx imports it if it is installed.)
     assert not {"openai", "llava_api.cli.chat.screen"} & modules_of("llava_api.cli.main")
 
 

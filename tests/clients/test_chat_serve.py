@@ -18,7 +18,7 @@ SECONDS = 300
 
 
 def servers_of(chat_id: int) -> list[psutil.Process]:
-    """The server that a chat has started, once it has, and all that the server has started."""
+    """Wait until a chat has started its server; return the server and its child processes."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         found = psutil.Process(chat_id).children(recursive=True)
@@ -34,7 +34,7 @@ def all_ended(processes: Sequence[psutil.Process]) -> bool:
 
 
 def test_a_question_with_its_own_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of a server for others; this one is for the chat.
+    # Settings of another server, which must not reach the chat's own.
     monkeypatch.setenv("LLAVA_API_KEY", "sk-llava-of-another-server")
     monkeypatch.setenv("LLAVA_UNIX_SOCKET", "/no/such/folder/socket")
     command = [sys.executable, *CHAT, "--query", "What number is written?", "--image", str(PICTURES / "number-27.png")]

@@ -1,4 +1,4 @@
-"""The parts of ``llava-api chat``: the conversation, its file, keys, pictures, cells, typed lines."""
+"""The parts of ``llava-api chat``: the conversation, its file, keys, images, cells, typed lines."""
 
 import argparse
 import base64
@@ -62,7 +62,7 @@ def test_what_is_saved_is_loaded_and_is_a_chat_request(tmp_path: Path) -> None:
     request = json.loads(path.read_text())
     assert request["messages"] == conversation.messages()
     assert (request["model"], request["temperature"], request["max_tokens"]) == ("tiny", 0.5, 12)
-    # A conversation is written over, anything else is not.
+    # A conversation is overwritten, anything else is not.
     save(path, conversation.asked("More?"), "tiny", sampling)
     assert load(path).conversation() == conversation.asked("More?")
     assert [entry.name for entry in tmp_path.iterdir()] == ["chat.json"]
@@ -79,7 +79,7 @@ def test_what_is_saved_is_loaded_and_is_a_chat_request(tmp_path: Path) -> None:
         (b'{"messages": [{"role": "robot", "content": "a"}]}', "messages.0.role"),
         (b'{"messages": [{"role": "user", "content": [{"type": "audio"}]}]}', "messages.0.content"),
         (b'{"messages": [], "temperature": "hot"}', "temperature"),
-        # What no request can hold.
+        # No JSON request can hold these.
         (b'{"messages": [], "temperature": NaN}', "temperature"),
         (b'{"messages": [], "top_p": 1e999}', "top_p"),
     ],
@@ -126,7 +126,7 @@ def test_the_key_is_found_where_it_may_be(tmp_path: Path, monkeypatch: pytest.Mo
     assert find_key(None) == NO_KEY
     monkeypatch.setenv("OPENAI_API_KEY", "of-openai=")
     assert find_key(None) == "of-openai="
-    # As the server is given it.
+    # In the server's form.
     monkeypatch.setenv("LLAVA_API_KEY", f"bob=sha256:{'0' * 64},anne={KEY}")
     assert find_key(None) == KEY
     monkeypatch.delenv("LLAVA_API_KEY")
@@ -172,7 +172,7 @@ def test_nothing_that_commands_a_terminal_is_left() -> None:
     assert without_controls("a\tb\nc \x1b[31mred\x1b[0m \x9b2J\x07\x08\r\x7f \u202eevil\u202c \ud800") == (
         "a\tb\nc [31mred[0m 2J evil \ufffd"
     )
-    # Letters of people are.
+    # People's own letters stay.
     assert without_controls("für 猫 🏳️‍🌈 עברית\u200f [bold]") == "für 猫 🏳️‍🌈 עברית\u200f [bold]"
 
 
@@ -235,10 +235,10 @@ def test_cells_show_the_picture_small_and_in_its_proportions() -> None:
     assert cells is not None
     assert (len(cells), {len(row) for row in cells}) == (20, {40})
     assert (cells[10][5], cells[10][35]) == ((255, 0, 0), (0, 0, 255))
-    # Small pictures stay as they are.
+    # Small images keep their size.
     cells = miniature(picture_bytes(Image.new("RGB", (3, 5), (1, 2, 3))), 40, 30)
     assert cells == [[(1, 2, 3)] * 3] * 5
-    # Long ones keep one row at least; upright by EXIF.
+    # Long ones keep at least one row; EXIF turns this one upright.
     strip = Image.new("RGB", (4000, 2))
     strip.getexif()[0x0112] = 6
     buffer = io.BytesIO()
@@ -268,7 +268,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
 def test_lines_that_belong_together_are_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
     assert typed(monkeypatch, " one \n\ntwo\\\nthree\nfour\n") == ["one", "", "two\nthree", "four"]
     assert typed(monkeypatch, '"""one\n two\n"""\n"""three"""\nfour') == ["one\n two", "three", "four"]
-    # The end of the input in the midst of a text is the end.
+    # The end of the input ends a text that is not complete.
     assert typed(monkeypatch, 'one\n"""two\n') == ["one"]
 
 
@@ -285,7 +285,7 @@ def test_tab_completes_commands_and_paths(tmp_path: Path, monkeypatch: pytest.Mo
     assert lines.candidates("my\\ ", ["/image"]) == ["my\\ cat.png"]
     assert lines.candidates("~/ca", ["/image"]) == ["~/cat.png", "~/cats/"]
     assert lines.candidates("[", ["/load"]) == ["[x].png"]
-    # What is completed is what the command finds.
+    # The commands find what Tab completes.
     for start in ("my", "it\\'"):
         (whole,) = lines.candidates(start, ["/image"])
         (name,) = names_in(whole)

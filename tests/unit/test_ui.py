@@ -1,4 +1,4 @@
-"""What decides on the chat page, without Gradio and without a browser."""
+"""The decisions of the chat page, without Gradio and without a browser."""
 
 import asyncio
 import base64
@@ -178,7 +178,7 @@ def test_the_panel_shows_text_as_text_in_one_block() -> None:
 
 @pytest.mark.parametrize("end", ["\n\n", "\r\r", "\r\n\r\n"])
 def test_no_text_ends_the_panels_html(end: str) -> None:
-    """Behind a blank line it would be Markdown, and its links could be scripts."""
+    """After a blank line the rest would be read as Markdown, whose links could be scripts."""
     evil = f"x{end}[y](javascript:z)"
     told = explanation(format=evil, mode=evil).model_copy(
         update=dict.fromkeys(("prompt", "version", "family", "family_reason", "image_mode", "image_mode_reason"), evil)

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from llava_api import __version__
 from llava_api.cli import convert, explain, inspect, keys, serve
@@ -15,6 +15,10 @@ from llava_api.errors import StartupError
 
 class Parser(argparse.ArgumentParser):
     """Prints one line for an error; argparse would print fifty lines of usage before it."""
+
+    def __init__(self, *, description: str | None = None, **options: Any) -> None:
+        # Descriptions are docstrings.
+        super().__init__(description=description and description.replace("``", ""), **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")

@@ -61,15 +61,7 @@ class Answering:
 
     def ask(self, page: OpenPage, text: str, paths: Sequence[str], settings: PageSettings) -> Updates:
         """Ask a new question with the uploaded files at ``paths``. If anything is wrong, nothing changes."""
-
-        async def add_turn() -> PageSettings:
-            files = [self.uploads.find(path) for path in paths]
-            found = [file for file in files if file is not None]
-            if len(found) < len(files):
-                raise Refused(UPLOAD_GONE)
-            return await self.add_turn(page, text, [file.read_bytes() for file in found], settings, found)
-
-        return self.answer(page, add_turn, box="")
+        return self.answer(page, lambda: self.add_turn(page, text, self.uploads_at(paths), settings), box="")
 
     def ask_with(self, page: OpenPage, text: str, image: bytes, settings: PageSettings) -> Updates:
         """Ask a new question with an image that was not uploaded."""
@@ -93,27 +85,34 @@ class Answering:
 
         return self.answer(page, go_back)
 
+    def uploads_at(self, paths: Sequence[str]) -> list[Path]:
+        """Raises Refused."""
+        files = [file for file in map(self.uploads.find, paths) if file is not None]
+        if len(files) < len(paths):
+            raise Refused(UPLOAD_GONE)
+        return files
+
     async def add_turn(
-        self,
-        page: OpenPage,
-        text: str,
-        files: Sequence[bytes],
-        settings: PageSettings,
-        uploaded: Sequence[Path] = (),
+        self, page: OpenPage, text: str, files: Sequence[Path | bytes], settings: PageSettings
     ) -> PageSettings:
-        """Delete the ``uploaded`` files when they have become a part of the conversation. Raises Refused, ApiFailed."""
+        """Add a question to the conversation, and delete those of its ``files`` that are on the disk.
+
+        Raises Refused and ApiFailed.
+        """
         if page.answering is not None:
             raise Refused(BUSY)
         if not text.strip():
             raise Refused(NO_QUESTION)
+        data = [file if isinstance(file, bytes) else file.read_bytes() for file in files]
         settings = await self.with_model(settings)
         earlier = [image for turn in page.turns for image in turn.images]
         try:
-            images = await asyncio.to_thread(self.limits.read, files, earlier)
+            images = await asyncio.to_thread(self.limits.read, data, earlier)
         except BadImage as error:
             raise Refused(error.message) from error
-        for path in uploaded:
-            self.uploads.drop(path)
+        for file in files:
+            if isinstance(file, Path):
+                self.uploads.drop(file)
         page.turns.append(Turn(text, images))
         return settings
 

@@ -1,4 +1,4 @@
-"""``llava-api ui``: a chat page in the browser, for this server or any other with OpenAI's API."""
+"""``llava-api ui``: serve a chat page for the browser, for any OpenAI-compatible API."""
 
 import argparse
 import importlib.util
