@@ -224,7 +224,7 @@ class Admission:
         """Count a turn of ``queue``, which is one of those that are ``ready`` for it."""
         entry = queue.entries[0]
         shared_by = sum(other.entries[0].weight for other in ready)
-        # The clock goes on by the work done, shared among all who wait, so that a stream of newcomers delays nobody.
+        # The clock goes on by the work done, shared among all who wait, so that a stream of newcomers delays no others.
         now = max(self.now, queue.start) + entry.cost / shared_by
         queue.start += entry.cost / entry.weight
         queue.place = self.next_place()

@@ -72,7 +72,7 @@ class RenderedImage:
     cache_key: str
     """Made of the file's bytes and how it was rendered. A client cannot choose it."""
     engine_size: Size | None
-    """(width, height) that a LLaVA-1.6 engine is told; see ``ImageMode.engine_size``."""
+    """(width, height) for a LLaVA-1.6 engine, see ``ImageMode.engine_size``."""
 
 
 class ImageCache:
