@@ -76,10 +76,6 @@ class ApiError(Exception):
         if code is not None:
             self.code = code
 
-    def body(self) -> dict[str, dict[str, str | None]]:
-        """OpenAI's error object, always with all four keys."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
-
 
 class InvalidRequest(ApiError):
     status = 400

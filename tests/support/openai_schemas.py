@@ -20,6 +20,8 @@ from jsonschema.validators import extend
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
+from tests.support import anthropic_shapes
+
 FOLDER = Path(__file__).parents[1] / "openai_schemas"
 
 EXTENSIONS = (
@@ -81,6 +83,14 @@ def validate_reply(path: str, body: object) -> None:
 
 def validate_error(body: object) -> None:
     validate("error.json", body)
+
+
+def check_error(path: str, body: object) -> None:
+    """Each path has errors in the shape of the API that it belongs to."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        anthropic_shapes.check_error(body)
+    else:
+        validate_error(body)
 
 
 def validate_event_stream(path: str, body: bytes) -> None:
@@ -179,7 +189,7 @@ def check_answer(request: httpx.Request, response: httpx.Response, body: bytes) 
         return
     content = httpx.Response(response.status_code, headers=response.headers, content=body).content
     if response.status_code >= 400:
-        validate_error(parse(content))
+        check_error(path, parse(content))
     elif response.status_code == 200 and reply_schema(path) is not None:
         kind = response.headers["content-type"].partition(";")[0]
         if kind == "text/event-stream":

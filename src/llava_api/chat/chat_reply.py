@@ -128,7 +128,7 @@ class ChatReply:
             yield self.chunk(wire.ChunkWithUsage, []).model_copy(update={"usage": self.usage()})
 
     def failure(self, error: ApiError) -> list[ErrorReply]:
-        return [ErrorReply.model_validate(error.body())]
+        return [ErrorReply.of(error, "")]
 
     def deltas(self, part: AnswerPart) -> list[wire.ChunkChoice]:
         found: list[wire.ChunkChoice] = []

@@ -167,7 +167,7 @@ class CompletionReply:
             yield self.chunk(wire.CompletionChunkWithUsage, []).model_copy(update={"usage": self.usage()})
 
     def failure(self, error: ApiError) -> list[ErrorReply]:
-        return [ErrorReply.model_validate(error.body())]
+        return [ErrorReply.of(error, "")]
 
     def chunk(
         self, kind: type[wire.CompletionChunk], choices: list[wire.CompletionChunkChoice]

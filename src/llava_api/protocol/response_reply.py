@@ -8,7 +8,7 @@ from llava_api.protocol.chat import Metadata
 from llava_api.protocol.chat_reply import TokenLogprob
 from llava_api.protocol.responses import ItemStatus, TextOptions
 from llava_api.protocol.tools import FlatAllowedTools, FlatNamedTool, ToolMode
-from llava_api.protocol.wire import WireObject
+from llava_api.protocol.wire import NamedEvent, WireObject
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -119,10 +119,8 @@ class DeletedResponse(WireObject):
     deleted: Literal[True] = True
 
 
-class Event(WireObject):
-    """One event of a stream; ``type`` is also the event's name."""
-
-    type: str
+class Event(NamedEvent):
+    last_events = "response.completed, response.incomplete or response.failed"
     sequence_number: int
     """Number of the event in the stream, from 0."""
 

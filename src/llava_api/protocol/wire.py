@@ -1,7 +1,7 @@
 """Base classes of the objects of requests and replies, and the reply of every error."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -15,12 +15,30 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from llava_api.errors import ApiError
+
 MAX_ERRORS = 500
 """Most errors of one body that are looked at. Each takes about ten microseconds."""
 
 
 class WireObject(BaseModel):
     model_config = ConfigDict(strict=True, use_attribute_docstrings=True, serialize_by_alias=True)
+
+
+class ErrorShape(WireObject):
+    """The reply of every error in one API."""
+
+    @classmethod
+    def of(cls, error: ApiError, request_id: str) -> Self:
+        raise NotImplementedError
+
+
+class NamedEvent(WireObject):
+    """One event of a stream; ``type`` is also the event's name."""
+
+    last_events: ClassVar[str]
+    """What a stream may end with, in words."""
+    type: str
 
 
 class ErrorObject(WireObject):
@@ -33,8 +51,12 @@ class ErrorObject(WireObject):
     code: str | None
 
 
-class ErrorReply(WireObject):
+class ErrorReply(ErrorShape):
     error: ErrorObject
+
+    @classmethod
+    def of(cls, error: ApiError, request_id: str) -> Self:
+        return cls(error=ErrorObject(message=error.message, type=error.type, param=error.param, code=error.code))
 
 
 class RequestObject(WireObject):

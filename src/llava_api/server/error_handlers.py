@@ -1,14 +1,14 @@
-"""The one renderer of errors: every route, 404, 405 and unforeseen failures included, in OpenAI's shape."""
+"""The one renderer of errors, of 404, 405 and unforeseen failures too, in the shape of the path's own API."""
 
 import logging
 import math
 
-import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from llava_api.errors import INTERNAL, ApiError, ErrorCode, InvalidRequest, MethodNotAllowed, NotFound
+from llava_api.server.dialects import dialect_of
 from llava_api.server.state import exchange_of
 from llava_api.telemetry.log_lines import cut
 from llava_api.telemetry.record import current
@@ -18,17 +18,19 @@ log = logging.getLogger(__name__)
 
 def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Response:
     """An answer to the request at hand, whose record is told of it."""
-    current().tell(error.code)
-    return rendered(error, headers)
+    record = current()
+    record.tell(error.code)
+    return rendered(error, record.path, record.request_id, headers)
 
 
-def rendered(error: ApiError, headers: dict[str, str] | None = None) -> Response:
+def rendered(error: ApiError, path: str, request_id: str, headers: dict[str, str] | None = None) -> Response:
     sent = dict(headers or {})
     if error.retry_after_seconds is not None:
         # The openai client reads the second one first.
         sent["retry-after"] = str(math.ceil(error.retry_after_seconds))
         sent["retry-after-ms"] = str(math.ceil(error.retry_after_seconds * 1000))
-    return Response(orjson.dumps(error.body()), status_code=error.status, media_type="application/json", headers=sent)
+    body = dialect_of(path).error.of(error, request_id).model_dump_json()
+    return Response(body, status_code=error.status, media_type="application/json", headers=sent)
 
 
 async def on_api_error(request: Request, error: Exception) -> Response:
@@ -56,8 +58,9 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 async def on_unforeseen(request: Request, error: Exception) -> Response:
     log.error("unforeseen error on %r", cut(request.scope["path"]), exc_info=error)
     # Starlette answers these outside all middleware, so the header that INTERNAL speaks of is set here.
-    headers = {"x-request-id": exchange_of(request.scope).request_id}
-    return error_response(ApiError(INTERNAL, code=ErrorCode.INTERNAL_ERROR), headers)
+    request_id = exchange_of(request.scope).request_id
+    error = ApiError(INTERNAL, code=ErrorCode.INTERNAL_ERROR)
+    return rendered(error, request.scope["path"], request_id, {"x-request-id": request_id})
 
 
 def install(app: FastAPI) -> None:

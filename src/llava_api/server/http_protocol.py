@@ -265,7 +265,7 @@ class HttpProtocol(HttpToolsProtocol):
         log.info("%s from %s refused: %d %s", request_id, self.client_name(), error.status, error.code)
         self.count_refusal(error.code)
         # Not error_response: the request has no record, and the current record may be another request's.
-        answer = rendered(error, {"x-request-id": request_id, "connection": "close"})
+        answer = rendered(error, "", request_id, {"x-request-id": request_id, "connection": "close"})
         lines = [f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}".encode()]
         lines += [name + b": " + value for name, value in [*self.server_state.default_headers, *answer.raw_headers]]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from llava_api import __version__
-from llava_api.protocol.response_reply import Event
-from llava_api.protocol.wire import ErrorReply
+from llava_api.protocol.wire import NamedEvent
+from llava_api.server.dialects import dialect_of
 from llava_api.server.endpoint import Endpoint
 
 Schema = dict[str, Any]
@@ -23,12 +23,11 @@ CHUNKS = (
     "Server-Sent Events without names, each a chunk. The last is `data: [DONE]`; after a failure it is one event "
     '`data: {"error": {...}}` instead.'
 )
-NAMED_EVENTS = (
-    "Server-Sent Events named by their type; the last is response.completed, response.incomplete or response.failed."
-)
+NAMED_EVENTS = "Server-Sent Events named by their type; the last is {}."
 DESCRIPTION = (
     "OpenAI's API for LLaVA-1.5 and LLaVA-1.6 (NeXT) checkpoints. Images go in as image_url parts: data: URLs, or "
-    "http and https URLs. Every error is an ErrorReply; every response has the header x-request-id."
+    "http and https URLs. Errors have the shape of the API that the path belongs to; every response has the header "
+    "x-request-id."
 )
 
 
@@ -36,7 +35,7 @@ DESCRIPTION = (
 def openapi_document(endpoints: Sequence[Endpoint], model: str = "llava-tiny-1.5") -> Schema:
     """Describe the endpoints that have a reply model. ``model``: the served name, for the examples."""
     described = [endpoint for endpoint in endpoints if endpoint.reply is not None]
-    replies = {ErrorReply, *(each.reply for each in described)}
+    replies = {*(dialect_of(each.path).error for each in described), *(each.reply for each in described)}
     replies |= {event for each in described for event in each.events}
     models: set[Any] = {(reply, "serialization") for reply in replies}
     models |= {(each.request, "validation") for each in described if each.request is not None}
@@ -64,7 +63,7 @@ def operation(endpoint: Endpoint, references: Any, model: str) -> Schema:
         reply["text/event-stream"] = {"schema": event_schema(endpoint, references)}
     responses: Schema = {"200": {"description": "OK", "content": reply}}
     for status in error_statuses(endpoint):
-        content = {"application/json": {"schema": references[ErrorReply, "serialization"]}}
+        content = {"application/json": {"schema": references[dialect_of(endpoint.path).error, "serialization"]}}
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
     made: Schema = {"operationId": endpoint.operation_id, "summary": endpoint.summary, "responses": responses}
     parameters = re.findall(r"{(\w+)}", endpoint.path)
@@ -93,12 +92,15 @@ def event_schema(endpoint: Endpoint, references: Any) -> Schema:
     """The schema of one event: OpenAPI 3.1 cannot describe a whole stream."""
     models = [references[model, "serialization"] for model in endpoint.events]
     data: list[Schema] = [{"contentMediaType": "application/json", "contentSchema": {"anyOf": models}}]
-    named = issubclass(endpoint.events[0], Event)
-    if not named:
+    first = endpoint.events[0]
+    if issubclass(first, NamedEvent):
+        description = NAMED_EVENTS.format(first.last_events)
+    else:
+        description = CHUNKS
         data.append({"const": "[DONE]"})
     return {
         "type": "object",
-        "description": NAMED_EVENTS if named else CHUNKS,
+        "description": description,
         "properties": {"event": {"type": "string"}, "data": {"type": "string", "anyOf": data}},
         "required": ["data"],
     }

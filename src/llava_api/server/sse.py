@@ -14,7 +14,7 @@ from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from llava_api.errors import INTERNAL, ApiError, ErrorCode
-from llava_api.protocol.response_reply import Event
+from llava_api.protocol.wire import NamedEvent
 from llava_api.server.producer import End, Reply, ReplyProducer, Stopped
 from llava_api.telemetry.record import current
 
@@ -64,8 +64,8 @@ class EventStream(EventSourceResponse):
 
 
 def encoded(item: BaseModel) -> bytes:
-    """The Responses API's events have their type as their name; chunks have no name."""
-    name = item.type if isinstance(item, Event) else None
+    """OpenAI's chunks have no name."""
+    name = item.type if isinstance(item, NamedEvent) else None
     return ServerSentEvent(item.model_dump_json(), event=name, sep="\n").encode()
 
 

@@ -110,7 +110,7 @@ class RequestRecord:
     request_id: str = ""
     method: str = ""
     path: str = ""
-    """As the client sent it, unescaped: for the log alone, which cuts and escapes it."""
+    """As the client sent it, unescaped: the log cuts and escapes it."""
     client: str = ""
     """Address."""
     scheme: str = "http"

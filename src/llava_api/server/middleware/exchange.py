@@ -4,6 +4,7 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llava_api.server.dialects import dialect_of
 from llava_api.server.exchange import Exchange
 from llava_api.server.state import begin_exchange
 
@@ -24,6 +25,9 @@ class ExchangeMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = {"x-request-id": exchange.request_id}
+                own_header = dialect_of(scope["path"]).request_id_header
+                if own_header is not None:
+                    headers[own_header] = exchange.request_id
                 if exchange.allowance is not None:
                     # The tokens of a whole answer are known by now; they are counted before the caller can ask again.
                     await exchange.allowance.settle()

@@ -1,0 +1,28 @@
+"""Whose API a path belongs to, which decides the shape of errors and some headers before a route is known."""
+
+from dataclasses import dataclass
+
+from llava_api.protocol.anthropic_reply import AnthropicErrorReply
+from llava_api.protocol.wire import ErrorReply, ErrorShape
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    error: type[ErrorShape]
+    key_header: bytes | None = None
+    """Header that clients may send their API key in, besides ``Authorization: Bearer``."""
+
+    request_id_header: str | None = None
+    """Header of answers for the request's id, besides ``x-request-id``."""
+
+
+OPENAI = Dialect(ErrorReply)
+DIALECTS = {"/v1/messages": Dialect(AnthropicErrorReply, b"x-api-key", "request-id")}
+"""Path -> the dialect of this path and all paths below it."""
+
+
+def dialect_of(path: str) -> Dialect:
+    for root, dialect in DIALECTS.items():
+        if path == root or path.startswith(f"{root}/"):
+            return dialect
+    return OPENAI
