@@ -28,7 +28,7 @@ from benchmarks.options import chosen_rounds, chosen_workloads, make_parser
 from benchmarks.report import markdown
 from benchmarks.servers import ENVIRONMENT, OURS, PEER, Contestant, Server, serving
 from benchmarks.workloads import ANSWER_TOKENS, Material, Workload, make_material
-from llava_api.cli.models import find_model
+from llava_api.cli.flags import find_model
 
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[1]

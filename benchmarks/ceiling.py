@@ -26,9 +26,8 @@ from benchmarks.scripted_engine import ScriptedEngine
 from benchmarks.servers import our_command
 from benchmarks.workloads import ANSWER_TOKENS, MODEL, Workload, make_material
 from llava_api.chat.model import ServedModel, open_model
-from llava_api.cli.flags import read_settings
+from llava_api.cli.flags import find_model, read_settings
 from llava_api.cli.main import build_parser
-from llava_api.cli.models import find_model
 from llava_api.engine.base import Engine, GenerationRequest
 from llava_api.engine.vllm_start import start_engine
 from llava_api.limits.keys import KeyRing, KeySources

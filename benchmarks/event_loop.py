@@ -23,8 +23,8 @@ from benchmarks.figures import Failed, percentile, run_workload
 from benchmarks.options import chosen_rounds, chosen_workloads, make_parser
 from benchmarks.servers import ENVIRONMENT, Contestant, our_command, serving
 from benchmarks.workloads import make_material
+from llava_api.cli.flags import find_model
 from llava_api.cli.main import main as llava_api
-from llava_api.cli.models import find_model
 
 AS_SERVER = "--as-server"
 REPORT = "BENCHMARK_CALLBACKS"

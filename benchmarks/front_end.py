@@ -18,8 +18,8 @@ from benchmarks.scripted_engine import ScriptedEngine
 from benchmarks.servers import Contestant, our_command, serving
 from benchmarks.workloads import Workload, make_material
 from llava_api.cli import serve
+from llava_api.cli.flags import find_model
 from llava_api.cli.main import main as llava_api
-from llava_api.cli.models import find_model
 from llava_api.engine.base import ModelToLoad
 from llava_api.settings import Settings
 

@@ -22,7 +22,7 @@ from benchmarks.machine import describe
 from benchmarks.pictures import Pictures
 from benchmarks.servers import Contestant, Server, our_command, serving
 from benchmarks.workloads import picture_body, text_body
-from llava_api.cli.models import DEMO, demo_folder
+from llava_api.cli.flags import DEMO, demo_folder
 
 Json = dict[str, Any]
 NO_GPU = (

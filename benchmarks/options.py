@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.workloads import BY_NAME, Workload
-from llava_api.cli.models import DEMO
+from llava_api.cli.flags import DEMO
 
 QUICK_SHARE = 0.2
 
