@@ -14,8 +14,8 @@ from llava_api.engine.base import Adapter, ModelToLoad
 from llava_api.errors import StartupError
 from llava_api.images.hub_processor import HubProcessor
 from llava_api.images.mode import ImageMode
-from llava_api.prompts.detect import detect_family
-from llava_api.prompts.family import IMAGE_END, IMAGE_START, PromptFamily, PromptFormat
+from llava_api.prompts.detect import PromptFormat, detect_family
+from llava_api.prompts.family import IMAGE_END, IMAGE_START, PromptFamily
 from llava_api.prompts.hub_template import HubTemplate
 from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.settings import Settings

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
+from llava_api.checkpoints.adapters import CONFIG, PEFT_PREFIX, WEIGHTS
 from llava_api.checkpoints.files import read_json
 from llava_api.checkpoints.tensors import read_tensors
 from llava_api.errors import StartupError
 
-PEFT_PREFIX = "base_model.model."
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 REST = "non_lora_trainables.bin"
 
 
@@ -22,7 +21,7 @@ class Lora:
     """The changes of one adapter, under the original's names."""
 
     def __init__(self, folder: Path) -> None:
-        config = read_json(folder, "adapter_config.json")
+        config = read_json(folder, CONFIG)
         check(config)
         weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
         if weights is None:

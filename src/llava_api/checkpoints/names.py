@@ -6,6 +6,7 @@ Source: ``llava/model`` of the original code, and transformers' conversion scrip
 import re
 
 from llava_api.errors import StartupError
+from llava_api.vision.families import renamed
 
 ORIGINAL_TO_HUB = (
     ("model.vision_tower.vision_tower.vision_model.", "vision_tower.vision_model."),
@@ -48,10 +49,3 @@ def hub_name(original: str) -> str | None:
 def tower_name(clip: str) -> str | None:
     """The hub's name of a tensor of a CLIP checkpoint; None for its text half."""
     return None if BUFFERS.search(clip) else renamed(clip, TOWER_TO_HUB)
-
-
-def renamed(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
-    for prefix, replacement in table:
-        if name.startswith(prefix):
-            return replacement + name.removeprefix(prefix)
-    return None

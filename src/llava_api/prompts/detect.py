@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 from llava_api.errors import StartupError
 from llava_api.prompts.families import FAMILIES
-from llava_api.prompts.family import PromptFormat
+from llava_api.prompts.family import PromptFamily
 from llava_api.prompts.hub_template import HubTemplate
 from llava_api.vision.families import FAMILIES as VISION
 from llava_api.vision.families import VisionFamily
 
 HUB = "hub"
+PromptFormat = PromptFamily | HubTemplate
+"""How a conversation is written as a prompt. Both have the same attributes and ``layout``."""
 
 
 def detect_family(

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from llava_api.prompts.segments import ImageSlot, Segment, SpecialToken, Turn, split_specials
 
@@ -11,35 +10,6 @@ SLOT = re.compile(r"\{(system|user|assistant)\}")
 ANSWER = "{assistant}"
 IMAGE_START, IMAGE_END = "<im_start>", "<im_end>"
 """What checkpoints with ``mm_use_im_start_end`` have around each image."""
-
-
-class PromptFormat(Protocol):
-    """How a conversation is written as a prompt: a ``PromptFamily``, or a checkpoint's own chat template.
-
-    The attributes are described in ``PromptFamily``.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def default_system(self) -> str: ...
-
-    @property
-    def stop_tokens(self) -> tuple[str, ...]: ...
-
-    @property
-    def stop_texts(self) -> tuple[str, ...]: ...
-
-    @property
-    def specials(self) -> tuple[str, ...]: ...
-
-    def layout(self, system: str | None, turns: Sequence[Turn]) -> list[Segment]:
-        """The whole prompt, up to where the model begins to write.
-
-        If the last turn is an assistant's, the model continues its text.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +40,10 @@ class PromptFamily:
     """Whether each image is between ``<im_start>`` and ``<im_end>`` (``mm_use_im_start_end``)."""
 
     def layout(self, system: str | None, turns: Sequence[Turn]) -> list[Segment]:
+        """The whole prompt, up to where the model begins to write.
+
+        If the last turn is an assistant's, the model continues its text.
+        """
         system_text = self.default_system if system is None else system
         head = self.fill(self.system, system=[system_text]) if system_text else []
         segments: list[Segment] = [] if self.system_in_first_user else list(head)

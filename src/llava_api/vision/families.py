@@ -141,10 +141,12 @@ def classic_name(name: str) -> str:
 
     ``save_pretrained`` of transformers 5.19 leaves out CLIP's and SigLIP's inner ``vision_model``.
     """
-    for prefix, classic in CLASSIC_NAMES:
-        if name.startswith(prefix):
-            name = classic + name.removeprefix(prefix)
-            break
+    name = renamed(name, CLASSIC_NAMES) or name
     if name.startswith(TOWER) and not name.startswith(INNER_TOWER):
         return INNER_TOWER + name.removeprefix(TOWER)
     return name
+
+
+def renamed(name: str, prefixes: tuple[tuple[str, str], ...]) -> str | None:
+    """``name`` with the first prefix that fits replaced; None if none fits."""
+    return next((new + name.removeprefix(old) for old, new in prefixes if name.startswith(old)), None)
