@@ -207,8 +207,7 @@ class TestTokens:
         scope_client = httpx.AsyncClient(transport=transport, base_url="http://test")
         # ASGITransport waits for the whole answer: so the caller's going is the cancelling of the call.
         calling = asyncio.create_task(scope_client.post(CHAT, json=body, headers=ANNE))
-        await until(lambda: engine.unfinished == 1)
-        await asyncio.sleep(0.1)
+        await until(lambda: engine.deltas >= 5)
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
         await until(lambda: engine.unfinished == 0)

@@ -18,6 +18,7 @@ from tests.api.test_chat import CHAT, picture_message
 from tests.api.test_errors import error_of
 from tests.support.host_behaviours import PNG
 from tests.support.scripted_engine import ScriptedEngine
+from tests.support.waiting import until
 from tests.support.web import TIMEOUT_SECONDS, Web, fetch, refusal
 
 
@@ -63,7 +64,7 @@ async def test_a_failure_is_shared_and_names_each_ones_own_part(web: Web, fetche
 async def test_who_leaves_does_not_spoil_it_for_the_others(web: Web, fetcher: Fetcher) -> None:
     url = web.host.url("/good/in-pieces")
     first, second, third = (asyncio.ensure_future(fetch(fetcher, url)) for _ in range(3))
-    await asyncio.sleep(0.1)
+    await until(lambda: web.host.requests)
     first.cancel()
     third.cancel()
     assert await second == PNG
@@ -74,8 +75,7 @@ async def test_who_leaves_does_not_spoil_it_for_the_others(web: Web, fetcher: Fe
 
 async def test_when_all_have_left_the_host_is_hung_up_on(web: Web, fetcher: Fetcher) -> None:
     waiting = [asyncio.ensure_future(fetch(fetcher, web.host.url("/hang"))) for _ in range(3)]
-    while not web.host.requests:
-        await asyncio.sleep(0.01)
+    await until(lambda: web.host.requests)
     before = time.perf_counter()
     for task in waiting:
         task.cancel()
@@ -109,7 +109,7 @@ async def test_a_caller_whose_hosts_hang_does_not_hold_up_another(web: Web) -> N
         hanging = [
             asyncio.ensure_future(fetch(fetcher, web.host.url(f"/hang?{number}"), caller="slow")) for number in range(9)
         ]
-        await asyncio.sleep(0.1)
+        await until(lambda: web.host.open_connections == 2)
         before = time.perf_counter()
         assert await fetch(fetcher, web.host.url("/good.png"), caller="quick") == PNG
         assert time.perf_counter() - before < 0.3

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
+
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_SECONDS = 90
@@ -83,15 +84,14 @@ def running_ui(base_url: str, folder: Path, *flags: str, quiet: bool = True) -> 
 
 
 def wait_for_link(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    def found() -> str | None:
         words = log.read_text(errors="replace").split()
-        if "page:" in words and words[-1].endswith(")"):
-            return words[words.index("page:") + 1]
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    raise RuntimeError(f"the page did not start:\n{log.read_text(errors='replace')[-3000:]}")
+        return words[words.index("page:") + 1] if "page:" in words and words[-1].endswith(")") else None
+
+    wait_until(lambda: found() or process.poll() is not None, START_SECONDS)
+    link = found()
+    assert link is not None, f"the page did not start:\n{log.read_text(errors='replace')[-3000:]}"
+    return link
 
 
 @dataclass(slots=True)

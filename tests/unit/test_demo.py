@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import demo
+from tests.support.waiting import wait_until
 
 READY = "print('Base URL: http://127.0.0.1:1/v1', flush=True)"
 LINK = "print('The page: http://127.0.0.1:2/ (asks)', flush=True)"
@@ -61,11 +60,4 @@ def test_ctrl_c_ends_both_with_success(tmp_path: Path) -> None:
         running.send_signal(signal.SIGINT)
         assert running.wait(30) == 0
     pids = [int(line.split()[1]) for line in said if line.startswith("pid")]
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-
-
-def wait_until(there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 10)
