@@ -9,36 +9,35 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.conftest import Ui, Watch, opened, running_ui
-from tests.support.directed_api import MODELS, DirectedApi, directed_api
+from tests.support.scripted_api import MODELS, ScriptedApi, scripted_api
 from tests.support.waiting import wait_until
 
 LEFT_SECONDS = 20
 
 
 @pytest.fixture(scope="module")
-def one_api() -> Iterator[DirectedApi]:
-    with directed_api() as api:
+def one_api() -> Iterator[ScriptedApi]:
+    with scripted_api() as api:
         yield api
 
 
 @pytest.fixture(scope="module")
-def ui(one_api: DirectedApi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+def ui(one_api: ScriptedApi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     with running_ui(one_api.base_url, tmp_path_factory.mktemp("ui")) as running:
         yield running
 
 
 @pytest.fixture
-def api(one_api: DirectedApi) -> Iterator[DirectedApi]:
+def api(one_api: ScriptedApi) -> Iterator[ScriptedApi]:
     """The shared API, reset."""
-    port = one_api.port
     one_api.held.clear()
-    vars(one_api).update(vars(DirectedApi()) | {"port": port})
+    vars(one_api).update(vars(ScriptedApi(one_api.port)))
     yield one_api
     one_api.held.clear()
 
 
 @pytest.fixture
-def page(api: DirectedApi, context: BrowserContext, ui: Ui, watch: Watch) -> Page:
+def page(api: ScriptedApi, context: BrowserContext, ui: Ui, watch: Watch) -> Page:
     return opened(context, ui.url, watch)
 
 
@@ -48,7 +47,7 @@ def send(page: Page, text: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["button", "Escape"])
-def test_stopping_hangs_up_and_keeps_what_was_said(page: Page, api: DirectedApi, watch: Watch, how: str) -> None:
+def test_stopping_hangs_up_and_keeps_what_was_said(page: Page, api: ScriptedApi, watch: Watch, how: str) -> None:
     api.held.set()
     send(page, "Say much")
     expect(page.locator("#chat .bot.message")).to_have_text("A")
@@ -62,11 +61,11 @@ def test_stopping_hangs_up_and_keeps_what_was_said(page: Page, api: DirectedApi,
     api.held.clear()
     send(page, "And now?")
     expect(page.locator("#chat .bot.message").last).to_have_text("A red circle.")
-    assert [message["content"] for message in api.questions[-1]["messages"]] == ["Say much", "A ", "And now?"]
+    assert [message["content"] for message in api.requests[-1]["messages"]] == ["Say much", "A ", "And now?"]
     assert watch.complaints == []
 
 
-def test_a_question_during_an_answer_has_to_wait_and_stays(page: Page, api: DirectedApi, watch: Watch) -> None:
+def test_a_question_during_an_answer_has_to_wait_and_stays(page: Page, api: ScriptedApi, watch: Watch) -> None:
     api.pieces = ["A "] * 50
     api.seconds_between = 0.1
     send(page, "Say much")
@@ -82,7 +81,7 @@ def test_a_question_during_an_answer_has_to_wait_and_stays(page: Page, api: Dire
     assert watch.complaints == []
 
 
-def test_a_long_answer_is_followed_until_somebody_scrolls_up(page: Page, api: DirectedApi, watch: Watch) -> None:
+def test_a_long_answer_is_followed_until_somebody_scrolls_up(page: Page, api: ScriptedApi, watch: Watch) -> None:
     api.pieces = [f"Line {number}\n\n" for number in range(150)]
     api.seconds_between = 0.04
     talk = page.get_by_role("log")
@@ -104,7 +103,7 @@ def test_a_long_answer_is_followed_until_somebody_scrolls_up(page: Page, api: Di
     assert watch.complaints == []
 
 
-def test_closing_the_page_hangs_up(page: Page, api: DirectedApi) -> None:
+def test_closing_the_page_hangs_up(page: Page, api: ScriptedApi) -> None:
     api.held.set()
     send(page, "Say much")
     expect(page.locator("#chat .bot.message")).to_have_text("A")
@@ -112,7 +111,7 @@ def test_closing_the_page_hangs_up(page: Page, api: DirectedApi) -> None:
     assert api.hung_up.wait(LEFT_SECONDS)
 
 
-def test_two_people_are_answered_at_once_and_apart(page: Page, browser: Browser, ui: Ui, api: DirectedApi) -> None:
+def test_two_people_are_answered_at_once_and_apart(page: Page, browser: Browser, ui: Ui, api: ScriptedApi) -> None:
     api.held.set()
     send(page, "The first one's")
     expect(page.locator("#chat .bot.message")).to_have_text("A")
@@ -127,11 +126,11 @@ def test_two_people_are_answered_at_once_and_apart(page: Page, browser: Browser,
             expect(one.locator("#chat .user.message")).to_have_text(text)
     finally:
         other.close()
-    asked = [[message["content"] for message in question["messages"]] for question in api.questions]
+    asked = [[message["content"] for message in question["messages"]] for question in api.requests]
     assert asked == [["The first one's"], ["The second one's"]]
 
 
-def test_nothing_in_an_answer_is_fetched_or_run(page: Page, ui: Ui, api: DirectedApi, watch: Watch) -> None:
+def test_nothing_in_an_answer_is_fetched_or_run(page: Page, ui: Ui, api: ScriptedApi, watch: Watch) -> None:
     api.pieces = [
         "![x](http://example.invalid/x.png) ",
         '<img src="http://example.invalid/y.png" onerror="document.title=1"> ',
@@ -151,7 +150,7 @@ def test_nothing_in_an_answer_is_fetched_or_run(page: Page, ui: Ui, api: Directe
 
 
 def test_settings_reach_the_server_and_the_key_stays_out_of_the_page(
-    page: Page, ui: Ui, api: DirectedApi, watch: Watch
+    page: Page, ui: Ui, api: ScriptedApi, watch: Watch
 ) -> None:
     page.get_by_role("button", name="Settings").click()
     # A page that is reloaded while it still asks for the models writes an error to the console.
@@ -172,13 +171,13 @@ def test_settings_reach_the_server_and_the_key_stays_out_of_the_page(
     api.finish_reason = "length"
     send(page, "Hello")
     expect(page.locator("#chat .bot.message")).to_contain_text("Cut here")
-    (asked,) = api.questions
+    (asked,) = api.requests
     assert (asked["model"], asked["temperature"], asked["max_tokens"]) == (MODELS[1], 1.3, 7)
     assert asked["messages"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hello"},
     ]
-    assert api.keys[-1] == "sk-secret"
+    assert api.key == "sk-secret"
     assert page.get_by_label("API key").get_attribute("type") == "password"
     assert "sk-secret" not in httpx.get(ui.url).text + page.content()
     assert [text for text in watch.complaints if "401" not in text] == []
@@ -190,7 +189,7 @@ def test_a_server_that_cannot_explain_is_said_to_be_one(page: Page) -> None:
     expect(page.locator("#panel")).to_contain_text("does not say what its model is shown")
 
 
-def test_a_refusal_is_shown_and_can_be_tried_again(page: Page, api: DirectedApi, watch: Watch) -> None:
+def test_a_refusal_is_shown_and_can_be_tried_again(page: Page, api: ScriptedApi, watch: Watch) -> None:
     api.refusal = (400, "Too long by <b>7</b> tokens.")
     send(page, "Hello")
     expect(page.locator("#chat .bot.message")).to_have_text("⚠ Too long by <b>7</b> tokens.")
@@ -201,7 +200,7 @@ def test_a_refusal_is_shown_and_can_be_tried_again(page: Page, api: DirectedApi,
     expect(page.locator("#chat .bot.message")).to_have_count(0)
     send(page, "Again")
     expect(page.locator("#chat .bot.message")).to_have_count(1)
-    assert [message["content"] for message in api.questions[-1]["messages"]] == ["Again"]
+    assert [message["content"] for message in api.requests[-1]["messages"]] == ["Again"]
     assert watch.complaints == []
 
 
@@ -234,11 +233,11 @@ def join(ui: Ui, path: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "http://127.0.0.1:9/secret", "../../etc/passwd"])
-def test_no_file_of_the_machine_and_no_address_can_be_named(ui: Ui, api: DirectedApi, path: str) -> None:
+def test_no_file_of_the_machine_and_no_address_can_be_named(ui: Ui, api: ScriptedApi, path: str) -> None:
     reply = join(ui, path)
     assert reply.status_code == 403
     assert "root:" not in reply.text
-    assert api.questions == []
+    assert api.requests == []
 
 
 @pytest.mark.parametrize(
@@ -259,7 +258,7 @@ def test_what_the_page_does_not_need_is_not_there(ui: Ui, path: str) -> None:
     assert httpx.get(f"{ui.url}{path}").status_code == 404
 
 
-def test_a_key_is_not_in_the_log_of_a_call_that_fails(api: DirectedApi, tmp_path: Path) -> None:
+def test_a_key_is_not_in_the_log_of_a_call_that_fails(api: ScriptedApi, tmp_path: Path) -> None:
     """As from a page that stayed open during an update."""
     with running_ui(api.base_url, tmp_path, quiet=False) as ui:
         config = json.loads(httpx.get(f"{ui.url}config").text)

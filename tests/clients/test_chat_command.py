@@ -248,7 +248,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
 def test_the_key_goes_to_the_server_and_nowhere_else(
     api: ScriptedApi, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    api.needs_key = True
+    api.needed_key = KEY
     code, _, err = shell.chat("--query", "What?")
     assert code == 1
     assert "The server asks for an API key: name a file with it (--api-key-file)" in err

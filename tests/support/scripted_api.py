@@ -1,6 +1,7 @@
-"""An OpenAI-compatible API in a thread that answers as a question tells it to, and remembers what it was sent."""
+"""An OpenAI-compatible API in a thread, for tests of clients: it answers as a test says and remembers the requests."""
 
 import json
+import select
 import socket
 import threading
 import time
@@ -11,26 +12,60 @@ from typing import Any
 
 MODELS = ("tiny", "other")
 KEY = "sk-a-key-of-this-test"
-REFUSAL = {"message": "The image cannot be read.", "type": "invalid_request_error", "code": "invalid_image"}
-MOST_PIECES = 3000
+REFUSALS: dict[str, tuple[int, dict[str, Any]]] = {
+    "refuse": (
+        400,
+        {"message": "The image cannot be read.", "type": "invalid_request_error", "code": "invalid_image"},
+    ),
+    "busy": (503, {"message": "Come \x1b[31magain\x9b\n later.", "code": "server_busy"}),
+}
+MAX_PIECES = 3000
+POLL_SECONDS = 0.02
 
 
 class ScriptedApi:
-    """What a question may be: ``slow`` (pieces without end), ``refuse``, ``busy``, ``break`` (the stream ends in its
-    midst), ``fail`` (an error in the stream), ``long`` (cut by length), ``odd`` (``odd_event`` at its end); else the
-    answer is ``said``.
+    """The answer is ``said``, unless the last message is one of these words: ``slow`` (pieces without end), ``refuse``,
+    ``busy``, ``break`` (the stream breaks off), ``fail`` (an error in the stream), ``long`` (cut by length), ``odd``
+    (``odd_event`` at its end).
     """
 
     def __init__(self, port: int) -> None:
-        self.base_url = f"http://127.0.0.1:{port}/v1"
-        self.said = "A red circle."
+        self.port = port
+        self.pieces = ["A ", "red ", "circle."]
+        """What the answer is streamed in."""
+        self.finish_reason = "stop"
+        self.held = threading.Event()
+        """While it is set, each answer stops after its first piece."""
+        self.seconds_between = 0.0
+        """Pause between two pieces."""
         self.odd_event: Any = None
-        self.needs_key = False
+        self.refusal: tuple[int, str] | None = None
+        """Status and message of every answer to a question."""
+        self.needed_key: str | None = None
         self.has_list = True
         self.requests: list[dict[str, Any]] = []
+        """Bodies of all questions."""
         self.headers: list[dict[str, str]] = []
+        """Headers of all requests."""
         self.hung_up = threading.Event()
-        """Somebody went away before the answer was over."""
+        """Set when a client left before the end of an answer."""
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def said(self) -> str:
+        return "".join(self.pieces)
+
+    @said.setter
+    def said(self, text: str) -> None:
+        self.pieces = [text[:4], text[4:]]
+
+    @property
+    def key(self) -> str:
+        """The API key of the last request."""
+        return self.headers[-1].get("authorization", "").removeprefix("Bearer ")
 
 
 def question_of(request: dict[str, Any]) -> str:
@@ -44,31 +79,44 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     api: ScriptedApi
 
-    def log_message(self, *ignored: object) -> None:
+    def log_message(self, format: str, *ignored: object) -> None:
         pass
 
     def do_GET(self) -> None:
+        self.remember_headers()
         if self.path == "/page":
             self.send(200, b"<html>hello</html>", "text/html")
         elif self.path != "/v1/models" or not self.api.has_list:
             self.send(404, b"<html>nothing here</html>", "text/html")
-        elif self.api.needs_key and self.headers.get("authorization") != f"Bearer {KEY}":
-            self.refuse(401, {"message": "Wrong API key.", "code": "invalid_api_key"})
-        else:
+        elif self.has_key():
             listed = [{"id": name, "object": "model", "created": 0, "owned_by": "test"} for name in MODELS]
             self.send(200, json.dumps({"object": "list", "data": listed}).encode())
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.api.requests.append(request)
+        self.remember_headers()
+        if not self.path.endswith("/chat/completions"):
+            self.refuse(404, {"message": "Nothing is here."})
+        elif self.has_key():
+            self.api.requests.append(request)
+            question = question_of(request)
+            if question in REFUSALS:
+                self.refuse(*REFUSALS[question])
+            elif self.api.refusal is not None:
+                status, message = self.api.refusal
+                self.refuse(status, {"message": message})
+            else:
+                self.stream(question)
+
+    def remember_headers(self) -> None:
         self.api.headers.append({name.lower(): value for name, value in self.headers.items()})
-        question = question_of(request)
-        if question == "refuse":
-            self.refuse(400, REFUSAL)
-        elif question == "busy":
-            self.refuse(503, {"message": "Come \x1b[31magain\x9b\n later.", "code": "server_busy"})
-        else:
-            self.stream(question)
+
+    def has_key(self) -> bool:
+        """Refuses a request without the key that is needed."""
+        if self.api.needed_key in (None, self.api.key):
+            return True
+        self.refuse(401, {"message": "Wrong API key.", "code": "invalid_api_key"})
+        return False
 
     def refuse(self, status: int, error: dict[str, Any]) -> None:
         self.send(status, json.dumps({"error": {"param": None, "type": "server_error", **error}}).encode())
@@ -94,24 +142,32 @@ class Handler(BaseHTTPRequestHandler):
             self.api.hung_up.set()
 
     def write_answer(self, question: str) -> None:
+        pieces, seconds = self.api.pieces, self.api.seconds_between
         if question == "slow":
-            for number in range(MOST_PIECES):
-                self.chunk({"content": f"word{number} "})
-                time.sleep(0.02)
-            return
-        for letter in (self.api.said[:4], self.api.said[4:]):
-            self.chunk({"content": letter})
+            pieces, seconds = [f"word{number} " for number in range(MAX_PIECES)], POLL_SECONDS
+        for number, piece in enumerate(pieces):
+            if number:
+                self.pause(seconds)
+            self.chunk({"content": piece})
         if question == "odd":
             self.event(self.api.odd_event)
-        if question in ("break", "odd"):
+        if question in ("break", "odd", "slow"):
             return
         if question == "fail":
             self.event({"error": {"message": "The engine could not answer.", "code": "engine_failed"}})
             return
-        self.chunk({}, "length" if question == "long" else "stop")
+        self.chunk({}, "length" if question == "long" else self.api.finish_reason)
         usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
         self.event({**self.frame(), "choices": [], "usage": usage})
         self.wfile.write(b"data: [DONE]\n\n")
+
+    def pause(self, seconds: float) -> None:
+        """Between two pieces. Raises ConnectionError if the client has left while the answer was held."""
+        while self.api.held.is_set():
+            readable, _, _ = select.select([self.connection], [], [], POLL_SECONDS)
+            if readable and not self.connection.recv(1, socket.MSG_PEEK):
+                raise ConnectionError
+        time.sleep(seconds)
 
     def frame(self) -> dict[str, Any]:
         return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": "tiny"}
@@ -124,28 +180,32 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients hang up as they like; a mistake of this file's is seen by the test that gets no answer."""
+
+
 @contextmanager
 def scripted_api() -> Iterator[ScriptedApi]:
     class Bound(Handler):
         pass
 
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """Clients hang up as they like; a mistake of this file's is seen by the test that gets no answer."""
-
     with Server(("127.0.0.1", 0), Bound) as server:
         Bound.api = ScriptedApi(server.server_address[1])
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": POLL_SECONDS})
         thread.start()
         try:
             yield Bound.api
         finally:
+            Bound.api.held.clear()
             server.shutdown()
             thread.join()
 
 
 def closed_port() -> int:
-    """Where nobody listens."""
+    """A port at which nothing listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]

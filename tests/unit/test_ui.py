@@ -33,7 +33,7 @@ from llava_api.images.previews import THUMBNAIL_SIDE, thumbnail_of
 from llava_api.protocol.explain import ExplainedImage, Explanation
 from llava_api.settings import Settings
 from tests.support.clock import Clock
-from tests.support.directed_api import MODELS, DirectedApi, directed_api
+from tests.support.scripted_api import MODELS, ScriptedApi, scripted_api
 
 LIMITS = ImageLimits(20_000, 30_000, 3, Limits(250_000, 16_384, 200))
 SETTINGS = PageSettings("m", 0.2, 16, "", "")
@@ -309,7 +309,7 @@ def test_conversations_have_a_limit_of_memory_together() -> None:
 
 @pytest.fixture
 def server() -> Any:
-    with directed_api() as api:
+    with scripted_api() as api:
         yield api
 
 
@@ -318,7 +318,7 @@ def client(base_url: str) -> ApiClient:
 
 
 @pytest_asyncio.fixture
-async def answering(server: DirectedApi, tmp_path: Path) -> AsyncIterator[Answering]:
+async def answering(server: ScriptedApi, tmp_path: Path) -> AsyncIterator[Answering]:
     api = client(server.base_url)
     yield Answering(api, Uploads(tmp_path, 100_000), LIMITS)
     await api.aclose()
@@ -328,7 +328,7 @@ async def updates(answering: Answering, page: OpenPage, text: str, *paths: str) 
     return [update async for update in answering.ask(page, text, paths, SETTINGS)]
 
 
-async def test_an_answer_comes_and_its_file_goes(answering: Answering, server: DirectedApi) -> None:
+async def test_an_answer_comes_and_its_file_goes(answering: Answering, server: ScriptedApi) -> None:
     page = OpenPage()
     path = answering.uploads.save("a.png", png())
     got = await updates(answering, page, "What?", str(path))
@@ -343,7 +343,7 @@ async def test_an_answer_comes_and_its_file_goes(answering: Answering, server: D
     assert page.turns[1].note == CUT
 
 
-async def test_a_stop_keeps_what_was_said(answering: Answering, server: DirectedApi) -> None:
+async def test_a_stop_keeps_what_was_said(answering: Answering, server: ScriptedApi) -> None:
     page = OpenPage()
     server.held.set()
     async for _ in answering.ask(page, "Say much", [], SETTINGS):
@@ -354,7 +354,7 @@ async def test_a_stop_keeps_what_was_said(answering: Answering, server: Directed
     assert await asyncio.to_thread(server.hung_up.wait, 10)
 
 
-async def test_leaving_hangs_up(answering: Answering, server: DirectedApi) -> None:
+async def test_leaving_hangs_up(answering: Answering, server: ScriptedApi) -> None:
     page = OpenPage()
     server.held.set()
     asking = answering.ask(page, "Say much", [], SETTINGS)
@@ -366,17 +366,17 @@ async def test_leaving_hangs_up(answering: Answering, server: DirectedApi) -> No
     assert await asyncio.to_thread(server.hung_up.wait, 10)
 
 
-async def test_a_file_that_is_gone_or_wrong_asks_nothing(answering: Answering, server: DirectedApi) -> None:
+async def test_a_file_that_is_gone_or_wrong_asks_nothing(answering: Answering, server: ScriptedApi) -> None:
     page = OpenPage()
     assert [update.status for update in await updates(answering, page, "What?", "/etc/passwd")] == [UPLOAD_GONE]
     wrong = answering.uploads.save("a.png", b"nonsense")
     (told,) = await updates(answering, page, "What?", str(wrong))
     assert told.status.startswith("The image cannot be read")
     assert wrong.exists()
-    assert (server.questions, page.turns) == ([], [])
+    assert (server.requests, page.turns) == ([], [])
 
 
-async def test_the_models_and_the_key(answering: Answering, server: DirectedApi) -> None:
+async def test_the_models_and_the_key(answering: Answering, server: ScriptedApi) -> None:
     server.needed_key = "k"
     assert await answering.api.with_key(" k ").models() == list(MODELS)
     with pytest.raises(ApiFailed, match="asks for an API key"):
