@@ -1,4 +1,4 @@
-"""Pieces of answers -> OpenAI's chat completion, whole or in chunks."""
+"""Parts of answers -> OpenAI's chat completion, whole or in chunks."""
 
 import uuid
 from collections.abc import AsyncGenerator
@@ -15,10 +15,8 @@ from llava_api.protocol.chat_reply import Usage, usage_of
 from llava_api.protocol.sampling import StreamOptions
 from llava_api.protocol.wire import ErrorReply
 
-END_OF_STREAM = "[DONE]"
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ReplyMetadata:
     """What all chunks of a reply have in common."""
 
@@ -60,22 +58,32 @@ class WholeChoice:
         return wire.ReplyMessage(content=None if calls else "".join(self.texts), tool_calls=calls or None)
 
 
-class ChatReply:
-    end_of_stream = END_OF_STREAM
+class ChunkedReply:
+    """What chat and text completions have in common: unnamed chunks, an error object, and a last event."""
 
+    end_of_stream = "[DONE]"
+
+    def __init__(self, metadata: ReplyMetadata, stream: bool | None, options: StreamOptions | None) -> None:
+        self.metadata = metadata
+        self.streamed = bool(stream)
+        self.include_usage = options is not None and bool(options.include_usage)
+
+    def failure(self, error: ApiError) -> list[ErrorReply]:
+        return [ErrorReply.of(error, "")]
+
+
+class ChatReply(ChunkedReply):
     def __init__(
         self,
         answers: Answers,
         prepared: Prepared,
         metadata: ReplyMetadata,
-        streamed: bool,
+        stream: bool | None,
         options: StreamOptions | None,
     ) -> None:
+        super().__init__(metadata, stream, options)
         self.prepared = prepared
         self.answers = answers
-        self.metadata = metadata
-        self.streamed = streamed
-        self.include_usage = options is not None and bool(options.include_usage)
         self.with_logprobs = prepared.spec.request.sampling.logprobs is not None
 
     async def whole(self) -> wire.ChatCompletion:
@@ -84,14 +92,7 @@ class ChatReply:
             async for part in parts:
                 gathered[part.index].add(part)
         choices = [self.choice(index, answer) for index, answer in enumerate(gathered)]
-        return wire.ChatCompletion(
-            id=self.metadata.id,
-            created=self.metadata.created,
-            model=self.metadata.model,
-            choices=choices,
-            usage=self.usage(),
-            system_fingerprint=self.metadata.system_fingerprint,
-        )
+        return wire.ChatCompletion(**vars(self.metadata), choices=choices, usage=self.usage())
 
     def usage(self) -> Usage:
         answers = self.answers
@@ -127,9 +128,6 @@ class ChatReply:
         if self.include_usage:
             yield self.chunk(wire.ChunkWithUsage, []).model_copy(update={"usage": self.usage()})
 
-    def failure(self, error: ApiError) -> list[ErrorReply]:
-        return [ErrorReply.of(error, "")]
-
     def deltas(self, part: AnswerPart) -> list[wire.ChunkChoice]:
         found: list[wire.ChunkChoice] = []
         if part.text or part.logprobs:
@@ -149,13 +147,7 @@ class ChatReply:
         return found
 
     def chunk(self, kind: type[wire.ChatCompletionChunk], choices: list[wire.ChunkChoice]) -> wire.ChatCompletionChunk:
-        return kind(
-            id=self.metadata.id,
-            created=self.metadata.created,
-            model=self.metadata.model,
-            choices=choices,
-            system_fingerprint=self.metadata.system_fingerprint,
-        )
+        return kind(**vars(self.metadata), choices=choices)
 
 
 def logprob_of(token: WrittenToken) -> wire.TokenLogprob:

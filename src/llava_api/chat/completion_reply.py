@@ -1,4 +1,4 @@
-"""Pieces of answers -> OpenAI's text completion, whole or in chunks."""
+"""Parts of answers -> OpenAI's text completion, whole or in chunks."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -6,25 +6,23 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from llava_api.chat.answers import Answers
-from llava_api.chat.chat_reply import END_OF_STREAM, ReplyMetadata
+from llava_api.chat.chat_reply import ChunkedReply, ReplyMetadata
 from llava_api.chat.logprobs import LetterCounter, WrittenToken, as_text
 from llava_api.chat.merge import merge
 from llava_api.chat.plain import Plain, PlainPrompt
-from llava_api.errors import ApiError
 from llava_api.protocol import completions as wire
 from llava_api.protocol.chat_reply import Usage, usage_of
 from llava_api.protocol.sampling import StreamOptions
-from llava_api.protocol.wire import ErrorReply
 
 
 @dataclass(slots=True)
 class Columns:
-    """The log-probabilities of one choice as OpenAI's lists, and the place in its text."""
+    """Writes the log-probabilities of one choice as OpenAI's lists. ``offset``: characters of its text so far."""
 
     offset: int = 0
 
     def fill(self, tokens: Sequence[tuple[str, int, WrittenToken | None]]) -> wire.CompletionLogprobs:
-        """(how it is written, letters of the text that end with it, what is known of it) for each token."""
+        """``tokens``: for each its text, the number of characters that end with it, and its log-probabilities."""
         made = wire.CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for text, letters, token in tokens:
             made.tokens.append(text)
@@ -36,13 +34,13 @@ class Columns:
 
 
 def likeliest(token: WrittenToken) -> dict[str, float]:
-    """The likeliest and the token itself."""
+    """The most likely tokens, and the token itself."""
     return {as_text(written): logprob for written, logprob in (*token.top, (token.written, token.logprob))}
 
 
 @dataclass(slots=True)
 class WholeText:
-    """One answer, gathered."""
+    """One whole answer."""
 
     text: str = ""
     logprobs: list[wire.CompletionLogprobs] = field(default_factory=list)
@@ -65,24 +63,20 @@ class WholeText:
         )
 
 
-class CompletionReply:
-    end_of_stream = END_OF_STREAM
-
+class CompletionReply(ChunkedReply):
     def __init__(
         self,
         answers: list[Answers],
         plain: Plain,
         metadata: ReplyMetadata,
-        streamed: bool,
+        stream: bool | None,
         options: StreamOptions | None,
     ) -> None:
+        super().__init__(metadata, stream, options)
         self.plain = plain
         self.tokenizer = plain.specs[0].tokenizer
-        self.metadata = metadata
-        self.streamed = streamed
-        self.include_usage = options is not None and bool(options.include_usage)
         self.answers = answers
-        """Of each prompt."""
+        """One for each prompt."""
         self.with_logprobs = plain.specs[0].request.sampling.logprobs is not None
 
     def usage(self) -> Usage:
@@ -90,7 +84,7 @@ class CompletionReply:
         given = sum(len(prompt.token_ids) for prompt in self.plain.prompts)
         return usage_of(given, 0, made, sum(answers.cached_tokens for answers in self.answers))
 
-    async def of_prompt(self, place: int) -> AsyncGenerator[wire.CompletionChunkChoice, None]:
+    async def chunks_of(self, place: int) -> AsyncGenerator[wire.CompletionChunkChoice, None]:
         columns = [Columns() for _ in range(self.plain.choices)]
         opened: set[int] = set()
         async with aclosing(self.answers[place].parts()) as parts:
@@ -101,7 +95,7 @@ class CompletionReply:
                     if self.plain.echo:
                         yield self.echoed(place, index, columns[part.index])
                 text, tokens = ("", ()) if self.plain.silent else (part.text, part.logprobs)
-                # Where the prompt alone is wanted, nothing ended the answer but its length.
+                # If only the prompt is wanted, it is always the length that ends the answer.
                 cut = self.plain.silent or part.finish_reason == "length"
                 reason: wire.EndReason | None = "length" if cut else "stop"
                 if part.finish_reason is None:
@@ -124,7 +118,7 @@ class CompletionReply:
     def tokens_of(
         self, prompt: PlainPrompt, known: Sequence[WrittenToken | None]
     ) -> list[tuple[str, int, WrittenToken | None]]:
-        """A prompt's tokens; its text has no special tokens, and not the space that the tokenizer puts first."""
+        """The text leaves out special tokens, and the space that the tokenizer puts before the prompt."""
         counter = LetterCounter(spaces_cut=not prompt.text.startswith(" "))
         found: list[tuple[str, int, WrittenToken | None]] = []
         for token, entry in zip_longest(prompt.token_ids, known):
@@ -133,11 +127,9 @@ class CompletionReply:
             found.append((as_text(written), letters, entry))
         return found
 
-    async def choices(self) -> AsyncGenerator[wire.CompletionChunkChoice, None]:
-        """What comes of all prompts and answers, as it comes. Raises EngineFailed."""
-        async with aclosing(merge([self.of_prompt(place) for place in range(len(self.answers))])) as merged:
-            async for choice in merged:
-                yield choice
+    def choices(self) -> AsyncGenerator[wire.CompletionChunkChoice, None]:
+        """Chunks of all prompts and answers, in the order in which they come. Raises EngineFailed."""
+        return merge([self.chunks_of(place) for place in range(len(self.answers))])
 
     async def whole(self) -> wire.Completion:
         gathered = [WholeText() for _ in range(len(self.answers) * self.plain.choices)]
@@ -148,17 +140,10 @@ class CompletionReply:
             wire.CompletionChoice(index=index, text=it.text, logprobs=it.joined(), finish_reason=it.finish_reason)
             for index, it in enumerate(gathered)
         ]
-        return wire.Completion(
-            id=self.metadata.id,
-            created=self.metadata.created,
-            model=self.metadata.model,
-            choices=made,
-            usage=self.usage(),
-            system_fingerprint=self.metadata.system_fingerprint,
-        )
+        return wire.Completion(**vars(self.metadata), choices=made, usage=self.usage())
 
     async def items(self) -> AsyncGenerator[wire.CompletionChunk, None]:
-        """The first comes with the engine's first output, so that a refusal by the engine still has a status."""
+        """The first chunk comes with the engine's first output, so that a refusal by the engine still has a status."""
         kind = wire.CompletionChunkWithUsage if self.include_usage else wire.CompletionChunk
         async with aclosing(self.choices()) as choices:
             async for choice in choices:
@@ -166,16 +151,7 @@ class CompletionReply:
         if self.include_usage:
             yield self.chunk(wire.CompletionChunkWithUsage, []).model_copy(update={"usage": self.usage()})
 
-    def failure(self, error: ApiError) -> list[ErrorReply]:
-        return [ErrorReply.of(error, "")]
-
     def chunk(
         self, kind: type[wire.CompletionChunk], choices: list[wire.CompletionChunkChoice]
     ) -> wire.CompletionChunk:
-        return kind(
-            id=self.metadata.id,
-            created=self.metadata.created,
-            model=self.metadata.model,
-            choices=choices,
-            system_fingerprint=self.metadata.system_fingerprint,
-        )
+        return kind(**vars(self.metadata), choices=choices)

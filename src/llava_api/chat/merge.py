@@ -1,51 +1,40 @@
-"""Several streams as one, in the order in which things come."""
+"""Several streams as one, in the order in which their items come."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, slots=True)
-class Next(Generic[Item]):
-    item: Item
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    error: Exception | None
-
-
 async def merge(streams: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[Item, None]:
-    """Closing this closes all of them, and so does the first that fails, whose error is raised."""
-    # A stream waits until its last item was taken: memory stays bounded.
-    waiting: asyncio.Queue[Next[Item] | Ended] = asyncio.Queue(maxsize=1)
+    """Closing this closes all of the streams, and so does the first that fails, whose error is raised."""
+    # A stream waits until its last item is taken, so that memory is bounded.
+    came: asyncio.Queue[list[Item] | Exception | None] = asyncio.Queue(maxsize=1)
 
-    async def pump(stream: AsyncGenerator[Item, None]) -> None:
-        error: Exception | None = None
+    async def forward(stream: AsyncGenerator[Item, None]) -> None:
+        end: Exception | None = None
         try:
             async with aclosing(stream):
                 async for item in stream:
-                    await waiting.put(Next(item))
-        except Exception as raised:
-            error = raised
-        await waiting.put(Ended(error))
+                    await came.put([item])
+        except Exception as error:
+            end = error
+        await came.put(end)
 
-    pumps = [asyncio.create_task(pump(stream)) for stream in streams]
-    running = len(pumps)
+    tasks = [asyncio.create_task(forward(stream)) for stream in streams]
+    running = len(tasks)
     try:
         while running:
-            came = await waiting.get()
-            if isinstance(came, Next):
-                yield came.item
-                continue
-            running -= 1
-            if came.error is not None:
-                raise came.error
+            found = await came.get()
+            if isinstance(found, list):
+                yield found[0]
+            elif found is None:
+                running -= 1
+            else:
+                raise found
     finally:
-        for task in pumps:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)

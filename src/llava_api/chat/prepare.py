@@ -154,7 +154,7 @@ class Preparer:
         characters = conversation.characters()
         self.check_length(characters, param)
         await account.spend_images(len(conversation.images))
-        measured = await self.images.measure(conversation.images, account.caller, account.take)
+        measured = await self.images.measure(conversation.images, account.caller, account.memory.take)
         if characters > INLINE_CHARACTERS:
             segments, prompt = await asyncio.to_thread(self.write, conversation, measured)
         else:

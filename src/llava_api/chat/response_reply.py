@@ -1,9 +1,10 @@
-"""Pieces of an answer -> the Responses API's events, and from the last of them the whole response."""
+"""Parts of an answer -> the Responses API's events, and from the last of them the whole response."""
 
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
+from typing import Any, TypeVar
 
 from llava_api.chat.answers import AnswerPart, Answers
 from llava_api.chat.chat_reply import logprob_of, new_call_id
@@ -14,9 +15,11 @@ from llava_api.protocol.chat_reply import TokenLogprob
 from llava_api.protocol.formats import TextFormat
 from llava_api.protocol.responses import ItemStatus, ResponseRequest, TextOptions
 
+Event = TypeVar("Event", bound=wire.Event)
+
 
 def described(request: ResponseRequest, prepared: Prepared, created: int, store: bool) -> wire.Response:
-    """The response before there is any answer: what was asked for, defaults filled in."""
+    """The response before there is any answer: the request's fields, with defaults filled in."""
     sampling = prepared.spec.request.sampling
     return wire.Response(
         id=prepared.spec.request.request_id,
@@ -47,16 +50,16 @@ def described(request: ResponseRequest, prepared: Prepared, created: int, store:
 
 
 class OpenItem:
-    """The output item that is being made."""
+    """An output item that is not complete yet."""
 
     def __init__(self, index: int, name: str | None) -> None:
         self.index = index
         self.name = name
-        """Of the called function; None for a message."""
+        """The called function; None for a message."""
         self.id = f"{'msg' if name is None else 'fc'}_{uuid.uuid4().hex}"
         self.call_id = new_call_id()
         self.text = ""
-        """Of the message, or the call's arguments."""
+        """The message's text, or the call's arguments."""
         self.logprobs: list[TokenLogprob] = []
 
     def part(self) -> wire.OutputText:
@@ -69,7 +72,7 @@ class OpenItem:
 
 
 class ResponseReply:
-    """``keep`` is handed the finished response."""
+    """``keep`` is called with the complete response."""
 
     end_of_stream = None
 
@@ -113,10 +116,10 @@ class ResponseReply:
                     yield event
         cut = reason == "length"
         if self.open is None and not self.output:
-            # An empty answer is a message too.
+            # An empty answer is still a message.
             for event in self.begin(None):
                 yield event
-        for event in self.end("incomplete" if cut else "completed"):
+        for event in self.close("incomplete" if cut else "completed"):
             yield event
         self.response = self.response.model_copy(
             update={
@@ -131,22 +134,21 @@ class ResponseReply:
             self.keep(self.response)
         yield self.response_event("response.incomplete" if cut else "response.completed")
 
-    def number(self) -> int:
+    def event(self, kind: type[Event], **fields: Any) -> Event:
         self.sequence += 1
-        return self.sequence
+        return kind(sequence_number=self.sequence, **fields)
 
-    def response_event(self, kind: str) -> wire.ResponseEvent:
-        return wire.ResponseEvent.model_validate(
-            {"type": kind, "sequence_number": self.number(), "response": self.response}
-        )
+    def item_event(self, kind: type[Event], item: OpenItem, **fields: Any) -> Event:
+        return self.event(kind, item_id=item.id, output_index=item.index, **fields)
+
+    def response_event(self, name: str) -> wire.Event:
+        return self.event(wire.ResponseEvent, type=name, response=self.response)
 
     def failure(self, error: ApiError) -> Iterator[wire.Event]:
-        """The last events of a response that failed, whatever came before."""
         if self.sequence < 0:
             yield self.response_event("response.created")
-        self.response = self.response.model_copy(
-            update={"status": "failed", "error": wire.ResponseError(message=error.message), "output": self.output}
-        )
+        failed = {"status": "failed", "error": wire.ResponseError(message=error.message), "output": self.output}
+        self.response = self.response.model_copy(update=failed)
         yield self.response_event("response.failed")
 
     def part_events(self, part: AnswerPart) -> Iterator[wire.Event]:
@@ -157,80 +159,38 @@ class ResponseReply:
             logprobs = [logprob_of(token) for token in part.logprobs]
             self.open.text += part.text
             self.open.logprobs += logprobs
-            yield wire.TextDelta(
-                sequence_number=self.number(),
-                item_id=self.open.id,
-                output_index=self.open.index,
-                delta=part.text,
-                logprobs=logprobs,
-            )
+            yield self.item_event(wire.TextDelta, self.open, delta=part.text, logprobs=logprobs)
         if part.call is None:
             return
         if part.call.name is not None:
-            yield from self.end("completed")
+            yield from self.close("completed")
             yield from self.begin(part.call.name)
         assert self.open is not None
         if part.call.arguments:
             self.open.text += part.call.arguments
-            yield wire.ArgumentsDelta(
-                sequence_number=self.number(),
-                item_id=self.open.id,
-                output_index=self.open.index,
-                delta=part.call.arguments,
-            )
+            yield self.item_event(wire.ArgumentsDelta, self.open, delta=part.call.arguments)
 
     def begin(self, name: str | None) -> Iterator[wire.Event]:
-        """A new output item: a message, or a call of the function ``name``."""
-        made = self.open = OpenItem(len(self.output), name)
-        yield wire.ItemEvent(
-            type="response.output_item.added",
-            sequence_number=self.number(),
-            output_index=made.index,
-            item=made.item("in_progress"),
-        )
+        """Open an output item: a message, or a call of the function ``name``."""
+        opened = self.open = OpenItem(len(self.output), name)
+        added, item = "response.output_item.added", opened.item("in_progress")
+        yield self.event(wire.ItemEvent, type=added, output_index=opened.index, item=item)
         if name is None:
-            yield self.part_event("response.content_part.added", made)
+            yield self.item_event(wire.PartEvent, opened, type="response.content_part.added", part=opened.part())
 
-    def end(self, status: ItemStatus) -> Iterator[wire.Event]:
-        """The item that is being made, if any, is ready."""
-        made, self.open = self.open, None
-        if made is None:
+    def close(self, status: ItemStatus) -> Iterator[wire.Event]:
+        """Close the output item that is open, if there is one."""
+        opened, self.open = self.open, None
+        if opened is None:
             return
-        if made.name is None:
-            yield wire.TextDone(
-                sequence_number=self.number(),
-                item_id=made.id,
-                output_index=made.index,
-                text=made.text,
-                logprobs=list(made.logprobs),
-            )
-            yield self.part_event("response.content_part.done", made)
+        if opened.name is None:
+            yield self.item_event(wire.TextDone, opened, text=opened.text, logprobs=list(opened.logprobs))
+            yield self.item_event(wire.PartEvent, opened, type="response.content_part.done", part=opened.part())
         else:
-            yield wire.ArgumentsDone(
-                sequence_number=self.number(),
-                item_id=made.id,
-                output_index=made.index,
-                name=made.name,
-                arguments=made.text,
-            )
-        self.output.append(made.item(status))
-        yield wire.ItemEvent(
-            type="response.output_item.done",
-            sequence_number=self.number(),
-            output_index=made.index,
-            item=self.output[-1],
-        )
-
-    def part_event(self, kind: str, made: OpenItem) -> wire.PartEvent:
-        return wire.PartEvent.model_validate(
-            {
-                "type": kind,
-                "sequence_number": self.number(),
-                "item_id": made.id,
-                "output_index": made.index,
-                "part": made.part(),
-            }
-        )
+            yield self.item_event(wire.ArgumentsDone, opened, name=opened.name, arguments=opened.text)
+        item = opened.item(status)
+        self.output.append(item)
+        yield self.event(wire.ItemEvent, type="response.output_item.done", output_index=opened.index, item=item)
 
     def usage(self) -> wire.ResponseUsage:
         given = self.prepared.text_tokens + self.prepared.image_tokens

@@ -1,17 +1,18 @@
 """The account that a request's work is charged to."""
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 
-from llava_api.limits.memory import Holding
+from llava_api.limits.memory import Holding, MemoryBudget
 from llava_api.limits.rate import Allowance
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A caller with the memory and the rate limits of one request. Without them nothing is counted or refused."""
+    """A caller with the memory and the rate limits of one request. By default nothing is limited."""
 
     caller: str = ""
-    memory: Holding | None = None
+    memory: Holding = field(default_factory=lambda: MemoryBudget(sys.maxsize).hold(""))
     allowance: Allowance | None = None
 
     @property
@@ -23,26 +24,6 @@ class Account:
     def max_tokens(self) -> int | None:
         """The longest answer that the caller may ask for; None for no limit."""
         return None if self.allowance is None else self.allowance.limits.max_tokens_per_request
-
-    def take(self, size: int) -> None:
-        """Count ``size`` more bytes. Any thread may call this. Raises Busy if the budget has no room."""
-        if self.memory is not None:
-            self.memory.take(size)
-
-    def keep(self, size: int) -> None:
-        """Count ``size`` bytes from now on, and no others. Raises Busy if that is more than before and has no room."""
-        if self.memory is not None:
-            self.memory.keep(size)
-
-    def check(self, size: int) -> None:
-        """Check that ``size`` more bytes would fit, without counting them. Raises Busy."""
-        if self.memory is not None:
-            self.memory.check(size)
-
-    def release(self) -> None:
-        """Count no more memory, for good."""
-        if self.memory is not None:
-            self.memory.release()
 
     async def spend_images(self, count: int) -> None:
         """Raises RateLimited, and InvalidRequest if ``count`` exceeds a whole minute's limit."""

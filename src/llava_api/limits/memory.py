@@ -1,7 +1,7 @@
-"""How many bytes of requests the server holds at once: their bodies, their pictures' files, their pixels.
+"""How many bytes of requests the server holds at once: their bodies, their images' files, their pixels.
 
-A body is charged twice, as it comes: the text with its base64, and the files that are decoded from it. So a request
-whose body is there does not fail for want of room for what it brought along.
+A body is counted twice while it is read: the text with its base64, and the files that are decoded from it. So a request
+whose body has been read is not refused later because of what came with it.
 """
 
 import threading
@@ -9,20 +9,17 @@ from collections import defaultdict
 
 from llava_api.errors import Busy, ErrorCode
 
-FULL = "The server holds as many bytes of requests as it may: try again in a moment, or send smaller pictures."
+FULL = "The server's memory for requests is full: try again in a moment, or send smaller images."
 
 
 class MemoryBudget:
-    """``max_bytes`` for all callers together; one with several requests gets up to half of it.
-
-    Used in threads too.
-    """
+    """``max_bytes`` for all callers together. A caller with several requests gets up to half of it. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.held_bytes = 0
         self.callers: defaultdict[str, int] = defaultdict(int)
-        """Bytes that each holds; none without any."""
+        """Bytes by caller, of those that hold any."""
         self.lock = threading.Lock()
 
     def hold(self, caller: str) -> "Holding":
@@ -30,7 +27,7 @@ class MemoryBudget:
 
 
 class Holding:
-    """What one request holds, until ``release``."""
+    """The bytes that one request holds, until ``release``."""
 
     def __init__(self, budget: MemoryBudget, caller: str) -> None:
         self.budget = budget
@@ -39,20 +36,20 @@ class Holding:
         self.released = False
 
     def take(self, size: int) -> None:
-        """So many bytes more. Raises Busy."""
+        """Count ``size`` more bytes. Raises Busy if there is no room."""
         with self.budget.lock:
             if self.released:
-                # Work in a thread whose caller has gone: what it holds is freed when it ends.
+                # A thread may still work for a client that has left. What it allocates is freed when it ends.
                 return
-            self.look(size)
+            self.require(size)
             self.change(size)
 
     def check(self, size: int) -> None:
-        """Whether there is room for so many bytes more, which are not taken yet. Raises Busy."""
+        """Check that ``size`` more bytes would fit, without counting them. Raises Busy."""
         with self.budget.lock:
-            self.look(size)
+            self.require(size)
 
-    def look(self, size: int) -> None:
+    def require(self, size: int) -> None:
         budget = self.budget
         callers_own = budget.callers.get(self.caller, 0)
         has_others = callers_own > self.held_bytes
@@ -61,7 +58,7 @@ class Holding:
             raise Busy(FULL, code=ErrorCode.MEMORY_FULL)
 
     def keep(self, size: int) -> None:
-        """So many bytes are all that is still held. Raises Busy where that is more than it was."""
+        """Count ``size`` bytes from now on, and no others. Raises Busy if that is more than before and has no room."""
         self.take(size - self.held_bytes)
 
     def release(self) -> None:

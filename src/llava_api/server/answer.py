@@ -55,7 +55,7 @@ async def answer(request: Request, kind: type[Model], prepare: Prepare[Model], s
             reading = read_request(request, kind, settings.max_body_bytes, account)
             producer = ReplyProducer(partial(prepare, context), await reading, deadline)
         exchange.push_async_callback(producer.close)
-        producer.task.add_done_callback(lambda _: account.release())
+        producer.task.add_done_callback(lambda _: account.memory.release())
         watching = asyncio.create_task(cancel_on_disconnect(request.receive, producer))
         exchange.callback(watching.cancel)
         first = await producer.first(settings.stream_head_seconds)

@@ -52,7 +52,7 @@ async def read_body(request: Request, max_body_bytes: int, account: Account) -> 
     expected = int(announced) if announced.isdigit() else 0
     if expected > max_body_bytes:
         raise refusal
-    account.check(COPIES_GROWN * expected)
+    account.memory.check(COPIES_GROWN * expected)
     body = bytearray()
     size = 0
     async for part in request.stream():
@@ -61,7 +61,7 @@ async def read_body(request: Request, max_body_bytes: int, account: Account) -> 
             raise refusal
         if end > len(body):
             room = max(end, min(expected, max(FIRST_BYTES, 2 * end)))
-            account.take(COPIES_GROWN * (room - len(body)))
+            account.memory.take(COPIES_GROWN * (room - len(body)))
             if expected:
                 body += bytes(room - len(body))
         body[size:end] = part

@@ -18,9 +18,9 @@ async def prepare(context: Context, wanted: ChatCompletionRequest) -> ChatReply:
     question = chat_question(wanted, services.model, services.settings.max_choices)
     metadata = ReplyMetadata(context.reply_id("chatcmpl-"), int(time.time()), wanted.model, services.fingerprint)
     prepared = await services.preparer.prepare(question, metadata.id, account)
-    account.keep(prepared.pixel_bytes)
+    account.memory.keep(prepared.pixel_bytes)
     answers = Answers(services.engine, services.admission, prepared.spec, account)
-    return ChatReply(answers, prepared, metadata, bool(wanted.stream), wanted.stream_options)
+    return ChatReply(answers, prepared, metadata, wanted.stream, wanted.stream_options)
 
 
 ENDPOINTS = (

@@ -17,7 +17,7 @@ async def prepare(context: Context, wanted: CompletionRequest) -> CompletionRepl
     metadata = ReplyMetadata(context.reply_id("cmpl-"), int(time.time()), wanted.model, services.fingerprint)
     plain = await prepare_plain(services.preparer, wanted, metadata.id, account)
     answers = [Answers(services.engine, services.admission, spec, account) for spec in plain.specs]
-    return CompletionReply(answers, plain, metadata, bool(wanted.stream), wanted.stream_options)
+    return CompletionReply(answers, plain, metadata, wanted.stream, wanted.stream_options)
 
 
 ENDPOINTS = (

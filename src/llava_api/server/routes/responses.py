@@ -34,12 +34,12 @@ async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
     if wanted.previous_response_id:
         before = earlier_response(store, wanted.previous_response_id, owner).conversation
     # The conversation costs as much memory as if the request had contained it.
-    account.take(COPIES * len(before))
+    account.memory.take(COPIES * len(before))
     question = response_question(wanted, await store.read(before), services.model)
     prepared = await services.preparer.prepare(question, context.reply_id("resp_"), account)
     keeping = store.keeps and wanted.store is not False
     conversation = [before, items_json(given_items(wanted))] if keeping else []
-    account.keep(prepared.pixel_bytes + sum(map(len, conversation)))
+    account.memory.keep(prepared.pixel_bytes + sum(map(len, conversation)))
     return ResponseReply(
         Answers(services.engine, services.admission, prepared.spec, account),
         prepared,
