@@ -20,7 +20,7 @@ from llava_api.server import lifecycle
 from llava_api.server.app import create_app
 from llava_api.server.http_server import make_config
 from llava_api.server.lifecycle import Lifecycle
-from llava_api.server.lifespan import Moments, make_lifespan
+from llava_api.server.lifespan import LifespanHooks, make_lifespan
 from llava_api.server.listening import listen
 from llava_api.settings import Settings
 from tests.support.metrics_page import read_page
@@ -66,7 +66,7 @@ async def running(
     tmp_path: Path, settings_made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Running]:
     monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.01)
-    monkeypatch.setattr(lifecycle, "FAREWELL_SECONDS", 0.6)
+    monkeypatch.setattr(lifecycle, "LAST_ANSWERS_SECONDS", 0.6)
     settings = Settings(**settings_made)
     keys = KeyRing(settings)
     model = open_model(str(write_checkpoint(tmp_path / "model", None)), ("tiny",), settings)
@@ -86,8 +86,8 @@ async def running(
         server.should_exit = True
 
     limiter = open_limiter(settings)
-    moments = Moments(abandon_load=abandoned.set, on_end=close_port)
-    lifespan = make_lifespan(model, settings, keys, limiter, life, start, moments)
+    hooks = LifespanHooks(abandon_load=abandoned.set, on_end=close_port)
+    lifespan = make_lifespan(model, settings, keys, limiter, life, start, hooks)
     app = create_app(settings, keys, lifespan=lifespan, life=life)
     server = PromptServer(make_config(app, settings))
     listener = listen(Settings(port=0))

@@ -111,7 +111,7 @@ async def test_the_context_error_counts_text_and_images(client: httpx.AsyncClien
     message = picture_message("word " * 3000, data_url(Image.new("RGB", (50, 50))))
     error = error_of(await client.post(CHAT, json={"model": "tiny", "messages": [message]}))
     assert "2048 tokens" in error["message"]
-    assert " 36 of pictures" in error["message"]
+    assert " 36 of images" in error["message"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"text"', b"null", b"\xff\xfe"])

@@ -175,7 +175,7 @@ async def test_what_cannot_fit_is_refused_before_a_pixel_is_decoded(
     error = reply.json()["error"]
     assert (reply.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "max_tokens")
     # 36 tokens a picture; how many of text depends on the tokenizer.
-    assert "360 of pictures" in error["message"]
+    assert "360 of images" in error["message"]
     assert "2048 tokens" in error["message"]
     assert engine.requests == []
 

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from llava_api.chat.grammar import call_head
+from llava_api.chat.grammar import call_prefix
 from llava_api.engine.base import TokenLogprob
 from tests.support.questions import data_url
 from tests.support.scripted_engine import ScriptedEngine
@@ -88,7 +88,7 @@ async def test_a_stream_of_text(client: httpx.AsyncClient) -> None:
 
 
 async def test_calls_are_items_of_their_own(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
-    call = call_head("count") + '{"n": 3}}'
+    call = call_prefix("count") + '{"n": 3}}'
     engine.texts = (" ", call[:13], call[13:40], call[40:] + "\n" + call)
     request = body(tools=[TOOL], tool_choice="required", stream=True)
     events = events_of(await client.post(URL, json=request))
@@ -255,7 +255,7 @@ async def test_refusals_name_the_field(
 
 async def test_what_the_client_dumps_can_be_sent_back(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     """As openai's ``model_dump()`` writes items and tools, with nulls for all that it knows."""
-    engine.texts = (call_head("count") + '{"n": 3}}',)
+    engine.texts = (call_prefix("count") + '{"n": 3}}',)
     made = openai.types.responses.Response.model_validate(
         (await client.post(URL, json=body(tools=[TOOL], tool_choice="required"))).json()
     )

@@ -69,23 +69,23 @@ async def test_every_task_of_a_request_notes_into_its_record() -> None:
         record = RequestRecord(request_id=name)
         token = RECORD.set(record)
         await asyncio.gather(*(asyncio.create_task(note()) for _ in range(3)))
-        await asyncio.to_thread(lambda: current().looked_at(1, 1, 1))
+        await asyncio.to_thread(lambda: current().note_image(1, 1, 1))
         assert record.images == 4
         RECORD.reset(token)
 
     async def note() -> None:
         await asyncio.sleep(0)
-        current().looked_at(10, 100, 5)
+        current().note_image(10, 100, 5)
 
     await asyncio.gather(*(asyncio.create_task(work(f"req_{number}")) for number in range(5)))
     # Outside of a request there is one that nobody reads.
-    current().looked_at(1, 1, 1)
+    current().note_image(1, 1, 1)
     assert current().images == 0
 
 
 def test_nothing_is_nan_where_nothing_came() -> None:
     record = RequestRecord()
-    record.asks(5, [], 1, 10, 1.0)
+    record.note_prompt(5, [], 1, 10, 1.0)
     record.end("other", None)
     assert (record.first_token_seconds, record.queue_seconds, record.completion_tokens) == (None, None, 0)
     assert 0 <= record.seconds <= perf_counter() - record.started

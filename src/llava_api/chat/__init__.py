@@ -1,1 +1,1 @@
-"""The use case: a chat request becomes an engine request, and what the engine yields becomes a reply."""
+"""From a request to an engine request, and from the engine's output to a reply."""

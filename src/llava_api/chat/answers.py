@@ -1,4 +1,4 @@
-"""What the engine yields -> parts of answers, whatever wire they go out on."""
+"""Deltas of the engine -> parts of answers, for every endpoint."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -21,27 +21,27 @@ EndReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(slots=True)
 class AnswerPart:
-    """The next of one answer: text, or a part of a call, or nothing yet; the last has a finish reason."""
+    """A piece of one answer: text, or a part of a call, or nothing yet. The last one has a finish reason."""
 
     index: int
-    """Of the choice."""
+    """Which choice."""
     text: str = ""
     call: CallPart | None = None
     logprobs: tuple[WrittenToken, ...] = ()
-    """Of the tokens that ``text`` is made of; none of a call's."""
+    """The tokens of ``text``. Tokens of calls are left out."""
     finish_reason: EndReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerSpec:
-    """An engine request and how its answers are to be read."""
+    """A request to the engine, and how its answers are read."""
 
     request: GenerationRequest
     choices: int
-    """Answers that are wanted; without chance the engine makes one for all of them."""
+    """Number of answers. At temperature 0 the engine makes one for all of them."""
     tokenizer: TextTokenizer
     spaces_cut: bool
-    """Leave out an answer's leading spaces, which follow "ASSISTANT:"."""
+    """Whether to leave out an answer's leading spaces, which follow "ASSISTANT:"."""
     call_names: tuple[str, ...] = ()
     """Functions that the answer may call."""
     json: bool = False
@@ -49,7 +49,7 @@ class AnswerSpec:
 
 
 class AnswerReader:
-    """One answer's deltas -> its parts."""
+    """Turns one answer's deltas into parts."""
 
     def __init__(self, spec: AnswerSpec) -> None:
         sampling = spec.request.sampling
@@ -63,7 +63,7 @@ class AnswerReader:
             self.aligner = LogprobAligner(writer, sampling.skip_special_tokens, spec.spaces_cut)
 
     def read(self, delta: Delta) -> list[AnswerPart]:
-        """One part at least."""
+        """Returns one part at least."""
         text = delta.text if self.started else delta.text.lstrip(" ")
         self.started = self.started or bool(text)
         found: list[str | CallPart] = [text] if self.calls is None else self.calls.read(text)
@@ -88,10 +88,10 @@ class AnswerReader:
         return parts
 
     def end_reason(self) -> EndReason:
-        """Of an answer that ended by itself. One in a form that is not complete was cut, whatever cut it.
+        """The reason of an answer that ended by itself. Incomplete JSON or calls were cut off, whatever did it.
 
-        A stop text or token of the caller's may lie within it; and where a grammar grows beyond llguidance's bounds,
-        vLLM ends the answer as if it were complete.
+        They may contain one of the caller's stop texts or tokens; and if a grammar exceeds llguidance's bounds, vLLM
+        ends the answer as if it were complete.
         """
         if self.calls is not None and self.calls.calls:
             return "tool_calls" if self.calls.complete else "length"
@@ -115,7 +115,7 @@ class Answers:
         self.admission = admission
         self.spec = spec
         self.account = account
-        self.record = current().asks(
+        self.record = current().note_prompt(
             len(request.token_ids),
             [image.length for image in request.images],
             request.choices,

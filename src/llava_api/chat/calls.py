@@ -1,14 +1,14 @@
 """The text of an answer that may call functions -> free text, or calls part by part.
 
-The grammar (``grammar.tools_grammar``) has fixed all but names and arguments, so that reading is looking for
-``{"name": "...", "arguments": `` and counting braces.
+The grammar (``grammar.tools_grammar``) fixes everything but names and arguments. So it is enough to look for
+``{"name": "...", "arguments": `` and to count braces.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_api.chat.grammar import call_head
+from llava_api.chat.grammar import call_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class CallPart:
 
 class CallReader:
     def __init__(self, names: Sequence[str]) -> None:
-        self.heads = {call_head(name): name for name in names}
-        self.state: Literal["undecided", "text", "arguments", "behind"] = "undecided"
+        self.prefixes = {call_prefix(name): name for name in names}
+        self.state: Literal["undecided", "text", "arguments", "complete"] = "undecided"
         self.waiting = ""
         self.calls = 0
         self.depth = 0
@@ -31,11 +31,11 @@ class CallReader:
 
     @property
     def complete(self) -> bool:
-        """Whether there are calls, and the last has all of its arguments: a stop text may lie within them."""
-        return self.state == "behind"
+        """Whether there are calls, and the last has all of its arguments: a stop text may cut them off."""
+        return self.state == "complete"
 
     def read(self, text: str) -> list[str | CallPart]:
-        """What is certain after the next ``text``."""
+        """What can be sent after the next ``text``."""
         found: list[str | CallPart] = []
         while text:
             if self.state == "text":
@@ -51,18 +51,18 @@ class CallReader:
         return found
 
     def decide(self, found: list[str | CallPart]) -> str:
-        """Look whether a call begins in what is waiting; returns what stands behind its head."""
-        if self.state == "behind":
+        """Check whether a call begins in the waiting text. Returns the text after its prefix."""
+        if self.state == "complete":
             # The brace that closes the last call, and the line end before the next.
             self.waiting = self.waiting.lstrip("}\n")
-        head = next((head for head in self.heads if self.waiting.startswith(head)), None)
-        if head is not None:
-            rest, self.waiting = self.waiting[len(head) :], ""
-            found.append(CallPart(self.calls, self.heads[head], ""))
+        prefix = next((prefix for prefix in self.prefixes if self.waiting.startswith(prefix)), None)
+        if prefix is not None:
+            rest, self.waiting = self.waiting[len(prefix) :], ""
+            found.append(CallPart(self.calls, self.prefixes[prefix], ""))
             self.calls += 1
             self.state = "arguments"
             return rest
-        if self.state == "undecided" and not any(head.startswith(self.waiting) for head in self.heads):
+        if self.state == "undecided" and not any(prefix.startswith(self.waiting) for prefix in self.prefixes):
             rest, self.waiting = self.waiting, ""
             self.state = "text"
             return rest
@@ -81,10 +81,10 @@ class CallReader:
             elif letter in "}]":
                 self.depth -= 1
                 if self.depth == 0:
-                    self.state = "behind"
+                    self.state = "complete"
                     return position + 1
         return len(text)
 
     def finish(self) -> str:
-        """What was held back because it might have become a call; the beginning of one that was cut is no text."""
+        """Text that was held back because it might have become a call. The beginning of a call is not text."""
         return self.waiting if self.state == "undecided" and not self.waiting.startswith("{") else ""

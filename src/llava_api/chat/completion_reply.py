@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from llava_api.chat.answers import Answers
 from llava_api.chat.chat_reply import ChunkedReply, ReplyMetadata
-from llava_api.chat.logprobs import LetterCounter, WrittenToken, as_text
+from llava_api.chat.logprobs import CharacterCounter, WrittenToken, as_text
 from llava_api.chat.merge import merge
 from llava_api.chat.plain import Plain, PlainPrompt
 from llava_api.protocol import completions as wire
@@ -119,7 +119,7 @@ class CompletionReply(ChunkedReply):
         self, prompt: PlainPrompt, known: Sequence[WrittenToken | None]
     ) -> list[tuple[str, int, WrittenToken | None]]:
         """The text leaves out special tokens, and the space that the tokenizer puts before the prompt."""
-        counter = LetterCounter(spaces_cut=not prompt.text.startswith(" "))
+        counter = CharacterCounter(spaces_cut=not prompt.text.startswith(" "))
         found: list[tuple[str, int, WrittenToken | None]] = []
         for token, entry in zip_longest(prompt.token_ids, known):
             written = self.tokenizer.token_bytes(token)

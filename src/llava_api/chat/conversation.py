@@ -1,4 +1,4 @@
-"""Wire messages -> turns and image parts, as people mean them."""
+"""Messages of a request -> turns and images."""
 
 import json
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from llava_api.prompts.segments import Turn
 from llava_api.protocol import messages as wire
 
 Parts = list[str | int]
-"""Texts and indexes of pictures in the order in which they were sent."""
+"""Texts and indexes of images, in the order in which they were sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     system: str | None
-    """The caller's system text; None where none was given."""
+    """The caller's system text, if any."""
     turns: tuple[Turn, ...]
-    """User and assistant in turn; the first is a user's, which may be empty. Where an assistant's is last, the model
-    continues it."""
+    """User and assistant alternate. The first turn is a user's, which may be empty. If the last is an assistant's, the
+    model continues it."""
     images: tuple[ImagePart, ...]
     """In the order of the request."""
 
@@ -29,17 +29,17 @@ class Conversation:
         return self.turns[-1].role == "assistant"
 
     def characters(self) -> int:
-        """Of all texts together."""
+        """Length of all texts together."""
         return len(self.system or "") + sum(len(turn.text) for turn in self.turns)
 
     def with_system(self, default: str, addition: str) -> "Conversation":
-        """``addition`` behind the system text, which is ``default`` where the caller gave none."""
+        """Add to the system text, which is ``default`` if the caller gave none."""
         system = default if self.system is None else self.system
         return replace(self, system=f"{system}\n\n{addition}" if system else addition)
 
 
 class Transcript:
-    """Gathers what was said: consecutive messages of one role are one turn."""
+    """Collects messages; consecutive messages of one role become one turn."""
 
     def __init__(self) -> None:
         self.systems: list[str] = []
@@ -55,31 +55,31 @@ class Transcript:
             self.spoken.append((role, [parts]))
 
     def show(self, image: ImagePart) -> int:
-        """The picture's index."""
+        """Returns the image's index."""
         self.images.append(image)
         return len(self.images) - 1
 
     def call(self, call_id: str, name: str, arguments: str) -> str:
-        """A call as the model wrote it: what later results refer to."""
+        """Returns a call as the model wrote it. Later results refer to it."""
         self.calls[call_id] = name
         return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
 
     def result(self, call_id: str, parts: Parts, param: str) -> None:
-        """What a function returned is told to the model as a user's words. Raises InvalidRequest."""
+        """Give a function's result to the model as a user's message. Raises InvalidRequest."""
         name = self.calls.get(call_id)
         if name is None:
             raise InvalidRequest("This answers a call that no message before it made.", param=param)
         texts = [part for part in parts if isinstance(part, str)]
-        pictures: Parts = [part for part in parts if isinstance(part, int)]
-        self.say("user", [f"{name} returned: " + "\n".join(texts), *pictures])
+        images: Parts = [part for part in parts if isinstance(part, int)]
+        self.say("user", [f"{name} returned: " + "\n".join(texts), *images])
 
     def finish(self, param: str) -> Conversation:
-        """Raises InvalidRequest where nobody has said anything."""
+        """Raises InvalidRequest if there are no messages of users or assistants."""
         turns = [one_turn(role, messages) for role, messages in self.spoken]
         if not turns:
             raise InvalidRequest(f"There is nothing to answer: {param} has no user's message.", param=param)
         if turns[0].role == "assistant":
-            # A greeting: LLaVA's forms begin with a user's turn, so there is one in which nothing was said.
+            # LLaVA's prompts begin with a user's turn, so a greeting of the assistant gets an empty one before it.
             turns.insert(0, turn_of("user", [""]))
         return Conversation("\n".join(self.systems) if self.systems else None, tuple(turns), tuple(self.images))
 
@@ -96,7 +96,7 @@ def one_turn(role: str, messages: Sequence[Sequence[str | int]]) -> Turn:
 
 
 class HasText(Protocol):
-    """A part that is text, in whichever API's words."""
+    """A text part of any API."""
 
     text: str
 
@@ -110,7 +110,7 @@ def plain_text(content: str | Sequence[HasText | wire.RefusalPart] | None) -> st
 
 
 def read_parts(content: str | Sequence[wire.UserPart], param: str, transcript: Transcript) -> Parts:
-    """Texts and pictures; ``param``: their place, for what is wrong with a picture."""
+    """``param``: the place of the content in the request, for errors about an image."""
     if isinstance(content, str):
         return [content]
     parts: Parts = []

@@ -1,4 +1,4 @@
-"""What an answer may look like, as a grammar that the engine keeps to (llguidance's Lark).
+"""The format of an answer as a grammar for the engine (llguidance's Lark).
 
 Written as json.dumps writes, ``{"name": "value"}``: the form that models have seen most, and one without choices in
 white space, in which a small model loses itself. A space may come first: it is how an answer begins behind
@@ -64,8 +64,8 @@ def combines(part: Schema) -> bool:
     return several or sum(name in part for name in ("properties", *COMBINING)) > 1
 
 
-def told_from_calls(schema: Schema) -> bool:
-    """Whether an answer of this schema cannot be taken for a call."""
+def differs_from_calls(schema: Schema) -> bool:
+    """Whether an answer of this schema cannot be mistaken for a call."""
     whole = closed(schema)
     reference = whole.get("$ref")
     if isinstance(reference, str) and "properties" not in whole:
@@ -80,13 +80,13 @@ def json_grammar(schema: Schema) -> str:
     return f"start: / ?/ answer\nanswer: {json_value(schema)}\n"
 
 
-def call_head(name: str) -> str:
-    """What stands before a call's arguments; behind them stands one more brace."""
+def call_prefix(name: str) -> str:
+    """The text before a call's arguments. One more brace follows them."""
     return f'{{"name": "{name}", "arguments": '
 
 
 def tools_grammar(toolbox: Toolbox, answer: Schema | None) -> str:
-    """Calls, one a line; where calling is left to the model, else free text, or JSON of the schema ``answer``.
+    """Calls, one a line. In mode auto also free text, or JSON of the schema ``answer``.
 
     Free text does not begin with a brace: from its first letter it is clear which of the two it is.
     """
@@ -100,7 +100,7 @@ def tools_grammar(toolbox: Toolbox, answer: Schema | None) -> str:
 
 
 def call_rules(tools: Sequence[Tool]) -> list[str]:
-    """In pieces as llguidance cuts JSON: it never goes back behind a piece, and JSON may come in the same place."""
+    """Cut into the tokens in which llguidance reads JSON: it never goes back, and JSON may be in the same place."""
     rules = ["call: " + " | ".join(f"call_{number}" for number in range(len(tools)))]
     for number, tool in enumerate(tools):
         pieces = ("{", '"name"', ": ", f'"{tool.name}"', ", ", '"arguments"', ": ")

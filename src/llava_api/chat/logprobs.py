@@ -14,11 +14,11 @@ class WrittenToken:
     """A token as it is written in the answer, how likely it was, and what else was likely."""
 
     written: bytes
-    """UTF-8; a part of a letter where the letter has several tokens."""
+    """UTF-8. It is an incomplete character if the character has several tokens."""
     logprob: float
     top: tuple[tuple[bytes, float], ...]
     letters: int = 0
-    """Of the text: those that end with this token."""
+    """Characters of the text that end with this token."""
 
     @property
     def text(self) -> str:
@@ -26,12 +26,12 @@ class WrittenToken:
 
 
 def as_text(written: bytes) -> str:
-    """A part of a letter is shown as U+FFFD; its bytes stand beside it."""
+    """An incomplete character is shown as U+FFFD; replies have its bytes as well."""
     return written.decode("utf-8", "replace")
 
 
 class TokenWriter:
-    """Engine tokens -> written tokens, of which so many of the likeliest are told."""
+    """Engine tokens -> written tokens, each with its ``top`` most likely alternatives."""
 
     def __init__(self, tokenizer: TextTokenizer, top: int) -> None:
         self.tokenizer = tokenizer
@@ -42,8 +42,8 @@ class TokenWriter:
         return WrittenToken(self.tokenizer.token_bytes(entry.token_id), entry.logprob, top)
 
 
-class LetterCounter:
-    """How many letters of a text end with each of its tokens; bytes that make none count as U+FFFD, as in the text."""
+class CharacterCounter:
+    """Counts the characters that end with each token. Invalid bytes count as U+FFFD, as in the text."""
 
     def __init__(self, spaces_cut: bool) -> None:
         self.spaces_cut = spaces_cut
@@ -51,7 +51,7 @@ class LetterCounter:
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def shown(self, written: bytes) -> tuple[bytes, int]:
-        """What of the token is in the text, and how many letters end with it."""
+        """The token's bytes that are in the text, and the number of characters that end with it."""
         if self.spaces_cut:
             written = written.lstrip(b" ")
             self.spaces_cut = not written
@@ -68,7 +68,7 @@ class LogprobAligner:
     def __init__(self, writer: TokenWriter, skip_special_tokens: bool, spaces_cut: bool) -> None:
         self.writer = writer
         self.skip_special_tokens = skip_special_tokens
-        self.counter = LetterCounter(spaces_cut)
+        self.counter = CharacterCounter(spaces_cut)
         self.waiting: deque[WrittenToken] = deque()
         self.ahead = 0
         """Letters of text that have gone out, less those of tokens that have."""

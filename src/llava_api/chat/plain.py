@@ -1,4 +1,4 @@
-"""Text completions: prompts as they are -> engine requests."""
+"""Text completions: prompts, without a template -> engine requests."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -25,23 +25,23 @@ class PlainPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """Prompts to be continued, each with what the engine is asked."""
+    """Prompts to continue, each with its engine request."""
 
     prompts: list[PlainPrompt]
     specs: list[AnswerSpec]
     echo: bool
-    """The prompt goes before the answer."""
+    """Whether the prompt is sent before the answer."""
     silent: bool
-    """The prompt alone is wanted (max_tokens 0): the one token that the engine makes is left out."""
+    """Whether only the prompt is wanted (max_tokens 0). The one token that the engine makes is left out."""
 
     @property
     def choices(self) -> int:
-        """Answers to each prompt."""
+        """Number of answers to each prompt."""
         return self.specs[0].choices
 
 
 def read_prompts(prompt: Prompt) -> list[str | list[int]]:
-    """The four forms of a prompt as one."""
+    """The four forms of a prompt as a list."""
     if isinstance(prompt, str):
         return [prompt]
     if prompt and isinstance(prompt[0], int):
@@ -89,7 +89,7 @@ async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_
 
 
 async def read_prompt(preparer: Preparer, prompt: str | list[int]) -> PlainPrompt:
-    """Raises InvalidRequest for token ids that the model does not have, or that stand for pictures."""
+    """Raises InvalidRequest for unknown token ids and for image tokens."""
     model = preparer.model
     if isinstance(prompt, str):
         preparer.check_length(len(prompt), "prompt")
@@ -97,10 +97,10 @@ async def read_prompt(preparer: Preparer, prompt: str | list[int]) -> PlainPromp
         if not rendered.token_ids:
             raise InvalidRequest("This model has no BOS token: prompt must not be empty.", param="prompt")
         return PlainPrompt(prompt, rendered.token_ids)
-    # Before each is looked at.
+    # Before each token is checked.
     answer_room(Length(None, "max_tokens", "prompt"), len(prompt), 0, preparer.max_model_len, Sampling(0))
     check_ids(prompt, model, "prompt")
     if model.checkpoint.image_token_id in prompt:
-        raise InvalidRequest("prompt has the token that stands for a picture, and no picture.", param="prompt")
+        raise InvalidRequest("prompt has the image token, but text completions have no images.", param="prompt")
     written = b"".join(model.tokenizer.token_bytes(token) for token in prompt if not model.tokenizer.is_special(token))
     return PlainPrompt(written.decode("utf-8", "replace"), prompt)

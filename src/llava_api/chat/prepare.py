@@ -1,4 +1,4 @@
-"""A question -> an engine request: the only place where a request may still fail with an HTTP status."""
+"""A question -> an engine request. Everything that can refuse a request is done here."""
 
 import asyncio
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from llava_api.settings import Settings
 from llava_api.telemetry.record import current
 
 INLINE_CHARACTERS = 2000
-"""Text of up to so many is tokenized at once, within two milliseconds: a thread costs more than it frees."""
+"""Longest text that is tokenized on the event loop, within two milliseconds. A thread would cost more than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaidOut:
-    """A request as the model will be shown it, before a pixel has been decoded."""
+    """The prompt of a request, before any pixel is decoded."""
 
     segments: list[Segment]
     prompt: RenderedPrompt
@@ -44,7 +44,7 @@ class LaidOut:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Nothing of the pictures but their pixels is in it."""
+    """Of the images it only holds the pixels."""
 
     spec: AnswerSpec
     text_tokens: int
@@ -56,7 +56,7 @@ class Prepared:
 
 
 class Preparer:
-    """Prepares requests for one served model, whose pictures ``images`` loads."""
+    """Prepares requests for one served model."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Preparer:
         self.grammars = grammars
 
     def find_adapter(self, name: str) -> Adapter | None:
-        """The LoRA adapter that ``name`` asks for; None for the model itself. Raises ModelNotFound."""
+        """The LoRA adapter of that name; None for the model itself. Raises ModelNotFound."""
         adapter = next((adapter for adapter in self.model.adapters if adapter.name == name), None)
         if adapter is None and name not in self.model.names:
             raise ModelNotFound(
@@ -86,7 +86,7 @@ class Preparer:
         """Raises InvalidRequest and its kinds, RateLimited and Busy; after this nothing can be refused any more."""
         adapter = self.find_adapter(question.model)
         length = question.length.within(account)
-        # Before pictures, which may have to be fetched.
+        # Before images, which may have to be fetched.
         await self.check_grammar(question, account.caller)
         laid_out = await self.lay_out(question.conversation, account, length.prompt_param)
         record = current()
@@ -121,7 +121,7 @@ class Preparer:
         return Prepared(spec, laid_out.text_tokens, laid_out.image_tokens)
 
     def cache_salt(self, caller: str) -> str | None:
-        """Apart from whose prompts the engine keeps what it has computed; None where all share it."""
+        """Keeps the engine's prefix cache of this caller separate; None if all callers share it."""
         return caller_salt(caller) if self.settings.isolate_caches else None
 
     async def check_grammar(self, question: Question, caller: str) -> None:
@@ -132,25 +132,25 @@ class Preparer:
         try:
             await self.grammars.check(grammar, caller)
         except InvalidGrammar as error:
-            # One by one, to name the one that is to be mended.
+            # One by one, to name the one that fails.
             for param, schema in question.schemas if len(question.schemas) > 1 else ():
-                await self.try_alone(param, schema, caller)
+                await self.check_one_schema(param, schema, caller)
             raise bad_schema(question.schemas[0][0], error) from error
 
-    async def try_alone(self, param: str, schema: Schema, caller: str) -> None:
+    async def check_one_schema(self, param: str, schema: Schema, caller: str) -> None:
         try:
             await self.grammars.check(json_grammar(schema), caller)
         except InvalidGrammar as error:
             raise bad_schema(param, error) from error
 
     async def lay_out(self, conversation: Conversation, account: Account, param: str = "messages") -> LaidOut:
-        """Prompt and token counts, from the headers of the pictures alone.
+        """Prompt and token counts, for which only the images' headers are read.
 
         Raises InvalidRequest and its kinds, RateLimited and Busy.
         """
         most = self.settings.max_images_per_request
         if len(conversation.images) > most:
-            raise InvalidRequest(f"A request may have up to {most} pictures.", param=param)
+            raise InvalidRequest(f"A request may have up to {most} images.", param=param)
         characters = conversation.characters()
         self.check_length(characters, param)
         await account.spend_images(len(conversation.images))
@@ -162,7 +162,7 @@ class Preparer:
         return LaidOut(segments, prompt, measured)
 
     def check_length(self, characters: int, param: str) -> None:
-        """Refuse text that cannot fit before it is tokenized, which takes a second for each megabyte.
+        """Refuse text that cannot fit, before it is tokenized, which takes a second per megabyte.
 
         Raises ContextLengthExceeded.
         """
@@ -181,7 +181,7 @@ class Preparer:
 
 
 def caller_salt(caller: str) -> str:
-    """Never empty, which the engine would take for none."""
+    """Never empty, because the engine takes an empty salt for none."""
     return f"of {caller}"
 
 
@@ -190,7 +190,7 @@ def bad_schema(param: str, error: InvalidGrammar) -> InvalidRequest:
 
 
 def engine_choices(sampling: Sampling, choices: int) -> int:
-    """Answers that the engine makes: without chance they are all the same, and one is made for all."""
+    """Number of answers that the engine makes. At temperature 0 all are equal, and one is enough."""
     return 1 if sampling.temperature == 0 else choices
 
 

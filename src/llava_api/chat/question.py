@@ -1,11 +1,11 @@
-"""What a caller wants to know, whichever endpoint asked: a conversation, and how it is to be answered."""
+"""A request of any chat endpoint: a conversation, and how it is to be answered."""
 
 from dataclasses import dataclass, replace
 
 from llava_api.chat.conversation import Conversation, read_conversation
-from llava_api.chat.grammar import ANY_OBJECT, json_grammar, told_from_calls, tools_grammar
+from llava_api.chat.grammar import ANY_OBJECT, differs_from_calls, json_grammar, tools_grammar
 from llava_api.chat.model import ServedModel
-from llava_api.chat.sampling import Length, check_stream_options, choices_of, kept_to, read_sampling
+from llava_api.chat.sampling import Length, check_stream_options, choices_of, read_sampling, with_grammar
 from llava_api.chat.schema import Schema, check_schema, check_special_texts
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.engine.base import Sampling
@@ -19,7 +19,7 @@ SCHEMA_PARAM = "response_format.json_schema.schema"
 @dataclass(frozen=True, slots=True)
 class Question:
     model: str
-    """As the request names it."""
+    """The name in the request."""
     conversation: Conversation
     sampling: Sampling
     length: Length
@@ -29,12 +29,12 @@ class Question:
     """Whether an answer that calls nothing is JSON."""
     choices: int = 1
     schemas: tuple[tuple[str, Schema], ...] = ()
-    """(Field, schema) of all that the grammar of the answer is made of."""
+    """The schemas that the answer's grammar is made of, each with its field."""
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """How the answer is to look: free text, JSON, calls, or what the model chooses of them."""
+class AnswerFormat:
+    """Free text, JSON, calls, or what the model chooses among them."""
 
     schema: Schema | None
     """None for free text."""
@@ -43,7 +43,7 @@ class Form:
     toolbox: Toolbox | None
 
     def apply(self, question: Question, model: ServedModel) -> Question:
-        """Raises InvalidRequest where the form does not go with the rest of the question."""
+        """Raises InvalidRequest if the format cannot be combined with the rest of the question."""
         toolbox = self.toolbox
         if toolbox is None and self.schema is None:
             return question
@@ -60,18 +60,18 @@ class Form:
         if toolbox is None:
             assert self.schema is not None
             grammar = json_grammar(self.schema)
-            sampling = kept_to(question.sampling, grammar, model, texts_too=False)
+            sampling = with_grammar(question.sampling, grammar, model, texts_too=False)
             return replace(question, sampling=sampling, schemas=schemas, json=True)
-        if self.schema is not None and toolbox.mode == "auto" and not told_from_calls(self.schema):
+        if self.schema is not None and toolbox.mode == "auto" and not differs_from_calls(self.schema):
             raise InvalidRequest(
-                "Where the model may call a function or answer in JSON, the JSON must not look like a call: give a "
+                "If the model may call a function or answer in JSON, the JSON must not look like a call: give a "
                 "json_schema of an object with named properties (not name and arguments among them), or send "
                 "tool_choice required or none.",
                 param=self.param.partition(".")[0],
             )
         conversation = question.conversation.with_system(model.family.default_system, toolbox.description())
         free_text = toolbox.mode == "auto" and self.schema is None
-        sampling = kept_to(question.sampling, tools_grammar(toolbox, self.schema), model, texts_too=free_text)
+        sampling = with_grammar(question.sampling, tools_grammar(toolbox, self.schema), model, texts_too=free_text)
         names = tuple(tool.name for tool in toolbox.tools)
         return replace(
             question,
@@ -97,7 +97,7 @@ def schema_of(form: ResponseFormat | None) -> Schema | None:
 
 
 def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choices: int) -> Question:
-    """Raises InvalidRequest for what is wrong with the request as a whole, pictures and length apart."""
+    """Raises InvalidRequest. Images and length are checked later."""
     check_stream_options(request.stream, request.stream_options)
     continues = bool(request.continue_final_message)
     if request.add_generation_prompt is not None and request.add_generation_prompt == continues:
@@ -108,7 +108,7 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
     functions = [(tool.function, f"tools[{index}].function") for index, tool in enumerate(request.tools or ())]
     parallel = request.parallel_tool_calls is not False
     toolbox = read_tools(functions, request.tool_choice, parallel)
-    form = Form(schema_of(request.response_format), SCHEMA_PARAM, toolbox)
+    answer_format = AnswerFormat(schema_of(request.response_format), SCHEMA_PARAM, toolbox)
     by_new_name = request.max_completion_tokens is not None
     if by_new_name and request.max_tokens not in (None, request.max_completion_tokens):
         raise InvalidRequest(
@@ -123,7 +123,7 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
         if by_new_name
         else Length(request.max_tokens),
     )
-    return form.apply(question, model)
+    return answer_format.apply(question, model)
 
 
 def logprobs_of(request: ChatCompletionRequest) -> int | None:

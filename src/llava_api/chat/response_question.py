@@ -1,4 +1,4 @@
-"""A request of the Responses API -> a question: its items are the messages of chat under other names."""
+"""A request of the Responses API -> a question. Its items are what chat calls messages."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 from llava_api.chat.conversation import Transcript, plain_text, read_parts
 from llava_api.chat.grammar import ANY_OBJECT
 from llava_api.chat.model import ServedModel
-from llava_api.chat.question import Form, Question
+from llava_api.chat.question import AnswerFormat, Question
 from llava_api.chat.sampling import Length, check_stream_options, read_extensions
 from llava_api.chat.schema import Schema, check_schema
 from llava_api.chat.tools import Toolbox, read_tools
@@ -23,13 +23,13 @@ def given_items(request: wire.ResponseRequest) -> list[wire.InputItem]:
 
 
 def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.InputItem], model: ServedModel) -> Question:
-    """``earlier``: the items that previous_response_id stands for. Raises InvalidRequest."""
+    """``earlier``: the items of previous_response_id. Raises InvalidRequest."""
     check_stream_options(request.stream, request.stream_options)
     transcript = Transcript()
     if request.instructions is not None:
         transcript.systems.append(request.instructions)
     for item in earlier:
-        # These have no place of their own in this request.
+        # These are not in this request.
         read_item(item, "previous_response_id", transcript)
     for place, item in enumerate(given_items(request)):
         read_item(item, f"input[{place}]", transcript)
@@ -48,7 +48,7 @@ def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.Inpu
         sampling=replace(sampling, logprobs=request.top_logprobs or 0 if with_logprobs else None),
         length=Length(request.max_output_tokens, "max_output_tokens", "input"),
     )
-    return Form(schema_of(request.text), "text.format.schema", toolbox_of(request)).apply(question, model)
+    return AnswerFormat(schema_of(request.text), "text.format.schema", toolbox_of(request)).apply(question, model)
 
 
 def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:
@@ -84,7 +84,7 @@ def toolbox_of(request: wire.ResponseRequest) -> Toolbox | None:
 
 
 def chat_choice(choice: tools.FlatToolChoice | None) -> tools.ToolChoice | None:
-    """The same choice as chat writes it."""
+    """The tool choice in the form of chat."""
     if isinstance(choice, tools.FlatNamedTool):
         return named(choice.name)
     if isinstance(choice, tools.FlatAllowedTools):

@@ -1,6 +1,6 @@
-"""Responses kept for ``previous_response_id``: as JSON, in memory; the oldest make room for new ones.
+"""Responses that are kept for ``previous_response_id``, as JSON in memory. The oldest are dropped for new ones.
 
-Each belongs to its owner, an API key's name; to anybody else it does not exist.
+Only requests with the same API key see a response.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
     reply: bytes
-    """The response."""
+    """The response itself."""
     conversation: bytes
-    """All items up to and with the response."""
+    """All items of the conversation, the response's included."""
     owner: str
     """The API key that it was made for; "" without keys."""
 
@@ -43,7 +43,7 @@ class ResponseStore:
         return self.max_bytes > 0
 
     def get(self, response_id: str, owner: str) -> StoredResponse | None:
-        """None also for what is another's."""
+        """None if there is no such response, or it belongs to another key."""
         found = self.kept.get(response_id)
         if found is None or found.owner != owner:
             return None
@@ -51,12 +51,12 @@ class ResponseStore:
         return found
 
     async def read(self, conversation: bytes) -> list[InputItem]:
-        """One at a time: many at once, asked for in a few bytes each, would stop the event loop for a second."""
+        """Parse one at a time: many at once, requested in a few bytes each, would block the event loop for a second."""
         async with self.reading:
             return ITEMS.validate_json(conversation)
 
     def put(self, response: Response, conversation: Sequence[bytes], owner: str) -> None:
-        """``conversation``: what was said before the response, in lists as ``items_json`` makes them."""
+        """``conversation``: the items before the response, in lists as ``items_json`` makes them."""
         whole = joined([*conversation, items_json([*as_input(response)])])
         kept = StoredResponse(response.model_dump_json().encode(), whole, owner)
         if len(kept) > self.max_bytes:
@@ -72,17 +72,17 @@ class ResponseStore:
 
 
 def items_json(items: Sequence[InputItem]) -> bytes:
-    """A list in JSON."""
+    """The items as a JSON list."""
     return ITEMS.dump_json([*items], exclude_none=True)
 
 
 def joined(lists: Sequence[bytes]) -> bytes:
-    """One list in JSON of several."""
+    """Several JSON lists as one."""
     return b"[" + b",".join(memoryview(one)[1:-1] for one in lists if one != b"[]") + b"]"
 
 
 def as_input(response: Response) -> Iterator[InputItem]:
-    """What the model said, as the next request would send it back."""
+    """The model's answer, as the next request would send it."""
     for item in response.output:
         if isinstance(item, OutputCall):
             yield CallItem(type="function_call", call_id=item.call_id, name=item.name, arguments=item.arguments)

@@ -1,4 +1,4 @@
-"""Wire knobs -> checked knobs."""
+"""Sampling fields of requests -> checked sampling parameters."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,17 +12,17 @@ from llava_api.protocol import sampling as wire
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How long an answer is to be, and the fields that it and its prompt came by."""
+    """The wanted length of an answer, and the names of the request's fields for it and for the prompt."""
 
     max_tokens: int | None
-    """None for what room there is."""
+    """None for as many as fit."""
     param: str = "max_tokens"
     prompt_param: str = "messages"
     most: int | None = None
-    """The longest that the caller may ask for; None for no limit."""
+    """The caller's limit, if any."""
 
     def within(self, account: Account) -> "Length":
-        """As long as the caller may. Raises InvalidRequest where more was asked for."""
+        """Apply the caller's limit. Raises InvalidRequest if more was asked for."""
         most = account.max_tokens
         if most is not None and self.max_tokens is not None and self.max_tokens > most:
             raise InvalidRequest(
@@ -34,14 +34,14 @@ class Length:
 
 
 def answer_room(length: Length, text_tokens: int, image_tokens: int, max_model_len: int, sampling: Sampling) -> int:
-    """How many tokens the answer may have. Raises ContextLengthExceeded, before any picture is decoded."""
+    """The number of tokens that the answer may have. Raises ContextLengthExceeded, before any image is decoded."""
     asked = length.max_tokens
     room = max_model_len - text_tokens - image_tokens
     if room < 1 or (asked is not None and asked > room):
         wanted = f" and {asked} were asked for the answer" if asked is not None else " and none is left to answer"
         raise ContextLengthExceeded(
             f"This model's context is {max_model_len} tokens. Your request has {text_tokens} tokens of text and "
-            f"{image_tokens} of pictures{wanted}: send less, or ask for a shorter answer.",
+            f"{image_tokens} of images{wanted}: send less, or ask for a shorter answer.",
             param=length.prompt_param if room < 1 else length.param,
         )
     room = min(room, length.most or room) if asked is None else asked
@@ -61,7 +61,7 @@ def check_ids(ids: Iterable[int], model: ServedModel, param: str) -> None:
 def read_extensions(
     request: wire.GeneratingRequest, model: ServedModel, temperature: float | None, top_p: float | None
 ) -> Sampling:
-    """What every endpoint takes. Raises InvalidRequest."""
+    """Parameters of all endpoints. Raises InvalidRequest."""
     own_stops = tuple(request.stop_token_ids or ())
     check_ids(own_stops, model, "stop_token_ids")
     ignore_end = bool(request.ignore_eos)
@@ -80,7 +80,7 @@ def read_extensions(
 
 
 def read_sampling(request: wire.SamplingRequest, model: ServedModel) -> Sampling:
-    """What chat and text completions take. Raises InvalidRequest."""
+    """Parameters of chat and text completions. Raises InvalidRequest."""
     sampling = read_extensions(request, model, request.temperature, request.top_p)
     stops = () if request.stop is None else (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     return replace(
@@ -101,16 +101,16 @@ def read_bias(biases: dict[str, float], model: ServedModel) -> tuple[tuple[int, 
     return tuple(found.items())
 
 
-def kept_to(sampling: Sampling, grammar: str, model: ServedModel, texts_too: bool) -> Sampling:
-    """The answer follows ``grammar``, which knows its own end.
+def with_grammar(sampling: Sampling, grammar: str, model: ServedModel, texts_too: bool) -> Sampling:
+    """Keep the answer to ``grammar``, which defines its end.
 
-    ``texts_too``: it may be free text as well, which ends as always. A family's stop text, such as ``###``, may stand
-    within JSON. Raises InvalidRequest for knobs that forbid the end.
+    ``texts_too``: the grammar allows free text, which ends as usual. A family's stop text, such as ``###``, may occur
+    in JSON. Raises InvalidRequest for parameters that forbid the end.
     """
     for name, given in (("min_tokens", sampling.min_tokens), ("ignore_eos", sampling.ignore_eos)):
         if given:
             raise InvalidRequest(
-                f"{name} cannot be combined with response_format or tools: their answer ends where it is complete.",
+                f"{name} cannot be combined with response_format or tools: their answer ends when it is complete.",
                 param=name,
             )
     stops = sampling.stop if texts_too else tuple(text for text in sampling.stop if text not in model.stop_texts)

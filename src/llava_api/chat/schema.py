@@ -1,4 +1,4 @@
-"""A caller's JSON Schema, bounded before anything is made of it.
+"""Bounds on JSON Schemas of callers, checked before they are compiled.
 
 The bounds are far beyond what a form for an answer needs (OpenAI's own are 5,000 properties and 10 levels) and far
 below what hurts: compiling takes milliseconds within them.
@@ -26,25 +26,25 @@ MAX_DIVISOR = 1_000
 COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
 LENGTHS = ("minLength", "maxLength")
 VALUES = ("enum", "const", "default", "examples", "example")
-"""What stands under these is data, not schema."""
+"""The values of these keys are data, not schemas."""
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-"""What stands under these is named by the caller: the names are no keywords."""
+"""The keys inside these are names of the caller's choice, not keywords."""
 
 
 def check_schema(schema: Schema, param: str) -> None:
-    """Raises InvalidRequest that says what is too much; whether it compiles is another question."""
+    """Raises InvalidRequest for a schema that exceeds a bound. Whether it compiles is checked later."""
     check_extent(schema, param)
     for part, depth in parts_of(schema):
         if depth > MAX_DEPTH:
             raise too_much(param, f"it is deeper than {MAX_DEPTH} levels")
         check_part(part, param)
     if sum(len(patterns_of(part)) + ("multipleOf" in part) for part, _ in parts_of(schema)) > MAX_PATTERNS:
-        raise too_much(param, f"pattern and multipleOf stand in it more than {MAX_PATTERNS} times")
+        raise too_much(param, f"it has pattern and multipleOf more than {MAX_PATTERNS} times")
     check_references(schema, param)
 
 
 def check_extent(schema: Schema, param: str) -> None:
-    """Brackets within brackets, and letters, data included: Python's json follows some hundreds of the first."""
+    """Check nesting and size, data included, because Python's json only follows some hundreds of levels."""
     level: list[object] = [schema]
     depth = size = 0
     while level:
@@ -75,7 +75,7 @@ def parts_of(schema: Schema) -> Iterator[tuple[Schema, int]]:
         if isinstance(value, dict):
             if not names:
                 yield value, depth
-            # One more than may be, so that it is seen.
+            # One level more than allowed, so that it is found.
             if depth <= MAX_DEPTH + 1:
                 waiting += [
                     (inner, depth + (not names), not names and key in NAMED)
@@ -129,7 +129,7 @@ def check_references(schema: Schema, param: str) -> None:
             if leaving:
                 left.add(id(part))
             elif id(part) not in looked_at:
-                raise too_much(param, "a $ref leads to what is no schema")
+                raise too_much(param, "a $ref leads to something that is not a schema")
             elif id(part) not in entered:
                 entered.add(id(part))
                 waiting.append((part, True))
@@ -139,7 +139,7 @@ def check_references(schema: Schema, param: str) -> None:
 
 
 def same_value(schema: Schema, part: Schema, param: str) -> Iterator[Schema]:
-    """The other schemas that a value must fit where it has to fit ``part``."""
+    """The other schemas that a value of ``part`` must fit."""
     reference = part.get("$ref")
     if reference is not None:
         if not isinstance(reference, str) or not reference.startswith("#"):

@@ -1,7 +1,7 @@
-"""Functions that the model may call: what of them it is told, and which of them it may call now.
+"""Functions that the model may call: how they are described to it, and which of them it may call now.
 
-LLaVA was never trained to call functions. So they are described in the system text, in the form below, and the form
-of a call is not left to the model: the grammar of its answer allows calls that parse and fit, and nothing else.
+LLaVA was never trained to call functions. So they are described in the system text, in the format below, and the
+grammar of the answer only allows calls that parse and fit the functions' schemas.
 """
 
 import json
@@ -17,7 +17,7 @@ INTRODUCTION = (
     'You can call these functions. To call one, answer with JSON alone, as {"name": ..., "arguments": {...}}:'
 )
 MOST_CALLS = 8
-"""In one answer: a small model may not find the end by itself."""
+"""Most calls in one answer: a small model may not end by itself."""
 NO_ARGUMENTS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -26,12 +26,12 @@ class Tool:
     name: str
     description: str | None
     schema: Schema
-    """Of its arguments, an object."""
+    """Schema of the arguments, an object."""
     param: str = "tools"
-    """The field that the schema is from."""
+    """The field that the schema comes from."""
 
     def line(self) -> str:
-        """What the model is told."""
+        """The function's line in the system text."""
         described = {} if self.description is None else {"description": self.description}
         return json.dumps({"name": self.name, **described, "parameters": self.schema}, ensure_ascii=False)
 
@@ -39,21 +39,21 @@ class Tool:
 @dataclass(frozen=True, slots=True)
 class Toolbox:
     tools: tuple[Tool, ...]
-    """Those that may be called, one at least."""
+    """The functions that may be called, one at least."""
     mode: Literal["auto", "required"]
-    """auto leaves it to the model whether to call or to answer with text."""
+    """auto: the model chooses whether to call or to answer with text."""
     most: int
-    """Calls in one answer."""
+    """Most calls in one answer."""
 
     def description(self) -> str:
-        """For the system text."""
+        """Text for the system message."""
         return "\n".join([INTRODUCTION, *(tool.line() for tool in self.tools)])
 
 
 def read_tools(
     given: Sequence[tuple[wire.Function, str]], choice: wire.ToolChoice | None, parallel: bool
 ) -> Toolbox | None:
-    """Functions with their place in the request -> what may be called; None where nothing may.
+    """Functions, each with its place in the request -> those that may be called; None for none.
 
     Raises InvalidRequest.
     """
@@ -89,7 +89,7 @@ def read_tools(
 
 
 def arguments_of(function: wire.Function, param: str) -> Schema:
-    """Raises InvalidRequest where the schema is too much, or is not an object's."""
+    """Raises InvalidRequest if the schema exceeds a bound, or is not of type object."""
     if function.parameters is None:
         return NO_ARGUMENTS
     param = f"{param}.parameters"

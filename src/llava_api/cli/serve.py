@@ -157,7 +157,7 @@ def serve_forever(
     from llava_api.server.app import create_app
     from llava_api.server.http_server import make_config
     from llava_api.server.lifecycle import Lifecycle
-    from llava_api.server.lifespan import Moments, make_lifespan
+    from llava_api.server.lifespan import LifespanHooks, make_lifespan
 
     async def load() -> EngineProcesses:
         engine = await start_engine(settings, model.to_load())
@@ -177,10 +177,8 @@ def serve_forever(
         end_at_once(exit_code)
 
     life = Lifecycle(settings.drain_timeout_seconds)
-    moments = Moments(lambda: announce(model, keys, settings, listeners.main, made_key), end, close_port)
-    lifespan = make_lifespan(
-        model, settings, keys, limiter, life, load, moments, listeners.side, listeners.certificates
-    )
+    hooks = LifespanHooks(lambda: announce(model, keys, settings, listeners.main, made_key), end, close_port)
+    lifespan = make_lifespan(model, settings, keys, limiter, life, load, hooks, listeners.side, listeners.certificates)
     app = create_app(settings, keys, lifespan=lifespan, life=life, tracing=tracing)
 
     class Server(uvicorn.Server):

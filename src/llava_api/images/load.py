@@ -140,7 +140,7 @@ class ImageLoader:
             read = await self.reader(part, caller, budget)
             measured = await self.measuring.run(caller, lambda: self.measure_data(read(), part, owner))
             width, height = measured.header.stored_size
-            current().looked_at(len(measured.data), width * height, measured.tokens)
+            current().note_image(len(measured.data), width * height, measured.tokens)
             return measured
         except BadImage as error:
             raise error.at(part.param) from error
@@ -159,7 +159,7 @@ class ImageLoader:
                     budget.take(budget.left() + 1)
                 raise
             finally:
-                record.did("fetch", started, fetched)
+                record.note_step("fetch", started, fetched)
             budget.fetch(len(data))
             return lambda: data
         if scheme == "file":
@@ -195,7 +195,7 @@ class ImageLoader:
         except BadImage as error:
             raise error.at(image.param) from error
         finally:
-            record.did("decode", started, decoded)
+            record.note_step("decode", started, decoded)
         self.cache.put(rendered)
         return rendered
 

@@ -1,4 +1,4 @@
-"""The one renderer of errors, of 404, 405 and unforeseen failures too, in the shape of the path's own API."""
+"""Renders every error in the shape of the path's own API, those of Starlette and unforeseen ones included."""
 
 import logging
 import math
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Response:
-    """An answer to the request at hand, whose record is told of it."""
+    """The answer to the current request, whose record notes the error."""
     record = current()
-    record.tell(error.code)
+    record.note_error(error.code)
     return rendered(error, record.path, record.request_id, headers)
 
 

@@ -3,7 +3,7 @@
 Each step that takes something for a request (a place among the open requests, memory, rate limits, the task that makes
 the reply) registers its release with the ``Exchange``. ``middleware/exchange.py`` opens the exchange before any other
 middleware of ours runs and closes it when the answer's last byte has been sent, or whatever cut it off. So there is one
-place where a request ends, and no step has to know how the others end.
+place where a request ends, and no step needs to know about the others.
 """
 
 import ipaddress

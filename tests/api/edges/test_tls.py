@@ -16,7 +16,7 @@ from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
 from llava_api.server.lifecycle import Lifecycle
-from llava_api.server.lifespan import Moments, make_lifespan
+from llava_api.server.lifespan import LifespanHooks, make_lifespan
 from llava_api.server.services import Services
 from llava_api.server.tls import Certificates, open_certificates
 from llava_api.settings import Settings
@@ -176,7 +176,14 @@ async def test_a_server_reads_its_certificates_again(
         await asyncio.Event().wait()
 
     lifespan = make_lifespan(
-        services.model, settings, KeyRing(settings), services.limiter, life, never, Moments(), certificates=certificates
+        services.model,
+        settings,
+        KeyRing(settings),
+        services.limiter,
+        life,
+        never,
+        LifespanHooks(),
+        certificates=certificates,
     )
     before = certificates.watched.value
     async with lifespan(create_app(settings, KeyRing(settings), lifespan=lifespan, life=life)):

@@ -67,7 +67,7 @@ class Access:
         except Exception:
             # Starlette answers this outside of all middleware (error_handlers.on_unforeseen).
             record.status = record.status or 500
-            record.tell(ErrorCode.INTERNAL_ERROR)
+            record.note_error(ErrorCode.INTERNAL_ERROR)
             raise
         finally:
             RECORD.reset(token)
@@ -97,7 +97,7 @@ class Access:
             if log.isEnabledFor(level):
                 log.log(level, "request", extra={FIELDS: request_fields(record, trace_id)})
         except Exception:
-            log.exception("a request could not be told of")
+            log.exception("a request could not be reported")
 
     def route_of(self, scope: Scope) -> str:
         """The template of the path, or "other" if this server has no such path."""

@@ -1,7 +1,7 @@
-"""Every request needs an API key, but for what is named here.
+"""Every request needs an API key, except for the open paths.
 
-Decided on the path that the routes are chosen by (ASGI's ``path``, which no Host header and no absolute-form target can
-bend), and by listing what is open: an address that nobody thought of needs a key.
+This is decided by ASGI's ``path``, by which routes are chosen too, and which no Host header and no absolute-form target
+can change. And open paths are listed, so that a path which is missing from the list needs a key.
 """
 
 from collections.abc import Collection
@@ -54,6 +54,6 @@ class Authentication:
 
 
 def token_of(header: bytes) -> str | None:
-    """``Bearer KEY`` -> KEY; None where it is written otherwise."""
+    """``Bearer KEY`` -> KEY; None for any other form."""
     scheme, _, token = header.decode("latin-1").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
