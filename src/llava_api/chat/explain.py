@@ -19,11 +19,7 @@ class Explained:
     """In the order of the request."""
 
 
-async def explain(
-    preparer: Preparer,
-    request: ChatCompletionRequest,
-    account: Account,
-) -> Explained:
+async def explain(preparer: Preparer, request: ChatCompletionRequest, account: Account) -> Explained:
     """Raises InvalidRequest and its subclasses, RateLimited and Busy.
 
     A request that is too long does not raise: ``context_left`` shows it.

@@ -134,8 +134,6 @@ class RequestRecord:
     """Whether the last byte was handed to the HTTP server."""
     client_gone: bool = False
     """Whether the client left before that."""
-    cut: bool = False
-    """Whether the server ended the answer early."""
     error: ErrorCode | Literal[""] | None = None
     """Code of the error that was sent, "" for one without a code."""
 
@@ -188,7 +186,7 @@ class RequestRecord:
     def outcome(self) -> Outcome:
         if self.client_gone:
             return "client_gone"
-        if self.cut or (self.error == ErrorCode.SERVER_STOPPING and self.answers):
+        if self.error == ErrorCode.SERVER_STOPPING and self.answers:
             return "cut"
         if self.status == 500 or self.error in FAILURES or (self.error is not None and self.status < 400):
             return "failed"
