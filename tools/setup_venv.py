@@ -1,10 +1,10 @@
 """Make ``.venv`` ready to serve (or, with ``--test``, to test): ``python3 tools/setup_venv.py``.
 
-``--ui`` makes ``.venv-ui`` instead, for ``llava-api ui``: Gradio and the server want different versions of Pillow.
+``--ui`` makes ``.venv-ui`` instead, for ``llava-api ui``: Gradio and the server need different versions of Pillow.
 
-Standard library only, since it runs before anything is installed. A second run with nothing changed returns
-at once; a run after an interrupted one starts the environment afresh. The container image is made with it too:
-``--venv``, ``--extra`` and ``--dependencies-only`` are for its Dockerfile.
+It uses the standard library only, since it runs before anything is installed. A run with nothing changed returns at
+once, a run after an interrupted one starts the environment afresh. The Dockerfile uses it too (``--venv``, ``--extra``,
+``--dependencies-only``).
 """
 
 # Annotations stay text, so that a Python that is too old reaches the line that says so.
@@ -36,18 +36,6 @@ HEARTBEAT_SECONDS = 15
 SHOWN_LINES = 15
 UNDER_WAY = "under way"
 
-PROBE = """
-import importlib.util, sys
-if importlib.util.find_spec(sys.argv[1]) is None:
-    print("absent")
-else:
-    try:
-        __import__(sys.argv[1])
-        print("works")
-    except Exception as error:
-        print("broken")
-"""
-
 
 class SetupError(Exception):
     """Something the user can act on; the message says how."""
@@ -57,7 +45,7 @@ def say(line: str) -> None:
     print(f"[setup] {line}", flush=True)
 
 
-# What is decided
+# Decisions
 
 
 def has_nvidia_gpu() -> bool:
@@ -77,7 +65,7 @@ def chosen_extras(device: str, test: bool, more: Sequence[str] = ()) -> list[str
 
 
 def pinned_torch(constraints: str) -> str:
-    """The ``torch==...`` line of the constraints."""
+    """The ``torch==...`` line of the constraints. Raises SetupError."""
     for line in constraints.splitlines():
         if line.startswith("torch=="):
             return line.strip()
@@ -85,7 +73,7 @@ def pinned_torch(constraints: str) -> str:
 
 
 def requirements(root: Path, extras: list[str]) -> list[str]:
-    """What the project and its extras ask for, as pyproject.toml says it: to install all but the project."""
+    """Dependencies of the project and its extras in pyproject.toml. Raises SetupError for an unknown extra."""
     import tomllib
 
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -97,7 +85,7 @@ def requirements(root: Path, extras: list[str]) -> list[str]:
 
 
 def pip_arguments(extras: list[str], torch_index: bool, instead: Sequence[str] = ()) -> list[str]:
-    """What follows ``pip install``: the project, in place; or what is named ``instead`` of it."""
+    """Arguments of ``pip install``: the project in place with its extras, or the requirements ``instead``."""
     arguments = list(instead) or ["-e", f".[{','.join(extras)}]"]
     if "cpu" in extras:
         arguments += ["-c", CONSTRAINTS]
@@ -106,6 +94,9 @@ def pip_arguments(extras: list[str], torch_index: bool, instead: Sequence[str] =
     if torch_index:
         arguments += ["--extra-index-url", TORCH_CPU_INDEX]
     return arguments
+
+
+# The stamp, which says what an environment was made from
 
 
 def inputs_hash(root: Path, extras: list[str]) -> str:
@@ -137,15 +128,13 @@ def write_stamp(venv: Path, state: str) -> None:
 
 
 def is_ready(root: Path, venv: Path, device: str, test: bool) -> bool:
-    """An environment made for tests also serves."""
-    enough = [chosen_extras(device, True)]
-    if not test:
-        enough.append(chosen_extras(device, False))
-    return is_made(root, venv, enough)
+    """Whether it can serve, or test. An environment made for tests also serves."""
+    with_tests, without = chosen_extras(device, True), chosen_extras(device, False)
+    return is_made(root, venv, [with_tests] if test else [with_tests, without])
 
 
 def is_made(root: Path, venv: Path, enough: list[list[str]]) -> bool:
-    """Whether the environment is as the files say now, with one of these lists of extras."""
+    """Whether the environment was made from the present files with one of these lists of extras."""
     stamp = read_stamp(venv)
     return (
         stamp.get("folder") == str(venv)
@@ -154,18 +143,12 @@ def is_made(root: Path, venv: Path, enough: list[list[str]]) -> bool:
     )
 
 
+# Installing
+
+
 def is_noise(line: str) -> bool:
-    """pip may warn hundreds of times that it ignores a location: no help to anybody who reads an error."""
+    """pip may warn hundreds of times that it ignores a location, which helps nobody to read an error."""
     return not line.strip() or line.lstrip().startswith(("WARNING: Location", "[notice]"))
-
-
-def complaints(log: str) -> list[str]:
-    """The warnings and errors in pip's log, which alone says why a build step failed."""
-    found = re.findall(r"^\S+ +((?:ERROR|WARNING): .*)$", log, re.MULTILINE)
-    return [line[:200] for line in found if not is_noise(line) and "[present-rich]" not in line]
-
-
-# What is done
 
 
 class Pip:
@@ -176,34 +159,38 @@ class Pip:
         self.log = venv / "install.log"
 
     def run(self, *arguments: str, doing: str) -> tuple[bool, list[str]]:
-        """(succeeded, what pip said without the noise), with a sign of life while it takes long."""
+        """(succeeded, pip's output without noise). It prints a line now and then while pip works."""
         logged = self.log.stat().st_size if self.log.exists() else 0
         command = [self.python, "-m", "pip", *arguments, "--log", str(self.log)]
         environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
         started = time.monotonic()
-        with tempfile.TemporaryFile("w+", errors="replace") as output:
-            process = subprocess.Popen(command, cwd=self.root, env=environment, stdout=output, stderr=subprocess.STDOUT)
-            try:
-                while True:
-                    try:
-                        process.wait(HEARTBEAT_SECONDS)
-                        break
-                    except subprocess.TimeoutExpired:
-                        say(f"  ... still {doing} ({time.monotonic() - started:.0f} s)")
-            except BaseException:
-                process.terminate()
-                process.wait()
-                raise
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as output,
+            subprocess.Popen(
+                command, cwd=self.root, env=environment, stdout=output, stderr=subprocess.STDOUT
+            ) as process,
+        ):
+            while process.poll() is None:
+                try:
+                    process.wait(HEARTBEAT_SECONDS)
+                except subprocess.TimeoutExpired:
+                    say(f"  ... still {doing} ({time.monotonic() - started:.0f} s)")
             output.seek(0)
             lines = [line.rstrip() for line in output if not is_noise(line)]
-        if process.returncode == 0 or not self.log.exists():
-            return process.returncode == 0, lines
-        with self.log.open(errors="replace") as log:
-            log.seek(logged)
-            lines += [line for line in complaints(log.read()) if line not in lines]
-        return False, lines
+        if process.returncode:
+            lines += [line for line in self.complaints(logged) if line not in lines]
+        return process.returncode == 0, lines
+
+    def complaints(self, offset: int) -> list[str]:
+        """Warnings and errors in pip's log from ``offset`` on; only the log says why a build step failed."""
+        if not self.log.exists():
+            return []
+        text = self.log.read_bytes()[offset:].decode(errors="replace")
+        found = re.findall(r"^\S+ +((?:ERROR|WARNING): .*)$", text, re.MULTILINE)
+        return [line[:200] for line in found if not is_noise(line) and "[present-rich]" not in line]
 
     def require(self, *arguments: str, doing: str) -> None:
+        """Raises SetupError if pip fails."""
         succeeded, lines = self.run(*arguments, doing=doing)
         if not succeeded:
             for line in lines[-SHOWN_LINES:]:
@@ -212,6 +199,9 @@ class Pip:
                 f"pip failed while {doing}. Check the network (or pip's index settings) and the free disk "
                 f"space, then run this again; pip's full log: {self.log}"
             )
+
+    def install(self, *arguments: str, doing: str = "installing") -> None:
+        self.require("install", "-q", "--no-compile", "--progress-bar", "off", *arguments, doing=doing)
 
 
 def check_machine() -> None:
@@ -227,7 +217,7 @@ def check_machine() -> None:
 
 
 def make_venv(venv: Path) -> None:
-    """Keeps an environment that works, also one the user made; replaces one left half-way or moved."""
+    """Keeps an environment that works, also one that the user made; replaces one left half-way or moved."""
     stamp = read_stamp(venv)
     python = venv / "bin" / "python"
     usable = python.exists() and subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
@@ -236,51 +226,50 @@ def make_venv(venv: Path) -> None:
     if venv.exists():
         say(f"{venv.name} was left half-way or was moved: making it again")
     else:
-        say(f"making {venv.name} with Python {platform.python_version()} (some 5 s)")
-    command = [sys.executable, "-m", "venv", "--clear", str(venv)]
-    made = subprocess.run(command, capture_output=True, text=True)
+        say(f"making {venv.name} with Python {platform.python_version()}")
+    made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True)
     if made.returncode != 0:
-        said = (made.stdout + made.stderr).strip().splitlines() or ["no output"]
+        last = ((made.stdout + made.stderr).strip().splitlines() or ["no output"])[-1]
         raise SetupError(
-            f"could not make {venv} ({said[-1]}): on Debian and Ubuntu `apt-get install python3-venv`, "
-            "then run this again."
+            f"could not make {venv} ({last}): on Debian and Ubuntu `apt-get install python3-venv`, then run this again."
         )
 
 
 def state_of(python: str, module: str) -> str:
-    """works, broken or absent; asked in a process of its own, which a compiled library may take down."""
-    asked = subprocess.run([python, "-c", PROBE, module], capture_output=True, text=True)
-    words = asked.stdout.split()
-    return words[-1] if words else "broken"
+    """works, broken or absent; imported in a process of its own, as a compiled library may crash it."""
+    done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, text=True)
+    if done.returncode == 0:
+        return "works"
+    return "absent" if f"No module named '{module}'" in done.stderr else "broken"
 
 
 def repair(pip: Pip) -> None:
-    """Make torch's companions importable, or take away the ones that LLaVA does not need."""
-    say("checking that torch and its companions import (some 10 s)")
+    """Make torch's companions importable, or remove those that LLaVA does not need."""
+    say("checking that torch and its companions import")
     if state_of(pip.python, "torchvision") == "broken":
         say("torchvision does not import beside this torch: its operators are compiled for another build.")
         say(f"  LLaVA uses none of them; installing {SHIM}, which only lets the import through")
-        pip.require("install", "-q", "--progress-bar", "off", "--no-deps", f"./{SHIM}", doing="installing the repair")
+        pip.install("--no-deps", f"./{SHIM}", doing="installing the repair")
         if state_of(pip.python, "torchvision") != "works":
             raise SetupError(
                 f"torchvision still does not import: `{pip.python} -c 'import torchvision'` shows why. "
                 "It has to be a build for the installed torch."
             )
     if state_of(pip.python, "torchaudio") == "broken":
-        say("torchaudio does not import beside this torch, and would take transformers down with it.")
+        say("torchaudio does not import beside this torch, and would keep transformers from importing.")
         say("  LLaVA has no sound: removing torchaudio and torchcodec")
         pip.require("uninstall", "-q", "-y", "torchaudio", "torchcodec", doing="removing torchaudio")
 
 
 def compile_all(pip: Pip) -> None:
-    """Make the byte code on all cores; pip would take half a minute longer for it, on one."""
-    # Its exit code says that some file is no Python 3: packages ship templates, and code for other versions.
-    folder = pip.venv / "lib"
-    subprocess.run([pip.python, "-m", "compileall", "-qq", "-j", "0", str(folder)], capture_output=True, check=False)
+    """Make the byte code on all cores; pip would make it on one, which takes half a minute longer."""
+    # Its exit code only says that some file is no code for this Python: packages ship templates.
+    command = [pip.python, "-m", "compileall", "-qq", "-j", "0", str(pip.venv / "lib")]
+    subprocess.run(command, capture_output=True, check=False)
 
 
 def torch_index_needed(pip: Pip) -> bool:
-    """Whether pip cannot find the CPU build of torch by the user's own settings (a mirror, a wheel folder).
+    """Whether pip cannot find the CPU build of torch with the user's own settings (a mirror, a wheel folder).
 
     Asked first, because an index that cannot be reached costs minutes of retries for every single package.
     """
@@ -300,7 +289,7 @@ def set_up(
     more: Sequence[str] = (),
     dependencies_only: bool = False,
 ) -> None:
-    """``more``: further extras. Raises SetupError."""
+    """``more`` names further extras. Raises SetupError."""
     started = time.monotonic()
     check_machine()
     if device == "auto":
@@ -308,26 +297,21 @@ def set_up(
     venv = venv or root / ".venv"
     extras = chosen_extras(device, test, more)
     instead = requirements(root, extras) if dependencies_only else []
-    # The stamp knows of nothing that a Dockerfile alone asks for.
+    # The stamp knows nothing of what only a Dockerfile asks for.
     if not (more or dependencies_only) and is_ready(root, venv, device, test):
         return
-    target = "an NVIDIA GPU" if device == "cuda" else "the CPU"
-    what = "what llava-api needs" if dependencies_only else "llava-api"
-    say(f"for {target}: installing {what}[{','.join(extras)}] into {venv.name}")
+    size, minutes = ("10 GB", "5 to 15") if device == "cuda" else ("3.5 GB", "2 to 5")
+    what = "the dependencies of llava-api" if dependencies_only else "llava-api"
+    say(f"installing {what}[{','.join(extras)}] into {venv.name}: about {size} on disk, {minutes} minutes")
     make_venv(venv)
     write_stamp(venv, UNDER_WAY)
     pip = Pip(root, venv)
-    size, minutes = ("10 GB", "5 to 15") if device == "cuda" else ("3.5 GB", "2 to 5")
     torch_index = device == "cpu" and torch_index_needed(pip)
-    say(f"downloading and installing vLLM, torch and the rest: about {size} on disk, {minutes} minutes")
-    installing = time.monotonic()
-    arguments = pip_arguments(extras, torch_index, instead)
-    pip.require("install", "-q", "--no-compile", "--progress-bar", "off", *arguments, doing="installing")
+    pip.install(*pip_arguments(extras, torch_index, instead))
     compile_all(pip)
-    say(f"installed in {time.monotonic() - installing:.0f} s")
     repair(pip)
     write_stamp(venv, UNDER_WAY if dependencies_only else inputs_hash(root, extras))
-    say(f"ready in {time.monotonic() - started:.0f} s")
+    say(f"{venv.name} is ready after {time.monotonic() - started:.0f} s")
 
 
 def set_up_ui(root: Path) -> None:
@@ -337,13 +321,14 @@ def set_up_ui(root: Path) -> None:
     venv = root / ".venv-ui"
     if is_made(root, venv, [[UI]]):
         return
-    say(f"for the chat page: installing llava-api[{UI}] into {venv.name} (about 500 MB on disk, 1 minute)")
+    say(f"installing llava-api[{UI}] into {venv.name} for the chat page: about 500 MB on disk, 1 minute")
     make_venv(venv)
     write_stamp(venv, UNDER_WAY)
-    arguments = pip_arguments([UI], torch_index=False)
-    Pip(root, venv).require("install", "-q", "--progress-bar", "off", *arguments, doing="installing")
+    pip = Pip(root, venv)
+    pip.install(*pip_arguments([UI], torch_index=False))
+    compile_all(pip)
     write_stamp(venv, inputs_hash(root, [UI]))
-    say(f"ready in {time.monotonic() - started:.0f} s")
+    say(f"{venv.name} is ready after {time.monotonic() - started:.0f} s")
 
 
 def main() -> int:
@@ -353,21 +338,19 @@ def main() -> int:
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
-        help="which build of vLLM to install (auto: cuda where nvidia-smi lists a GPU)",
+        help="which build of vLLM to install (auto: cuda if nvidia-smi lists a GPU)",
     )
     parser.add_argument("--venv", type=Path, help="folder of the environment (default: .venv)")
     parser.add_argument("--extra", action="append", default=[], help="one more extra to install; may be repeated")
-    parser.add_argument(
-        "--dependencies-only", action="store_true", help="install what the project needs, and not the project"
-    )
+    parser.add_argument("--dependencies-only", action="store_true", help="install what the project needs, without it")
     parser.add_argument("--ui", action="store_true", help="make .venv-ui for the chat page, and nothing else")
     arguments = parser.parse_args()
     venv = arguments.venv.absolute() if arguments.venv else None
     try:
         if arguments.ui:
             set_up_ui(ROOT)
-            return 0
-        set_up(ROOT, arguments.device, arguments.test, venv, arguments.extra, arguments.dependencies_only)
+        else:
+            set_up(ROOT, arguments.device, arguments.test, venv, arguments.extra, arguments.dependencies_only)
     except SetupError as error:
         print(f"[setup] error: {error}", file=sys.stderr)
         return 1
