@@ -200,7 +200,8 @@ class Pip:
                 f"space, then run this again; pip's full log: {self.log}"
             )
 
-    def install(self, *arguments: str, doing: str = "installing") -> None:
+    def install(self, *arguments: str) -> None:
+        doing = f"installing into {self.venv.name}"
         self.require("install", "-q", "--no-compile", "--progress-bar", "off", *arguments, doing=doing)
 
 
@@ -249,7 +250,7 @@ def repair(pip: Pip) -> None:
     if state_of(pip.python, "torchvision") == "broken":
         say("torchvision does not import beside this torch: its operators are compiled for another build.")
         say(f"  LLaVA uses none of them; installing {SHIM}, which only lets the import through")
-        pip.install("--no-deps", f"./{SHIM}", doing="installing the repair")
+        pip.install("--no-deps", f"./{SHIM}")
         if state_of(pip.python, "torchvision") != "works":
             raise SetupError(
                 f"torchvision still does not import: `{pip.python} -c 'import torchvision'` shows why. "
