@@ -1,4 +1,4 @@
-"""The real app over ASGI, a scripted engine behind it."""
+"""The real app over ASGI, with a scripted engine."""
 
 import os
 import ssl
@@ -53,19 +53,19 @@ def engine() -> ScriptedEngine:
 
 @pytest.fixture
 def settings_made() -> dict[str, Any]:
-    """Settings that a test wants to have otherwise; overridden by test modules."""
+    """Settings that differ from the defaults. Overridden by test modules."""
     return {}
 
 
 @pytest.fixture
 def pinpoints() -> list[list[int]] | None:
-    """Of a LLaVA-1.6 checkpoint; None makes it a 1.5. Overridden by test modules."""
+    """Pinpoints of a LLaVA-1.6 checkpoint; None makes it a 1.5. Overridden by test modules."""
     return None
 
 
 @pytest.fixture
 def resolver() -> Resolve | None:
-    """Looks up the names of picture hosts; None for the system's. Overridden by test modules."""
+    """Looks up the names of image hosts; None for the system's. Overridden by test modules."""
     return None
 
 

@@ -1,4 +1,4 @@
-"""The real vLLM engine on the CPU, started once for the session, behind the real app on a real port.
+"""The real vLLM engine on the CPU, started once for the session, with the real app on a real port.
 
 The checkpoint is the bundled demo without an end token, so that answers run on as long as a test needs.
 """

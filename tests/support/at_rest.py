@@ -1,4 +1,4 @@
-"""Everything that a request may hold inside the server, by name: nothing of it may be left behind."""
+"""What a request may hold inside the server, by name: nothing of it may be left after its end."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ from tests.support.waiting import until
 
 
 def held(app: FastAPI) -> dict[str, Any]:
-    """What is held now; empty where nobody is being answered. Threads at work are not in it: see ``in_threads``."""
+    """What is held now; empty while no request is open. Work in threads is not part of it: see ``in_threads``."""
     services: Services = app.state.services
     images = services.preparer.images
     fetcher = images.fetcher
@@ -24,8 +24,8 @@ def held(app: FastAPI) -> dict[str, Any]:
         "shared fetches": [*fetcher.fetches.flights],
         "fetches that wait": [*fetcher.fetches.admission.queues],
         "look-ups that wait": [*fetcher.look_ups.admission.queues],
-        "pictures that wait": images.decoding.admission.waiting + images.measuring.admission.waiting,
-        "turns of pictures": [*images.decoding.admission.queues, *images.measuring.admission.queues],
+        "images that wait": images.decoding.admission.waiting + images.measuring.admission.waiting,
+        "turns of images": [*images.decoding.admission.queues, *images.measuring.admission.queues],
         "turns of grammars": list(services.preparer.grammars.trials.admission.queues),
     }
     return {name: value for name, value in found.items() if value}

@@ -18,7 +18,7 @@ class Pair:
     serial: int
 
     def write(self, folder: Path) -> tuple[str, str]:
-        """As Kubernetes names them."""
+        """The files have Kubernetes' names."""
         folder.mkdir(exist_ok=True)
         (folder / "tls.crt").write_bytes(self.certificate)
         (folder / "tls.key").write_bytes(self.key)

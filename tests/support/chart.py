@@ -24,7 +24,7 @@ EXAMPLES = {path.stem: path for path in sorted((ROOT / "helm" / "examples").glob
 GOLDEN = ROOT / "tests" / "chart" / "golden"
 CRDS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "tests" / "chart" / "crds").glob("*.json")}
 VERSIONS = sorted({version for version in kubernetes_validate.utils.all_versions() if version >= "1.30"})
-"""Of Kubernetes: from the oldest that the chart takes to the newest that kubernetes-validate knows."""
+"""Versions of Kubernetes, from the oldest that the chart takes to the newest that kubernetes-validate knows."""
 
 # It reads a megabyte of definitions for every object.
 kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
@@ -59,7 +59,7 @@ def objects(values: Object | None = None, name: str = "llava", namespace: str = 
 
 @functools.cache
 def objects_once(values: str, name: str, namespace: str) -> str:
-    """As JSON, which is read many times faster than YAML."""
+    """The objects as JSON, which is read many times faster than YAML."""
     files = rendered_once(values, name, namespace)
     texts = [text for path, text in files.items() if path.endswith(".yaml")]
     return json.dumps([one for text in texts for one in yaml.load_all(text, Loader=yaml.CSafeLoader) if one])
@@ -116,7 +116,7 @@ def selects(selector: Object, labels: dict[str, str]) -> bool:
 
 
 def check(one: Object, version: str) -> None:
-    """Raises ValidationError where Kubernetes, or the object's own definition, would not take it."""
+    """Raises ValidationError if Kubernetes, or the object's own definition, would not take it."""
     check_once(json.dumps(one), version)
 
 

@@ -1,4 +1,4 @@
-"""A clock that goes on when it is told to."""
+"""A clock that a test moves on."""
 
 
 class Clock:

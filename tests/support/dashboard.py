@@ -20,7 +20,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def expressions() -> list[str]:
-    """Of panels and of variables."""
+    """The queries of panels and of variables."""
     queries = [variable["definition"] for variable in dashboard()["templating"]["list"] if variable["type"] == "query"]
     return [target["expr"] for panel in panels() for target in panel["targets"]] + queries
 

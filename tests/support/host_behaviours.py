@@ -1,4 +1,4 @@
-"""What the hostile picture host does for each path: bytes to send, pauses, and how it ends.
+"""What the hostile image host does for each path: bytes to send, pauses, and how it ends.
 
 Data for ``picture_host``. A script is a series of bytes, pauses (floats, in seconds), and perhaps CLOSE or RESET.
 """
@@ -73,7 +73,7 @@ GOOD: dict[str, Script] = {
     "/redirects/2": [redirect("/redirects/1", status="307 Temporary Redirect")],
     "/redirects/3": [redirect("/redirects/2", status="308 Permanent Redirect")],
 }
-"""Paths that give a picture in the end."""
+"""Paths that give an image in the end."""
 
 HANGING: dict[str, Callable[[], Script]] = {
     "/hang": lambda: [HANG],
@@ -173,7 +173,7 @@ NO_PICTURE: dict[str, Script] = {
     "/redirect/loop-a": [redirect("/redirect/loop-b")],
     "/redirect/loop-b": [redirect("/redirect/loop-a")],
 }
-"""An answer, but not one that has a picture."""
+"""Answers without an image."""
 
 REFUSED_LATER: dict[str, Script] = {
     "/empty": [reply(b"")],
@@ -182,7 +182,7 @@ REFUSED_LATER: dict[str, Script] = {
     "/type/pdf-as-jpeg": [reply(PDF, "image/jpeg")],
     "/type/svg-as-png": [reply(SVG)],
 }
-"""Bytes come, as far as HTTP can tell; that they are no picture is seen by who opens them."""
+"""Correct answers in HTTP, whose bytes are no image: only opening them shows it."""
 
 REDIRECTS = {
     "metadata": "http://169.254.169.254/latest/meta-data/",
@@ -201,7 +201,7 @@ REDIRECTS = {
     "nonsense": "http://[::1/good.png",
 }
 FORBIDDEN: dict[str, Script] = {f"/redirect/{name}": [redirect(target)] for name, target in REDIRECTS.items()}
-"""Redirects to where the fetcher must not go."""
+"""Redirects to addresses that the fetcher must not ask."""
 
 
 def script(path: str, port: int, elsewhere: str) -> Iterator[bytes | float]:

@@ -13,7 +13,7 @@ class Page:
     samples: dict[tuple[str, frozenset[tuple[str, str]]], float]
 
     def value(self, name: str, **labels: str) -> float | None:
-        """None where there is no such series."""
+        """None if there is no such series."""
         return self.samples.get((name, frozenset(labels.items())))
 
     def names(self) -> set[str]:

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 class Names:
     """A ``resolve`` for the fetcher: (host, port) -> numeric addresses.
 
-    Numeric hosts stand for themselves; a name that was not given does not exist.
+    Numeric hosts are themselves; a name that was not given does not exist.
     """
 
     def __init__(self, **names: list[str]) -> None:
@@ -22,7 +22,7 @@ class Names:
             self.answers[f"{name}.test"] = [addresses]
 
     def rebind(self, host: str, *answers: list[str]) -> None:
-        """A name that stands for something else each time that it is asked for."""
+        """A name with another address each time that it is looked up."""
         self.answers[host] = list(answers)
 
     async def __call__(self, host: str, port: int) -> list[str]:

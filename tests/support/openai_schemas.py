@@ -1,6 +1,6 @@
 """Judges answers by the schemas of OpenAI's published OpenAPI document, so that each one in the suite is held to them.
 
-``tests/openai_schemas`` has the schemas as JSON Schema: structure alone, of what a server of text, pictures and
+``tests/openai_schemas`` has the schemas as JSON Schema: only the structure, of what a server of text, images and
 function calls can send. They come from the document's version 2.3.0 of spring 2026, as the repository
 64bit/async-openai keeps it (openapi.documented.yml at 2c8776b). Where openai-python 3.52.0, generated from a later one,
 has more, its fields were added; the ``$comment`` of each file names them. Two things are stricter than the document:
@@ -148,7 +148,7 @@ def check_usage(chunks: list[dict[str, Any]], done: bool) -> None:
     assert counted in ([], chunks[-1:]), "usage before the last chunk"
     assert counted == [chunk for chunk in chunks if not chunk["choices"]], "usage beside choices, or neither"
     asked = {"usage" in chunk for chunk in chunks}
-    assert len(asked) <= 1, "usage is in some chunks alone"
+    assert len(asked) <= 1, "usage is in some chunks only"
     assert counted or not done or asked == {False}, "usage is null in every chunk"
 
 
@@ -247,7 +247,7 @@ class ValidatingTransport(httpx.AsyncBaseTransport):
 
 
 class SyncValidatingTransport(httpx.BaseTransport):
-    """The same for a client that does not wait, such as ``openai.OpenAI(http_client=httpx.Client(transport=...))``."""
+    """A validating transport for synchronous clients: ``openai.OpenAI(http_client=httpx.Client(transport=...))``."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:
         self.inner = inner

@@ -38,7 +38,7 @@ def read_steps(console: str) -> tuple[Step, ...]:
 
 
 def read_section(section: str) -> Recipe:
-    """Raises ValueError where it is not one program that begins with its name, and one block of commands."""
+    """Raises ValueError if it is not one program that begins with its name, and one block of commands."""
     heading = section.split("\n", 1)[0]
     (program,) = blocks(section, "python")
     (console,) = blocks(section, "console")

@@ -1,4 +1,4 @@
-"""An engine that says what it is told to: for tests of everything in front of the engine."""
+"""An engine that says what a test wants it to say, for tests of everything in front of the engine."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -17,18 +17,18 @@ class ScriptedEngine:
         """The delta before which generation fails."""
         self.finish_reason: FinishReason = "stop"
         self.logprobs: list[tuple[TokenLogprob, ...]] = [()] * len(texts)
-        """Of each text's tokens."""
+        """Log-probabilities of the tokens of each text."""
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
         self.other_choices: dict[int, tuple[str, ...]] = {}
-        """What choices say that do not say ``texts``; as many texts."""
+        """Texts of the choices that do not say ``texts``, as many as those."""
         self.dead = False
         self.stopped = False
         self.requests: list[GenerationRequest] = []
         self.unfinished = 0
         self.abort_turns = 0
-        """Turns of the event loop that it takes to abort a request; an abort that is broken off is none."""
+        """Turns of the event loop that it takes to abort a request. A cancelled abort does not count as one."""
         self.deltas = 0
-        """Made so far, of all requests."""
+        """Number of deltas so far, of all requests."""
 
     def say(self, *texts: str) -> None:
         """Each text is one delta of one token, without log-probabilities."""

@@ -1,4 +1,4 @@
-"""vLLM's engine inside the test's own process: it starts in two seconds, and tells how likely each token was.
+"""vLLM's engine inside the test's own process: it starts in two seconds, and gives the log-probability of each token.
 
 The server's engine works in processes of its own. Theirs is the same model code, loaded from the same arguments.
 """
@@ -62,7 +62,7 @@ class SmallEngine:
 
     def __init__(self, model: ServedModel, settings: Settings) -> None:
         self.features: list[int] = []
-        """How many features the model made of each picture so far. vLLM itself does not tell where they are too
+        """How many features the model made of each image so far. vLLM itself does not complain if they are too
         many: it takes the first of them."""
         self.broken = False
         self.replaced = [getattr(place, name) for place, name in REPLACED]
@@ -76,7 +76,7 @@ class SmallEngine:
             arguments = engine_arguments(settings, model.to_load(), on_cpu=True, known=known)
             # vLLM keeps the series of one engine in a process: those of the session's engine are looked at.
             arguments["disable_log_stats"] = True
-            # Room for 8192 tokens. Left alone, vLLM writes zeros over the GiB of --cpu-kvcache-space.
+            # Room for 8192 tokens. By itself vLLM writes zeros over the GiB of --cpu-kvcache-space.
             arguments["num_gpu_blocks_override"] = 64
             self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self.count_features(self.engine.model_executor.driver_worker.get_model())
@@ -96,7 +96,7 @@ class SmallEngine:
         return self.greedy_together([request], tokens, logprobs)[0]
 
     def greedy_together(self, requests: Sequence[GenerationRequest], tokens: int, logprobs: int = 5) -> list[Answer]:
-        """The same for several requests that are computed in one batch, in their order."""
+        """``greedy`` for several requests that are computed in one batch; answers in their order."""
         from vllm import SamplingParams
 
         from llava_api.engine.vllm_engine import engine_input, lora_request
@@ -109,8 +109,8 @@ class SmallEngine:
         return [answer_of(last[request.request_id]) for request in requests]
 
     def last_outputs(self) -> dict[str, Any]:
-        """Of each request that is in the engine, by its id."""
-        # A step that failed leaves its request in the engine, where it would be waited for without end.
+        """The last output of each request in the engine, by its id."""
+        # A step that failed leaves its request in the engine, and waiting for that one would never end.
         assert not self.broken, "the engine failed in an earlier request"
         self.broken = True
         outputs: dict[str, Any] = {}
@@ -146,7 +146,7 @@ def answer_of(output: Any) -> Answer:
 def picture_request(
     model: ServedModel, picture: Image.Image, name: str, adapter: Adapter | None = None, detail: Detail = "auto"
 ) -> GenerationRequest:
-    """A question about an RGB picture, made as the server makes it. ``name`` stands for the picture in caches."""
+    """A question about an RGB image, made as the server makes it. ``name`` is the image's key in caches."""
     mode = model.image_mode.at(detail)
     length = mode.tokens(picture.size)
     turn = Turn("user", "What is in this image?", (0,))

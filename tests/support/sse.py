@@ -19,7 +19,7 @@ def events(body: bytes) -> list[str]:
 
 
 def chunks(body: bytes) -> list[dict[str, Any]]:
-    """The chunks before ``[DONE]``, which must stand last and once."""
+    """The chunks before ``[DONE]``, which must come last and once."""
     data = events(body)
     assert data.count("[DONE]") == 1
     assert data[-1] == "[DONE]"

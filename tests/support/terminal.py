@@ -64,13 +64,13 @@ class Terminal:
         raise AssertionError(f"{text!r} was not shown, but: {plain(self.raw)[self.seen :]!r}")
 
     def more(self) -> bool:
-        """Read what there is. False where the program has ended."""
+        """Read what there is. False if the program has ended."""
         if not select.select([self.master], [], [], 0.2)[0]:
             return self.process.poll() is None
         try:
             data = os.read(self.master, 65536)
         except OSError:
-            # Linux's way to say that nobody has the terminal open any more.
+            # Linux's way to say that the terminal is not open any more.
             return False
         self.raw += self.decoder.decode(data)
         return bool(data)

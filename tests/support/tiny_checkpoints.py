@@ -25,7 +25,7 @@ TEXT_HIDDEN, HEADS = 128, 4
 VISION_HIDDEN = 64
 TILE, PATCH = 56, 14
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
-"""The same set whether read as (width, height) or, as transformers does, (height, width)."""
+"""One set, whether read as (width, height) or, as transformers does, (height, width)."""
 DEMO = Path(__file__).parents[2] / "src/llava_api/demo"
 VISION = {
     "hidden_size": VISION_HIDDEN,
@@ -116,7 +116,7 @@ def text_config(tiny: Tiny) -> dict[str, Any]:
 
 
 def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Large enough that answers depend on the picture and the best token is clearly ahead; see ``source_model``."""
+    """Large enough that answers depend on the image and the best token is clearly ahead; see ``source_model``."""
     noise = torch.randn(shape, generator=generator)
     if name.endswith(".bias"):
         return 0.1 * noise
@@ -126,7 +126,7 @@ def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> t
 def source_model(tiny: Tiny) -> transformers.PreTrainedModel:
     """The model all formats are written from: float32, the same weights in every process.
 
-    ``<image>`` and the rows behind it are never the best token, so that answers do not depend on having the rows.
+    ``<image>`` and the rows after it are never the best token, so that answers do not depend on having the rows.
     """
     text = tiny.family.config(architectures=[tiny.causal_lm], **text_fields(tiny))
     fields = {
@@ -155,7 +155,7 @@ def source_model(tiny: Tiny) -> transformers.PreTrainedModel:
 
 
 def renamed(weights: Weights, prefixes: dict[str, str]) -> Weights:
-    """The weights under the listed prefixes alone, with the new prefix; safetensors wants them contiguous."""
+    """Only the weights under the listed prefixes, with the new prefix; safetensors wants them contiguous."""
     return {
         new + name.removeprefix(old): tensor.detach().clone().contiguous()
         for name, tensor in weights.items()
@@ -183,12 +183,12 @@ then refuses them ("no module or parameter named 'vision_tower.embeddings'")."""
 
 
 def tokenizer_of(tiny: Tiny, folder: Path, *, image_token: bool, slow_only: bool = False) -> int:
-    """Write the tokenizer's files; returns the id of ``<image>``, or the tokenizer's length where it has none."""
+    """Write the tokenizer's files; returns the id of ``<image>``, or the tokenizer's length if it has none."""
     return write_tokenizer(tiny.text_model, folder, image_token=image_token, slow_only=slow_only)
 
 
 def write_processor(tiny: Tiny, folder: Path) -> None:
-    """As the bundled demo has them, with our sizes."""
+    """The files of the bundled demo, with our sizes."""
     demo = DEMO / f"llava-tiny-{tiny.version}"
     pictures = json.loads((demo / "preprocessor_config.json").read_text())
     pictures |= {"size": {"shortest_edge": TILE}, "crop_size": {"height": TILE, "width": TILE}}
@@ -231,7 +231,7 @@ def classic_config(tiny: Tiny) -> dict[str, Any]:
 
 
 def write_tower(tiny: Tiny, folder: Path) -> Path:
-    """openai/clip-vit-large-patch14-336: a whole CLIP, whose text half and position ids nobody here needs."""
+    """openai/clip-vit-large-patch14-336: a whole CLIP, whose text half and position ids are not needed here."""
     folder.mkdir(parents=True, exist_ok=True)
     text = {"model_type": "clip_text_model", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = {
@@ -303,7 +303,7 @@ def write_original(
     embedding: Literal["spare", "cut"] = "spare",
     projector: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu",
 ) -> Path:
-    """liuhaotian's format. "spare" keeps a row for ``<image>`` behind the tokenizer's; "cut" has none, as published."""
+    """liuhaotian's format. "spare" keeps a row for ``<image>`` after the tokenizer's; "cut" has none, as published."""
     source = source_model(tiny).state_dict()
     parts = [TEXT, *([PROJECTOR] if projector == "mlp2x_gelu" else [])]
     if tiny.version == "1.6":
@@ -357,7 +357,7 @@ def lora_matrices(weights: Weights) -> Weights:
 
 
 def write_original_lora(tiny: Tiny, folder: Path, base: Path, tower: Path | None = None) -> Path:
-    """LLaVA's LoRA format (load_pretrained_model with model_base): ``base`` holds the text model alone.
+    """LLaVA's LoRA format (load_pretrained_model with model_base): ``base`` holds only the text model.
 
     The base is the source less what the adapter adds, so merging gives the source back to float rounding. The
     tower is a folder beside this one unless given: it is frozen here, and so in none of these files.

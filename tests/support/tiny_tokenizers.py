@@ -1,7 +1,7 @@
 """Small tokenizers of each text model, trained in the call: SentencePiece for Llama and Mistral, else byte-level BPE.
 
 What differs between the published ones is kept: the dummy prefix with and without ``legacy``, byte fallback, who
-writes BOS, the split patterns, and where the special tokens lie.
+writes BOS, the split patterns, and the place of the special tokens.
 """
 
 import functools
@@ -56,7 +56,7 @@ class Specials:
     pad: str | None
     tokenizer_class: str
     after_vocabulary: tuple[str, ...] = ()
-    """Added behind the trained vocabulary; Llama's three are its first pieces instead."""
+    """Added after the trained vocabulary; Llama's three are its first pieces instead."""
     legacy: bool | None = None
     """Vicuna-1.5's tokenizer says false, Mistral's true; the others have no such flag."""
 
@@ -121,7 +121,7 @@ def converted_sentencepiece() -> str:
 def llama_tokenizer(legacy: bool) -> Tokenizer:
     """Llama's rules written out here: transformers 5.19 makes a Metaspace of both values of ``legacy``.
 
-    For legacy that is Metaspace "always", which leaves out the dummy prefix where a piece already starts with a
+    For legacy that is Metaspace "always", which leaves out the dummy prefix if a piece already starts with a
     space. SentencePiece puts one there too, and so does the published tokenizer.json: Prepend and Replace, as
     transformers' LlamaConverter.normalizer still spells them.
     """
@@ -180,7 +180,7 @@ def add_specials(tokenizer: Tokenizer, tokens: tuple[str, ...]) -> None:
 
 
 def build(text_model: str, image_token: bool) -> Tokenizer:
-    """The backend tokenizer; ``<image>`` takes the next free id where asked for."""
+    """The backend tokenizer; ``<image>`` takes the next free id if it is wanted."""
     legacy = SPECIALS[text_model].legacy
     if legacy is not None:
         tokenizer = llama_tokenizer(legacy)

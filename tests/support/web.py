@@ -1,4 +1,4 @@
-"""A small web for the fetcher: a picture host that it may reach, an inner one that it must not, and their names."""
+"""A small web for the fetcher: an image host that it may reach, an inner one that it must not, and their names."""
 
 import asyncio
 import errno
@@ -27,7 +27,7 @@ GIVEN_AWAY = re.compile(
     r"<|>|0x|\bobject\b|Traceback|Error|Exception|httpcore|httpx|anyio|h11|Errno|SSL|certificate|\.test\b|\\|[\[\]]"
     r"|secret|passwd|metadata|\d+\.\d+\.\d+|::|(?<![\w:/])/\w"
 )
-"""What a refusal must not tell: the host, where it is, what lies there, and what the fetcher is made of."""
+"""What a refusal must not give away: the host, its address, its files, and what the fetcher is made of."""
 
 
 @dataclass
@@ -102,7 +102,7 @@ def check_words(message: str, fetcher: Fetcher) -> None:
 
 
 def certificate_for(name: str, folder: Path) -> tuple[ssl.SSLContext, Path]:
-    """A throw-away certificate that signs itself: a host's TLS settings, and the file for whoever is to trust it."""
+    """A throw-away certificate that signs itself: TLS settings of a host, and the file for clients that trust it."""
     program = shutil.which("openssl")
     if program is None:
         pytest.skip("openssl is not installed")
