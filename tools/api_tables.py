@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llava_api.protocol.refused import VLLM
+from llava_api.protocol.refused import VLLM, VLLM_IGNORED
 from llava_api.protocol.wire import RequestObject
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.openapi import openapi_document
@@ -31,11 +31,11 @@ BOUNDS = {
 }
 
 
-def refusals(model: type[RequestObject] = RequestObject) -> dict[str, dict[str, str]]:
-    """Name of a model -> field -> why it is refused."""
-    found = {model.__name__: dict(model.refused)}
+def request_models(model: type[RequestObject] = RequestObject) -> dict[str, type[RequestObject]]:
+    """Name of each model of requests -> the model."""
+    found = {model.__name__: model}
     for subclass in model.__subclasses__():
-        found |= refusals(subclass)
+        found |= request_models(subclass)
     return found
 
 
@@ -72,8 +72,8 @@ def row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def table(name: str, refused: dict[str, str]) -> list[str]:
-    """The fields of a model, required ones first."""
+def table(name: str, model: type[RequestObject]) -> list[str]:
+    """The fields of a model, required ones first. ``model`` has the fields without effect."""
     schema = SCHEMAS[name]
     required = schema.get("required", ())
     description = " ".join(schema.get("description", "").split())
@@ -83,10 +83,11 @@ def table(name: str, refused: dict[str, str]) -> list[str]:
         text = described.get("description", "")
         cell = f"**`{field}`**" if field in required else f"`{field}`"
         lines.append(row(cell, status(text), values(described), text))
-    own = {field: reason for field, reason in refused.items() if field not in VLLM}
-    lines += [row(f"`{field}`", "refused", "", reason) for field, reason in sorted(own.items())]
-    if len(own) < len(refused):
-        lines += ["", "It also refuses [fields of vLLM's server](#fields-of-vllms-server)."]
+    for status_word, fields in (("ignored", model.ignored), ("refused", model.refused)):
+        shared = VLLM_IGNORED if status_word == "ignored" else VLLM
+        lines += [row(f"`{field}`", status_word, "", fields[field]) for field in sorted(fields.keys() - shared.keys())]
+    if VLLM.keys() <= model.refused.keys():
+        lines += ["", "It also ignores or refuses [fields of vLLM's server](#fields-of-vllms-server)."]
     return lines
 
 
@@ -110,7 +111,7 @@ def heading(endpoint: Endpoint, models: dict[str, list[type[BaseModel]]]) -> lis
 
 def tables() -> str:
     """Each endpoint with its models, each model with the models in its fields, and no model twice."""
-    refused, done = refusals(), set[str]()
+    requests, done = request_models(), set[str]()
     lines: list[str] = []
     for endpoint in ENDPOINTS:
         if endpoint.reply is None:
@@ -126,10 +127,11 @@ def tables() -> str:
             name = waiting.pop(0)
             if name not in done:
                 done.add(name)
-                lines += table(name, refused.get(name, {}))
+                lines += table(name, requests.get(name, RequestObject))
                 waiting = [*models_in(SCHEMAS[name].get("properties", {})), *waiting]
-    lines += ["", "### Fields of vLLM's server", "", row("field", "reason"), row("---", "---")]
-    lines += [row(f"`{name}`", reason) for name, reason in sorted(VLLM.items())]
+    lines += ["", "### Fields of vLLM's server", "", row("field", "", "reason"), row("---", "---", "---")]
+    lines += [row(f"`{name}`", "ignored", reason) for name, reason in sorted(VLLM_IGNORED.items())]
+    lines += [row(f"`{name}`", "refused", reason) for name, reason in sorted(VLLM.items())]
     return "\n".join(lines).strip().replace("``", "`")
 
 

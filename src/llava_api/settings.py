@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     """The OpenAPI document at /openapi.json and a page to try it at /docs.
 
     key: with an API key, if there are keys; open: without; off: not at all."""
+    strict_fields: bool = False
+    """Refuse unknown fields, fields without effect, and values of another type, as OpenAI does; else they are ignored.
+
+    The header x-llava-ignored names ignored fields."""
     short_paths: bool = False
     """Answer /chat/completions, /completions and /responses without /v1 too."""
 

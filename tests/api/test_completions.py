@@ -156,7 +156,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("nothing asked", body(max_tokens=0), "max_tokens"),
     ("suffix", body(suffix="."), "suffix"),
     ("six likeliest", body(logprobs=6), "logprobs"),
-    ("logprobs as chat has them", body(logprobs=True), "logprobs"),
     ("best of more", body(best_of=2), "best_of"),
     ("options without stream", body(stream_options={"include_usage": True}), "stream_options"),
     ("messages", body(messages=[{"role": "user", "content": "a"}]), "messages"),

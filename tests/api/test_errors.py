@@ -35,12 +35,10 @@ REFUSED: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
     ("other model", text_body() | {"model": "gpt-4o"}, 404, "model", "model_not_found"),
     ("no model", {"messages": []}, 400, "model", "missing_required_parameter"),
     ("no messages", {"model": "tiny", "messages": []}, 400, "messages", None),
-    ("unknown field", text_body(temprature=1), 400, "temprature", "unknown_parameter"),
     ("wrong type", text_body(temperature="hot"), 400, "temperature", None),
     ("out of range", text_body(temperature=9), 400, "temperature", None),
     ("17 answers", text_body(n=17), 400, "n", None),
     ("no answers", text_body(n=0), 400, "n", None),
-    ("n is a boolean", text_body(n=True), 400, "n", None),
     ("stop is an object", text_body(stop={}), 400, "stop", None),
     ("content is an object", {"model": "tiny", "messages": [{"role": "user", "content": {}}]}, 400, CONTENT, None),
     ("five stops", text_body(stop=list("abcde")), 400, "stop", None),
@@ -100,11 +98,6 @@ async def test_refusals(
     assert (error["param"], error["code"]) == (param, code)
     assert engine.requests == []
     assert (await client.post(CHAT, json=text_body())).status_code == 200
-
-
-async def test_unknown_fields_are_named_as_openai_names_them(client: httpx.AsyncClient) -> None:
-    error = error_of(await client.post(CHAT, json=text_body(temprature=1)))
-    assert error["message"] == "Unrecognized request argument supplied: temprature"
 
 
 async def test_the_context_error_counts_text_and_images(client: httpx.AsyncClient) -> None:
@@ -198,7 +191,9 @@ WORDS: list[tuple[dict[str, Any], str, str]] = [
     ({"modalities": ["audio"]}, "modalities[0]", "'text'"),
     ({"stream_options": {"include_obfuscation": True}, "stream": True}, "stream_options.include_obfuscation", "false"),
     ({"seed": 2**70}, "seed", "an integer of up to 64 bits"),
-    ({"max_output_tokens": 5}, "max_output_tokens", "max_completion_tokens"),
+    ({"max_tokens": "many"}, "max_tokens", "an integer of up to 64 bits"),
+    ({"temperature": "warm"}, "temperature", "a number"),
+    ({"stream": "often"}, "stream", "true or false"),
 ]
 
 

@@ -44,7 +44,7 @@ async def test_it_tells_what_the_engine_would_be_given(client: httpx.AsyncClient
         ({**question("a"), "model": "another"}, 404, "model"),
         ({"model": "tiny", "messages": []}, 400, "messages"),
         (question("a", "data:image/png;base64,AAAA"), 400, "messages[1].content[0].image_url"),
-        ({**question("a"), "tempo": 1}, 400, "tempo"),
+        ({**question("a"), "tempo": "/9j/4AAQ"}, 400, "tempo"),
     ],
 )
 async def test_refusals_have_the_apis_shape(

@@ -1,5 +1,6 @@
-"""No field is silently ignored: each is accepted, refused with a reason, or reported as unknown."""
+"""Fields that are refused with a reason or ignored, and what --strict-fields refuses besides."""
 
+import re
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.completions import CompletionRequest
+from llava_api.protocol.refused import DONE_ANYWAY
 from llava_api.protocol.responses import ResponseRequest
 from tests.api.test_chat import CHAT, prompt_of, text_body
 from tests.support.endpoints import EXAMPLE_BODIES
@@ -26,14 +28,15 @@ HUGE = "x" * 200_000
     [(ChatParams, ChatCompletionRequest), (CompletionParams, CompletionRequest), (ResponseParams, ResponseRequest)],
 )
 def test_every_field_of_the_openai_client_is_known(params: type[Any], model: type[Any]) -> None:
-    """Fails if a new client has a field that this server neither accepts nor refuses."""
-    known = set(model.model_fields) | set(model.refused)
+    """Fails if a new client has a field that is not accepted, ignored or refused on purpose."""
+    known = set(model.model_fields) | set(model.refused) | set(model.ignored)
     assert set(params.__annotations__) - known == set()
 
 
-def test_no_field_is_both_accepted_and_refused() -> None:
+def test_a_field_has_one_rule() -> None:
     for model in REQUESTS.values():
-        assert set(model.model_fields) & set(model.refused) == set()
+        groups = [set(model.model_fields), set(model.refused), set(model.ignored)]
+        assert len(set.union(*groups)) == sum(map(len, groups))
 
 
 @pytest.mark.parametrize("address", REQUESTS)
@@ -42,6 +45,8 @@ async def test_a_refused_field_is_named_with_the_reason(
 ) -> None:
     for name, sentence in REQUESTS[address].refused.items():
         for value in (True, 1, "x", ["x"], {"x": "y"}):
+            if value in DONE_ANYWAY.get(name, ()):
+                continue
             reply = await client.post(address, json={**EXAMPLE_BODIES[address], name: value})
             error = reply.json()["error"]
             assert (reply.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
@@ -57,6 +62,21 @@ async def test_refused_fields_may_be_empty(
     refused = dict.fromkeys(REQUESTS[address].refused, value)
     reply = await client.post(address, json=EXAMPLE_BODIES[address] | refused)
     assert reply.status_code == 200
+
+
+@pytest.mark.parametrize("address", REQUESTS)
+async def test_refused_fields_may_ask_for_what_is_done_anyway(client: httpx.AsyncClient, address: str) -> None:
+    for name in DONE_ANYWAY.keys() & REQUESTS[address].refused.keys():
+        for value in DONE_ANYWAY[name]:
+            reply = await client.post(address, json={**EXAMPLE_BODIES[address], name: value})
+            assert (reply.status_code, reply.headers.get("x-llava-ignored")) == (200, None)
+
+
+@pytest.mark.parametrize("address", REQUESTS)
+async def test_an_ignored_field_is_named_in_the_header(client: httpx.AsyncClient, address: str) -> None:
+    for name in REQUESTS[address].ignored:
+        reply = await client.post(address, json={**EXAMPLE_BODIES[address], name: "x"})
+        assert (reply.status_code, reply.headers["x-llava-ignored"]) == (200, name)
 
 
 def at_message(**more: Any) -> dict[str, Any]:
@@ -78,7 +98,7 @@ UNKNOWN: list[tuple[str, dict[str, Any]]] = [
             tool_choice={"type": "function", "function": {"name": "look", "names": 1}},
         ),
     ),
-    ("response_format.schema", text_body(response_format={"type": "json_object", "schema": {}})),
+    ("response_format.schemas", text_body(response_format={"type": "json_object", "schemas": {}})),
     (
         "response_format.json_schema.schemas",
         text_body(response_format={"type": "json_schema", "json_schema": {"name": "x", "schemas": {}}}),
@@ -98,13 +118,41 @@ UNKNOWN: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("param", "body"), UNKNOWN, ids=[row[0] for row in UNKNOWN])
-async def test_an_unknown_field_is_named_by_its_path(
+async def test_an_unknown_field_is_ignored_at_every_depth(
     client: httpx.AsyncClient, param: str, body: dict[str, Any]
 ) -> None:
     reply = await client.post(CHAT, json=body)
-    error = reply.json()["error"]
-    assert (reply.status_code, error["param"], error["code"]) == (400, param, "unknown_parameter")
-    assert error["message"] == f"Unrecognized request argument supplied: {param}"
+    assert (reply.status_code, reply.headers["x-llava-ignored"]) == (200, re.sub(r"\[\d+\]", "", param))
+
+
+class TestStrictFields:
+    @pytest.fixture
+    def settings_made(self) -> dict[str, Any]:
+        return {"strict_fields": True}
+
+    @pytest.mark.parametrize(("param", "body"), UNKNOWN, ids=[row[0] for row in UNKNOWN])
+    async def test_an_unknown_field_is_refused_by_its_path(
+        self, client: httpx.AsyncClient, param: str, body: dict[str, Any]
+    ) -> None:
+        reply = await client.post(CHAT, json=body)
+        error = reply.json()["error"]
+        assert (reply.status_code, error["param"], error["code"]) == (400, param, "unknown_parameter")
+        assert error["message"] == f"Unrecognized request argument supplied: {param}"
+
+    @pytest.mark.parametrize("address", REQUESTS)
+    async def test_a_field_without_effect_is_refused_with_the_reason(
+        self, client: httpx.AsyncClient, address: str
+    ) -> None:
+        for name, sentence in REQUESTS[address].ignored.items():
+            error = (await client.post(address, json={**EXAMPLE_BODIES[address], name: "x"})).json()["error"]
+            assert (error["param"], error["code"], error["message"]) == (name, "unsupported_parameter", sentence)
+
+    @pytest.mark.parametrize(("field", "value"), [("temperature", "0.7"), ("max_tokens", 24.0), ("stream", "true")])
+    async def test_a_value_of_another_type_is_refused(
+        self, client: httpx.AsyncClient, field: str, value: object
+    ) -> None:
+        reply = await client.post(CHAT, json=text_body(**{field: value}))
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, field)
 
 
 MISSING: list[tuple[str, dict[str, Any]]] = [
@@ -128,7 +176,7 @@ async def test_a_missing_field_is_named_by_its_path(
 
 
 LONG_NAMES: list[tuple[str, dict[str, Any]]] = [
-    ("unknown field", text_body(**{HUGE: 1})),
+    ("unknown field with an image", text_body(**{HUGE: "data:image/png;base64,"})),
     ("logit_bias", text_body(logit_bias={HUGE: "a"})),
     ("metadata", text_body(metadata={HUGE: "a"})),
     ("tools", text_body(tools=[{"type": "function", "function": {"name": HUGE}}])),
@@ -184,7 +232,7 @@ async def test_openais_own_reply_can_be_sent_back(client: httpx.AsyncClient) -> 
     assert (await client.post(CHAT, json=body)).status_code == 200
 
 
-@pytest.mark.parametrize("name", ["annotations", "audio", "function_call"])
+@pytest.mark.parametrize("name", ["audio", "function_call"])
 async def test_fields_of_an_answer_that_no_model_reads_are_refused(client: httpx.AsyncClient, name: str) -> None:
     body = text_body()
     body["messages"] += [{"role": "assistant", "content": "Hi.", name: {"id": "x"}}, {"role": "user", "content": "b"}]

@@ -19,6 +19,10 @@ REACHING: list[tuple[str, Any, Any]] = [
     # field, as it is sent, as the engine gets it
     ("temperature", 0, 0.0),
     ("temperature", 2, 2.0),
+    ("temperature", "0.7", 0.7),
+    ("seed", 42.0, 42),
+    ("seed", "42", 42),
+    ("ignore_eos", "true", True),
     ("top_p", 0.25, 0.25),
     ("presence_penalty", -2, -2.0),
     ("frequency_penalty", 1.5, 1.5),
@@ -43,7 +47,7 @@ OUT_OF_BOUNDS: list[tuple[str, Any, str]] = [
     # field, value, what the refusal names
     ("temperature", -0.1, "temperature"),
     ("temperature", 2.1, "temperature"),
-    ("temperature", "1", "temperature"),
+    ("temperature", "warm", "temperature"),
     ("top_p", 0, "top_p"),
     ("top_p", 1.1, "top_p"),
     ("presence_penalty", 2.1, "presence_penalty"),
@@ -58,7 +62,7 @@ OUT_OF_BOUNDS: list[tuple[str, Any, str]] = [
     ("min_p", 1.1, "min_p"),
     ("min_tokens", -1, "min_tokens"),
     ("min_tokens", 5000, "min_tokens"),
-    ("ignore_eos", "yes", "ignore_eos"),
+    ("ignore_eos", "often", "ignore_eos"),
     ("seed", 2**63, "seed"),
     ("seed", -(2**63) - 1, "seed"),
     ("seed", 10**30, "seed"),
@@ -79,7 +83,7 @@ OUT_OF_BOUNDS: list[tuple[str, Any, str]] = [
     ("logit_bias", [7], "logit_bias"),
     ("n", 0, "n"),
     ("n", 17, "n"),
-    ("n", True, "n"),
+    ("n", 1.5, "n"),
     ("max_tokens", -1, "max_tokens"),
 ]
 

@@ -6,7 +6,7 @@ from pydantic import FailFast, Field
 
 from llava_api.protocol.formats import ResponseFormat
 from llava_api.protocol.messages import Message
-from llava_api.protocol.refused import NOT_LLAVA, OLD_TOOLS, VLLM
+from llava_api.protocol.refused import NOT_LLAVA, OLD_TOOLS, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
 from llava_api.protocol.sampling import SamplingRequest
 from llava_api.protocol.tools import MAX_TOOLS, FunctionTool, ToolChoice
 
@@ -21,13 +21,17 @@ class ChatCompletionRequest(SamplingRequest):
         **NOT_LLAVA,
         **OLD_TOOLS,
         **VLLM,
-        "max_output_tokens": "max_output_tokens is called max_completion_tokens here.",
-        "max_new_tokens": "max_new_tokens is called max_completion_tokens here.",
         "prompt": "prompt belongs to /v1/completions: send messages here.",
         "input": "input belongs to /v1/responses: send messages here.",
         "echo": "echo belongs to /v1/completions; to continue an answer, send it as the last message with "
         "continue_final_message.",
         "best_of": "best_of is not supported: send n, and choose among the answers.",
+    }
+    ignored: ClassVar = {
+        **WITHOUT_EFFECT,
+        **VLLM_IGNORED,
+        "max_output_tokens": "max_output_tokens is called max_completion_tokens here.",
+        "max_new_tokens": "max_new_tokens is called max_completion_tokens here.",
         "store": "This server stores no chat completions: leave store out, or send false.",
     }
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from llava_api.protocol.chat_reply import Usage
-from llava_api.protocol.refused import NOT_LLAVA, VLLM
+from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
 from llava_api.protocol.sampling import SamplingRequest, TokenId
 from llava_api.protocol.wire import JSON_PATHS, WireObject
 
@@ -27,6 +27,7 @@ class CompletionRequest(SamplingRequest):
         "response_format": "response_format belongs to /v1/chat/completions: send the request there.",
         "tools": "tools belong to /v1/chat/completions: send the request there.",
     }
+    ignored: ClassVar = {**WITHOUT_EFFECT, **VLLM_IGNORED}
 
     prompt: Prompt
     """A text, token ids, or a list of either. The model is shown a text unchanged, after the BOS token; what looks like

@@ -88,10 +88,10 @@ class UserMessage(RequestObject):
 class AssistantMessage(RequestObject):
     # OpenAI's own replies have these fields, so that a reply can be sent back as it came.
     refused: ClassVar = {
-        "annotations": "LLaVA reads no annotations: leave them out.",
         "audio": "LLaVA neither hears nor speaks: leave audio out.",
         "function_call": OLD_TOOLS["function_call"],
     }
+    ignored: ClassVar = {"annotations": "LLaVA reads no annotations: leave them out."}
     role: Literal["assistant"]
     content: Content[AssistantPart] | None = None
     name: str | None = None

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag
 from llava_api.protocol.chat import Metadata, ServiceTier
 from llava_api.protocol.formats import FlatResponseFormat
 from llava_api.protocol.messages import Content, InputTextPart, RefusalPart, TextPart, UserPart
-from llava_api.protocol.refused import NOT_LLAVA, VLLM
+from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
 from llava_api.protocol.sampling import GeneratingRequest, ResponseStreamOptions
 from llava_api.protocol.tools import MAX_TOOLS, FlatTool, FlatToolChoice
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
@@ -101,7 +101,7 @@ InputItem = Annotated[
 
 
 class TextOptions(RequestObject):
-    refused: ClassVar = {"verbosity": NOT_LLAVA["verbosity"]}
+    ignored: ClassVar = {"verbosity": WITHOUT_EFFECT["verbosity"]}
     format: FlatResponseFormat | None = None
 
 
@@ -116,18 +116,22 @@ RENAMED = {
 
 class ResponseRequest(GeneratingRequest):
     refused: ClassVar = {
-        **{name: NOT_LLAVA[name] for name in ("moderation", "prompt_cache_options", "prompt_cache_retention")},
+        "moderation": NOT_LLAVA["moderation"],
         **VLLM,
-        "access_programs": "access_programs belongs to OpenAI's own service: leave it out.",
         "background": "Responses are not generated in the background: leave background out.",
-        "context_management": "This server does not shorten conversations: leave context_management out.",
         "conversation": "This server stores no conversations: send the earlier items in input.",
         "image": "Images are not compressed in the context: leave image out.",
-        "max_tool_calls": "max_tool_calls limits calls of built-in tools, and this server has none: leave it out.",
         "prompt": "This server stores no prompt templates: send instructions and input.",
-        "reasoning": "LLaVA does not reason before it answers: leave reasoning out.",
         **{name: f"{name} is called {theirs} here." for name, theirs in RENAMED.items()},
         "messages": "messages belong to /v1/chat/completions: send input here.",
+    }
+    ignored: ClassVar = {
+        **{name: WITHOUT_EFFECT[name] for name in ("prompt_cache_options", "prompt_cache_retention")},
+        **VLLM_IGNORED,
+        "access_programs": "access_programs belongs to OpenAI's own service: leave it out.",
+        "context_management": "This server does not shorten conversations: leave context_management out.",
+        "max_tool_calls": "max_tool_calls limits calls of built-in tools, and this server has none: leave it out.",
+        "reasoning": "LLaVA does not reason before it answers: leave reasoning out.",
     }
 
     input: Annotated[str | Annotated[list[InputItem], Field(fail_fast=True, min_length=1)], JSON_PATHS]

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from llava_api.protocol.wire import JSON_PATHS, RequestObject
 
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 LOGIT_BIASES = 1024
 

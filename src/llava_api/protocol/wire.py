@@ -1,6 +1,8 @@
 """Base classes of the objects of requests and replies, and the reply of every error."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -8,6 +10,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
     WrapValidator,
@@ -16,6 +19,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from llava_api.errors import ApiError
+from llava_api.protocol.refused import DONE_ANYWAY, EMPTY
 
 MAX_ERRORS = 500
 """Most errors of one body that are looked at. Each takes about ten microseconds."""
@@ -59,25 +63,46 @@ class ErrorReply(ErrorShape):
         return cls(error=ErrorObject(message=error.message, type=error.type, param=error.param, code=error.code))
 
 
-class RequestObject(WireObject):
-    """Unknown fields are errors, so that nothing a caller sends is silently ignored. Null means: not given."""
+@dataclass(slots=True)
+class Unread:
+    """The context of a validation: whether any object has fields that are not read."""
 
-    model_config = ConfigDict(extra="forbid")
+    found: bool = False
+
+
+class RequestObject(WireObject):
+    """Null means: not given. Fields that are not read are noted in the validation's ``Unread``, if it has one."""
+
+    # Not strict, because vLLM's server, and so its clients' users, take "0.7" for a number and 24.0 for an integer.
+    model_config = ConfigDict(strict=False, allow_inf_nan=False)
     refused: ClassVar[Mapping[str, str]] = {}
     """Known field that is not supported -> one sentence: why, and what to do."""
+    ignored: ClassVar[Mapping[str, str]] = {}
+    """Known field without effect, which ``--strict-fields`` refuses -> the sentence."""
 
     @model_validator(mode="before")
     @classmethod
-    def without_null_and_refused(cls, data: Any) -> Any:
-        """A refused field may be false or empty, like null: many clients send that for fields they do not use."""
+    def without_null_and_refused(cls, data: Any, info: ValidationInfo) -> Any:
+        """A refused field may have a value that asks for nothing, or for what the server does anyway."""
         if not isinstance(data, dict):
             return data
         for name in data.keys() & cls.refused.keys():
-            value = data[name]
-            if value is not None and value is not False and value not in ([], {}, ""):
-                refused = PydanticCustomError("refused", "{reason}", {"reason": cls.refused[name]})
-                raise ValidationError.from_exception_data(name, [{"type": refused, "loc": (name,), "input": value}])
+            if data[name] not in EMPTY and data[name] not in DONE_ANYWAY.get(name, ()):
+                raise refused_field(name, cls.refused[name])
+        if isinstance(info.context, Unread) and not data.keys() <= read_names(cls).keys():
+            info.context.found = True
         return {name: value for name, value in data.items() if value is not None and name not in cls.refused}
+
+
+def refused_field(name: str, sentence: str) -> ValidationError:
+    refused = PydanticCustomError("refused", "{reason}", {"reason": sentence})
+    return ValidationError.from_exception_data(name, [{"type": refused, "loc": (name,), "input": None}])
+
+
+@cache
+def read_names(kind: type[RequestObject]) -> dict[str, str]:
+    """Name on the wire of each field that is read -> its name in Python."""
+    return {field.alias or name: name for name, field in kind.model_fields.items()}
 
 
 Ignored = Annotated[None, BeforeValidator(lambda _: None), WithJsonSchema({})]

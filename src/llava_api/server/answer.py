@@ -52,7 +52,7 @@ async def answer(request: Request, kind: type[Model], prepare: Prepare[Model], s
     try:
         # The body is no variable here, which would keep its images in memory until the end of the answer.
         async with deadline.enforced():
-            reading = read_request(request, kind, settings.max_body_bytes, account)
+            reading = read_request(request, kind, settings.max_body_bytes, settings.strict_fields, account)
             producer = ReplyProducer(partial(prepare, context), await reading, deadline)
         exchange.push_async_callback(producer.close)
         producer.task.add_done_callback(lambda _: account.memory.release())

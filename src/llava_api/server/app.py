@@ -74,7 +74,7 @@ def create_app(
             allow_origins=settings.cors_allow_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", "retry-after-ms", *RATE_LIMIT_HEADERS],
+            expose_headers=["x-request-id", "x-llava-ignored", "retry-after", "retry-after-ms", *RATE_LIMIT_HEADERS],
         )
     app.add_middleware(
         Access,

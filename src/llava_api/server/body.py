@@ -4,21 +4,20 @@ from typing import TypeVar
 
 import orjson
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from llava_api.errors import ErrorCode, InvalidRequest, RequestTooLarge, UnsupportedEncoding
 from llava_api.limits.account import Account
-from llava_api.protocol.wire import MAX_ERRORS
+from llava_api.protocol.wire import MAX_ERRORS, RequestObject, Unread
+from llava_api.server.unread import check_unread, json_path
 from llava_api.telemetry.record import current
 
 MAX_OBJECTS = 20_000
 """Most objects and lists of one body (or brackets in its texts). A context of 100,000 tokens has no room for more."""
 MAX_VALUES = 500_000
 MAX_FIELDS = 2_500
-"""Most fields of one object: twice what any sensible one has. Each unknown field makes an error."""
-MAX_SHOWN = 64
-"""Most characters of a field's name in a message."""
+"""Most fields of one object: twice what any sensible one has."""
 COPIES = 2
 """Copies in memory of a text with images: the text and the decoded files."""
 COPIES_GROWN = 3
@@ -29,12 +28,14 @@ nothing before the bytes arrive, and a body of a few megabytes is moved only onc
 MAX_TEXT_BYTES = 8_000_000
 """Most bytes of a body without the base64 of its images: ten contexts of 100,000 tokens."""
 BASE64 = b"base64,"
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=RequestObject)
 
 
-async def read_request(request: Request, model: type[Model], max_body_bytes: int, account: Account) -> Model:
-    """Raises InvalidRequest and its kinds, and Busy."""
-    wanted = parse(await read_body(request, max_body_bytes, account), model)
+async def read_request(
+    request: Request, model: type[Model], max_body_bytes: int, strict: bool, account: Account
+) -> Model:
+    """``strict``: as --strict-fields says. Raises InvalidRequest and its kinds, and Busy."""
+    wanted = parse(await read_body(request, max_body_bytes, account), model, strict)
     record = current()
     record.model, record.stream = getattr(wanted, "model", None), bool(getattr(wanted, "stream", False))
     return wanted
@@ -70,7 +71,7 @@ async def read_body(request: Request, max_body_bytes: int, account: Account) -> 
     return body
 
 
-def parse(body: bytes | bytearray, model: type[Model]) -> Model:
+def parse(body: bytes | bytearray, model: type[Model], strict: bool = False) -> Model:
     """Raises InvalidRequest, which names one field to correct."""
     # Counted before orjson makes a million small objects that are all invalid. Base64 has none of these characters.
     text = without_base64(body)
@@ -85,10 +86,14 @@ def parse(body: bytes | bytearray, model: type[Model]) -> Model:
         raise InvalidRequest("The request's body must be a JSON object.", code=ErrorCode.INVALID_JSON)
     if commas > MAX_FIELDS:
         check_fields(data)
+    unread = Unread()
     try:
-        return model.model_validate(data)
+        made = model.model_validate(data, strict=strict or None, context=unread)
     except ValidationError as error:
         raise refusal_of(error) from error
+    if unread.found:
+        check_unread(made, data, strict, current())
+    return made
 
 
 def without_base64(body: bytes | bytearray) -> bytes:
@@ -124,9 +129,13 @@ def check_fields(data: object) -> None:
 KINDS = {
     "string_type": "a string",
     "int_type": "an integer of up to 64 bits",
+    "int_parsing": "an integer of up to 64 bits",
+    "int_parsing_size": "an integer of up to 64 bits",
     "int_from_float": "an integer",
     "float_type": "a number",
+    "float_parsing": "a number",
     "bool_type": "true or false",
+    "bool_parsing": "true or false",
     "list_type": "a list",
     "dict_type": "an object",
     "model_type": "an object",
@@ -152,9 +161,6 @@ def refusal_of(error: ValidationError) -> InvalidRequest:
     kind, context, param = best["type"], best.get("ctx", {}), json_path(best["loc"])
     if kind == "refused":
         return InvalidRequest(context["reason"], param=param, code=ErrorCode.UNSUPPORTED_PARAMETER)
-    if kind == "extra_forbidden":
-        unknown = f"Unrecognized request argument supplied: {param}"
-        return InvalidRequest(unknown, param=param, code=ErrorCode.UNKNOWN_PARAMETER)
     if kind == "missing":
         absent = f"Missing required parameter: '{param}'."
         return InvalidRequest(absent, param=param, code=ErrorCode.MISSING_REQUIRED_PARAMETER)
@@ -176,13 +182,3 @@ def precision(details: ErrorDetails) -> tuple[int, bool, list[int]]:
     """A deeper error is more precise; a wrong type is the least precise thing to say about a member of a union."""
     location = details["loc"]
     return len(location), details["type"] not in KINDS, [step for step in location if isinstance(step, int)]
-
-
-def json_path(location: tuple[int | str, ...]) -> str:
-    """``("messages", 0, "content")`` -> ``messages[0].content``."""
-    text = ""
-    for step in location:
-        if isinstance(step, str) and len(step) > MAX_SHOWN:
-            step = f"{step[:MAX_SHOWN]}..."
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
-    return text

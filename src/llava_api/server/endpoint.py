@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
+from llava_api.protocol.wire import RequestObject
 from llava_api.server.answer import Prepare, answer
 from llava_api.settings import Settings
 
@@ -28,7 +29,7 @@ class Endpoint:
     """Takes the place of ``handle`` in an endpoint with a ``request``, which ``answer`` reads and parses."""
     operation_id: str = ""
     summary: str = ""
-    request: type[BaseModel] | None = None
+    request: type[RequestObject] | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a request besides ``model``."""
     reply: type[BaseModel] | None = None

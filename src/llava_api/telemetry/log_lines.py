@@ -13,6 +13,7 @@ from llava_api.telemetry.record import RequestRecord
 MOST_LETTERS = 64
 """Longest value from a client; the rest is cut, so that no client can fill the disk."""
 MOST_PROMPT_LETTERS = 20_000
+MOST_IGNORED_LETTERS = 256
 PLAIN = re.compile(r"[A-Za-z0-9._:/@+-]+")
 FIELDS = "fields"
 """The attribute of a log record that holds the fields of a request."""
@@ -88,6 +89,8 @@ def request_fields(record: RequestRecord, trace_id: str | None = None) -> Fields
         "ttft_ms": milliseconds(record.first_token_seconds),
         "total_ms": milliseconds(record.seconds),
     }
+    if record.ignored:
+        fields["ignored"] = cut(record.ignored, MOST_IGNORED_LETTERS)
     if record.route == "other":
         fields["path"] = cut(record.path)
     if trace_id is not None:

@@ -88,6 +88,7 @@ class Metrics:
         )
         self.outcomes = counter("request_outcomes_total", "Requests by how they ended, streams included.", "outcome")
         self.rejections = counter("rejections_total", "Errors sent to callers, in streams too, by code.", "reason")
+        self.ignored_fields = counter("ignored_fields_total", "Requests with an ignored field, by its name.", "field")
         self.in_progress = gauge("requests_in_progress", "Open requests, to /health and /metrics too.")
         self.duration = histogram(
             "request_duration_seconds", "Time from a request to the last byte of its answer.", TOTAL_SECONDS, "route"
@@ -169,6 +170,8 @@ class Metrics:
         self.outcomes.labels(record.outcome).inc()
         if record.error is not None:
             self.reject(record.error or None)
+        for name in record.ignored_labels:
+            self.ignored_fields.labels(name).inc()
         if record.images or record.steps:
             self.end_images(record)
         if record.answers:

@@ -140,6 +140,10 @@ class RequestRecord:
     model: str | None = None
     """As the client named it; may be no model at all."""
     stream: bool = False
+    ignored: str = ""
+    """Names of the request's fields that were ignored, bounded and in characters that a header may have."""
+    ignored_labels: frozenset[str] = frozenset()
+    """The same from a closed set."""
     prompt: str | None = None
     """The prompt, with ``<image>`` for each image; only if ``keeps_prompt``."""
     image_bytes: int = 0

@@ -18,6 +18,8 @@ from llava_api.telemetry.record import RECORD, RequestRecord
 from llava_api.telemetry.tracing import CARRIED, Tracing
 
 log = logging.getLogger("llava_api.access")
+IGNORED = b"x-llava-ignored"
+"""Header of answers: the request's fields that were ignored."""
 
 
 class Access:
@@ -56,6 +58,8 @@ class Access:
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
+                if record.ignored:
+                    message["headers"] = [*message["headers"], (IGNORED, record.ignored.encode())]
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 record.complete = True

@@ -1,0 +1,133 @@
+"""Fields of a request that have no effect: noted in its record, or refused if they hold an image or by setting."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from llava_api.errors import ErrorCode, InvalidRequest
+from llava_api.protocol.refused import EMPTY, KNOWN_STRANGERS
+from llava_api.protocol.wire import RequestObject, read_names
+from llava_api.telemetry.record import RequestRecord
+
+MAX_NAMES = 16
+"""Most names of ignored fields in the header and in the log."""
+MAX_SHOWN = 64
+"""Most characters of a field's name in the header, in the log and in messages."""
+MAX_LOOKED_AT = 10_000
+"""Most texts, lists and objects of unknown fields that are searched for images. That takes a few milliseconds."""
+UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+"""Characters of names that are not sent back in a header."""
+
+IMAGE_NAMES = frozenset(
+    f"{name}{plural}"
+    for name in ("image", "imageurl", "imagedata", "imagefile", "imagebase64", "inputimage", "picture", "photo")
+    for plural in ("", "s")
+)
+"""In lower case, without underscores and hyphens."""
+IMAGE_STARTS = ("data:image/", "iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+"""Beginnings of ``data:`` URLs, and of PNG, JPEG, GIF and WebP files in base64."""
+CONTENT_NAMES = frozenset({"url", "data", "base64", "content", "path"})
+
+Path = tuple[str | int, ...]
+OTHER = "other"
+
+
+def check_unread(request: RequestObject, data: dict[str, Any], strict: bool, record: RequestRecord) -> None:
+    """Note what is ignored; ``data`` is the body that ``request`` was made of. Raises InvalidRequest."""
+    search = ImageSearch()
+    names: list[str] = []
+    for path, sentence, value in unread_fields(request, data):
+        if sentence is None and search.finds(str(path[-1]), value):
+            raise unrecognized(path, " Send images in a message's content.")
+        if strict:
+            raise unrecognized(path) if sentence is None else unsupported(path, sentence)
+        names.append(".".join(cut(step) for step in path if isinstance(step, str)))
+    distinct = list(dict.fromkeys(names))
+    shown = [UNSAFE.sub("?", name) for name in distinct[:MAX_NAMES]]
+    record.ignored = ", ".join([*shown, *(["..."] if len(distinct) > MAX_NAMES else [])])
+    record.ignored_labels = frozenset(label_of(name) for name in distinct)
+
+
+def unread_fields(made: object, data: object, path: Path = ()) -> Iterator[tuple[Path, str | None, Any]]:
+    """Path, the sentence about it if it is a known field, and value of each field that has no effect."""
+    if isinstance(made, list) and isinstance(data, list):
+        for index, (inner, inner_data) in enumerate(zip(made, data, strict=False)):
+            yield from unread_fields(inner, inner_data, (*path, index))
+    elif isinstance(made, RequestObject) and isinstance(data, dict):
+        kind = type(made)
+        read = read_names(kind)
+        for name, value in data.items():
+            if name in read:
+                if isinstance(value, dict | list):
+                    yield from unread_fields(getattr(made, read[name]), value, (*path, name))
+            elif name in kind.ignored:
+                if value not in EMPTY:
+                    yield (*path, name), kind.ignored[name], value
+            elif name not in kind.refused and value is not None:
+                yield (*path, name), None, value
+
+
+class ImageSearch:
+    """Looks for images in all unknown fields of one request."""
+
+    def __init__(self) -> None:
+        self.left = MAX_LOOKED_AT
+
+    def finds(self, name: str, value: object) -> bool:
+        """Raises InvalidRequest if there is too much to look at."""
+        waiting = [(name, value)]
+        while waiting:
+            name, value = waiting.pop()
+            if not value or not isinstance(value, str | dict | list):
+                continue
+            self.left -= 1
+            if self.left < 0:
+                raise InvalidRequest("The request's body has too many fields that this server does not know.")
+            plain_name = name.lower().replace("_", "").replace("-", "")
+            if plain_name in IMAGE_NAMES:
+                return True
+            if isinstance(value, str):
+                if value.startswith(IMAGE_STARTS) or (name == "type" and value.replace("_", "") in IMAGE_NAMES):
+                    return True
+            elif isinstance(value, list):
+                waiting += [(name, inner) for inner in value if isinstance(inner, str | dict | list)]
+            elif is_image_file(value):
+                return True
+            else:
+                waiting += value.items()
+        return False
+
+
+def is_image_file(value: dict[str, object]) -> bool:
+    """Whether an object has an image's MIME type beside its content, as the parts of some front ends do."""
+    return not CONTENT_NAMES.isdisjoint(value) and any(
+        isinstance(inner, str) and inner.startswith("image/") for inner in value.values()
+    )
+
+
+def label_of(name: str) -> str:
+    """The metric's label: the last name of the path if it is known, so that no client can add series."""
+    last = name.rpartition(".")[2]
+    return last if last in KNOWN_STRANGERS else OTHER
+
+
+def unrecognized(path: Path, remedy: str = "") -> InvalidRequest:
+    param = json_path(path)
+    message = f"Unrecognized request argument supplied: {param}{'.' if remedy else ''}{remedy}"
+    return InvalidRequest(message, param=param, code=ErrorCode.UNKNOWN_PARAMETER)
+
+
+def unsupported(path: Path, sentence: str) -> InvalidRequest:
+    return InvalidRequest(sentence, param=json_path(path), code=ErrorCode.UNSUPPORTED_PARAMETER)
+
+
+def cut(step: str) -> str:
+    return f"{step[:MAX_SHOWN]}..." if len(step) > MAX_SHOWN else step
+
+
+def json_path(location: Path) -> str:
+    """``("messages", 0, "content")`` -> ``messages[0].content``."""
+    text = ""
+    for step in location:
+        text += f"[{step}]" if isinstance(step, int) else f".{cut(step)}" if text else cut(step)
+    return text
