@@ -14,6 +14,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tests.browser.conftest import ROOT, Ui, Watch, opened, running_ui
 from tests.support.serve import Server
+from tests.support.waiting import wait_until
 from training.conversations import description
 from training.pictures import Picture, draw_picture, encode
 
@@ -167,11 +168,15 @@ def test_a_file_too_large_is_reported_before_it_is_sent(page: Page, ui: Ui) -> N
     assert not any(path.stat().st_size > 1_000_000 for path in ui.files())
 
 
-def test_a_question_is_asked_again_edited_and_taken_back(page: Page, watch: Watch) -> None:
+def test_a_question_is_asked_again_edited_and_taken_back(page: Page, watch: Watch, server: Server) -> None:
     page.get_by_role("button", name="What is in this image?").click()
     described = "A purple circle, a red star and a green square."
     expect(answers(page)).to_have_text([described])
+    expect(page.locator("#stop")).to_be_hidden()
+    asked = server.terminal.count("route=/v1/chat/completions")
     page.get_by_role("button", name="Retry").click()
+    # The page looks before the second answer as it does after it.
+    wait_until(lambda: server.terminal.count("route=/v1/chat/completions") > asked, 20)
     expect(page.locator("#stop")).to_be_hidden()
     expect(answers(page)).to_have_text([described])
     page.get_by_role("button", name="Edit").click()
