@@ -20,6 +20,7 @@ from jsonschema.validators import extend
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
+from llava_api.server.middleware.slashes import single_slashes
 from tests.support import anthropic_shapes
 
 FOLDER = Path(__file__).parents[1] / "openai_schemas"
@@ -184,7 +185,7 @@ def check_response_events(blocks: list[tuple[str | None, str]]) -> None:
 
 def check_answer(request: httpx.Request, response: httpx.Response, body: bytes) -> None:
     """The body as it was on the wire. Of answers that went well, only those of the API's own paths are judged."""
-    path = request.url.path
+    path = single_slashes(request.url.path)
     if request.method not in ("GET", "POST"):
         return
     content = httpx.Response(response.status_code, headers=response.headers, content=body).content

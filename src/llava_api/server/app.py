@@ -19,6 +19,7 @@ from llava_api.server.middleware.exchange import ExchangeMiddleware
 from llava_api.server.middleware.origin import Origins
 from llava_api.server.middleware.proxy import ForwardedFor
 from llava_api.server.middleware.root_path import RootPath
+from llava_api.server.middleware.slashes import Slashes
 from llava_api.server.routes import ENDPOINTS, docs, probes
 from llava_api.server.services import Services
 from llava_api.server.state import AppState, set_state
@@ -51,7 +52,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        # An address with a slash too many is a 404 in the API's own form. A redirect would have no such body.
+        # The middleware Slashes answers such paths. Clients do not follow a redirect of a POST.
         redirect_slashes=False,
     )
     state = AppState()
@@ -85,9 +86,10 @@ def create_app(
         log_prompts=settings.log_prompts,
     )
     app.add_middleware(ExchangeMiddleware)
-    # These two change the path and the client's address, so they come before everything that reads them.
+    # These change the path and the client's address, so they come before everything that reads them.
     if settings.root_path:
         app.add_middleware(RootPath, root_path=settings.root_path)
+    app.add_middleware(Slashes)
     if settings.trusted_proxies:
         app.add_middleware(ForwardedFor, trusted=settings.trusted_proxies)
     error_handlers.install(app)

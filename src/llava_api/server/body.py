@@ -1,5 +1,7 @@
 """Request body -> request object: read up to a limit, parsed by orjson, validated by pydantic, refused in words."""
 
+import codecs
+import re
 from typing import TypeVar
 
 import orjson
@@ -10,6 +12,7 @@ from pydantic_core import ErrorDetails
 from llava_api.errors import ErrorCode, InvalidRequest, RequestTooLarge, UnsupportedEncoding
 from llava_api.limits.account import Account
 from llava_api.protocol.wire import MAX_ERRORS, RequestObject, Unread
+from llava_api.server.unpack import WINDOW_BITS, unpacked
 from llava_api.server.unread import check_unread, json_path
 from llava_api.telemetry.record import current
 
@@ -28,6 +31,11 @@ nothing before the bytes arrive, and a body of a few megabytes is moved only onc
 MAX_TEXT_BYTES = 8_000_000
 """Most bytes of a body without the base64 of its images: ten contexts of 100,000 tokens."""
 BASE64 = b"base64,"
+MAX_ESCAPES = MAX_TEXT_BYTES // 6
+"""Most escapes of the form \\uXXXX among which halves of surrogate pairs are looked for."""
+HIGH, LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+LONE_HIGH, LONE_LOW = re.compile(HIGH + rb"(?!" + LOW + rb")"), re.compile(rb"(?<!" + HIGH + rb")" + LOW)
+REPLACEMENT = rb"\\ufffd"
 Model = TypeVar("Model", bound=RequestObject)
 
 
@@ -46,17 +54,21 @@ async def read_body(request: Request, max_body_bytes: int, account: Account) -> 
 
     ``account`` is charged for memory as it is allocated. A body that cannot fit now is refused before it is read.
     """
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedEncoding("This server supports no Content-Encoding: send the request's body uncompressed.")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", *WINDOW_BITS):
+        raise UnsupportedEncoding("This server supports the Content-Encodings gzip and deflate: send one, or none.")
     refusal = RequestTooLarge(f"The request is larger than the {max_body_bytes} bytes that this server accepts.")
     announced = request.headers.get("content-length", "0")
     expected = int(announced) if announced.isdigit() else 0
     if expected > max_body_bytes:
         raise refusal
     account.memory.check(COPIES_GROWN * expected)
+    parts = request.stream()
+    if encoding != "identity":
+        expected, parts = 0, unpacked(parts, encoding, refusal, max_body_bytes)
     body = bytearray()
     size = 0
-    async for part in request.stream():
+    async for part in parts:
         end = size + len(part)
         if end > max_body_bytes:
             raise refusal
@@ -79,7 +91,10 @@ def parse(body: bytes | bytearray, model: type[Model], strict: bool = False) -> 
     if text.count(b"{") + text.count(b"[") > MAX_OBJECTS or commas > MAX_VALUES:
         raise InvalidRequest("The request's body has too many parts: send fewer messages, or shorter ones.")
     try:
-        data = orjson.loads(body)
+        try:
+            data = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            data = orjson.loads(mended(body))
     except orjson.JSONDecodeError as error:
         raise InvalidRequest("The request's body is not valid JSON.", code=ErrorCode.INVALID_JSON) from error
     if not isinstance(data, dict):
@@ -111,6 +126,17 @@ def without_base64(body: bytes | bytearray) -> bytes:
         pieces.append(bytes(body[here:end]))
         here = body.find(b'"', end)
     return b"".join(pieces)
+
+
+def mended(body: bytes | bytearray) -> bytes | bytearray:
+    """JSON without a byte order mark, and with U+FFFD for each half of a surrogate pair that is escaped by itself."""
+    body = body.removeprefix(codecs.BOM_UTF8)
+    if b"\0" in body or body.count(b"\\u") > MAX_ESCAPES:
+        return body
+    # Zero bytes, which JSON cannot hold, take the place of escaped backslashes, so each backslash that is left is an
+    # escape's first.
+    body = body.replace(b"\\\\", b"\0\0")
+    return LONE_LOW.sub(REPLACEMENT, LONE_HIGH.sub(REPLACEMENT, body)).replace(b"\0\0", b"\\\\")
 
 
 def check_fields(data: object) -> None:

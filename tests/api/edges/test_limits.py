@@ -81,7 +81,7 @@ class TestAnsweredEarly:
     async def test_what_will_be_refused_is_not_asked_for(self, edge: RunningServer) -> None:
         refused = {
             post(CHAT, b"", "Expect: 100-continue", length=10_000_000): 413,
-            post(CHAT, b"", "Expect: 100-continue", "Content-Encoding: gzip", length=1000): 415,
+            post(CHAT, b"", "Expect: 100-continue", "Content-Encoding: br", length=1000): 415,
             post("/v1/nowhere", b"", "Expect: 100-continue", length=1000): 404,
             post("/v1/models", b"", "Expect: 100-continue", length=1000): 405,
         }
@@ -108,8 +108,8 @@ class TestAnsweredEarly:
         assert (await caller.ask(HEALTH)).status == 200
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip", "zstd", "GZIP"])
-async def test_nothing_is_unpacked(edge: RunningServer, encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["br", "deflate, gzip", "zstd", "gzip\tx", ""])
+async def test_other_encodings_are_not_unpacked(edge: RunningServer, encoding: str) -> None:
     answer = await edge.ask(post(CHAT, text_body(), f"Content-Encoding: {encoding}"))
     assert (answer.status, answer.error["code"]) == (415, "unsupported_content_encoding")
     assert (await edge.ask(post(CHAT, text_body(), "Content-Encoding: identity"))).status == 200

@@ -6,6 +6,7 @@ from fastapi.responses import Response
 from llava_api.protocol.server_info import ModelCard, ModelList, Version
 from llava_api.server.answer import json_response
 from llava_api.server.endpoint import Endpoint
+from llava_api.server.middleware.slashes import single_slashes
 from llava_api.server.services import Services
 from llava_api.server.state import services_of
 from llava_api.versions import all_versions
@@ -27,7 +28,10 @@ async def list_models(request: Request) -> Response:
 
 
 async def get_model(request: Request) -> Response:
-    return json_response(card(services_of(request), request.path_params["name"]))
+    services, asked = services_of(request), request.path_params["name"]
+    # A path has no double slashes, and a model's name may begin with one: a folder's is its path.
+    names = {single_slashes(f"/{name}")[1:]: name for name in services.model.served_names()}
+    return json_response(card(services, names.get(asked, asked)))
 
 
 async def version(_: Request) -> Response:
