@@ -51,6 +51,6 @@ async def test_it_comes_again_when_the_queue_is_full(
                 process.kill()
     assert process.returncode == 0
     written = [json.loads(line) for line in output.splitlines()]
-    assert written == [{"picture": f"{number}.png", "caption": "A red circle."} for number in range(PICTURES_SENT)]
+    assert written == [{"image": f"{number}.png", "caption": "A red circle."} for number in range(PICTURES_SENT)]
     page = read_page(app.state.services.metrics.page("")[0].decode())
     assert page.value("llava_api_rejections_total", reason="queue_full") > 0
