@@ -32,7 +32,7 @@ from llava_api.engine.base import Engine, GenerationRequest
 from llava_api.engine.vllm_start import start_engine
 from llava_api.limits.keys import KeyRing, KeySources
 from llava_api.server.app import create_app
-from llava_api.server.services import open_services
+from llava_api.server.services import Services
 from llava_api.settings import Settings
 
 Rates = dict[str, list[float]]
@@ -42,7 +42,7 @@ async def prepared(bodies: Sequence[bytes], model: ServedModel, settings: Settin
     """What our server would give the engine for these requests, in their order."""
     scripted = ScriptedEngine(tokens=1)
     scripted.requests = []
-    services = open_services(settings, model, scripted)
+    services = Services(settings, model, scripted)
     app = create_app(settings, KeyRing(KeySources(settings)), services)
     transport = httpx.ASGITransport(app)
     try:

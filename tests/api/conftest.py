@@ -17,12 +17,12 @@ from llava_api.chat.model import open_model
 from llava_api.engine.base import Adapter
 from llava_api.images import fetch
 from llava_api.images.fetch import Fetcher, Resolve
+from llava_api.limits.account import RateLimiter
 from llava_api.limits.keys import KeyRing
-from llava_api.limits.rate import RateLimiter
 from llava_api.limits.windows import Windows
 from llava_api.server.app import create_app
 from llava_api.server.listening import listen
-from llava_api.server.services import open_services
+from llava_api.server.services import Services
 from llava_api.settings import Settings
 from tests.support.clock import Clock
 from tests.support.openai_schemas import ValidatingTransport
@@ -93,7 +93,7 @@ async def app(
     settings = Settings.model_validate(small | settings_made)
     model = open_model(str(write_checkpoint(tmp_path / "model", pinpoints)), ("owner/tiny", "tiny"), settings)
     model = replace(model, adapters=(Adapter("birds", "an adapter's folder", 1, 8),))
-    services = open_services(settings, model, engine, resolver)
+    services = Services(settings, model, engine, resolver)
     yield create_app(settings, KeyRing(settings), services)
     await services.close()
 

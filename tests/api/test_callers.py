@@ -8,8 +8,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from llava_api.limits.account import RateLimiter
 from llava_api.limits.keys import KeyRing
-from llava_api.limits.rate import RateLimiter
+from llava_api.limits.memory import MemoryBudget
 from llava_api.server.app import create_app
 from llava_api.server.exchange import caller_of_address
 from llava_api.server.lifespan import watch_files
@@ -171,17 +172,18 @@ class TestAnonymous:
         assert limiter.at_once == {}
 
     async def test_ten_thousand_addresses_leave_nothing_behind(self, limiter: RateLimiter, clock: Clock) -> None:
+        memory = MemoryBudget(1)
         for number in range(10_000):
-            allowance = limiter.allowance(f"10.0.{number // 256}.{number % 256}")
-            await allowance.enter()
-            await allowance.spend_prompt(10)
-            allowance.owe(10)
-            allowance.leave()
-            await allowance.settle()
+            account = limiter.account(f"10.0.{number // 256}.{number % 256}", memory)
+            await account.enter()
+            await account.spend_prompt(10)
+            account.owe(10)
+            account.leave()
+            await account.settle()
         counts = limiter.windows.memory
         assert len(counts.windows) == 20_000
         clock.now += 60
-        await limiter.allowance("10.0.0.1").enter()
+        await limiter.account("10.0.0.1", memory).enter()
         assert len(counts.windows) == 1
         assert len(limiter.at_once) == 1
 

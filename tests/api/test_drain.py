@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from llava_api.chat.model import open_model
 from llava_api.engine import supervisor
 from llava_api.errors import StartupError
+from llava_api.limits.account import open_limiter
 from llava_api.limits.keys import KeyRing
-from llava_api.limits.rate import open_limiter
 from llava_api.server import lifecycle
 from llava_api.server.app import create_app
 from llava_api.server.http_server import make_config

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 
-from llava_api.limits.rate import RateLimiter
+from llava_api.limits.account import RateLimiter
 from llava_api.limits.table import CallerLimits
 from llava_api.limits.windows import Windows
 from tests.api.test_chat import BLUE, CHAT, RED, picture_message, text_body

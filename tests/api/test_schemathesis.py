@@ -28,7 +28,7 @@ from llava_api.server.http_server import make_config
 from llava_api.server.listening import listen
 from llava_api.server.openapi import openapi_document
 from llava_api.server.routes import ENDPOINTS
-from llava_api.server.services import open_services
+from llava_api.server.services import Services
 from llava_api.settings import Settings
 from tests.support.running_server import PromptServer
 from tests.support.scripted_engine import ScriptedEngine
@@ -49,7 +49,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server: schemathesis calls from threads and event loops of its own."""
     chosen = Settings(fetch_images=False, response_store_bytes=1_000_000)
     model = open_model(str(write_checkpoint(tmp_path_factory.mktemp("model") / "model")), ("tiny",), chosen)
-    services = open_services(chosen, model, ScriptedEngine())
+    services = Services(chosen, model, ScriptedEngine())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

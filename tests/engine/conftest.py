@@ -20,7 +20,7 @@ from llava_api.cli.flags import demo_folder
 from llava_api.engine.vllm_start import start_engine
 from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
-from llava_api.server.services import open_services
+from llava_api.server.services import Services
 from llava_api.settings import Settings
 from tests.support.running_server import RunningServer, serve_app
 
@@ -100,7 +100,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
         patched.setattr(sys, "path", [*sys.path, str(plugin_folder(tmp_path_factory.mktemp("spy") / "site"))])
         patched.setenv("SPY_REPORTS", str(reports))
         engine = await start_engine(settings, model.to_load())
-    services = open_services(settings, model, engine)
+    services = Services(settings, model, engine)
     app = create_app(settings, KeyRing(settings), services)
     async with serve_app(app) as server:
         yield Running(engine, model, services.preparer, server, reports)

@@ -18,7 +18,7 @@ from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
 from llava_api.server.http_server import make_config
 from llava_api.server.listening import listen
-from llava_api.server.services import open_services
+from llava_api.server.services import Services
 from llava_api.settings import Settings
 from tests.support.running_server import PromptServer
 from tests.support.scripted_engine import ScriptedEngine
@@ -30,7 +30,7 @@ async def serve(folder: Path, chosen: dict[str, Any], pause_seconds: float) -> N
     model = open_model(str(write_checkpoint(folder, None)), ("tiny",), settings)
     engine = ScriptedEngine()
     engine.pause_seconds = pause_seconds
-    services = open_services(settings, model, engine)
+    services = Services(settings, model, engine)
     app = create_app(settings, KeyRing(settings), services)
     with listen(settings.model_copy(update={"port": 0})) as listener:
         listener.listen(2048)

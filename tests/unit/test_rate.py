@@ -5,12 +5,14 @@ from random import Random
 import pytest
 
 from llava_api.errors import InvalidRequest, RateLimited
-from llava_api.limits.rate import Allowance, RateLimiter, duration
+from llava_api.limits.account import Account, RateLimiter, duration
+from llava_api.limits.memory import MemoryBudget
 from llava_api.limits.table import LimitTable, caller_of_key
 from llava_api.limits.windows import Windows
 from llava_api.settings import Settings
 from tests.support.clock import Clock
 
+MEMORY = MemoryBudget(1)
 ANNE, BEN = caller_of_key("anne"), caller_of_key("ben")
 
 
@@ -23,10 +25,10 @@ def limiter_of(clock: Clock, **settings: object) -> RateLimiter:
     return RateLimiter(LimitTable(Settings.model_validate(settings)), Windows(clock=clock))
 
 
-async def entered(limiter: RateLimiter, caller: str = ANNE) -> Allowance:
-    allowance = limiter.allowance(caller)
-    await allowance.enter()
-    return allowance
+async def entered(limiter: RateLimiter, caller: str = ANNE) -> Account:
+    account = limiter.account(caller, MEMORY)
+    await account.enter()
+    return account
 
 
 async def test_one_caller_is_refused_and_the_other_is_not_touched(clock: Clock) -> None:
@@ -50,18 +52,18 @@ async def test_one_caller_is_refused_and_the_other_is_not_touched(clock: Clock) 
 
 async def test_an_answers_tokens_are_a_debt_that_the_next_request_waits_for(clock: Clock) -> None:
     limiter = limiter_of(clock, tokens_per_minute=100)
-    allowance = await entered(limiter)
-    await allowance.spend_prompt(60)
-    assert allowance.headers()["x-ratelimit-remaining-tokens"] == "40"
-    allowance.owe(500)
-    await allowance.settle()
-    await allowance.settle()
-    assert allowance.headers()["x-ratelimit-remaining-tokens"] == "0"
+    account = await entered(limiter)
+    await account.spend_prompt(60)
+    assert account.headers()["x-ratelimit-remaining-tokens"] == "40"
+    account.owe(500)
+    await account.settle()
+    await account.settle()
+    assert account.headers()["x-ratelimit-remaining-tokens"] == "0"
     with pytest.raises(RateLimited) as refused:
         await entered(limiter)
     assert (refused.value.type, refused.value.retry_after_seconds) == ("tokens", pytest.approx(60))
     # What takes no tokens is not held up by them.
-    await limiter.allowance(ANNE).enter(spends_tokens=False)
+    await limiter.account(ANNE, MEMORY).enter(spends_tokens=False)
     await (await entered(limiter, BEN)).spend_prompt(100)
     clock.now += 60
     await (await entered(limiter)).spend_prompt(100)
@@ -71,29 +73,29 @@ async def test_a_prompt_waits_for_its_tokens_and_one_beyond_the_limit_is_told_th
     clock: Clock,
 ) -> None:
     limiter = limiter_of(clock, tokens_per_minute=100, images_per_minute=2)
-    allowance = await entered(limiter)
-    await allowance.spend_prompt(60)
+    account = await entered(limiter)
+    await account.spend_prompt(60)
     with pytest.raises(RateLimited, match=r"100 in a minute, 60 are used, and this request has 41\.") as refused:
-        await allowance.spend_prompt(41)
+        await account.spend_prompt(41)
     assert refused.value.type == "tokens"
     # The refused one took nothing.
-    await allowance.spend_prompt(40)
-    for spend, count in ((allowance.spend_prompt, 101), (allowance.spend_images, 3)):
+    await account.spend_prompt(40)
+    for spend, count in ((account.spend_prompt, 101), (account.spend_images, 3)):
         with pytest.raises(InvalidRequest, match="can never pass") as never:
             await spend(count)
         assert (never.value.status, never.value.code) == (400, "request_exceeds_rate_limit")
-    await allowance.spend_images(2)
+    await account.spend_images(2)
     with pytest.raises(RateLimited, match="for images") as images:
-        await allowance.spend_images(1)
+        await account.spend_images(1)
     assert images.value.type == "requests"
-    await allowance.spend_images(0)
+    await account.spend_images(0)
 
 
 async def test_no_pictures_at_all_may_be_a_limit(clock: Clock) -> None:
-    allowance = await entered(limiter_of(clock, images_per_minute=0))
-    await allowance.spend_images(0)
+    account = await entered(limiter_of(clock, images_per_minute=0))
+    await account.spend_images(0)
     with pytest.raises(InvalidRequest, match="can never pass"):
-        await allowance.spend_images(1)
+        await account.spend_images(1)
 
 
 async def test_places_at_once_are_given_back_once_and_leave_no_trace(clock: Clock) -> None:
@@ -115,12 +117,12 @@ async def test_places_at_once_are_given_back_once_and_leave_no_trace(clock: Cloc
 
 async def test_without_limits_nothing_is_counted_and_nothing_is_said(clock: Clock) -> None:
     limiter = limiter_of(clock)
-    allowance = await entered(limiter)
-    await allowance.spend_images(10**9)
-    await allowance.spend_prompt(10**9)
-    allowance.owe(10**9)
-    await allowance.settle()
-    assert allowance.headers() == {}
+    account = await entered(limiter)
+    await account.spend_images(10**9)
+    await account.spend_prompt(10**9)
+    account.owe(10**9)
+    await account.settle()
+    assert account.headers() == {}
 
 
 async def test_who_comes_again_when_told_to_is_answered(clock: Clock) -> None:
@@ -130,13 +132,13 @@ async def test_who_comes_again_when_told_to_is_answered(clock: Clock) -> None:
     waits: list[float] = []
     for _ in range(2000):
         try:
-            allowance = await entered(limiter)
+            account = await entered(limiter)
         except RateLimited as refused:
             waits.append(refused.retry_after_seconds or 0)
             clock.now += waits[-1]
-            allowance = await entered(limiter)
-        allowance.owe(random.randrange(800))
-        await allowance.settle()
+            account = await entered(limiter)
+        account.owe(random.randrange(800))
+        await account.settle()
         clock.now += random.expovariate(1 / 5)
     assert len(waits) > 100
     assert 0 < min(waits) <= max(waits) <= 60

@@ -138,7 +138,7 @@ class Answers:
         readers = [AnswerReader(self.spec) for _ in range(request.choices)]
         unfinished = request.choices
         self.record.enqueue()
-        slot = await self.admission.enter(self.account.caller, request.choices, self.account.weight)
+        slot = await self.admission.enter(self.account.caller, request.choices, self.account.limits.weight)
         self.record.admit()
         try:
             async with aclosing(self.engine.generate(request)) as deltas:

@@ -23,7 +23,7 @@ class Length:
 
     def within(self, account: Account) -> "Length":
         """Apply the caller's limit. Raises InvalidRequest if more was asked for."""
-        most = account.max_tokens
+        most = account.limits.max_tokens_per_request
         if most is not None and self.max_tokens is not None and self.max_tokens > most:
             raise InvalidRequest(
                 f"{self.param} may be up to {most} for you on this server.",

@@ -21,8 +21,8 @@ from llava_api.engine.base import EngineProcesses
 from llava_api.engine.processes import kill_children
 from llava_api.engine.vllm_start import start_engine
 from llava_api.errors import StartupError
+from llava_api.limits.account import RateLimiter, open_limiter
 from llava_api.limits.keys import KeyRing, new_key
-from llava_api.limits.rate import RateLimiter, open_limiter
 from llava_api.server.listening import base_url, listen, listen_tcp
 from llava_api.server.state import state_of
 from llava_api.server.tls import Certificates, open_certificates

@@ -12,9 +12,8 @@ from functools import lru_cache
 
 from starlette.types import Scope
 
-from llava_api.limits.account import Account
+from llava_api.limits.account import Account, RateLimiter
 from llava_api.limits.memory import MemoryBudget
-from llava_api.limits.rate import Allowance, RateLimiter
 from llava_api.limits.table import caller_of_key
 
 
@@ -27,8 +26,8 @@ class Exchange(AsyncExitStack):
         self.address = scope["client"][0] if scope.get("client") else ""
         self.key_name = ""
         """Name of the API key that the request was sent with; "" if the server has no keys."""
-        self.allowance: Allowance | None = None
-        """Set as soon as the request is counted; what is left of it goes into the answer's headers."""
+        self.account: Account | None = None
+        """Set as soon as the request is counted; what is left of its limits goes into the answer's headers."""
 
     @property
     def caller(self) -> str:
@@ -37,15 +36,13 @@ class Exchange(AsyncExitStack):
 
     async def open_account(self, limiter: RateLimiter, memory: MemoryBudget, spends_tokens: bool) -> Account:
         """Count this request against its caller's limits until the exchange ends. Raises RateLimited."""
-        caller = self.caller
-        self.allowance = limiter.allowance(caller)
+        account = self.account = limiter.account(self.caller, memory)
         # In reverse: the request no longer counts among those at once, and then its answer's tokens are counted.
-        self.push_async_callback(self.allowance.settle)
-        self.callback(self.allowance.leave)
-        await self.allowance.enter(spends_tokens)
-        holding = memory.hold(caller)
-        self.callback(holding.release)
-        return Account(caller, holding, self.allowance)
+        self.push_async_callback(account.settle)
+        self.callback(account.leave)
+        self.callback(account.memory.release)
+        await account.enter(spends_tokens)
+        return account
 
 
 @lru_cache(maxsize=1024)

@@ -13,11 +13,11 @@ from fastapi import FastAPI
 
 from llava_api.chat.model import ServedModel
 from llava_api.engine.supervisor import Start, SupervisedEngine
+from llava_api.limits.account import RateLimiter
 from llava_api.limits.keys import KeyRing
-from llava_api.limits.rate import RateLimiter
 from llava_api.server.app import Lifespan
 from llava_api.server.lifecycle import Lifecycle
-from llava_api.server.services import open_services
+from llava_api.server.services import Services
 from llava_api.server.side_port import side_port
 from llava_api.server.state import state_of
 from llava_api.server.tls import Certificates
@@ -113,7 +113,7 @@ def make_lifespan(
             engines.append(engine)
             metrics = state_of(app).metrics
             engine.count_restart = metrics.engine_restarts.inc
-            services = open_services(settings, model, engine, metrics=metrics, limiter=limiter)
+            services = Services(settings, model, engine, metrics=metrics, limiter=limiter)
             await warm_up(services)
             state_of(app).services = services
             # These objects stay. Without this, a full collection looks through all of torch and vLLM, which takes a

@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from dataclasses import dataclass, field
 
 from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
@@ -12,8 +11,8 @@ from llava_api.engine.base import Engine
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.images.fetch import Resolve
 from llava_api.images.load import ImageLoader
+from llava_api.limits.account import RateLimiter, open_limiter
 from llava_api.limits.memory import MemoryBudget
-from llava_api.limits.rate import RateLimiter, open_limiter
 from llava_api.server.body import COPIES_GROWN
 from llava_api.setting_types import Mark
 from llava_api.settings import Settings, marked
@@ -21,77 +20,62 @@ from llava_api.telemetry.metrics import Metrics
 from llava_api.versions import all_versions, installed
 
 
-@dataclass(slots=True)
 class Services:
-    settings: Settings
-    model: ServedModel
-    engine: Engine
-    preparer: Preparer
-    admission: Admission
-    limiter: RateLimiter
-    memory: MemoryBudget
-    responses: ResponseStore
-    fingerprint: str
-    """Changes when what is served does; ``system_fingerprint`` of replies."""
-    metrics: Metrics
-    started: int = field(default_factory=lambda: int(time.time()))
-    """Unix seconds; the creation time of the served model in ``/v1/models``."""
+    """``resolver`` looks up the hosts of image URLs; None for the system's."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: ServedModel,
+        engine: Engine,
+        resolver: Resolve | None = None,
+        metrics: Metrics | None = None,
+        limiter: RateLimiter | None = None,
+    ) -> None:
+        self.settings = settings
+        self.model = model
+        self.engine = engine
+        images = ImageLoader(model.image_mode, settings, resolver)
+        grammars = GrammarChecker(
+            model.checkpoint.tokenizer_json, model.stop_token_ids, remember_by_caller=settings.isolate_caches
+        )
+        self.preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
+        slots = settings.max_running_answers or engine.max_num_seqs
+        self.admission = Admission(slots, settings.max_waiting_requests, settings.queue_timeout_seconds)
+        largest = COPIES_GROWN * settings.max_body_bytes + settings.max_request_image_bytes
+        self.memory = MemoryBudget(max(settings.max_inflight_bytes, largest))
+        self.responses = ResponseStore(settings.response_store_bytes)
+        self.limiter = limiter or open_limiter(settings)
+        self.metrics = metrics or Metrics(all_versions())
+        self.metrics.sample_services = self.sample
+        self.metrics.serve_model(
+            model.served_names(),
+            model=model.names[0],
+            family=model.family.name,
+            image_mode=model.image_mode.name,
+            version=model.checkpoint.vision.version,
+            format=model.checkpoint.format,
+        )
+        self.fingerprint = fingerprint_of(settings, model)
+        """Changes when what is served does; ``system_fingerprint`` of replies."""
+        self.started = int(time.time())
+        """Unix seconds; the creation time of the served model in ``/v1/models``."""
+
+    def sample(self) -> None:
+        """Set the metrics that mirror the current state."""
+        metrics, images = self.metrics, self.preparer.images
+        metrics.queue_depth.set(self.admission.waiting)
+        metrics.slots_in_use.set(self.admission.running)
+        metrics.slots.set(self.admission.slots)
+        metrics.image_cache_bytes.set(images.cache.held_bytes)
+        metrics.images_waiting.set(images.decoding.admission.waiting)
+        metrics.inflight_bytes.set(self.memory.held_bytes)
 
     async def close(self) -> None:
         """Close everything except the engine, which is not made here."""
         await self.preparer.images.close()
         await self.preparer.grammars.close()
         await self.limiter.close()
-
-
-def open_services(
-    settings: Settings,
-    model: ServedModel,
-    engine: Engine,
-    resolver: Resolve | None = None,
-    metrics: Metrics | None = None,
-    limiter: RateLimiter | None = None,
-) -> Services:
-    """``resolver`` looks up the hosts of image URLs; None for the system's. ``limiter``: None for a new one."""
-    images = ImageLoader(model.image_mode, settings, resolver)
-    grammars = GrammarChecker(
-        model.checkpoint.tokenizer_json, model.stop_token_ids, remember_by_caller=settings.isolate_caches
-    )
-    preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
-    slots = settings.max_running_answers or engine.max_num_seqs
-    admission = Admission(slots, settings.max_waiting_requests, settings.queue_timeout_seconds)
-    largest = COPIES_GROWN * settings.max_body_bytes + settings.max_request_image_bytes
-    memory = MemoryBudget(max(settings.max_inflight_bytes, largest))
-    responses = ResponseStore(settings.response_store_bytes)
-    limiter = limiter or open_limiter(settings)
-    metrics = metrics or Metrics(all_versions())
-    watch(metrics, model, admission, images, memory)
-    fingerprint = fingerprint_of(settings, model)
-    return Services(settings, model, engine, preparer, admission, limiter, memory, responses, fingerprint, metrics)
-
-
-def watch(
-    metrics: Metrics, model: ServedModel, admission: Admission, images: ImageLoader, memory: MemoryBudget
-) -> None:
-    """Let ``metrics`` sample the current state before each scrape."""
-
-    def sample() -> None:
-        metrics.queue_depth.set(admission.waiting)
-        metrics.slots_in_use.set(admission.running)
-        metrics.slots.set(admission.slots)
-        metrics.image_cache_bytes.set(images.cache.held_bytes)
-        metrics.images_waiting.set(images.decoding.admission.waiting)
-        metrics.inflight_bytes.set(memory.held_bytes)
-
-    metrics.before_scrape(sample)
-    metrics.serve_model(
-        model.served_names(),
-        model=model.names[0],
-        family=model.family.name,
-        image_mode=model.image_mode.name,
-        version=model.checkpoint.vision.version,
-        format=model.checkpoint.format,
-    )
 
 
 def fingerprint_of(settings: Settings, model: ServedModel) -> str:

@@ -4,7 +4,7 @@ Clients cannot create label values: routes, methods, keys, models and error code
 else is "other". Each ``Metrics`` has a registry of its own.
 
 A new metric belongs in ``Metrics.__init__``. A gauge that mirrors a value of another object, such as the length of a
-queue, is set by a function that ``before_scrape`` is given.
+queue, is set in ``Services.sample``.
 """
 
 import asyncio
@@ -68,7 +68,8 @@ class Metrics:
 
     def __init__(self, versions: Mapping[str, str | None]) -> None:
         registry = self.registry = CollectorRegistry()
-        self.samplers: list[Callable[[], None]] = []
+        self.sample_services: Callable[[], None] = lambda: None
+        """Sets the gauges that mirror the state of the loaded server."""
         self.models: frozenset[str] = frozenset()
         """Names that labels may contain."""
         self.running = 0
@@ -152,10 +153,6 @@ class Metrics:
         self.model_info.clear()
         self.model_info.labels(**labels).set(1)
 
-    def before_scrape(self, sample: Callable[[], None]) -> None:
-        """Call ``sample``, which sets gauges, on the event loop before each scrape."""
-        self.samplers.append(sample)
-
     def begin(self) -> None:
         self.running += 1
 
@@ -214,8 +211,7 @@ class Metrics:
         """Set the gauges. To be called on the event loop before ``page``."""
         self.in_progress.set(self.running)
         self.tasks.set(len(asyncio.all_tasks()))
-        for sample in self.samplers:
-            sample()
+        self.sample_services()
 
     def page(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type, in the format that ``accept`` asks for.

@@ -8,8 +8,8 @@ import psutil
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
 from llava_api.cli.serve import check_exposure
 from llava_api.errors import StartupError
+from llava_api.limits.account import open_limiter
 from llava_api.limits.keys import KeyRing
-from llava_api.limits.rate import open_limiter
 from llava_api.server.listening import listen, listen_tcp
 from llava_api.server.tls import open_certificates
 from llava_api.settings import Settings

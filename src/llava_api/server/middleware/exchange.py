@@ -28,10 +28,10 @@ class ExchangeMiddleware:
                 own_header = dialect_of(scope["path"]).request_id_header
                 if own_header is not None:
                     headers[own_header] = exchange.request_id
-                if exchange.allowance is not None:
+                if exchange.account is not None:
                     # The tokens of a whole answer are known by now; they are counted before the caller can ask again.
-                    await exchange.allowance.settle()
-                    headers |= exchange.allowance.headers()
+                    await exchange.account.settle()
+                    headers |= exchange.account.headers()
                 added = [(name.encode(), value.encode()) for name, value in headers.items()]
                 message["headers"] = [*message["headers"], *added]
             await send(message)
