@@ -12,7 +12,6 @@ from llava_api.prompts.families import FAMILIES as PROMPT_FAMILIES
 from llava_api.settings import Settings
 from llava_api.vision.families import (
     BY_ARCHITECTURE,
-    BY_VERSION,
     FAMILIES,
     HF,
     LAYOUTS,
@@ -23,8 +22,8 @@ from llava_api.vision.families import (
 
 
 def test_names_are_not_given_twice() -> None:
-    assert len(BY_ARCHITECTURE) == len(BY_VERSION) == len({family.engine_architecture for family in FAMILIES})
-    assert len(BY_ARCHITECTURE) == len(FAMILIES)
+    assert len(BY_ARCHITECTURE) == len(FAMILIES) == len({family.version for family in FAMILIES})
+    assert len(FAMILIES) == len({family.engine_architecture for family in FAMILIES})
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)

@@ -117,7 +117,6 @@ LLAVA_1_6 = VisionFamily(
 )
 FAMILIES = (LLAVA_1_5, LLAVA_1_6)
 BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES}
-BY_VERSION = {family.version: family for family in FAMILIES}
 
 
 def family_of_original(image_aspect_ratio: str | None) -> VisionFamily:

@@ -18,17 +18,6 @@ PatchMerge = Literal["spatial_unpad", "spatial", "flat"]
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """A half-open range of feature rows or columns."""
-
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(frozen=True, slots=True)
 class TileGrid:
     """How one image is cut into ``across`` x ``down`` tiles.
 
@@ -38,8 +27,8 @@ class TileGrid:
 
     across: int
     down: int
-    rows: Span
-    columns: Span
+    rows: range
+    columns: range
 
     @property
     def tiles(self) -> int:
@@ -83,7 +72,7 @@ def square_size(size: Size, tile_pixels: int) -> Size:
     return (tile_pixels, stretched) if width <= height else (stretched, tile_pixels)
 
 
-def unpadded_spans(size: Size, grid_columns: int, grid_rows: int, *, rounds: bool = False) -> tuple[Span, Span]:
+def unpadded_spans(size: Size, grid_columns: int, grid_rows: int, *, rounds: bool = False) -> tuple[range, range]:
     """(rows, columns) of a feature grid that hold image rather than padding.
 
     Source: ``unpad_image`` in LLaVA's ``llava_arch.py``, including its integer truncation. ``rounds``: round to 7
@@ -94,8 +83,8 @@ def unpadded_spans(size: Size, grid_columns: int, grid_rows: int, *, rounds: boo
     kept = height * (grid_columns / width) if wide else width * (grid_rows / height)
     length = grid_rows if wide else grid_columns
     padding = (length - int(round(kept, 7) if rounds else kept)) // 2
-    unpadded = Span(padding, length - padding)
-    return (unpadded, Span(0, grid_columns)) if wide else (Span(0, grid_rows), unpadded)
+    unpadded = range(padding, length - padding)
+    return (unpadded, range(grid_columns)) if wide else (range(grid_rows), unpadded)
 
 
 def tile_grid(
