@@ -1,7 +1,7 @@
 """The format of an answer as a grammar for the engine (llguidance's Lark).
 
-Written as json.dumps writes, ``{"name": "value"}``: the form that models have seen most, and one without choices in
-white space, in which a small model loses itself. A space may come first: it is how an answer begins behind
+JSON is written as json.dumps writes it, ``{"name": "value"}``: models have seen this form most, and it leaves no choice
+of white space, which a small model might never end. A space may come first, because an answer begins with one after
 "ASSISTANT:".
 """
 
@@ -14,46 +14,30 @@ from llava_api.chat.tools import Tool, Toolbox
 
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 ANY_OBJECT: Schema = {"type": "object"}
-
-
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
-"""Those that llguidance keeps to; to JSON Schema any other is a remark, which forbids nothing."""
-
-
-def json_value(schema: Schema) -> str:
-    return "%json " + json.dumps({**without_remarks(closed(schema)), "x-guidance": SPACING})
-
-
-def without_remarks(schema: Schema) -> Schema:
-    if all(part.get("format", FORMATS[0]) in FORMATS for part, _ in parts_of(schema)):
-        return schema
-    made: dict[str, Any] = json.loads(json.dumps(schema))
-    for part, _ in parts_of(made):
-        if isinstance(part, dict) and part.get("format") not in FORMATS:
-            part.pop("format", None)
-    return made
-
-
+"""The formats that llguidance enforces. By JSON Schema's own rules any other format is a comment, which forbids
+nothing."""
 COMBINING = ("$ref", "allOf", "anyOf", "oneOf")
 
 
-def closed(schema: Schema) -> Schema:
-    """Objects have the properties that are named and no others, unless ``additionalProperties`` says otherwise.
+def json_value(schema: Schema) -> str:
+    return "%json " + json.dumps({**narrowed(schema), "x-guidance": SPACING})
 
-    JSON Schema lets anything be added; a model that does so, a small one above all, does not find the end. What is
-    made still fits the schema. Where one object is described in several places, none of them names all of its
-    properties, and nothing is closed.
+
+def narrowed(schema: Schema) -> Schema:
+    """The schema without formats that llguidance does not know, and with objects that have only named properties.
+
+    JSON Schema lets other properties be added, and a small model that does so does not find the end. So that is
+    forbidden unless ``additionalProperties`` says otherwise. If one object is described in several places, none of them
+    names all of its properties, and the objects are left as they are. The result still fits the given schema.
     """
-    if any(combines(part) for part, _ in parts_of(schema)):
-        return schema
+    closes = not any(combines(part) for part, _ in parts_of(schema))
     made: dict[str, Any] = json.loads(json.dumps(schema))
     for part, _ in parts_of(made):
+        if part.get("format") not in FORMATS:
+            part.pop("format", None)
         properties = part.get("properties")
-        if (
-            isinstance(part, dict)
-            and isinstance(properties, dict)
-            and set(part.get("required") or ()) <= set(properties)
-        ):
+        if closes and isinstance(properties, dict) and set(part.get("required") or ()) <= set(properties):
             part.setdefault("additionalProperties", False)
     return made
 
@@ -66,7 +50,7 @@ def combines(part: Schema) -> bool:
 
 def differs_from_calls(schema: Schema) -> bool:
     """Whether an answer of this schema cannot be mistaken for a call."""
-    whole = closed(schema)
+    whole = narrowed(schema)
     reference = whole.get("$ref")
     if isinstance(reference, str) and "properties" not in whole:
         whole = look_up(whole, reference, "")
@@ -100,7 +84,10 @@ def tools_grammar(toolbox: Toolbox, answer: Schema | None) -> str:
 
 
 def call_rules(tools: Sequence[Tool]) -> list[str]:
-    """Cut into the tokens in which llguidance reads JSON: it never goes back, and JSON may be in the same place."""
+    """The grammar's rules for calls, cut into the tokens in which llguidance reads JSON.
+
+    llguidance never goes back over what it has read, and free JSON may be in the same place.
+    """
     rules = ["call: " + " | ".join(f"call_{number}" for number in range(len(tools)))]
     for number, tool in enumerate(tools):
         pieces = ("{", '"name"', ": ", f'"{tool.name}"', ", ", '"arguments"', ": ")

@@ -6,6 +6,7 @@ below what hurts: compiling takes milliseconds within them.
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 from urllib.parse import unquote
 
@@ -67,7 +68,7 @@ def too_much(param: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid schema for '{param}': {why}.", param=param, code=ErrorCode.INVALID_SCHEMA)
 
 
-def parts_of(schema: Schema) -> Iterator[tuple[Schema, int]]:
+def parts_of(schema: Schema) -> Iterator[tuple[dict[str, Any], int]]:
     """Every schema in a schema, with its depth; data in it (enum, default ...) is left out."""
     waiting: list[tuple[Any, int, bool]] = [(schema, 1, False)]
     while waiting:
@@ -114,28 +115,17 @@ def patterns_of(part: Schema) -> list[str]:
 
 
 def check_references(schema: Schema, param: str) -> None:
-    """A schema may come back to itself through a property or an item (a tree is such a thing), never directly.
+    """Check that references lead to schemas, rather than into data, which is not bounded, and never to themselves.
 
-    A reference leads to a schema, not into data, which is not bounded.
+    A schema may contain itself in a property or an item, as a tree does.
     """
-    looked_at = {id(part) for part, _ in parts_of(schema)}
-    entered: set[int] = set()
-    left: set[int] = set()
-    for start, _ in parts_of(schema):
-        # Depth first, without recursion: a chain may be long.
-        waiting: list[tuple[Schema, bool]] = [(start, False)]
-        while waiting:
-            part, leaving = waiting.pop()
-            if leaving:
-                left.add(id(part))
-            elif id(part) not in looked_at:
-                raise too_much(param, "a $ref leads to something that is not a schema")
-            elif id(part) not in entered:
-                entered.add(id(part))
-                waiting.append((part, True))
-                waiting += [(other, False) for other in same_value(schema, part, param)]
-            elif id(part) not in left:
-                raise too_much(param, "a $ref leads to itself")
+    same = {id(part): [id(other) for other in same_value(schema, part, param)] for part, _ in parts_of(schema)}
+    if any(other not in same for others in same.values() for other in others):
+        raise too_much(param, "a $ref leads to something that is not a schema")
+    try:
+        TopologicalSorter(same).prepare()
+    except CycleError as error:
+        raise too_much(param, "a $ref leads to itself") from error
 
 
 def same_value(schema: Schema, part: Schema, param: str) -> Iterator[Schema]:
