@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from llava_api.checkpoints.adapters import inspect_adapter
+from llava_api.checkpoints.adapters import check_adapter
 from llava_api.checkpoints.files import HubOptions
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
 from llava_api.checkpoints.size import tensor_shapes
@@ -182,8 +182,10 @@ def read_adapters(given: Sequence[str], taken: Sequence[str], checkpoint: Checkp
             raise StartupError(f"--lora: the name {name} is given twice")
         folders[name] = Path(path).expanduser()
     shapes = tensor_shapes(checkpoint) if folders else {}
-    found = {name: inspect_adapter(name, folder, shapes) for name, folder in folders.items()}
-    return tuple(Adapter(name, it.path, number, it.rank) for number, (name, it) in enumerate(found.items(), start=1))
+    return tuple(
+        Adapter(name, str(folder.resolve()), number, check_adapter(name, folder, shapes))
+        for number, (name, folder) in enumerate(folders.items(), start=1)
+    )
 
 
 def describe_model(checkpoint: Checkpoint, names: tuple[str, ...], settings: Settings) -> ServedModel:

@@ -1,14 +1,13 @@
 """LoRA adapters in PEFT's format that are served beside a model: whether the engine would apply all of them.
 
 The engine takes an adapter's tensors by their names and checks little else. An adapter that does not fit would silently
-be served as the base model, or as a mixture that was never trained. An adapter that may not be applied whole is refused
-here.
+be served as the base model, or as a mixture that was never trained. So an adapter that may not be applied whole is
+refused here.
 """
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +40,14 @@ NOT_APPLIED = (
     "use_qalora",
     "use_bdlora",
 )
-"""What PEFT can do beyond two matrices for a linear layer, by its name in adapter_config.json."""
+"""Settings in adapter_config.json for what PEFT can do beyond two matrices for a linear layer."""
 PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Values of ``init_lora_weights`` that leave the base model unchanged; pissa and others change it."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterFolder:
-    path: str
-    rank: int
-    """The highest of its layers' ranks."""
-
-
-def inspect_adapter(name: str, folder: Path, shapes: Shapes) -> AdapterFolder:
-    """``shapes``: of the model's tensors by their classic names (``size.tensor_shapes``).
+def check_adapter(name: str, folder: Path, shapes: Shapes) -> int:
+    """The highest of its layers' ranks. ``shapes``: of the model's tensors by classic name (``size.tensor_shapes``).
 
     Raises StartupError for an adapter that the engine would not load, or would silently load in part.
     """
@@ -72,7 +64,7 @@ def inspect_adapter(name: str, folder: Path, shapes: Shapes) -> AdapterFolder:
             raise StartupError(f"{folder} has no {WEIGHTS[0]}")
         config = read_json(folder, CONFIG)
         check_config(config)
-        return AdapterFolder(str(folder.resolve()), highest_rank(weights, config, shapes))
+        return highest_rank(weights, config, shapes)
     except StartupError as error:
         raise StartupError(f"--lora {name}: {error}") from error
 
