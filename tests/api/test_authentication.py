@@ -41,7 +41,9 @@ async def test_a_key_is_needed_everywhere_but_for_health(client: httpx.AsyncClie
             reply = await client.request(method, path, json={} if method == "POST" else None, headers=headers)
             assert reply.status_code == 401, (method, path)
             error = reply.json()["error"]
-            assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
+            anthropic = path.startswith("/v1/messages")
+            assert error["type"] == ("authentication_error" if anthropic else "invalid_request_error")
+            assert error["code"] == "invalid_api_key"
             assert reply.headers["www-authenticate"] == "Bearer"
             assert reply.headers["x-request-id"].startswith("req_")
     for path in HEALTH:

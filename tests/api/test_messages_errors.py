@@ -7,9 +7,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.support.anthropic_shapes import check_error
+from tests.api.test_messages import COUNT, LOOK, MESSAGES, USED, body, image, text
+from tests.support.anthropic_shapes import check_error, events_of
+from tests.support.scripted_engine import ScriptedEngine
 
-MESSAGES = "/v1/messages"
 KEY, OTHER = "sk-llava-for-anne-0123456789", "sk-llava-for-ben-0123456789"
 
 
@@ -23,6 +24,140 @@ def error_of(reply: httpx.Response) -> tuple[int, str, str | None]:
 
 async def test_no_such_address(client: httpx.AsyncClient) -> None:
     assert error_of(await client.get(f"{MESSAGES}/batches")) == (404, "not_found_error", "not_found")
+
+
+INVALID = "invalid_request_error"
+SCHEMA = {"type": "json_schema", "schema": {"type": "object"}}
+
+
+def result_of(call_id: str) -> dict[str, Any]:
+    return {"type": "tool_result", "tool_use_id": call_id, "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "kind", "param", "code"),
+    [
+        (body(model="gpt-4o"), 404, "not_found_error", "model", "model_not_found"),
+        ({"model": "tiny"}, 400, INVALID, "messages", "missing_required_parameter"),
+        (body() | {"messages": []}, 400, INVALID, "messages", None),
+        (body(max_tokens=-5), 400, INVALID, "max_tokens", None),
+        (body([{"type": "video"}]), 400, INVALID, "messages[0].content[0].type", None),
+        (body([image(type="file", file_id="f")]), 400, INVALID, "messages[0].content[0].source.type", None),
+        (
+            body([image(type="base64", data="AAAA")]),
+            400,
+            INVALID,
+            "messages[0].content[0].source.data",
+            "invalid_image",
+        ),
+        (
+            body([image(type="url", url="http://127.0.0.1/a.png")]),
+            400,
+            INVALID,
+            "messages[0].content[0].source.url",
+            "image_url_not_allowed",
+        ),
+        (
+            body("Hi.", [USED], [{**result_of("toolu_1"), "content": [image(type="url", url="data:,")]}]),
+            400,
+            INVALID,
+            "messages[2].content[0].content[0].source.url",
+            "invalid_image",
+        ),
+        (body([result_of("toolu_2")]), 400, INVALID, "messages[0].content[0].tool_use_id", None),
+        (body("word " * 3000), 400, INVALID, "messages", "context_length_exceeded"),
+        (body(tools=[{"name": "look"}]), 400, INVALID, "tools[0].input_schema", "missing_required_parameter"),
+        (body(tools=[{"type": "web_search_20250305", "name": "web_search"}]), 400, INVALID, "tools[0].type", None),
+        (body(tools=[LOOK, LOOK]), 400, INVALID, "tools[1].name", None),
+        (
+            body(tools=[{**LOOK, "input_schema": {"type": "string"}}]),
+            400,
+            INVALID,
+            "tools[0].input_schema",
+            "invalid_schema",
+        ),
+        (body(tool_choice={"type": "any"}), 400, INVALID, "tool_choice", None),
+        (body(tools=[LOOK], tool_choice={"type": "tool", "name": "x"}), 400, INVALID, "tool_choice", None),
+        (
+            body(tools=[LOOK], tool_choice={"type": "tool"}),
+            400,
+            INVALID,
+            "tool_choice.name",
+            "missing_required_parameter",
+        ),
+        (body("Hi.", "A", tools=[LOOK], tool_choice={"type": "any"}), 400, INVALID, "messages", None),
+        (body("Hi.", "A", output_config={"format": SCHEMA}), 400, INVALID, "messages", None),
+        (body(mcp_servers=[{"url": "https://a"}]), 400, INVALID, "mcp_servers", "unsupported_parameter"),
+        (body(stop_sequences=[""]), 400, INVALID, "stop_sequences[0]", None),
+    ],
+)
+async def test_refusals(
+    client: httpx.AsyncClient,
+    engine: ScriptedEngine,
+    wanted: dict[str, Any],
+    status: int,
+    kind: str,
+    param: str,
+    code: str | None,
+) -> None:
+    for stream in (False, True):
+        reply = await client.post(MESSAGES, json={**wanted, "stream": stream})
+        assert error_of(reply) == (status, kind, code)
+        assert reply.json()["error"]["param"] == param
+    assert engine.requests == []
+
+
+async def test_an_input_that_is_nested_too_deeply(client: httpx.AsyncClient) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(900):
+        deep = {"a": deep}
+    assert (await client.post(MESSAGES, json=body("Hi.", [{**USED, "input": deep}], "So?"))).status_code in (200, 400)
+
+
+async def test_count_tokens_refuses_in_the_same_shape(client: httpx.AsyncClient) -> None:
+    reply = await client.post(COUNT, json=body([image(type="base64", data="AAAA")]))
+    assert error_of(reply) == (400, INVALID, "invalid_image")
+
+
+async def test_the_outer_layers(client: httpx.AsyncClient) -> None:
+    assert error_of(await client.get(MESSAGES)) == (405, INVALID, "method_not_allowed")
+    assert error_of(await client.post(MESSAGES, content=b"{")) == (400, INVALID, "invalid_json")
+    too_large = await client.post(MESSAGES, json=body("a" * 400_000))
+    assert error_of(too_large) == (413, "request_too_large", "request_too_large")
+
+
+async def test_the_engine_fails(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.fail_at = 1
+    assert error_of(await client.post(MESSAGES, json=body())) == (500, "api_error", "engine_failed")
+    streamed = await client.post(MESSAGES, json=body(stream=True))
+    events = events_of(streamed.content)
+    assert [event["type"] for event in events] == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "error",
+    ]
+    assert (events[-1]["error"]["type"], events[-1]["error"]["code"]) == ("api_error", "engine_failed")
+    assert events[-1]["request_id"] == streamed.headers["request-id"]
+
+
+async def test_an_unforeseen_failure(
+    client: httpx.AsyncClient, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "generate", None)
+    assert error_of(await client.post(MESSAGES, json=body())) == (500, "api_error", "internal_error")
+
+
+class TestRateLimits:
+    @pytest.fixture
+    def settings_made(self) -> dict[str, Any]:
+        return {"requests_per_minute": 1}
+
+    async def test_one_request_too_many(self, client: httpx.AsyncClient) -> None:
+        assert (await client.post(MESSAGES, json=body())).status_code == 200
+        refused = await client.post(MESSAGES, json=body([text("Again.")]))
+        assert error_of(refused) == (429, "rate_limit_error", "rate_limit_exceeded")
+        assert int(refused.headers["retry-after"]) >= 1
 
 
 async def test_the_model_is_loading(client: httpx.AsyncClient, app: FastAPI) -> None:

@@ -86,9 +86,13 @@ def validate_error(body: object) -> None:
     validate("error.json", body)
 
 
+def is_anthropic(path: str) -> bool:
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
 def check_error(path: str, body: object) -> None:
     """Each path has errors in the shape of the API that it belongs to."""
-    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+    if is_anthropic(path):
         anthropic_shapes.check_error(body)
     else:
         validate_error(body)
@@ -191,6 +195,8 @@ def check_answer(request: httpx.Request, response: httpx.Response, body: bytes) 
     content = httpx.Response(response.status_code, headers=response.headers, content=body).content
     if response.status_code >= 400:
         check_error(path, parse(content))
+    elif is_anthropic(path) and response.status_code == 200:
+        anthropic_shapes.check_answer(path, response.headers["content-type"].partition(";")[0], content)
     elif response.status_code == 200 and reply_schema(path) is not None:
         kind = response.headers["content-type"].partition(";")[0]
         if kind == "text/event-stream":

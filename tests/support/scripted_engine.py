@@ -16,6 +16,7 @@ class ScriptedEngine:
         self.fail_at: int | None = None
         """The delta before which generation fails."""
         self.finish_reason: FinishReason = "stop"
+        self.stop_text: str | None = None
         self.logprobs: list[tuple[TokenLogprob, ...]] = [()] * len(texts)
         """Log-probabilities of the tokens of each text."""
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
@@ -52,7 +53,9 @@ class ScriptedEngine:
                 for choice in range(request.choices):
                     said = self.other_choices[choice][index] if choice in self.other_choices else text
                     self.deltas += 1
-                    yield Delta(said, 1, 3, reason, choice, logprobs, self.prompt_logprobs if not index else ())
+                    prompt = self.prompt_logprobs if not index else ()
+                    stop_text = self.stop_text if reason is not None else None
+                    yield Delta(said, 1, 3, reason, choice, logprobs, prompt, stop_text)
         except BaseException:
             for _ in range(self.abort_turns):
                 await asyncio.sleep(0)

@@ -124,6 +124,8 @@ class Answers:
         )
         self.completion_tokens = 0
         self.cached_tokens = 0
+        self.stop_text: str | None = None
+        """What ended the latest choice, if it was one of the stop texts."""
         self.prompt: list[WrittenToken | None] = []
         """The prompt's tokens if their log-probabilities were asked for; known with the first part."""
 
@@ -162,6 +164,7 @@ class Answers:
         self.record.count(delta.index, delta.completion_tokens)
         self.completion_tokens += delta.completion_tokens * copies
         self.cached_tokens = delta.cached_tokens
+        self.stop_text = delta.stop_text
         if delta.prompt_logprobs:
             writer = TokenWriter(self.spec.tokenizer, self.spec.request.sampling.prompt_logprobs or 0)
             self.prompt = [None if entry is None else writer.write(entry) for entry in delta.prompt_logprobs]

@@ -51,7 +51,10 @@ class Toolbox:
 
 
 def read_tools(
-    given: Sequence[tuple[wire.Function, str]], choice: wire.ToolChoice | None, parallel: bool
+    given: Sequence[tuple[wire.Function, str]],
+    choice: wire.ToolChoice | None,
+    parallel: bool,
+    schema_field: str = "parameters",
 ) -> Toolbox | None:
     """Functions, each with its place in the request -> those that may be called; None for none.
 
@@ -66,8 +69,9 @@ def read_tools(
     for function, param in given:
         if function.name in tools:
             raise InvalidRequest("Two tools have the same name.", param=f"{param}.name")
+        schema_param = f"{param}.{schema_field}"
         tools[function.name] = tool = Tool(
-            function.name, function.description, arguments_of(function, param), f"{param}.parameters"
+            function.name, function.description, arguments_of(function, schema_param), schema_param
         )
         size += len(tool.line())
         # They all go into the prompt.
@@ -92,7 +96,6 @@ def arguments_of(function: wire.Function, param: str) -> Schema:
     """Raises InvalidRequest if the schema exceeds a bound, or is not of type object."""
     if function.parameters is None:
         return NO_ARGUMENTS
-    param = f"{param}.parameters"
     schema = {"type": "object", **function.parameters}
     if schema["type"] != "object":
         raise InvalidRequest(

@@ -128,6 +128,8 @@ class Delta:
     """For the tokens in this delta, if requested."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     """For the prompt's tokens, in the first delta, if requested; None for the first token."""
+    stop_text: str | None = None
+    """The one of ``Sampling.stop`` that ended the choice."""
 
 
 class Engine(Protocol):

@@ -21,6 +21,11 @@ DIALECTS = {"/v1/messages": Dialect(AnthropicErrorReply, b"x-api-key", "request-
 """Path -> the dialect of this path and all paths below it."""
 
 
+def request_id_headers(path: str, request_id: str) -> dict[str, str]:
+    names = ("x-request-id", dialect_of(path).request_id_header)
+    return {name: request_id for name in names if name is not None}
+
+
 def dialect_of(path: str) -> Dialect:
     for root, dialect in DIALECTS.items():
         if path == root or path.startswith(f"{root}/"):

@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from llava_api.errors import INTERNAL, ApiError, ErrorCode, InvalidRequest, MethodNotAllowed, NotFound
-from llava_api.server.dialects import dialect_of
+from llava_api.server.dialects import dialect_of, request_id_headers
 from llava_api.server.state import exchange_of
 from llava_api.telemetry.log_lines import cut
 from llava_api.telemetry.record import current
@@ -56,11 +56,11 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_unforeseen(request: Request, error: Exception) -> Response:
-    log.error("unforeseen error on %r", cut(request.scope["path"]), exc_info=error)
+    path, request_id = request.scope["path"], exchange_of(request.scope).request_id
+    log.error("unforeseen error on %r", cut(path), exc_info=error)
+    refusal = ApiError(INTERNAL, code=ErrorCode.INTERNAL_ERROR)
     # Starlette answers these outside all middleware, so the header that INTERNAL speaks of is set here.
-    request_id = exchange_of(request.scope).request_id
-    error = ApiError(INTERNAL, code=ErrorCode.INTERNAL_ERROR)
-    return rendered(error, request.scope["path"], request_id, {"x-request-id": request_id})
+    return rendered(refusal, path, request_id, request_id_headers(path, request_id))
 
 
 def install(app: FastAPI) -> None:

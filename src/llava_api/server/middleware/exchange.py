@@ -4,7 +4,7 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava_api.server.dialects import dialect_of
+from llava_api.server.dialects import request_id_headers
 from llava_api.server.exchange import Exchange
 from llava_api.server.state import begin_exchange
 
@@ -24,10 +24,7 @@ class ExchangeMiddleware:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = {"x-request-id": exchange.request_id}
-                own_header = dialect_of(scope["path"]).request_id_header
-                if own_header is not None:
-                    headers[own_header] = exchange.request_id
+                headers = request_id_headers(scope["path"], exchange.request_id)
                 if exchange.account is not None:
                     # The tokens of a whole answer are known by now; they are counted before the caller can ask again.
                     await exchange.account.settle()

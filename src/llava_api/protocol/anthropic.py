@@ -1,0 +1,142 @@
+"""``POST /v1/messages`` and ``/v1/messages/count_tokens``: the request, as in Anthropic's Messages API."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, FailFast, Field
+
+from llava_api.protocol.messages import Content
+from llava_api.protocol.sampling import GeneratingRequest, Stop
+from llava_api.protocol.tools import MAX_TOOLS
+from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
+
+MAX_STOPS = 64
+
+
+class TextBlock(RequestObject):
+    type: Literal["text"]
+    text: str
+
+
+class Base64Source(RequestObject):
+    type: Literal["base64"]
+    data: str
+    """The image in base64."""
+    media_type: str | None = None
+    """Accepted and not used: the image itself shows its format."""
+
+
+class UrlSource(RequestObject):
+    type: Literal["url"]
+    url: str
+    """An http or https URL, a ``data:`` URL or, if the server allows it, ``file://``."""
+
+
+class ImageBlock(RequestObject):
+    type: Literal["image"]
+    source: Annotated[Base64Source | UrlSource, Field(discriminator="type"), JSON_PATHS]
+
+
+class ToolUseBlock(RequestObject):
+    """A call that the model made."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolResultBlock(RequestObject):
+    type: Literal["tool_result"]
+    tool_use_id: str
+    """The call that it answers: an id of an earlier tool_use block."""
+    content: Content[Annotated[TextBlock | ImageBlock, Field(discriminator="type"), JSON_PATHS]] | None = None
+    """What the tool returned."""
+    is_error: bool | None = None
+    """The model is told that the call failed."""
+
+
+class ThinkingBlock(RequestObject):
+    """Accepted and not shown to the model."""
+
+    type: Literal["thinking", "redacted_thinking"]
+
+
+Block = Annotated[
+    TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, Field(discriminator="type"), JSON_PATHS
+]
+
+
+class InputMessage(RequestObject):
+    role: Literal["user", "assistant"]
+    content: Content[Block]
+
+
+class SystemInputMessage(RequestObject):
+    role: Literal["system"]
+    content: Content[TextBlock]
+
+
+class ToolDefinition(RequestObject):
+    type: Literal["custom"] | None = None
+    """Tools that Anthropic runs or defines are not offered."""
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
+    description: str | None = None
+    """Shown to the model."""
+    input_schema: dict[str, Any]
+    """JSON Schema of the input, with type object."""
+
+
+class ToolChoiceMode(RequestObject):
+    """auto leaves it to the model whether to call a tool; any makes it call one."""
+
+    type: Literal["auto", "any", "none"]
+    disable_parallel_tool_use: bool | None = None
+    """Allow one call in an answer; default false."""
+
+
+class ToolChoiceName(RequestObject):
+    """Make the model call this tool."""
+
+    type: Literal["tool"]
+    name: str
+
+
+class OutputFormat(RequestObject):
+    model_config = ConfigDict(validate_by_alias=True)
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+    """The answer always fits this JSON Schema."""
+
+
+class OutputConfig(RequestObject):
+    format: OutputFormat | None = None
+
+
+class MessagesRequest(GeneratingRequest):
+    refused: ClassVar = {
+        "container": "This server runs no containers and has no skills: leave container out.",
+        "mcp_servers": "This server calls no MCP servers: call them yourself, and send their tools in tools.",
+    }
+
+    messages: Annotated[
+        list[Annotated[InputMessage | SystemInputMessage, Field(discriminator="role"), JSON_PATHS]], FailFast()
+    ] = Field(min_length=1)
+    """If an assistant's message is the last, the model continues it."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Most tokens of the answer; default: all that are left in the context."""
+    system: Content[TextBlock] | None = None
+    stop_sequences: list[Stop] | None = Field(None, max_length=MAX_STOPS)
+    """Texts that end the answer; they are not part of it."""
+    tools: list[ToolDefinition] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
+    """Functions that the model may call; the system text describes them to it."""
+    tool_choice: Annotated[ToolChoiceMode | ToolChoiceName, Field(discriminator="type"), JSON_PATHS] | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+    """Older place of ``output_config.format``."""
+    metadata: Ignored = None
+    """Accepted and not used."""
+    service_tier: Ignored = None
+    """Accepted and not used: every request is served alike."""
+    thinking: Ignored = None
+    """Accepted and not used: LLaVA answers without thinking, and no thinking blocks come."""
