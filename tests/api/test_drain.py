@@ -16,11 +16,10 @@ from llava_api.engine import supervisor
 from llava_api.errors import StartupError
 from llava_api.limits.account import open_limiter
 from llava_api.limits.keys import KeyRing
-from llava_api.server import lifecycle
 from llava_api.server.app import create_app
 from llava_api.server.http_server import make_config
 from llava_api.server.lifecycle import Lifecycle
-from llava_api.server.lifespan import LifespanHooks, make_lifespan
+from llava_api.server.lifespan import make_lifespan
 from llava_api.server.listening import listen
 from llava_api.settings import Settings
 from tests.support.metrics_page import read_page
@@ -36,7 +35,7 @@ BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content"
 
 @dataclass
 class Running:
-    life: Lifecycle
+    lifecycle: Lifecycle
     engine: ScriptedEngine
     client: httpx.AsyncClient
     loaded: asyncio.Event
@@ -66,11 +65,10 @@ async def running(
     tmp_path: Path, settings_made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Running]:
     monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.01)
-    monkeypatch.setattr(lifecycle, "LAST_ANSWERS_SECONDS", 0.6)
+    monkeypatch.setattr("llava_api.server.lifecycle.LAST_ANSWERS_SECONDS", 0.6)
     settings = Settings(**settings_made)
     keys = KeyRing(settings)
     model = open_model(str(write_checkpoint(tmp_path / "model", None)), ("tiny",), settings)
-    life = Lifecycle(settings.drain_timeout_seconds)
     engine = ScriptedEngine()
     starts: list[Exception | ScriptedEngine] = [engine]
     loaded, abandoned = asyncio.Event(), asyncio.Event()
@@ -86,18 +84,18 @@ async def running(
         server.should_exit = True
 
     limiter = open_limiter(settings)
-    hooks = LifespanHooks(abandon_load=abandoned.set, on_end=close_port)
-    lifespan = make_lifespan(model, settings, keys, limiter, life, start, hooks)
-    app = create_app(settings, keys, lifespan=lifespan, life=life)
+    lifecycle = Lifecycle(settings.drain_timeout_seconds, abandon_load=abandoned.set, on_end=close_port)
+    lifespan = make_lifespan(model, settings, keys, limiter, lifecycle, start)
+    app = create_app(settings, keys, lifespan=lifespan, lifecycle=lifecycle)
     server = PromptServer(make_config(app, settings))
     listener = listen(Settings(port=0))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await until(lambda: server.started)
     port = listener.getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=SOON) as client:
-        yield Running(life, engine, client, loaded, abandoned, serving, starts, app)
-    life.stop()
-    life.stop()
+        yield Running(lifecycle, engine, client, loaded, abandoned, serving, starts, app)
+    lifecycle.stop()
+    lifecycle.stop()
     loaded.set()
     await asyncio.wait_for(serving, SOON)
 
@@ -122,24 +120,24 @@ async def test_a_loading_server_is_live_and_says_that_it_loads(running: Running)
 
 
 async def test_a_stop_while_loading_ends_the_load(running: Running) -> None:
-    running.life.stop()
+    running.lifecycle.stop()
     await asyncio.wait_for(running.abandoned.wait(), SOON)
     await asyncio.wait_for(running.serving, SOON)
-    assert running.life.failure is None
+    assert running.lifecycle.failure is None
 
 
 async def test_a_load_that_fails_ends_the_server_with_its_reason(running: Running) -> None:
     running.starts[0] = StartupError("no such checkpoint")
     running.loaded.set()
     await asyncio.wait_for(running.serving, SOON)
-    assert str(running.life.failure) == "no such checkpoint"
+    assert str(running.lifecycle.failure) == "no such checkpoint"
 
 
 async def test_a_load_that_fails_in_an_unforeseen_way_is_no_end_in_good_order(running: Running) -> None:
     running.starts[0] = AssertionError("a mistake of vLLM's")
     running.loaded.set()
     await asyncio.wait_for(running.serving, SOON)
-    assert "AssertionError: a mistake of vLLM's" in str(running.life.failure)
+    assert "AssertionError: a mistake of vLLM's" in str(running.lifecycle.failure)
 
 
 async def test_an_engine_that_nobody_can_watch_any_more_ends_the_server(
@@ -152,14 +150,14 @@ async def test_an_engine_that_nobody_can_watch_any_more_ends_the_server(
 
     monkeypatch.setattr(running.engine, "paused", broken)
     await asyncio.wait_for(running.serving, SOON)
-    assert "PermissionError" in str(running.life.failure)
+    assert "PermissionError" in str(running.lifecycle.failure)
 
 
 async def test_an_idle_server_ends_at_once(running: Running) -> None:
     await ready(running)
-    running.life.stop()
+    running.lifecycle.stop()
     await asyncio.wait_for(running.serving, SOON)
-    assert running.life.failure is None
+    assert running.lifecycle.failure is None
 
 
 async def test_open_streams_run_to_their_end_while_nothing_new_comes_in(running: Running) -> None:
@@ -169,7 +167,7 @@ async def test_open_streams_run_to_their_end_while_nothing_new_comes_in(running:
     async with running.client.stream("POST", "/v1/chat/completions", json=BODY) as stream:
         lines = stream.aiter_lines()
         assert (await anext(lines)).startswith("data: ")
-        running.life.stop()
+        running.lifecycle.stop()
         await asyncio.sleep(0)
         assert await running.state() == (200, 503, 503)
         refused = await running.client.post("/v1/chat/completions", json=BODY)
@@ -180,7 +178,7 @@ async def test_open_streams_run_to_their_end_while_nothing_new_comes_in(running:
     assert rest[-1] == "data: [DONE]"
     assert sum('"content":"word' in line for line in rest) >= 28
     await asyncio.wait_for(running.serving, SOON)
-    assert running.life.failure is None
+    assert running.lifecycle.failure is None
 
 
 async def cut_streams(running: Running) -> None:
@@ -191,8 +189,8 @@ async def cut_streams(running: Running) -> None:
     async with running.client.stream("POST", "/v1/chat/completions", json=BODY) as stream:
         lines = stream.aiter_lines()
         assert (await anext(lines)).startswith("data: ")
-        running.life.stop()
-        running.life.stop()
+        running.lifecycle.stop()
+        running.lifecycle.stop()
         rest = [line async for line in lines if line]
     assert "[DONE]" not in rest[-1]
     (error,) = [line for line in rest if '"error"' in line]
@@ -208,7 +206,7 @@ async def test_a_second_signal_ends_everything_at_once(running: Running) -> None
     metrics = running.app.state.metrics
     await cut_streams(running)
     await asyncio.wait_for(running.serving, SOON)
-    assert running.life.failure is None
+    assert running.lifecycle.failure is None
     # No failure of the server's or the engine's: nobody is to be woken for it.
     page = read_page(metrics.page("")[0].decode())
     assert page.value("llava_api_request_outcomes_total", outcome="cut") == 2
@@ -223,7 +221,7 @@ async def test_the_drain_has_an_end(running: Running) -> None:
     reply = asyncio.create_task(running.client.post("/v1/chat/completions", json=BODY))
     while not running.engine.unfinished:
         await asyncio.sleep(0.01)
-    running.life.stop()
+    running.lifecycle.stop()
     said = events((await asyncio.wait_for(reply, SOON)).content)
     assert '"server_stopping"' in said[-1]
     await asyncio.wait_for(running.serving, SOON)
@@ -240,7 +238,7 @@ async def test_a_lost_engine_ends_the_server_which_is_no_longer_live(running: Ru
     refused = await running.client.get("/v1/models")
     assert refused.json()["error"]["code"] == "engine_stopped"
     await asyncio.wait_for(running.serving, SOON)
-    assert "engine was lost" in str(running.life.failure)
+    assert "engine was lost" in str(running.lifecycle.failure)
 
 
 @pytest.mark.parametrize("settings_made", [{"restart_engine": True}])

@@ -157,7 +157,7 @@ def serve_forever(
     from llava_api.server.app import create_app
     from llava_api.server.http_server import make_config
     from llava_api.server.lifecycle import Lifecycle
-    from llava_api.server.lifespan import LifespanHooks, make_lifespan
+    from llava_api.server.lifespan import make_lifespan
 
     async def load() -> EngineProcesses:
         engine = await start_engine(settings, model.to_load())
@@ -176,23 +176,27 @@ def serve_forever(
         listeners.main.close()
         end_at_once(exit_code)
 
-    life = Lifecycle(settings.drain_timeout_seconds)
-    hooks = LifespanHooks(lambda: announce(model, keys, settings, listeners.main, made_key), end, close_port)
-    lifespan = make_lifespan(model, settings, keys, limiter, life, load, hooks, listeners.side, listeners.certificates)
-    app = create_app(settings, keys, lifespan=lifespan, life=life, tracing=tracing)
+    lifecycle = Lifecycle(
+        settings.drain_timeout_seconds,
+        on_ready=lambda: announce(model, keys, settings, listeners.main, made_key),
+        abandon_load=end,
+        on_end=close_port,
+    )
+    lifespan = make_lifespan(model, settings, keys, limiter, lifecycle, load, listeners.side, listeners.certificates)
+    app = create_app(settings, keys, lifespan=lifespan, lifecycle=lifecycle, tracing=tracing)
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
             """Drain first (``server/lifecycle.py``); uvicorn would close the port at once."""
-            life.stop()
+            lifecycle.stop()
 
     server = Server(
         make_config(app, settings, certificates=listeners.certificates, count_refusal=state_of(app).metrics.reject)
     )
     server.run(sockets=[listeners.main])
-    if life.failure is not None:
-        report(life.failure, settings)
-    end(0 if life.failure is None and server.started else 1)
+    if lifecycle.failure is not None:
+        report(lifecycle.failure, settings)
+    end(0 if lifecycle.failure is None and server.started else 1)
 
 
 def end_at_once(exit_code: int = 0) -> NoReturn:

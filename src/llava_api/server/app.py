@@ -39,7 +39,7 @@ def create_app(
     keys: KeyRing,
     services: Services | None = None,
     lifespan: Lifespan | None = None,
-    life: Lifecycle | None = None,
+    lifecycle: Lifecycle | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
     """``services`` is None if ``lifespan`` makes them when the server starts."""
@@ -58,7 +58,7 @@ def create_app(
     state = AppState()
     set_state(app, state)
     state.services = services
-    state.lifecycle = life or Lifecycle()
+    state.lifecycle = lifecycle or Lifecycle()
     # /metrics answers before the services are there.
     state.metrics = Metrics(all_versions()) if services is None else services.metrics
     state.tracing = tracing

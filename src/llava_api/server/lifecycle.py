@@ -15,9 +15,25 @@ LAST_ANSWERS_SECONDS = 3.0
 """Time for the last error events and 503s to be sent, and for a probe to see that the server is no longer live."""
 
 
+def do_nothing() -> None:
+    pass
+
+
 class Lifecycle:
-    def __init__(self, drain_timeout_seconds: float = 0.0) -> None:
+    """``abandon_load`` ends the process: a load cannot be waited for, nor stopped. ``on_end``: close the port."""
+
+    def __init__(
+        self,
+        drain_timeout_seconds: float = 0.0,
+        *,
+        on_ready: Callable[[], None] = do_nothing,
+        abandon_load: Callable[[], None] = do_nothing,
+        on_end: Callable[[], None] = do_nothing,
+    ) -> None:
         self.drain_timeout_seconds = drain_timeout_seconds
+        self.on_ready = on_ready
+        self.abandon_load = abandon_load
+        self.on_end = on_end
         self.draining = False
         """Set by the first signal: no new requests, the open ones go on."""
         self.failure: StartupError | None = None
@@ -44,18 +60,19 @@ class Lifecycle:
             self.stop_now.set()
         self.stop_asked.set()
 
-    async def run(
-        self, load: Callable[[], Coroutine[Any, Any, SupervisedEngine]], abandon_load: Callable[[], None]
-    ) -> None:
-        """Run from loading until the port may be closed.
+    async def run(self, load: Callable[[], Coroutine[Any, Any, SupervisedEngine]]) -> None:
+        """Run from loading until the port may be closed."""
+        try:
+            await self.load_and_serve(load)
+        finally:
+            self.on_end()
 
-        ``abandon_load`` ends the process: a load cannot be waited for, nor stopped.
-        """
+    async def load_and_serve(self, load: Callable[[], Coroutine[Any, Any, SupervisedEngine]]) -> None:
         loading = asyncio.create_task(load())
         await first_of(loading, asyncio.create_task(self.stop_asked.wait()), keep=loading)
         if not loading.done():
             log.info("asked to stop while loading")
-            abandon_load()
+            self.abandon_load()
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
             return

@@ -6,8 +6,8 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 
@@ -27,15 +27,15 @@ from llava_api.settings import Settings
 log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 2.0
+PROGRESS_SECONDS = 10.0
 LOADING = "loading the engine and the checkpoint"
 
 
-async def log_progress(what: str, every_seconds: float = 10.0) -> None:
-    """Log regularly that ``what`` goes on."""
+async def log_progress() -> None:
     started = time.monotonic()
     while True:
-        await asyncio.sleep(every_seconds)
-        log.info("%s ... %.0f s", what, time.monotonic() - started)
+        await asyncio.sleep(PROGRESS_SECONDS)
+        log.info("%s ... %.0f s", LOADING, time.monotonic() - started)
 
 
 async def watch_files(refreshes: Sequence[Callable[[], None]]) -> None:
@@ -50,32 +50,6 @@ async def watch_files(refreshes: Sequence[Callable[[], None]]) -> None:
                 log.exception("files could not be read again; the next try is in %g s", WATCH_SECONDS)
 
 
-@asynccontextmanager
-async def tracing(app: FastAPI) -> AsyncIterator[None]:
-    """Send the remaining traces at the end."""
-    try:
-        yield
-    finally:
-        traces = state_of(app).tracing
-        if traces is not None:
-            await asyncio.to_thread(traces.close)
-
-
-def nothing() -> None:
-    """A hook that is not used."""
-
-
-@dataclass(frozen=True, slots=True)
-class LifespanHooks:
-    """Functions that the lifespan calls."""
-
-    on_ready: Callable[[], None] = nothing
-    abandon_load: Callable[[], None] = nothing
-    """Ends a load at once."""
-    on_end: Callable[[], None] = nothing
-    """Called when the port may be closed."""
-
-
 def make_lifespan(
     model: ServedModel,
     settings: Settings,
@@ -83,7 +57,6 @@ def make_lifespan(
     limiter: RateLimiter,
     lifecycle: Lifecycle,
     start: Start,
-    hooks: LifespanHooks,
     side_listener: socket.socket | None = None,
     certificates: Certificates | None = None,
 ) -> Lifespan:
@@ -92,57 +65,46 @@ def make_lifespan(
     ``side_listener``: a bound socket on which metrics and health are answered from start to end.
     """
 
+    async def load(app: FastAPI, at_end: AsyncExitStack) -> SupervisedEngine:
+        log.info("%s ...", LOADING)
+        logging_progress = asyncio.create_task(log_progress())
+        started = time.monotonic()
+        try:
+            engine = await SupervisedEngine.open(start, settings)
+        finally:
+            logging_progress.cancel()
+        at_end.push_async_callback(engine.shutdown)
+        log.info("%s: done in %.1f s", LOADING, time.monotonic() - started)
+        state = state_of(app)
+        engine.count_restart = state.metrics.engine_restarts.inc
+        services = Services(settings, model, engine, metrics=state.metrics, limiter=limiter)
+        at_end.push_async_callback(services.close)
+        await warm_up(services)
+        state.services = services
+        # These objects stay. Without this, a full collection looks through all of torch and vLLM, which takes a tenth
+        # of a second.
+        gc.collect()
+        gc.freeze()
+        lifecycle.on_ready()
+        return engine
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with side_port(app, side_listener, settings), tracing(app), serving(app):
-            yield
-
-    @asynccontextmanager
-    async def serving(app: FastAPI) -> AsyncIterator[None]:
-        engines: list[SupervisedEngine] = []
-
-        async def load() -> SupervisedEngine:
-            log.info("%s ...", LOADING)
-            logging_progress = asyncio.create_task(log_progress(LOADING))
-            started = time.monotonic()
-            try:
-                engine = await SupervisedEngine.open(start, settings)
-            finally:
-                logging_progress.cancel()
-            log.info("%s: done in %.1f s", LOADING, time.monotonic() - started)
-            engines.append(engine)
-            metrics = state_of(app).metrics
-            engine.count_restart = metrics.engine_restarts.inc
-            services = Services(settings, model, engine, metrics=metrics, limiter=limiter)
-            await warm_up(services)
-            state_of(app).services = services
-            # These objects stay. Without this, a full collection looks through all of torch and vLLM, which takes a
-            # tenth of a second.
-            gc.collect()
-            gc.freeze()
-            hooks.on_ready()
-            return engine
-
-        async def live() -> None:
-            try:
-                await lifecycle.run(load, hooks.abandon_load)
-            finally:
-                hooks.on_end()
-
         refreshes = [keys.refresh, limiter.table.refresh]
         if certificates is not None:
             refreshes.append(certificates.refresh)
-        living, watching = asyncio.create_task(live()), asyncio.create_task(watch_files(refreshes))
-        try:
-            yield
-        finally:
-            watching.cancel()
-            living.cancel()
-            await asyncio.gather(living, watching, return_exceptions=True)
-            services = state_of(app).services
-            if services is not None:
-                await services.close()
-            for engine in engines:
-                await engine.shutdown()
+        async with side_port(app, side_listener, settings), AsyncExitStack() as at_end:
+            tracing = state_of(app).tracing
+            if tracing is not None:
+                # Sends the remaining traces.
+                at_end.push_async_callback(asyncio.to_thread, tracing.close)
+            running = asyncio.create_task(lifecycle.run(partial(load, app, at_end)))
+            watching = asyncio.create_task(watch_files(refreshes))
+            try:
+                yield
+            finally:
+                watching.cancel()
+                running.cancel()
+                await asyncio.gather(running, watching, return_exceptions=True)
 
     return lifespan

@@ -16,7 +16,7 @@ from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
 from llava_api.server.lifecycle import Lifecycle
-from llava_api.server.lifespan import LifespanHooks, make_lifespan
+from llava_api.server.lifespan import make_lifespan
 from llava_api.server.services import Services
 from llava_api.server.tls import Certificates, open_certificates
 from llava_api.settings import Settings
@@ -168,7 +168,7 @@ async def test_a_server_reads_its_certificates_again(
     """From its start, so also while the model is loaded."""
     monkeypatch.setattr("llava_api.server.lifespan.WATCH_SECONDS", 0.01)
     services: Services = app.state.services
-    settings, life = services.settings, Lifecycle(1)
+    settings, lifecycle = services.settings, Lifecycle(1)
     certificates = open_certificates(settings)
     assert certificates is not None
 
@@ -180,13 +180,12 @@ async def test_a_server_reads_its_certificates_again(
         settings,
         KeyRing(settings),
         services.limiter,
-        life,
+        lifecycle,
         never,
-        LifespanHooks(),
         certificates=certificates,
     )
     before = certificates.watched.value
-    async with lifespan(create_app(settings, KeyRing(settings), lifespan=lifespan, life=life)):
+    async with lifespan(create_app(settings, KeyRing(settings), lifespan=lifespan, lifecycle=lifecycle)):
         authority.pair().write(tmp_path / "tls")
         await until(lambda: certificates.watched.value is not before)
 
