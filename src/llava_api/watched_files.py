@@ -1,7 +1,8 @@
 """Files that may change while the server runs: keys, limits, certificates."""
 
 import logging
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -13,37 +14,46 @@ Contents = TypeVar("Contents")
 Value = TypeVar("Value")
 
 
-class WatchedFiles(Generic[Contents, Value]):
+class WatchedFiles(ABC, Generic[Contents, Value]):
     """A value made of the contents of files. ``refresh`` makes it again when the contents have changed.
 
-    ``name``: what the log calls the value, in the plural. ``read`` and ``make`` raise StartupError, which ends the
-    start. Later such an error is logged once, and the value stays as it was.
+    ``read`` and ``make`` raise StartupError, which ends the start. Later such an error is logged once, and the value
+    stays as it was.
     """
 
-    def __init__(self, name: str, read: Callable[[], Contents], make: Callable[[Contents], Value]) -> None:
-        self.name = name
-        self.read = read
-        self.make = make
-        self.contents = read()
-        self.value = make(self.contents)
+    plural: str
+    """What the log calls the value."""
+
+    def __init__(self) -> None:
+        self.contents = self.read()
+        self.value = self.make(self.contents)
         self.logged_error = ""
 
-    def refresh(self) -> bool:
-        """Read the files again. Returns whether the value was made anew. Blocks; call it in a thread."""
+    @abstractmethod
+    def read(self) -> Contents: ...
+
+    @abstractmethod
+    def make(self, contents: Contents) -> Value: ...
+
+    @abstractmethod
+    def names(self) -> Iterable[str]:
+        """Names for the log of what the value consists of."""
+
+    def refresh(self) -> None:
+        """Read the files again. Blocks; call it in a thread."""
         try:
             contents = self.read()
-            changed = contents != self.contents
-            if changed:
+            if contents != self.contents:
                 self.value = self.make(contents)
                 # Only now: contents that fail because a file is half written are tried again next time.
                 self.contents = contents
+                log.info("%s read again: %s", self.plural, ", ".join(self.names()) or "none")
         except StartupError as error:
             if str(error) != self.logged_error:
                 self.logged_error = str(error)
-                log.error("%s stay as they were: %s", self.name, error)
-            return False
-        self.logged_error = ""
-        return changed
+                log.error("%s stay as they were: %s", self.plural, error)
+        else:
+            self.logged_error = ""
 
 
 def read_text(path: Path, name: str) -> str:

@@ -248,7 +248,7 @@ class TestTokens:
         tokens = (await client.post(EXPLAIN, json=bodies[0], headers=BEN)).json()["prompt_tokens"]
         decoded.clear()
         images.cache.images.clear()
-        limiter.table.watched.value = {"key anne": CallerLimits(tokens_per_minute=2 * tokens - 1)}
+        limiter.table.value = {"key anne": CallerLimits(tokens_per_minute=2 * tokens - 1)}
         for body, status in zip(bodies, (200, 429), strict=True):
             assert (await client.post(CHAT, json=body, headers=ANNE)).status_code == status
         assert len(decoded) == 1

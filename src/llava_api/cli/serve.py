@@ -94,7 +94,7 @@ def start(wanted: str, settings: Settings) -> None:
         keys = KeyRing(settings.model_copy(update={"api_key": [f"{MADE_KEY_NAME}={made_key}"]}))
     check_exposure(settings, keys)
     limiter = open_limiter(settings)
-    limiter.table.warn_of_unknown_keys(key.name for key in keys.keys)
+    limiter.table.warn_of_unknown_keys(keys.names())
     certificates = open_certificates(settings)
     listener = listen(settings)
     # Closing it removes a Unix socket's file.
@@ -224,7 +224,7 @@ def announce(
             made_key,
         )
     elif keys.needed:
-        log.info("API keys: %s", ", ".join(key.name for key in keys.keys) or "none yet, so every request is refused")
+        log.info("API keys: %s", ", ".join(keys.names()) or "none yet, so every request is refused")
     shown_key = made_key or ("YOUR_KEY" if keys.needed else None)
     log.info("try it, in another terminal:\n\n%s\n", curl_line(name, option + url, shown_key))
 

@@ -6,35 +6,27 @@ is enough.
 
 import hashlib
 import hmac
-import logging
 import re
 import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 from llava_api.watched_files import WatchedFiles, read_text
 
-log = logging.getLogger(__name__)
-
 PREFIX = "sk-llava-"
 HASHED = "sha256:"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
+Key = tuple[str, bytes]
+"""The holder's name, used in logs and metrics, and the SHA-256 of the key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    name: str
-    """The holder's name, used in logs and metrics."""
-    digest: bytes
-    """SHA-256 of the key."""
+class KeyRing(WatchedFiles[list[Key], dict[str, bytes]]):
+    """The API keys that are valid now: name -> SHA-256. Raises StartupError if they cannot be read at the start."""
 
-
-class KeyRing:
-    """The API keys that are valid now. Raises StartupError if they cannot be read at the start."""
+    plural = "API keys"
 
     def __init__(self, settings: Settings) -> None:
         self.given = settings.api_key
@@ -42,46 +34,43 @@ class KeyRing:
         self.folders = [Path(path).expanduser() for path in settings.api_key_dir]
         self.needed = bool(self.given or self.files or self.folders)
         """Whether requests need a key. True also if the files hold none at the moment."""
-        self.watched = WatchedFiles("API keys", self.read, tuple)
-
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        return self.watched.value
+        super().__init__()
 
     def find(self, presented: str) -> str | None:
         """The key's name; None for an unknown key.
 
         Compares with every key in constant time, so that the answer's time reveals nothing.
         """
-        digest = digest_of(presented)
-        name = None
-        for key in self.keys:
-            if hmac.compare_digest(key.digest, digest):
-                name = key.name
-        return name
+        presented_digest = digest_of(presented)
+        found = None
+        for name, digest in self.value.items():
+            if hmac.compare_digest(digest, presented_digest):
+                found = name
+        return found
 
-    def refresh(self) -> None:
-        if self.watched.refresh():
-            log.info("API keys read again: %s", ", ".join(key.name for key in self.keys) or "none")
+    def names(self) -> Iterable[str]:
+        return self.value
 
-    def read(self) -> tuple[Key, ...]:
-        """Raises StartupError if a source cannot be read, an entry is no key, or two keys have the same name."""
-        found: dict[str, Key] = {}
-        for key in self.read_sources():
-            if key.name in found:
-                raise StartupError(f"API keys: the name {key.name} is given twice")
-            found[key.name] = key
-        return tuple(found.values())
-
-    def read_sources(self) -> Iterator[Key]:
+    def read(self) -> list[Key]:
+        found = []
         for place, text in enumerate(self.given, start=1):
             name, equals, secret = text.partition("=")
-            yield read_key(*((name, secret) if equals else (f"key-{place}", text)), "--api-key")
+            found.append(read_key(*((name, secret) if equals else (f"key-{place}", text)), "--api-key"))
         for path in self.files:
-            yield from read_lines(path)
+            found += read_lines(path)
         for folder in self.folders:
             for path in files_in(folder):
-                yield read_key(path.name, read_text(path, "--api-key-dir").strip(), str(path))
+                found.append(read_key(path.name, read_text(path, "--api-key-dir").strip(), str(path)))
+        return found
+
+    def make(self, contents: list[Key]) -> dict[str, bytes]:
+        """Raises StartupError if two keys have the same name."""
+        made: dict[str, bytes] = {}
+        for name, digest in contents:
+            if name in made:
+                raise StartupError(f"API keys: the name {name} is given twice")
+            made[name] = digest
+        return made
 
 
 def new_key() -> str:
@@ -104,13 +93,13 @@ def read_key(name: str, secret: str, where: str) -> Key:
     if secret.startswith(HASHED):
         if not DIGEST.fullmatch(secret.removeprefix(HASHED)):
             raise StartupError(f"{where}: the hash of key {name} is not sha256: and 64 hexadecimal digits")
-        return Key(name, bytes.fromhex(secret.removeprefix(HASHED)))
+        return name, bytes.fromhex(secret.removeprefix(HASHED))
     if len(secret) < 16 or not secret.isascii() or not secret.isprintable() or " " in secret:
         raise StartupError(
             f"{where}: key {name} is invalid: it needs at least 16 printable ASCII characters and no spaces. "
             "llava-api keys new makes one."
         )
-    return Key(name, digest_of(secret))
+    return name, digest_of(secret)
 
 
 def files_in(folder: Path) -> Sequence[Path]:

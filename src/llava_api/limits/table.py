@@ -44,8 +44,10 @@ def caller_of_key(name: str) -> str:
     return KEY_PREFIX + name
 
 
-class LimitTable:
+class LimitTable(WatchedFiles[str, Mapping[str, CallerLimits]]):
     """The limits that are valid now. Raises StartupError if the file cannot be read at the start."""
+
+    plural = "limits of keys"
 
     def __init__(self, settings: Settings) -> None:
         self.default = CallerLimits(
@@ -56,22 +58,18 @@ class LimitTable:
             settings.max_tokens_per_request,
         )
         self.path = None if settings.key_limits_file is None else Path(settings.key_limits_file).expanduser()
-        self.watched = WatchedFiles("limits of keys", self.read, self.parse)
+        super().__init__()
 
     def limits_of(self, caller: str) -> CallerLimits:
-        return self.watched.value.get(caller, self.default)
-
-    def refresh(self) -> None:
-        if self.watched.refresh():
-            log.info("limits of keys read again: %s", ", ".join(self.key_names()) or "none")
+        return self.value.get(caller, self.default)
 
     def read(self) -> str:
         return "" if self.path is None else read_text(self.path, "--key-limits-file")
 
-    def parse(self, text: str) -> Mapping[str, CallerLimits]:
+    def make(self, contents: str) -> Mapping[str, CallerLimits]:
         """Raises StartupError, naming the file, the key and the field."""
         try:
-            tables = tomllib.loads(text)
+            tables = tomllib.loads(contents)
         except (ValueError, RecursionError) as error:
             raise StartupError(f"--key-limits-file {self.path} is not TOML: {error}") from error
         found = {}
@@ -86,13 +84,13 @@ class LimitTable:
                 raise StartupError(f"{where}, {first_error(error)}") from error
         return found
 
-    def key_names(self) -> list[str]:
+    def names(self) -> list[str]:
         """Names of the keys in the file."""
-        return [caller.removeprefix(KEY_PREFIX) for caller in self.watched.value]
+        return [caller.removeprefix(KEY_PREFIX) for caller in self.value]
 
     def warn_of_unknown_keys(self, keys: Iterable[str]) -> None:
         """Log the names in the file that belong to no key, because one of them is probably misspelt."""
-        unknown = sorted(set(self.key_names()) - set(keys))
+        unknown = sorted(set(self.names()) - set(keys))
         if unknown:
             log.warning("--key-limits-file names unknown keys: %s", ", ".join(unknown))
 

@@ -1,6 +1,5 @@
 """https, with certificates that are read again when they change."""
 
-import logging
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -10,28 +9,24 @@ from llava_api.errors import StartupError
 from llava_api.settings import Settings
 from llava_api.watched_files import WatchedFiles
 
-log = logging.getLogger(__name__)
-
 PASSWORD = "the key has a password, which is not supported. Remove it with: openssl pkey -in KEY -out NEW"
 
 
-class Certificates:
+class Certificates(WatchedFiles[list[bytes], ssl.SSLContext]):
     """The certificate, its key and the clients' authorities that are valid now.
 
     Raises StartupError if they cannot be used at the start.
     """
 
+    plural = "TLS certificates"
+
     def __init__(self, certificate_file: str, key_file: str, client_ca_file: str | None) -> None:
         self.certificate_file = Path(certificate_file).expanduser()
         self.key_file = Path(key_file).expanduser()
         self.client_ca_file = None if client_ca_file is None else Path(client_ca_file).expanduser()
-        self.watched = WatchedFiles("TLS certificates", self.read, self.load)
-        self.first_context = self.watched.value
+        super().__init__()
+        self.first_context = self.value
         self.first_context.sni_callback = self.use_current
-
-    def refresh(self) -> None:
-        if self.watched.refresh():
-            log.info("TLS certificates read again")
 
     def context_for_uvicorn(self, config: object, make_default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
         """uvicorn's ``ssl_context_factory``. The listening socket keeps this context as long as it is open."""
@@ -39,16 +34,21 @@ class Certificates:
 
     def use_current(self, connection: Any, server_name: str | None, context: ssl.SSLContext) -> None:
         """OpenSSL calls this in every handshake, whether the client names a server or not."""
-        connection.context = self.watched.value
+        connection.context = self.value
+
+    def files(self) -> list[Path]:
+        return [file for file in (self.certificate_file, self.key_file, self.client_ca_file) if file is not None]
+
+    def names(self) -> list[str]:
+        return [str(file) for file in self.files()]
 
     def read(self) -> list[bytes]:
-        files = [self.certificate_file, self.key_file, self.client_ca_file]
         try:
-            return [file.read_bytes() for file in files if file is not None]
+            return [file.read_bytes() for file in self.files()]
         except OSError as error:
             raise StartupError(f"TLS: {error.filename} cannot be read: {error.strerror}") from error
 
-    def load(self, contents: list[bytes]) -> ssl.SSLContext:
+    def make(self, contents: list[bytes]) -> ssl.SSLContext:
         """Always a new context, so that a broken pair does no harm to the one in use."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2

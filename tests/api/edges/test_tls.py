@@ -184,10 +184,10 @@ async def test_a_server_reads_its_certificates_again(
         never,
         certificates=certificates,
     )
-    before = certificates.watched.value
+    before = certificates.value
     async with lifespan(create_app(settings, KeyRing(settings), lifespan=lifespan, lifecycle=lifecycle)):
         authority.pair().write(tmp_path / "tls")
-        await until(lambda: certificates.watched.value is not before)
+        await until(lambda: certificates.value is not before)
 
 
 async def test_a_broken_new_pair_keeps_the_old(
@@ -228,7 +228,7 @@ async def test_a_pair_that_was_half_written_is_used_when_it_is_complete(
 ) -> None:
     await call(edge, trusting)
     assert edge.certificates is not None
-    watched = edge.certificates.watched
+    watched = edge.certificates
     new, load = authority.pair(), watched.make
     certificate, _ = new.write(tmp_path / "tls")
 

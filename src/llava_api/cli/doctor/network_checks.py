@@ -85,10 +85,10 @@ def exposure(settings: Settings) -> Finding:
     except StartupError as error:
         return fail("keys", str(error), "llava-api keys new NAME makes a key and its line for --api-key-file")
     where = f"on {settings.host}" if is_loopback(settings.host) else f"to the network ({settings.host})"
-    if keys.needed and not keys.keys:
+    if keys.needed and not keys.value:
         return warn("keys", "keys are needed, and there are none", "no request is taken until --api-key-file has one")
     if keys.needed:
-        return ok("keys", f"{len(keys.keys)} API keys; open {where}")
+        return ok("keys", f"{len(keys.value)} API keys; open {where}")
     if is_loopback(settings.host):
         return ok("keys", f"none; open only {where}, to every program of this machine and to no web page")
     return warn("keys", f"none; open {where}: everybody who reaches it is answered", "set keys with --api-key-file")
