@@ -75,7 +75,7 @@ async def test_no_difference_on_llava_15(client: httpx.AsyncClient) -> None:
     assert high["pixels_shape"] == [3, 84, 84]
 
 
-@pytest.mark.parametrize("detail", ["medium", 1, True, ""])
+@pytest.mark.parametrize("detail", ["medium", 1, True])
 async def test_another_detail_is_refused(client: httpx.AsyncClient, detail: object) -> None:
     body = asks("low")
     body["messages"][0]["content"][0]["image_url"]["detail"] = detail

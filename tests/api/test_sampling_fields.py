@@ -38,6 +38,11 @@ REACHING: list[tuple[str, Any, Any]] = [
     ("stop", "end", ("end",)),
     ("stop", ["a", "b", "c", "d"], ("a", "b", "c", "d")),
     ("stop", [], ()),
+    ("stop", "", ()),
+    ("stop", ["a", "", "e"], ("a", "e")),
+    ("stop", list("abcdefgh"), tuple("abcdefgh")),
+    ("top_p", 0, 1),
+    ("logit_bias", [], ()),
     # 2 is the tokenizer's own end token, which ends an answer whatever the caller adds.
     ("stop_token_ids", [7, 9], (2, 7, 9)),
     ("logit_bias", {"7": -100, "9": 1.5}, ((7, -100.0), (9, 1.5))),
@@ -48,7 +53,7 @@ OUT_OF_BOUNDS: list[tuple[str, Any, str]] = [
     ("temperature", -0.1, "temperature"),
     ("temperature", 2.1, "temperature"),
     ("temperature", "warm", "temperature"),
-    ("top_p", 0, "top_p"),
+    ("top_p", -0.1, "top_p"),
     ("top_p", 1.1, "top_p"),
     ("presence_penalty", 2.1, "presence_penalty"),
     ("presence_penalty", -2.1, "presence_penalty"),
@@ -66,9 +71,7 @@ OUT_OF_BOUNDS: list[tuple[str, Any, str]] = [
     ("seed", 2**63, "seed"),
     ("seed", -(2**63) - 1, "seed"),
     ("seed", 10**30, "seed"),
-    ("stop", ["a", "b", "c", "d", "e"], "stop"),
-    ("stop", "", "stop"),
-    ("stop", ["a", ""], "stop[1]"),
+    ("stop", ["a"] * 65, "stop"),
     ("stop", ["a" * 257], "stop[0]"),
     ("stop", ["a", None], "stop[1]"),
     ("stop_token_ids", [VOCABULARY], "stop_token_ids"),
@@ -84,20 +87,16 @@ OUT_OF_BOUNDS: list[tuple[str, Any, str]] = [
     ("n", 0, "n"),
     ("n", 17, "n"),
     ("n", 1.5, "n"),
-    ("max_tokens", -1, "max_tokens"),
+    ("max_tokens", -3, "max_tokens"),
+    ("max_tokens", 1.5, "max_tokens"),
 ]
 
 CHAT_ONLY: list[tuple[str, Any, str]] = [
-    ("max_tokens", 0, "max_tokens"),
-    ("max_completion_tokens", 0, "max_completion_tokens"),
+    ("max_completion_tokens", -3, "max_completion_tokens"),
     ("top_logprobs", 3, "top_logprobs"),
     ("logprobs", 3, "logprobs"),
-    ("metadata", {"a": 1}, "metadata.a"),
-    ("metadata", {"a": "b" * 513}, "metadata.a"),
-    ("metadata", {str(place): "" for place in range(17)}, "metadata"),
     ("service_tier", "best", "service_tier"),
     ("modalities", ["audio"], "modalities[0]"),
-    ("stream_options", {"include_usage": True}, "stream_options"),
     ("add_generation_prompt", False, "add_generation_prompt"),
     ("continue_final_message", True, "messages"),
 ]
@@ -157,13 +156,39 @@ async def test_ignore_eos_takes_away_every_end_but_the_callers(
     assert (sampling.stop, sampling.stop_token_ids) == (("x",), (7,))
 
 
-async def test_the_two_names_of_the_length_must_agree(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
-    await client.post(CHAT, json=text_body(max_tokens=9, max_completion_tokens=9))
-    assert engine.requests[-1].max_tokens == 9
-    reply = await client.post(CHAT, json=text_body(max_tokens=5, max_completion_tokens=9))
-    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "max_tokens")
-    reply = await client.post(CHAT, json=text_body(max_completion_tokens=100_000))
-    assert reply.json()["error"]["param"] == "max_completion_tokens"
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"max_tokens": 9, "max_completion_tokens": 9}, 9),
+        ({"max_tokens": 5, "max_completion_tokens": 9}, 5),
+        ({"max_tokens": 9, "max_completion_tokens": 5}, 5),
+        ({"max_tokens": -1, "max_completion_tokens": 5}, 5),
+        ({"max_tokens": 0}, None),
+        ({"max_tokens": -1}, None),
+        ({"max_tokens": -2}, None),
+        ({"max_completion_tokens": 0}, None),
+        ({"max_completion_tokens": 100_000}, None),
+        ({"max_tokens": "512"}, 512),
+        ({"max_tokens": 24.0}, 24),
+    ],
+)
+async def test_the_smaller_bound_holds_up_to_what_fits(
+    client: httpx.AsyncClient, engine: ScriptedEngine, bounds: dict[str, Any], expected: int | None
+) -> None:
+    reply = await client.post(CHAT, json=text_body(**bounds))
+    fitting = engine.max_model_len - reply.json()["usage"]["prompt_tokens"]
+    assert engine.requests[-1].max_tokens == (fitting if expected is None else expected)
+
+
+async def test_top_p_0_takes_the_most_likely_token(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    assert (await client.post(CHAT, json=text_body(top_p=0, temperature=1.5))).status_code == 200
+    assert engine.requests[-1].sampling.temperature == 0
+
+
+@pytest.mark.parametrize("field", ["metadata", "user", "safety_identifier", "prompt_cache_key"])
+@pytest.mark.parametrize("value", [1, {"a": 1}, ["b"], "c"], ids=repr)
+async def test_accepted_fields_take_any_value(client: httpx.AsyncClient, field: str, value: object) -> None:
+    assert (await client.post(CHAT, json=text_body(**{field: value}))).status_code == 200
 
 
 async def test_min_tokens_may_be_all_of_the_answer_and_no_more(
@@ -248,3 +273,31 @@ async def test_an_answer_of_several_that_fails_ends_them_all(client: httpx.Async
     reply = await client.post(CHAT, json=text_body(n=3, temperature=1))
     assert (reply.status_code, reply.json()["error"]["code"]) == (500, "engine_failed")
     assert engine.unfinished == 0
+
+
+@pytest.mark.parametrize("address", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("include_usage", [False, True])
+async def test_continuous_usage_counts_up_in_every_chunk(
+    client: httpx.AsyncClient, address: str, include_usage: bool
+) -> None:
+    options = {"include_usage": include_usage, "continuous_usage_stats": True}
+    reply = await client.post(address, json=asked(address, stream=True, stream_options=options))
+    received = chunks(reply.content)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in received]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (1, 3)
+    assert all(chunk["usage"]["prompt_tokens"] == received[0]["usage"]["prompt_tokens"] > 0 for chunk in received)
+    assert (received[-1]["choices"] == []) is include_usage
+
+
+async def test_max_tokens_0_of_a_completion_says_nothing(client: httpx.AsyncClient) -> None:
+    reply = (await client.post(COMPLETIONS, json=asked(COMPLETIONS, max_tokens=0))).json()
+    assert (reply["choices"][0]["text"], reply["choices"][0]["finish_reason"]) == ("", "length")
+    assert reply["usage"]["completion_tokens"] == 0
+
+
+async def test_max_tokens_below_0_of_a_completion_is_no_bound(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    reply = await client.post(COMPLETIONS, json=asked(COMPLETIONS, max_tokens=-1))
+    assert engine.requests[-1].max_tokens == engine.max_model_len - reply.json()["usage"]["prompt_tokens"]

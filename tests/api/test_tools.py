@@ -213,7 +213,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("bad name", {"tools": [function("look around")]}, "tools[0].function.name"),
     ("long name", {"tools": [function("a" * 65)]}, "tools[0].function.name"),
     ("no object", {"tools": [function("look", {"type": "string"})]}, "tools[0].function.parameters"),
-    ("parameters are a list", {"tools": [function("look", [])]}, "tools[0].function.parameters"),
+    ("parameters are a list", {"tools": [function("look", [1])]}, "tools[0].function.parameters"),
     ("129", {"tools": [function(f"look{place}") for place in range(129)]}, "tools"),
     ("min_tokens", {"tools": TOOLS, "min_tokens": 5}, "min_tokens"),
     ("ignore_eos", {"tools": TOOLS, "ignore_eos": True}, "ignore_eos"),

@@ -67,6 +67,7 @@ class ChunkedReply:
         self.metadata = metadata
         self.streamed = bool(stream)
         self.include_usage = options is not None and bool(options.include_usage)
+        self.continuous_usage = options is not None and bool(options.continuous_usage_stats)
 
     def failure(self, error: ApiError) -> list[ErrorReply]:
         return [ErrorReply.of(error, "")]
@@ -112,7 +113,6 @@ class ChatReply(ChunkedReply):
 
         The first chunk comes with the engine's first output, so that a refusal by the engine still has a status.
         """
-        kind = wire.ChunkWithUsage if self.include_usage else wire.ChatCompletionChunk
         opened: set[int] = set()
         async with aclosing(self.answers.parts()) as parts:
             async for part in parts:
@@ -122,11 +122,11 @@ class ChatReply(ChunkedReply):
                         continue
                     opened.add(part.index)
                     opening = wire.DeltaMessage(role="assistant", content="" if part.call is None else None)
-                    yield self.chunk(kind, [wire.ChunkChoice(index=part.index, delta=opening)])
+                    yield self.chunk([wire.ChunkChoice(index=part.index, delta=opening)])
                 for choice in self.deltas(part):
-                    yield self.chunk(kind, [choice])
+                    yield self.chunk([choice])
         if self.include_usage:
-            yield self.chunk(wire.ChunkWithUsage, []).model_copy(update={"usage": self.usage()})
+            yield wire.ChunkWithUsage(**vars(self.metadata), choices=[], usage=self.usage())
 
     def deltas(self, part: AnswerPart) -> list[wire.ChunkChoice]:
         found: list[wire.ChunkChoice] = []
@@ -146,7 +146,10 @@ class ChatReply(ChunkedReply):
             found.append(end)
         return found
 
-    def chunk(self, kind: type[wire.ChatCompletionChunk], choices: list[wire.ChunkChoice]) -> wire.ChatCompletionChunk:
+    def chunk(self, choices: list[wire.ChunkChoice]) -> wire.ChatCompletionChunk:
+        if self.continuous_usage:
+            return wire.ChunkWithUsage(**vars(self.metadata), choices=choices, usage=self.usage())
+        kind = wire.ChunkWithUsage if self.include_usage else wire.ChatCompletionChunk
         return kind(**vars(self.metadata), choices=choices)
 
 

@@ -144,14 +144,14 @@ class CompletionReply(ChunkedReply):
 
     async def items(self) -> AsyncGenerator[wire.CompletionChunk, None]:
         """The first chunk comes with the engine's first output, so that a refusal by the engine still has a status."""
-        kind = wire.CompletionChunkWithUsage if self.include_usage else wire.CompletionChunk
         async with aclosing(self.choices()) as choices:
             async for choice in choices:
-                yield self.chunk(kind, [choice])
+                yield self.chunk([choice])
         if self.include_usage:
-            yield self.chunk(wire.CompletionChunkWithUsage, []).model_copy(update={"usage": self.usage()})
+            yield wire.CompletionChunkWithUsage(**vars(self.metadata), choices=[], usage=self.usage())
 
-    def chunk(
-        self, kind: type[wire.CompletionChunk], choices: list[wire.CompletionChunkChoice]
-    ) -> wire.CompletionChunk:
+    def chunk(self, choices: list[wire.CompletionChunkChoice]) -> wire.CompletionChunk:
+        if self.continuous_usage:
+            return wire.CompletionChunkWithUsage(**vars(self.metadata), choices=choices, usage=self.usage())
+        kind = wire.CompletionChunkWithUsage if self.include_usage else wire.CompletionChunk
         return kind(**vars(self.metadata), choices=choices)

@@ -6,7 +6,7 @@ from typing import cast
 
 from llava_api.chat.answers import AnswerSpec
 from llava_api.chat.prepare import Preparer, engine_choices
-from llava_api.chat.sampling import Length, answer_room, check_ids, check_stream_options, choices_of, read_sampling
+from llava_api.chat.sampling import Length, answer_room, check_ids, choices_of, read_sampling, upper_bound
 from llava_api.engine.base import GenerationRequest, Sampling
 from llava_api.errors import InvalidRequest
 from llava_api.limits.account import Account
@@ -63,14 +63,12 @@ async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_
         raise InvalidRequest(f"prompts times n may be up to {most} on this server.", param="prompt")
     if request.best_of is not None and request.best_of != choices:
         raise InvalidRequest("best_of must equal n: answers are not ranked here.", param="best_of")
-    check_stream_options(request.stream, request.stream_options)
-    if request.max_tokens == 0 and not echo:
-        raise InvalidRequest("max_tokens: 0 leaves nothing to answer; it is for echo: true.", param="max_tokens")
     sampling = read_sampling(request, model)
     sampling = replace(sampling, logprobs=request.logprobs, prompt_logprobs=request.logprobs if echo else None)
-    asked_tokens = None if request.max_tokens is None else max(1, request.max_tokens)
+    # The engine makes one token at least.
+    asked_tokens = 1 if request.max_tokens == 0 else upper_bound(request.max_tokens)
     length = Length(asked_tokens, "max_tokens", "prompt").within(account)
-    if asked_tokens is None:
+    if request.max_tokens is None:
         length = replace(length, max_tokens=min(DEFAULT_MAX_TOKENS, length.most or DEFAULT_MAX_TOKENS))
     prompts = [await read_prompt(preparer, prompt) for prompt in given]
     record = current()

@@ -8,11 +8,11 @@ from llava_api.chat.conversation import Conversation
 from llava_api.chat.grammar import json_grammar
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question
-from llava_api.chat.sampling import answer_room
+from llava_api.chat.sampling import answer_room, context_length_exceeded
 from llava_api.chat.schema import Schema
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.grammar_check import GrammarChecker
-from llava_api.errors import ContextLengthExceeded, ErrorCode, InvalidGrammar, InvalidRequest, ModelNotFound
+from llava_api.errors import ErrorCode, InvalidGrammar, InvalidRequest, ModelNotFound
 from llava_api.images.load import ImageLoader, MeasuredImage, RenderedImage
 from llava_api.limits.account import Account
 from llava_api.prompts.render import RenderedPrompt, tokenize
@@ -167,10 +167,8 @@ class Preparer:
         Raises ContextLengthExceeded.
         """
         if characters > self.max_model_len * self.model.tokenizer.longest_piece:
-            raise ContextLengthExceeded(
-                f"This model's context is {self.max_model_len} tokens. Your messages have {characters} characters of "
-                "text, which cannot fit: send less.",
-                param=param,
+            raise context_length_exceeded(
+                self.max_model_len, param, f"more than {self.max_model_len} tokens ({characters} characters of text)"
             )
 
     def write(self, conversation: Conversation, measured: list[MeasuredImage]) -> tuple[list[Segment], RenderedPrompt]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from llava_api.chat.conversation import Conversation, read_conversation
 from llava_api.chat.grammar import ANY_OBJECT, differs_from_calls, json_grammar, tools_grammar
 from llava_api.chat.model import ServedModel
-from llava_api.chat.sampling import Length, check_stream_options, choices_of, read_sampling, with_grammar
+from llava_api.chat.sampling import Length, choices_of, read_sampling, upper_bound, with_grammar
 from llava_api.chat.schema import Schema, check_schema, check_special_texts
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.engine.base import Sampling
@@ -83,10 +83,18 @@ class AnswerFormat:
         )
 
 
+def object_schema(form: JsonObjectFormat, param: str) -> Schema:
+    """Raises InvalidRequest."""
+    if form.schema_ is None:
+        return ANY_OBJECT
+    check_schema(form.schema_, param)
+    return form.schema_
+
+
 def schema_of(form: ResponseFormat | None) -> Schema | None:
     """The schema that the answer must fit; None for free text. Raises InvalidRequest."""
     if isinstance(form, JsonObjectFormat):
-        return ANY_OBJECT
+        return object_schema(form, "response_format.schema")
     if not isinstance(form, JsonSchemaFormat):
         return None
     schema = form.json_schema.schema_
@@ -98,7 +106,6 @@ def schema_of(form: ResponseFormat | None) -> Schema | None:
 
 def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choices: int) -> Question:
     """Raises InvalidRequest. Images and length are checked later."""
-    check_stream_options(request.stream, request.stream_options)
     continues = bool(request.continue_final_message)
     if request.add_generation_prompt is not None and request.add_generation_prompt == continues:
         raise InvalidRequest(
@@ -109,21 +116,22 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
     parallel = request.parallel_tool_calls is not False
     toolbox = read_tools(functions, request.tool_choice, parallel)
     answer_format = AnswerFormat(schema_of(request.response_format), SCHEMA_PARAM, toolbox)
-    by_new_name = request.max_completion_tokens is not None
-    if by_new_name and request.max_tokens not in (None, request.max_completion_tokens):
-        raise InvalidRequest(
-            "max_tokens is the older name of max_completion_tokens: send one of them.", param="max_tokens"
-        )
     question = Question(
         model=request.model,
         conversation=read_conversation(request.messages, continues),
         sampling=replace(read_sampling(request, model), logprobs=logprobs_of(request)),
         choices=choices_of(request.n, most_choices),
-        length=Length(request.max_completion_tokens, "max_completion_tokens")
-        if by_new_name
-        else Length(request.max_tokens),
+        length=length_of(request),
     )
     return answer_format.apply(question, model)
+
+
+def length_of(request: ChatCompletionRequest) -> Length:
+    """The smaller bound of the two names, since both are upper bounds."""
+    old, new = upper_bound(request.max_tokens), upper_bound(request.max_completion_tokens)
+    if new is None or (old is not None and old < new):
+        return Length(old)
+    return Length(new, "max_completion_tokens")
 
 
 def logprobs_of(request: ChatCompletionRequest) -> int | None:

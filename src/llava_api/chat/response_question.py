@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llava_api.chat.conversation import Transcript, plain_text, read_parts
-from llava_api.chat.grammar import ANY_OBJECT
 from llava_api.chat.model import ServedModel
-from llava_api.chat.question import AnswerFormat, Question
-from llava_api.chat.sampling import Length, check_stream_options, read_extensions
+from llava_api.chat.question import AnswerFormat, Question, object_schema
+from llava_api.chat.sampling import Length, read_extensions, upper_bound
 from llava_api.chat.schema import Schema, check_schema
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.errors import InvalidRequest
@@ -24,7 +23,6 @@ def given_items(request: wire.ResponseRequest) -> list[wire.InputItem]:
 
 def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.InputItem], model: ServedModel) -> Question:
     """``earlier``: the items of previous_response_id. Raises InvalidRequest."""
-    check_stream_options(request.stream, request.stream_options)
     transcript = Transcript()
     if request.instructions is not None:
         transcript.systems.append(request.instructions)
@@ -41,12 +39,12 @@ def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.Inpu
             param="input",
         )
     sampling = read_extensions(request, model, request.temperature, request.top_p)
-    with_logprobs = bool(request.include) or request.top_logprobs is not None
+    with_logprobs = "message.output_text.logprobs" in (request.include or ()) or request.top_logprobs is not None
     question = Question(
         model=request.model,
         conversation=conversation,
         sampling=replace(sampling, logprobs=request.top_logprobs or 0 if with_logprobs else None),
-        length=Length(request.max_output_tokens, "max_output_tokens", "input"),
+        length=Length(upper_bound(request.max_output_tokens), "max_output_tokens", "input"),
     )
     return AnswerFormat(schema_of(request.text), "text.format.schema", toolbox_of(request)).apply(question, model)
 
@@ -69,7 +67,7 @@ def schema_of(text: wire.TextOptions | None) -> Schema | None:
     """The schema that the answer must fit; None for free text. Raises InvalidRequest."""
     form = None if text is None else text.format
     if isinstance(form, JsonObjectFormat):
-        return ANY_OBJECT
+        return object_schema(form, "text.format.schema")
     if isinstance(form, FlatJsonSchemaFormat):
         check_schema(form.schema_, "text.format.schema")
         return form.schema_

@@ -12,7 +12,7 @@ from llava_api.protocol import sampling as wire
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """The wanted length of an answer, and the names of the request's fields for it and for the prompt."""
+    """An upper bound on the answer's length, and the names of the request's fields for it and for the prompt."""
 
     max_tokens: int | None
     """None for as many as fit."""
@@ -37,24 +37,40 @@ def answer_room(length: Length, text_tokens: int, image_tokens: int, max_model_l
     """The number of tokens that the answer may have. Raises ContextLengthExceeded, before any image is decoded."""
     asked = length.max_tokens
     room = max_model_len - text_tokens - image_tokens
-    if room < 1 or (asked is not None and asked > room):
-        wanted = f" and {asked} were asked for the answer" if asked is not None else " and none is left to answer"
-        raise ContextLengthExceeded(
-            f"This model's context is {max_model_len} tokens. Your request has {text_tokens} tokens of text and "
-            f"{image_tokens} of images{wanted}: send less, or ask for a shorter answer.",
-            param=length.prompt_param if room < 1 else length.param,
+    if room < 1:
+        raise context_length_exceeded(
+            max_model_len,
+            length.prompt_param,
+            f"{text_tokens + image_tokens} tokens ({text_tokens} of text and {image_tokens} of images)",
         )
-    room = min(room, length.most or room) if asked is None else asked
+    room = min(room, asked or length.most or room)
     if sampling.min_tokens > room:
         raise InvalidRequest(f"min_tokens is more than the {room} tokens of the answer.", param="min_tokens")
     return room
 
 
+def context_length_exceeded(max_model_len: int, param: str, amount: str) -> ContextLengthExceeded:
+    """In OpenAI's and vLLM's words: LiteLLM, LangChain and other clients look for them."""
+    return ContextLengthExceeded(
+        f"This model's maximum context length is {max_model_len} tokens. However, your {param} resulted in {amount}. "
+        f"Reduce the length of the {param}.",
+        param=param,
+    )
+
+
+def upper_bound(max_tokens: int | None) -> int | None:
+    """None for as many as fit, which 0 and the negative numbers of llama.cpp and Ollama ask for too."""
+    return max_tokens if max_tokens and max_tokens > 0 else None
+
+
 def check_ids(ids: Iterable[int], model: ServedModel, param: str) -> None:
     """Raises InvalidRequest for a token that the model does not have."""
-    if any(not 0 <= token < model.tokenizer.size for token in ids):
+    unknown = next((token for token in ids if not 0 <= token < model.tokenizer.size), None)
+    if unknown is not None:
         raise InvalidRequest(
-            f"Invalid value for '{param}': this model's token ids are 0 to {model.tokenizer.size - 1}.", param=param
+            f"Invalid value for '{param}': {unknown} is no token id of this model, which has 0 to "
+            f"{model.tokenizer.size - 1}.",
+            param=param,
         )
 
 
@@ -66,8 +82,9 @@ def read_extensions(
     check_ids(own_stops, model, "stop_token_ids")
     ignore_end = bool(request.ignore_eos)
     return Sampling(
-        temperature=model.checkpoint.default_temperature if temperature is None else temperature,
-        top_p=model.checkpoint.default_top_p if top_p is None else top_p,
+        # The most likely tokens that have no probability together: the most likely one, as in llama.cpp's server.
+        temperature=0 if top_p == 0 else model.checkpoint.default_temperature if temperature is None else temperature,
+        top_p=top_p or (model.checkpoint.default_top_p if top_p is None else 1),
         stop=() if ignore_end else model.stop_texts,
         stop_token_ids=own_stops if ignore_end else (*model.stop_token_ids, *own_stops),
         top_k=max(0, request.top_k or 0),
@@ -85,7 +102,7 @@ def read_sampling(request: wire.SamplingRequest, model: ServedModel) -> Sampling
     stops = () if request.stop is None else (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     return replace(
         sampling,
-        stop=stops + sampling.stop,
+        stop=tuple(text for text in stops if text) + sampling.stop,
         seed=request.seed,
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
@@ -94,8 +111,11 @@ def read_sampling(request: wire.SamplingRequest, model: ServedModel) -> Sampling
 
 
 def read_bias(biases: dict[str, float], model: ServedModel) -> tuple[tuple[int, float], ...]:
-    if not all(token.isdecimal() and len(token) < 10 for token in biases):
-        raise InvalidRequest("Invalid value for 'logit_bias': its keys are token ids.", param="logit_bias")
+    wrong = next((token for token in biases if not (token.isdecimal() and len(token) < 10)), None)
+    if wrong is not None:
+        raise InvalidRequest(
+            f"Invalid value for 'logit_bias': its keys are token ids, and {wrong[:64]!r} is none.", param="logit_bias"
+        )
     found = {int(token): bias for token, bias in biases.items()}
     check_ids(found, model, "logit_bias")
     return tuple(found.items())
@@ -115,12 +135,6 @@ def with_grammar(sampling: Sampling, grammar: str, model: ServedModel, texts_too
             )
     stops = sampling.stop if texts_too else tuple(text for text in sampling.stop if text not in model.stop_texts)
     return replace(sampling, grammar=grammar, stop=stops)
-
-
-def check_stream_options(stream: bool | None, options: object) -> None:
-    """Raises InvalidRequest for options of a stream that was not asked for."""
-    if options is not None and not stream:
-        raise InvalidRequest("stream_options is only for requests with stream: true.", param="stream_options")
 
 
 def choices_of(n: int | None, most: int) -> int:

@@ -87,8 +87,11 @@ def read_tools(
         mode, names, parallel = "required", [choice.function.name], False
     elif isinstance(choice, wire.AllowedTools):
         mode, names = choice.allowed_tools.mode, [tool.function.name for tool in choice.allowed_tools.tools]
-    if any(name not in tools for name in names):
-        raise InvalidRequest("tool_choice names a function that is not among the tools.", param="tool_choice")
+    unknown = next((name for name in names if name not in tools), None)
+    if unknown is not None:
+        raise InvalidRequest(
+            f"tool_choice names {unknown[:64]!r}, which is no function of the tools.", param="tool_choice"
+        )
     return Toolbox(tuple(tools[name] for name in dict.fromkeys(names)), mode, MOST_CALLS if parallel else 1)
 
 

@@ -7,8 +7,9 @@ from pydantic import FailFast, Field
 from llava_api.protocol.formats import ResponseFormat
 from llava_api.protocol.messages import Message
 from llava_api.protocol.refused import NOT_LLAVA, OLD_TOOLS, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
-from llava_api.protocol.sampling import SamplingRequest
+from llava_api.protocol.sampling import MaxTokens, SamplingRequest
 from llava_api.protocol.tools import MAX_TOOLS, FunctionTool, ToolChoice
+from llava_api.protocol.wire import Ignored
 
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -36,10 +37,10 @@ class ChatCompletionRequest(SamplingRequest):
     }
 
     messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    """Older name of ``max_completion_tokens``."""
-    max_completion_tokens: int | None = Field(None, ge=1)
-    """Most tokens of the answer; default: all that are left in the context."""
+    max_tokens: MaxTokens | None = None
+    """Older name of ``max_completion_tokens``; of two numbers the smaller holds."""
+    max_completion_tokens: MaxTokens | None = None
+    """Most tokens of the answer; more than fit into the context, 0, -1, -2 and the default: as many as fit."""
     logprobs: bool | None = None
     """Send each token's log-probability."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -56,11 +57,11 @@ class ChatCompletionRequest(SamplingRequest):
     """LLaVA answers with text."""
     service_tier: ServiceTier | None = None
     """Accepted; every request is served as ``default``, and the reply says so."""
-    safety_identifier: str | None = None
+    safety_identifier: Ignored = None
     """Accepted and not used."""
-    prompt_cache_key: str | None = None
+    prompt_cache_key: Ignored = None
     """Accepted and not used: prompts with the same beginning are found without it."""
-    metadata: Metadata | None = None
+    metadata: Ignored = None
     """Accepted and not used: nothing is stored."""
     continue_final_message: bool | None = None
     """Continue the last message, which is an assistant's, instead of answering it. An extension, as vLLM has it."""

@@ -131,6 +131,9 @@ class ChatCompletionChunk(WireObject):
 
 
 class ChunkWithUsage(ChatCompletionChunk):
-    """With ``stream_options.include_usage``. Usage is null except in the last chunk."""
+    """With ``stream_options.include_usage``. Usage is null except in the last chunk.
+
+    With ``continuous_usage_stats`` every chunk has the counts so far.
+    """
 
     usage: Usage | None = None

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from llava_api.protocol.chat_reply import Usage
 from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
-from llava_api.protocol.sampling import SamplingRequest, TokenId
+from llava_api.protocol.sampling import MaxTokens, SamplingRequest, TokenId
 from llava_api.protocol.wire import JSON_PATHS, WireObject
 
 EndReason = Literal["stop", "length"]
@@ -32,8 +32,8 @@ class CompletionRequest(SamplingRequest):
     prompt: Prompt
     """A text, token ids, or a list of either. The model is shown a text unchanged, after the BOS token; what looks like
     a special token in it is ordinary text. Token ids are used unchanged."""
-    max_tokens: int | None = Field(None, ge=0)
-    """Most tokens of each answer; default: 16. 0 needs ``echo``."""
+    max_tokens: MaxTokens | None = None
+    """Most tokens of each answer; default: 16. -1, -2 and more than fit: as many as fit; 0: none."""
     echo: bool | None = None
     """Send the prompt before the answer."""
     logprobs: int | None = Field(None, ge=0, le=5)
@@ -89,6 +89,9 @@ class CompletionChunk(WireObject):
 
 
 class CompletionChunkWithUsage(CompletionChunk):
-    """With ``stream_options.include_usage``. Usage is null except in the last chunk."""
+    """With ``stream_options.include_usage``. Usage is null except in the last chunk.
+
+    With ``continuous_usage_stats`` every chunk has the counts so far.
+    """
 
     usage: Usage | None = None

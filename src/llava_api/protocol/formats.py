@@ -13,7 +13,11 @@ class TextFormat(RequestObject):
 
 
 class JsonObjectFormat(RequestObject):
+    model_config = ConfigDict(validate_by_alias=True)
+
     type: Literal["json_object"]
+    schema_: dict[str, Any] | None = Field(None, alias="schema", exclude_if=is_none)
+    """JSON Schema of the answer; default: any object. An extension, as llama.cpp's server has it."""
 
 
 class JsonSchema(RequestObject):

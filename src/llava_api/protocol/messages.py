@@ -10,6 +10,12 @@ from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
 MAX_PARTS = 2_000
 Detail = Literal["auto", "low", "high"]
+DETAILS = {"": None, "original": "high"}
+"""Other values that clients send -> what they stand for."""
+AnyDetail = Annotated[
+    Detail | None,
+    BeforeValidator(lambda given: DETAILS.get(given.lower(), given.lower()) if isinstance(given, str) else given),
+]
 
 
 class TextPart(RequestObject):
@@ -20,8 +26,9 @@ class TextPart(RequestObject):
 class ImageUrl(RequestObject):
     url: str
     """A ``data:`` URL with the image in base64, an http or https URL, or, if the server allows it, ``file://``."""
-    detail: Detail | None = None
-    """low: only the base tile of LLaVA-1.6; auto and high: its whole tile grid. No difference on LLaVA-1.5."""
+    detail: AnyDetail = None
+    """low: only the base tile of LLaVA-1.6; auto (the default), high and original: its whole tile grid. No difference
+    on LLaVA-1.5."""
 
 
 class ImagePart(RequestObject):
@@ -44,8 +51,9 @@ class InputImagePart(RequestObject):
     type: Literal["input_image"]
     image_url: str
     """A ``data:`` URL with the image in base64, an http or https URL, or, if the server allows it, ``file://``."""
-    detail: Detail | None = None
-    """low: only the base tile of LLaVA-1.6; auto and high: its whole tile grid. No difference on LLaVA-1.5."""
+    detail: AnyDetail = None
+    """low: only the base tile of LLaVA-1.6; auto (the default), high and original: its whole tile grid. No difference
+    on LLaVA-1.5."""
 
 
 class RefusalPart(RequestObject):

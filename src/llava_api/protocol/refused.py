@@ -61,14 +61,27 @@ VLLM_IGNORED = sentences(
 DONE_ANYWAY: Mapping[str, tuple[object, ...]] = {
     "add_special_tokens": (True,),
     "best_of": (1,),
+    "chat_template_kwargs": ({"enable_thinking": False}, {"thinking": False}),
     "function_call": ("auto", "none"),
-    "priority": (0,),
+    "length_penalty": (1,),
+    "reasoning": ({"effort": "none"},),
+    "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
+    "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (-1,),
+    "verbosity": ("medium",),
 }
-"""Refused field -> values that ask for what the server does anyway, besides ``EMPTY``."""
+"""Refused or ignored field -> values that ask for what the server does anyway."""
 EMPTY: tuple[object, ...] = (None, False, [], {}, "")
-"""Values that many clients send for fields that they do not use."""
+"""Values that many clients send for fields that they do not use. 0 equals False."""
+
+
+def changes_nothing(name: str, value: object) -> bool:
+    """Whether a field that is refused or ignored asks for nothing, or for what the server does anyway."""
+    if isinstance(value, dict):
+        value = {key: inner for key, inner in value.items() if inner is not None}
+    return value in EMPTY or value in DONE_ANYWAY.get(name, ())
+
 
 SENT_BY_CLIENTS = """
 access_programs annotations api_base api_key background_tasks cache cache_control cache_prompt chat_id client_id

@@ -8,7 +8,7 @@ from llava_api.protocol.chat import Metadata, ServiceTier
 from llava_api.protocol.formats import FlatResponseFormat
 from llava_api.protocol.messages import Content, InputTextPart, RefusalPart, TextPart, UserPart
 from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
-from llava_api.protocol.sampling import GeneratingRequest, ResponseStreamOptions
+from llava_api.protocol.sampling import GeneratingRequest, MaxTokens, ResponseStreamOptions
 from llava_api.protocol.tools import MAX_TOOLS, FlatTool, FlatToolChoice
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
@@ -141,13 +141,13 @@ class ResponseRequest(GeneratingRequest):
     previous_response_id: str | None = None
     """Continue the conversation after this response; needs a server with --response-store-bytes."""
     store: bool | None = None
-    """Store the response; default: true if the server stores any (--response-store-bytes)."""
-    max_output_tokens: int | None = Field(None, ge=1)
-    """Most tokens of the answer; default: all that are left in the context."""
+    """Store the response; default: true. Without --response-store-bytes nothing is stored, and the reply says false."""
+    max_output_tokens: MaxTokens | None = None
+    """Most tokens of the answer; more than fit into the context, 0, -1, -2 and the default: as many as fit."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """Send each token's log-probability, and this number of most likely tokens at each position."""
-    include: list[Literal["message.output_text.logprobs"]] | None = Field(None, max_length=8)
-    """message.output_text.logprobs: send each token's log-probability."""
+    include: list[Annotated[str, Field(max_length=64)]] | None = Field(None, max_length=32)
+    """message.output_text.logprobs: send each token's log-probability; other values have no effect."""
     text: TextOptions | None = None
     """The format of the answer."""
     tools: list[FlatTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
@@ -157,9 +157,9 @@ class ResponseRequest(GeneratingRequest):
     parallel_tool_calls: bool | None = None
     """Allow several calls in one answer; default true."""
     stream_options: ResponseStreamOptions | None = None
-    """Only for streams."""
-    truncation: Literal["disabled"] | None = None
-    """A request that does not fit into the context is rejected."""
+    """Has no effect without ``stream``."""
+    truncation: Literal["auto", "disabled"] | None = None
+    """Accepted; nothing is left out of a request, and one that does not fit into the context is rejected."""
     service_tier: ServiceTier | None = None
     """Accepted; every request is served as ``default``, and the reply says so."""
     user: str | None = Field(None, max_length=512)

@@ -1,14 +1,19 @@
 """Fields that several generating endpoints share."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from llava_api.protocol.wire import JSON_PATHS, RequestObject
+from llava_api.protocol.wire import JSON_PATHS, Ignored, PhpObject, RequestObject
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
+StopText = Annotated[str, Field(max_length=256)]
+Stop = Annotated[StopText, Field(min_length=1)]
+MaxTokens = Annotated[int, Field(ge=-2)]
+"""0 and the negative numbers of llama.cpp and Ollama ask for as many as fit."""
 LOGIT_BIASES = 1024
+MAX_STOPS = 64
+"""OpenAI allows 4, but front ends for role play send one for each name of a scene."""
 
 
 class GeneratingRequest(RequestObject):
@@ -20,8 +25,8 @@ class GeneratingRequest(RequestObject):
     """Send the answer as Server-Sent Events while it is generated."""
     temperature: float | None = Field(None, ge=0, le=2)
     """0 takes the most likely token each time; default: the checkpoint's generation_config.json."""
-    top_p: float | None = Field(None, gt=0, le=1)
-    """Sample from the most likely tokens that together have this probability."""
+    top_p: float | None = Field(None, ge=0, le=1)
+    """Sample from the most likely tokens that together have this probability; 0: take the most likely one."""
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     """Sample from this number of most likely tokens; 0 and -1: from all. An extension, as vLLM has it."""
     min_p: float | None = Field(None, ge=0, le=1)
@@ -39,31 +44,35 @@ class GeneratingRequest(RequestObject):
 
 
 class ResponseStreamOptions(RequestObject):
-    include_obfuscation: Literal[False] | None = None
-    """Padding against eavesdroppers is not offered."""
+    include_obfuscation: Ignored = None
+    """Accepted and not used: events are not padded."""
 
 
 class StreamOptions(ResponseStreamOptions):
     include_usage: bool | None = None
     """Send one more chunk before ``[DONE]``, with empty choices and the token counts."""
+    continuous_usage_stats: bool | None = None
+    """Send the token counts so far in every chunk. An extension, as vLLM has it."""
 
 
 class SamplingRequest(GeneratingRequest):
     """Fields of chat and text completions."""
 
     stream_options: StreamOptions | None = None
-    """Only for streams."""
+    """Has no effect without ``stream``."""
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     """Above 0: tokens that are already in the answer become less likely."""
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     """Above 0: tokens become less likely each time they occur in the answer."""
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=LOGIT_BIASES)
+    logit_bias: PhpObject[dict[str, Annotated[float, Field(ge=-100, le=100)]]] | None = Field(
+        None, max_length=LOGIT_BIASES
+    )
     """Token id -> a number from -100 to 100 that is added to its logit."""
-    stop: Annotated[Stop | Annotated[list[Stop], Field(max_length=4)], JSON_PATHS] | None = None
-    """Up to four texts that end the answer; they are not part of it."""
+    stop: Annotated[StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)], JSON_PATHS] | None = None
+    """Texts that end the answer; they are not part of it. Empty ones have no effect."""
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     """Equal requests with the same seed are sampled alike."""
     n: int | None = Field(None, ge=1)
     """Number of answers to one prompt, up to the server's --max-choices."""
-    user: str | None = None
+    user: Ignored = None
     """Accepted and not used."""

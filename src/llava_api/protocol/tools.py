@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
+from llava_api.protocol.wire import JSON_PATHS, Ignored, PhpObject, RequestObject
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 ToolMode = Literal["none", "auto", "required"]
@@ -19,7 +19,7 @@ class Function(RequestObject):
     name: Name
     description: str | None = None
     """Shown to the model."""
-    parameters: dict[str, Any] | None = None
+    parameters: PhpObject[dict[str, Any]] | None = None
     """JSON Schema of the arguments, with type object; default: no arguments."""
     strict: bool | None = None
     """The arguments fit the schema in any case."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from llava_api.errors import ApiError
-from llava_api.protocol.refused import DONE_ANYWAY, EMPTY
+from llava_api.protocol.refused import changes_nothing
 
 MAX_ERRORS = 500
 """Most errors of one body that are looked at. Each takes about ten microseconds."""
@@ -87,7 +87,7 @@ class RequestObject(WireObject):
         if not isinstance(data, dict):
             return data
         for name in data.keys() & cls.refused.keys():
-            if data[name] not in EMPTY and data[name] not in DONE_ANYWAY.get(name, ()):
+            if not changes_nothing(name, data[name]):
                 raise refused_field(name, cls.refused[name])
         if isinstance(info.context, Unread) and not data.keys() <= read_names(cls).keys():
             info.context.found = True
@@ -107,6 +107,11 @@ def read_names(kind: type[RequestObject]) -> dict[str, str]:
 
 Ignored = Annotated[None, BeforeValidator(lambda _: None), WithJsonSchema({})]
 """A field that takes any value and discards it."""
+
+
+Value = TypeVar("Value")
+PhpObject = Annotated[Value, BeforeValidator(lambda value: {} if value == [] else value)]
+"""An object that may be written as ``[]``, as PHP writes an empty one."""
 
 
 def is_none(value: object) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llava_api.errors import ErrorCode, InvalidRequest
-from llava_api.protocol.refused import EMPTY, KNOWN_STRANGERS
+from llava_api.protocol.refused import KNOWN_STRANGERS, changes_nothing
 from llava_api.protocol.wire import RequestObject, read_names
 from llava_api.telemetry.record import RequestRecord
 
@@ -61,7 +61,7 @@ def unread_fields(made: object, data: object, path: Path = ()) -> Iterator[tuple
                 if isinstance(value, dict | list):
                     yield from unread_fields(getattr(made, read[name]), value, (*path, name))
             elif name in kind.ignored:
-                if value not in EMPTY:
+                if not changes_nothing(name, value):
                     yield (*path, name), kind.ignored[name], value
             elif name not in kind.refused and value is not None:
                 yield (*path, name), None, value

@@ -26,10 +26,6 @@ async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
     services, account, owner = context.services, context.account, context.key_name
     services.preparer.find_adapter(wanted.model)
     store = services.responses
-    if wanted.store and not store.keeps:
-        raise InvalidRequest(
-            f"{NO_STORE}leave store out, or send false.", param="store", code=ErrorCode.UNSUPPORTED_PARAMETER
-        )
     before = b"[]"
     if wanted.previous_response_id:
         before = earlier_response(store, wanted.previous_response_id, owner).conversation
