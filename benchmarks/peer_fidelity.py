@@ -249,10 +249,10 @@ def real_pixels(folder: Path) -> Iterator[Json]:
         processor = AutoImageProcessor.from_pretrained(folder / name)
         for size in [(640, 480), (1024, 256), (336, 336)] if name == "1.5" else [(640, 480), (320, 240), (1000, 300)]:
             if name == "1.5":
-                own = CLIP.apply(pad_levels(Decoded.whole(picture(size)), 336, CLIP))
+                own = CLIP.apply(pad_levels(Decoded(picture(size), size), 336, CLIP))
                 extra: Json = {"cut_off_by_peer": 1 - min(size) / max(size)}
             else:
-                own = CLIP.apply(anyres_levels(Decoded.whole(picture(size)), PINPOINTS, 336))
+                own = CLIP.apply(anyres_levels(Decoded(picture(size), size), PINPOINTS, 336))
                 extra = grids(size, PINPOINTS, 336)
             yield pixel_facts(f"real {name}", size, own, processor) | extra
 

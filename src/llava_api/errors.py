@@ -24,20 +24,20 @@ class ErrorCode(StrEnum):
     NOT_FOUND = "not_found"
     MODEL_NOT_FOUND = "model_not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
-    # Its images
+    # Images
     INVALID_IMAGE = "invalid_image"
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_URL_NOT_ALLOWED = "image_url_not_allowed"
     IMAGE_FETCH_FAILED = "image_fetch_failed"
     UNSUPPORTED_IMAGE_FORMAT = "unsupported_image_format"
-    # Its HTTP
+    # HTTP
     INVALID_HTTP = "invalid_http"
     INVALID_HOST = "invalid_host"
     HEADERS_TOO_LARGE = "headers_too_large"
     REQUEST_TOO_LARGE = "request_too_large"
     RECEIVE_TIMEOUT = "receive_timeout"
     UNSUPPORTED_CONTENT_ENCODING = "unsupported_content_encoding"
-    # Its sender
+    # Keys, origins and rate limits
     INVALID_API_KEY = "invalid_api_key"
     HOST_NOT_ALLOWED = "host_not_allowed"
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"
@@ -54,7 +54,7 @@ class ErrorCode(StrEnum):
     MODEL_NOT_READY = "model_not_ready"
     SERVER_STOPPING = "server_stopping"
     ENGINE_RESTARTING = "engine_restarting"
-    # Its faults
+    # The server's faults
     ENGINE_FAILED = "engine_failed"
     ENGINE_STOPPED = "engine_stopped"
     INTERNAL_ERROR = "internal_error"
@@ -175,7 +175,7 @@ class Busy(Unavailable):
 class Draining(Unavailable):
     code = ErrorCode.SERVER_STOPPING
     retry_after_seconds = 1.0
-    """With another replica, the next connection reaches it at once; without one, five seconds would not help either."""
+    """Another replica, if there is one, takes the next connection; if there is none, no short wait helps."""
 
 
 class EngineStopped(Unavailable):
@@ -191,7 +191,6 @@ class RequestTimedOut(Unavailable):
 class EngineFailed(ApiError):
     """The engine failed at one answer; the others go on."""
 
-    status = 500
     code = ErrorCode.ENGINE_FAILED
 
 

@@ -152,7 +152,7 @@ def picture_request(
     turn = Turn("user", "What is in this image?", (0,))
     prompt = tokenize(model.family.layout(None, [turn]), model.tokenizer, model.checkpoint.image_token_id, [length])
     image = EngineImage(
-        pixels=render_pixels(Decoded.whole(picture), mode),
+        pixels=render_pixels(Decoded(picture, picture.size), mode),
         offset=prompt.placeholders[0].offset,
         length=length,
         cache_key=name,

@@ -40,7 +40,7 @@ class Engine:
             await self.finish_one()
         await asyncio.gather(*self.tasks)
         assert (self.admission.running, self.admission.waiting) == (0, 0)
-        assert (self.admission.queues, self.admission.left) == ({}, {})
+        assert (self.admission.queues, self.admission.absent) == ({}, {})
 
     def turns(self, since: int = 0) -> Counter[str]:
         return Counter(caller for caller, _ in self.served[since:])
@@ -179,6 +179,6 @@ async def test_ten_thousand_callers_leave_nothing_behind() -> None:
         await engine.ask(f"192.0.2.{caller}")
         if caller >= 10:
             await engine.finish_one()
-        most_kept = max(most_kept, len(engine.admission.queues) + len(engine.admission.left))
+        most_kept = max(most_kept, len(engine.admission.queues) + len(engine.admission.absent))
     assert most_kept < 100
     await engine.finish_all()

@@ -73,7 +73,7 @@ def describe_image(preparer: Preparer, measured: MeasuredImage, image: RenderedI
         detail="low" if mode.base_only else "high",
         grid=[1, 1] if grid is None else [grid.across, grid.down],
         tiles=1 if grid is None else grid.tiles,
-        image_tokens=image.tokens,
+        image_tokens=measured.tokens,
         pixels_shape=list(image.pixels.shape),
         pixels_sha256=hashlib.sha256(values.tobytes()).hexdigest(),
     )

@@ -109,7 +109,7 @@ class Admission:
         """All that wait, by key."""
         self.now = 0.0
         """The virtual clock's time. The clock runs while anything waits."""
-        self.left: dict[str, float] = {}
+        self.absent: dict[str, float] = {}
         """Starts of callers that have nothing waiting but are ahead of the clock, so that coming back gains nothing."""
         self.places = 0
 
@@ -139,7 +139,7 @@ class Admission:
 
     def append(self, entry: QueueEntry) -> None:
         if entry.caller not in self.queues:
-            start = max(self.now, self.left.pop(entry.caller, 0.0))
+            start = max(self.now, self.absent.pop(entry.caller, 0.0))
             self.queues[entry.caller] = CallerQueue(start, self.next_place())
         self.queues[entry.caller].entries.append(entry)
         self.entries.setdefault(entry.key, []).append(entry)
@@ -153,13 +153,13 @@ class Admission:
         queue.entries.remove(entry)
         if not queue.entries:
             del self.queues[entry.caller]
-            self.left[entry.caller] = queue.start
+            self.absent[entry.caller] = queue.start
         if not self.queues:
             # Nothing waits, so the next callers are all new.
             self.now = 0.0
-            self.left.clear()
+            self.absent.clear()
         # A caller that the clock has caught up with is a new one, too.
-        self.left = {name: start for name, start in self.left.items() if start > self.now}
+        self.absent = {name: start for name, start in self.absent.items() if start > self.now}
 
     def refuse_excess(self, newcomer: str) -> None:
         """While the queue is too long, refuse the newest entry of the caller with the most entries for its weight.

@@ -101,15 +101,10 @@ class Decoded:
     image: Image.Image
     size: Size
     """(width, height) of the whole image."""
-    scale: int
+    scale: int = 1
     """1, 2, 4 or 8: pixels of the whole image along a side for each pixel of ``image``."""
-    start: tuple[float, float]
+    start: tuple[float, float] = (0.0, 0.0)
     """Where the whole image begins in ``image``: a side that ``scale`` does not divide leaves a part of a pixel."""
-
-    @classmethod
-    def whole(cls, image: Image.Image) -> "Decoded":
-        """An image at its own size."""
-        return cls(image, image.size, 1, (0.0, 0.0))
 
     def box(self) -> tuple[float, float, float, float]:
         """Where the whole image is in ``image``: left, top, right, bottom."""

@@ -1,12 +1,12 @@
 """Images from the web: the only fetcher of the product.
 
-It is built on httpcore2, the transport of httpx2, because there the way to a socket is a public argument. This module
-looks names up, ``guard`` judges each address, and an address that was judged is the one that is dialled, so a name that
-changes its answer in between (DNS rebinding) gains nothing. httpcore2 follows no redirects, keeps no cookies, knows no
-proxies and unpacks no encodings; what is wanted of that is done below. (httpx-secure 2.0 connects to one address of a
-name before it judges it, which shows a stranger which inner ports are open.)
+It is built on httpcore2, the transport of httpx2, because there a public argument decides how sockets are opened. This
+module looks names up, ``guard`` judges each address, and an address that was judged is the one that is dialled, so a
+name that changes its answer in between (DNS rebinding) gains nothing. httpcore2 follows no redirects, keeps no cookies,
+knows no proxies and unpacks no encodings; what is wanted of that is done below. (httpx-secure 2.0 connects to one
+address of a name before it judges it, which shows a stranger which inner ports are open.)
 
-Error messages are fixed texts. A name that does not exist and one that stands for an inner address get equal ones.
+Error messages are fixed texts. A name that does not exist and one of an inner address get the same one.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from llava_api.images.source import too_large
 from llava_api.settings import Settings
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
-"""(host, port) -> every numeric address that the host's name stands for."""
+"""(host, port) -> every numeric address of the host."""
 
 MAX_REDIRECTS = 3
 MAX_URL_CHARACTERS = 8192
@@ -41,7 +41,7 @@ MAX_HEAD_BYTES = 256 * 1024
 """More than a head may have, because the first bytes of the body may come with it."""
 PARTS_AT_ONCE = 64
 LEAST_PART_BYTES = 16
-"""On average: HTTP's chunks may have one byte, and each costs as much as one of 64 KiB."""
+"""Average size of the parts of a body. HTTP's chunks may have one byte, and each costs as much as one of 64 KiB."""
 NOT_IMAGES = {
     "text/html": "a web page (HTML)",
     "text/plain": "plain text",
@@ -64,8 +64,11 @@ UNREACHABLE = (
     "The image's host cannot be reached at a public address: check the URL, or send the image itself as a base64 data: "
     "URL."
 )
-BROKEN = "The image's host broke off or did not answer with HTTP: try again, or send the image as a base64 data: URL."
-CRUMBS = "The image's host sends it in tiny crumbs: send the image itself as a base64 data: URL."
+BROKEN = (
+    "The image's host closed the connection or did not answer with HTTP: try again, or send the image itself as a "
+    "base64 data: URL."
+)
+TINY_PARTS = "The image's host sends it in very small parts: send the image itself as a base64 data: URL."
 MANY_FETCHES = "This server is fetching many images: try again in a few seconds."
 TOO_SLOW = (
     "The image's host took longer than the {seconds:g} seconds this server waits: try again, or send the image itself "
@@ -124,7 +127,7 @@ class BoundedStream(httpcore2.AsyncNetworkStream):
 
 
 class GuardedBackend(httpcore2.AnyIOBackend):
-    """Opens connections for httpcore2, and only to judged addresses."""
+    """Opens connections for httpcore2, and only to addresses that the guard allows."""
 
     def __init__(self, guard: Guard, resolve: Resolve) -> None:
         self.guard = guard
@@ -138,7 +141,7 @@ class GuardedBackend(httpcore2.AnyIOBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Raises BadImage, an equal one for every reason."""
+        """Raises the same BadImage for every reason."""
         try:
             addresses = list(dict.fromkeys(await self.resolve(host, port)))
         except (OSError, UnicodeError) as error:
@@ -261,7 +264,7 @@ async def read_body(response: httpcore2.Response, max_bytes: int) -> bytes:
         parts.append(part)
         if len(parts) % PARTS_AT_ONCE == 0:
             if size < len(parts) * LEAST_PART_BYTES:
-                raise failed(CRUMBS)
+                raise failed(TINY_PARTS)
             # httpcore2 hands out parts that have arrived without a pause, while others wait for the event loop.
             await asyncio.sleep(0)
     return b"".join(parts)

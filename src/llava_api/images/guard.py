@@ -1,7 +1,7 @@
 """Which hosts and addresses may be dialled for an image. Nothing here uses the network.
 
 A server that fetches what strangers name is a way into its own network (SSRF). So a URL is judged twice: by its text
-(``check_url``) before its name is looked up, and by each address that the name stands for (``check_address``) before
+(``check_url``) before its name is looked up, and by each address of the name (``check_address``) before
 any is dialled. The reserved ranges are those of IANA's special-purpose address registries. They are listed here
 because ``ipaddress.is_global`` differs between versions of Python (CPython gh-113171).
 """
@@ -67,7 +67,7 @@ class Guard:
     """What one server's settings allow.
 
     ``allowed_cidrs``: networks that may be dialled although they are not public. ``allowed_domains``: if not empty, the
-    only hosts whose images are fetched; ``*.example.com`` stands for every host below example.com.
+    only hosts whose images are fetched; ``*.example.com`` means every host below example.com.
     """
 
     def __init__(
@@ -110,5 +110,5 @@ class Guard:
 
 
 def matches(domain: str, host: str) -> bool:
-    """Whether a host is one that an allowed domain stands for."""
+    """Whether an allowed domain includes a host."""
     return host.endswith(domain[1:]) if domain.startswith("*.") else host == domain

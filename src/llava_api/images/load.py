@@ -1,7 +1,7 @@
 """Image parts of a request -> token counts, then pixels.
 
-In two steps, so that a request that cannot fit is refused before a pixel is decoded: ``measure`` gets the bytes and
-reads headers, ``render`` decodes what is not in the cache.
+This takes two steps, so that a request that cannot fit is refused before a pixel is decoded: ``measure`` gets the bytes
+and reads headers, ``render`` decodes what is not in the cache.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ MEASURING_THREADS = 2
 MEASURED_AHEAD = 4
 """A header is read in a fraction of a millisecond."""
 MOST_THREADS = 16
-"""If the settings do not name a number."""
+"""Unless the settings name a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,6 @@ class MeasuredImage:
 class RenderedImage:
     pixels: Pixels
     """(3, S, S) for one tile, (1 + tiles, 3, S, S) for a grid."""
-    tokens: int
     cache_key: str
     """Made of the file's bytes and how it was rendered. A client cannot choose it."""
     engine_size: Size | None
@@ -204,9 +203,7 @@ class ImageLoader:
         orientation = image.header.orientation if mode.upright else 1
         needed = mode.needed(image.size) if self.settings.jpeg_decode == "scaled" else None
         decoded = decode.decode(image.data, orientation, mode.on_white, needed)
-        return RenderedImage(
-            render_pixels(decoded, mode), image.tokens, image.cache_key(), mode.engine_size(image.size)
-        )
+        return RenderedImage(render_pixels(decoded, mode), image.cache_key(), mode.engine_size(image.size))
 
 
 def images_busy() -> Busy:

@@ -48,7 +48,7 @@ class ImageMode:
     base_only: bool = False
     """``detail: low`` of a tiled mode: the base tile without the grid."""
     grid_tokens: Callable[[TileGrid, int, PatchMerge], int] = merged_tokens
-    """The vision family's."""
+    """Counts the tokens of a grid, as the vision family does."""
 
     @property
     def layout(self) -> ImageLayout:

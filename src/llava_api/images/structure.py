@@ -1,8 +1,8 @@
 """What can be said of a file from its bytes, before Pillow opens it.
 
 A few megabytes of empty JPEG segments, fill bytes, PNG chunks or GIF sub-blocks are quick to write and keep Pillow,
-which reads metadata in Python, busy for a minute. Real files have tens of the first and thousands of the others at
-most, so files with more are refused.
+which reads metadata in Python, busy for a minute. Real files have tens of segments and at most thousands of the
+other parts, so files with more are refused.
 """
 
 from collections.abc import Iterator

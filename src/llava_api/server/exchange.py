@@ -1,9 +1,9 @@
-"""One request and its answer, as one owner of everything that is held for them.
+"""The exchange of one request for its answer, which owns everything that is held for the two.
 
 Each step that takes something for a request (a place among the open requests, memory, rate limits, the task that makes
 the reply) registers its release with the ``Exchange``. ``middleware/exchange.py`` opens the exchange before any other
-middleware of ours runs and closes it when the answer's last byte has been sent, or whatever cut it off. So there is one
-place where a request ends, and no step needs to know about the others.
+middleware of ours runs and closes it when the answer's last byte has been sent, or when the request is cut off. So
+there is one place where a request ends, and no step needs to know about the others.
 """
 
 import ipaddress
@@ -18,7 +18,7 @@ from llava_api.limits.table import caller_of_key
 
 
 class Exchange(AsyncExitStack):
-    """A request on its way to its answer; releases in reverse order what was registered with it."""
+    """Releases, in reverse order, what was registered with it."""
 
     def __init__(self, scope: Scope, request_id: str) -> None:
         super().__init__()

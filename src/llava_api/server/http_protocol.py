@@ -90,7 +90,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.ignores_input = False
         self.linger_seconds = LINGER_SECONDS
         self.timer: asyncio.TimerHandle | None = None
-        """For what the client must send next; after ``close``, for the end of the connection."""
+        """Limits the time for what the client must send next, and after ``close`` for the end of the connection."""
         self.reader_timer: asyncio.TimerHandle | None = None
 
     # Opening and closing
@@ -116,7 +116,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_close(self) -> None:
-        """Close, for uvicorn or for this class. What has been written is still sent, but within a time."""
+        """Called by the transport's ``close``. What has been written is still sent, within a time limit."""
         lingers = self.ignores_input or self.phase in (HEADERS, BODY)
         self.ignores_input = True
         transport = self.transport.real

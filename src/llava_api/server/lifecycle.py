@@ -1,4 +1,4 @@
-"""The states of a server: it loads, is ready, drains and ends. Of requests only the number of open ones is known."""
+"""The states of a server: it loads, is ready, drains and ends. It only counts the open requests."""
 
 import asyncio
 import logging
@@ -39,20 +39,19 @@ class Lifecycle:
         self.failure: StartupError | None = None
         """Why the server ends, if it was not asked to."""
         self.open_requests = 0
-        self.quiet = asyncio.Event()
-        """Set while no request is open."""
-        self.quiet.set()
+        self.no_open_requests = asyncio.Event()
+        self.no_open_requests.set()
         self.stop_asked = asyncio.Event()
         self.stop_now = asyncio.Event()
 
     def request_opened(self) -> None:
         self.open_requests += 1
-        self.quiet.clear()
+        self.no_open_requests.clear()
 
     def request_closed(self) -> None:
         self.open_requests -= 1
         if not self.open_requests:
-            self.quiet.set()
+            self.no_open_requests.set()
 
     def stop(self) -> None:
         """Called on a signal: the first time the server drains, the second time it ends at once."""
@@ -102,7 +101,7 @@ class Lifecycle:
             self.failure = unforeseen("the engine is no longer supervised", error)
             engine.abandon()
         await asyncio.sleep(LAST_ANSWERS_SECONDS / 2)
-        await self.until_quiet(LAST_ANSWERS_SECONDS)
+        await self.until_requests_ended(LAST_ANSWERS_SECONDS)
 
     async def drain(self, engine: SupervisedEngine, supervising: "asyncio.Task[str]") -> None:
         self.draining = True
@@ -114,17 +113,18 @@ class Lifecycle:
             )
         else:
             log.info("stopping")
-        quiet, now = asyncio.create_task(self.quiet.wait()), asyncio.create_task(self.stop_now.wait())
-        await first_of(quiet, now, supervising, keep=supervising, seconds=self.drain_timeout_seconds)
+        requests_end = asyncio.create_task(self.no_open_requests.wait())
+        second_signal = asyncio.create_task(self.stop_now.wait())
+        await first_of(requests_end, second_signal, supervising, keep=supervising, seconds=self.drain_timeout_seconds)
         if self.open_requests:
             log.warning("ending %d open requests", self.open_requests)
             supervising.cancel()
             engine.abandon()
-            await self.until_quiet(LAST_ANSWERS_SECONDS)
+            await self.until_requests_ended(LAST_ANSWERS_SECONDS)
 
-    async def until_quiet(self, seconds: float) -> None:
+    async def until_requests_ended(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.quiet.wait(), seconds)
+            await asyncio.wait_for(self.no_open_requests.wait(), seconds)
 
 
 def unforeseen(what: str, error: Exception) -> StartupError:

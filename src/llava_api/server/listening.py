@@ -13,7 +13,7 @@ from llava_api.settings import Settings
 log = logging.getLogger(__name__)
 
 SEND_BUFFER_BYTES = 131_072
-"""Size of the kernel's buffer, of which it takes twice as much. By default it grows to megabytes for a slow reader."""
+"""Size of the kernel's send buffer, which Linux doubles. By default it grows to megabytes for a slow reader."""
 OTHER_FILES = 512
 """Open files for everything but connections: the engine, fetches, logs."""
 

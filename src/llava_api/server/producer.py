@@ -82,8 +82,7 @@ class ReplyProducer:
         self.room = asyncio.Event()
         self.reader: asyncio.Future[None] | None = None
         """Pending while the reader waits."""
-        self.silent_at = 0.0
-        """Until when the reader waits."""
+        self.wait_ends_at = 0.0
         self.alarm: asyncio.TimerHandle | None = None
         self.task = asyncio.create_task(self.run(prepare, body, deadline))
 
@@ -141,7 +140,7 @@ class ReplyProducer:
 
     def set_alarm(self, time: float) -> None:
         """One timer serves many waits, since it is moved only when it goes off: a timer for each costs 3 us a token."""
-        self.silent_at = time
+        self.wait_ends_at = time
         if self.alarm is not None and self.alarm.when() <= time:
             return
         if self.alarm is not None:
@@ -150,8 +149,8 @@ class ReplyProducer:
 
     def on_alarm(self) -> None:
         self.alarm = None
-        if self.loop.time() < self.silent_at:
-            self.set_alarm(self.silent_at)
+        if self.loop.time() < self.wait_ends_at:
+            self.set_alarm(self.wait_ends_at)
         else:
             self.wake_reader()
 

@@ -1,4 +1,4 @@
-"""Everything that the application needs to answer requests. It is made before, or while the server starts."""
+"""Everything that the application needs to answer requests, made from the settings and the loaded model."""
 
 import hashlib
 import time

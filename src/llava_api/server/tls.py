@@ -25,12 +25,10 @@ class Certificates(WatchedFiles[list[bytes], ssl.SSLContext]):
         self.key_file = Path(key_file).expanduser()
         self.client_ca_file = None if client_ca_file is None else Path(client_ca_file).expanduser()
         super().__init__()
-        self.first_context = self.value
-        self.first_context.sni_callback = self.use_current
 
     def context_for_uvicorn(self, config: object, make_default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
         """uvicorn's ``ssl_context_factory``. The listening socket keeps this context as long as it is open."""
-        return self.first_context
+        return self.value
 
     def use_current(self, connection: Any, server_name: str | None, context: ssl.SSLContext) -> None:
         """OpenSSL calls this in every handshake, whether the client names a server or not."""
@@ -53,6 +51,7 @@ class Certificates(WatchedFiles[list[bytes], ssl.SSLContext]):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
+        context.sni_callback = self.use_current
         asked = []
 
         def no_password() -> str:

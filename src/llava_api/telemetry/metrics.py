@@ -24,7 +24,7 @@ OTHER = "other"
 OPENMETRICS = "application/openmetrics-text"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 NO_CODE = "invalid_request"
-"""Stands for errors without a code."""
+"""The label of errors without a code."""
 
 TOTAL_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 240, 480)
 FIRST_TOKEN_SECONDS = (

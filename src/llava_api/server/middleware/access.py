@@ -1,7 +1,7 @@
-"""One record of each request, reported when its exchange ends: the metrics count it, the log and the trace tell it.
+"""One record of each request. When its exchange ends, it goes into the metrics, the log and the trace.
 
-It comes before all middleware that may answer, so that their refusals are reported too. Nothing that goes wrong in
-here may harm a request.
+It comes before all middleware that may answer, so that their refusals are reported too. An error in here
+must not harm a request.
 """
 
 import logging

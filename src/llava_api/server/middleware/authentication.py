@@ -25,7 +25,7 @@ WRONG = "Incorrect API key provided: this server has no such key."
 
 
 class Authentication:
-    """Tells the exchange the key's name."""
+    """Notes the key's name in the exchange."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: Collection[str]) -> None:
         self.app = app

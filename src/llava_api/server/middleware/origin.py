@@ -25,7 +25,7 @@ WRONG_ORIGIN = (
 
 
 class Origins:
-    """``open_paths`` are answered whatever a request's Host and Origin."""
+    """``open_paths`` are answered whatever Host and Origin a request has."""
 
     def __init__(self, app: ASGIApp, settings: Settings, open_paths: Collection[str]) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""For a proxy that serves the API under a path: ``/llava/v1/models`` is ``/v1/models``, stripped by the proxy or not.
+"""Answers ``/llava/v1/models`` as ``/v1/models`` too, for a proxy that serves the API under a path (--root-path).
 
 The path is stripped before anything else reads it, so that routes, API keys and logs see the same one.
 """

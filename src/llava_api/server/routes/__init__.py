@@ -1,4 +1,4 @@
-"""One file for one group of endpoints. A new file is entered here."""
+"""Each module declares a group of endpoints. Add a new module to ``MODULES``."""
 
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.routes import anthropic, chat, completions, explain, probes, responses, server_info

@@ -14,7 +14,7 @@ from llava_api.server.state import services_of, state_of
 
 
 async def live(request: Request) -> Response:
-    """503 only if nothing but a new process helps: not while it loads or drains or its engine is started again."""
+    """503 only if the process must be replaced: not while it loads or drains, or its engine is started again."""
     state = state_of(request.app)
     if state.lifecycle.failure is not None:
         raise refusal(state) or state.lifecycle.failure
