@@ -38,6 +38,7 @@ SLOTS, ROOM = 8, 16
 CLIENTS = 2 * (SLOTS + ROOM)
 KEYS = {"many": "sk-many-0123456789abcdef", "few": "sk-few-0123456789abcdef"}
 QUESTIONS = Path(__file__).parent.parent / "tests" / "clients"
+START_SECONDS = 600.0
 REST_SECONDS = 8.0
 """Until what was cut off is given back, and a rest's figures are taken."""
 ALLOWED_MEMORY = 0.05
@@ -288,7 +289,7 @@ def serving() -> Iterator[tuple[psutil.Process, str, list[str]]]:
         flags = ["--api-key-file", str(keys), "--max-num-seqs", str(SLOTS), "--max-waiting-requests", str(ROOM)]
         flags += ["--metrics", "open", "--max-body-bytes", "2000000"]
         with started_server(MODEL, log, *flags) as server:
-            server.wait_for("\ncurl ")
+            server.wait_for("\ncurl ", START_SECONDS)
             yield psutil.Process(server.process.pid), server.base_url.removesuffix("/v1"), found
             server.process.terminate()
             exit_code = server.process.wait(60)

@@ -36,9 +36,9 @@ class Server:
         assert found is not None, self.terminal[-3000:]
         return found[1]
 
-    def wait_for(self, text: str) -> None:
+    def wait_for(self, text: str, seconds: float = START_SECONDS) -> None:
         """Wait until it has written ``text``. Raises AssertionError if it ends before."""
-        wait_until(lambda: text in self.terminal or self.process.poll() is not None, START_SECONDS)
+        wait_until(lambda: text in self.terminal or self.process.poll() is not None, seconds)
         assert text in self.terminal, f"the server ended:\n{self.terminal[-3000:]}"
 
     def children(self) -> list[psutil.Process]:
