@@ -55,7 +55,7 @@ def register():
     from vllm.distributed.device_communicators.shm_broadcast import ShmRingBuffer, SpinCondition
     signal = ctypes.c_int()
     ctypes.CDLL(None).prctl(2, ctypes.byref(signal))  # PR_GET_PDEATHSIG
-    changed = hasattr(ShmRingBuffer, "fitted") and hasattr(SpinCondition.wait, "naps")
+    changed = hasattr(ShmRingBuffer, "fitted") and SpinCondition.wait.__module__.startswith("llava_api")
     report = Path(os.environ["SPY_REPORTS"], f"{multiprocessing.current_process().name}.json")
     report.write_text(json.dumps([changed, signal.value]))
 """

@@ -1,1 +1,1 @@
-"""The engine: what the rest of the server asks of it, and vLLM behind that."""
+"""The engine's interface, and vLLM as the engine."""

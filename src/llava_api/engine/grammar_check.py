@@ -28,7 +28,8 @@ class GrammarChecker:
     """One process, started with the first grammar, which tries one grammar at a time, and a memory of the results.
 
     ``tokenizer``: the content of the checkpoint's tokenizer.json, or "byte" for a vocabulary of single bytes.
-    ``ends``: its end tokens. ``remember_by_caller``: a caller's answer never comes sooner because another has asked.
+    ``ends``: its end tokens. ``remember_by_caller``: a quick result must not show that another caller has sent the same
+    grammar.
     """
 
     def __init__(

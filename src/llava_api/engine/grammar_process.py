@@ -13,7 +13,7 @@ from random import Random
 from llguidance import LLMatcher, LLTokenizer
 
 MAX_BYTES = 4_000_000_000
-"""Of address space. llguidance and a large vocabulary touch little of it."""
+"""Bytes of address space, of which llguidance uses little, even with a large vocabulary."""
 SOURCE_LINE = re.compile(r"\n\s*\d+ \|")
 OPENERS = ("[", "{", '"', "[[", '{"')
 """Text that leads deeper into a grammar, where a costly one costs most."""

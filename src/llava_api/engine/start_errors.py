@@ -122,9 +122,7 @@ class Recorder(logging.Filter):
 def record_start_errors(start: EngineStart) -> None:
     """Have this process record the exception that stops its start."""
     for handler in logging.getLogger("vllm").handlers:
-        # vLLM loads plugins more than once in a process.
-        if not any(isinstance(one, Recorder) and one.start == start for one in handler.filters):
-            handler.addFilter(Recorder(start))
+        handler.addFilter(Recorder(start))
 
 
 def is_second_hand(message: str) -> bool:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -47,22 +48,6 @@ from llava_api.settings import Settings
 log = logging.getLogger(__name__)
 
 DEAD = "The engine has stopped."
-SAME_NAMES = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "min_tokens",
-    "ignore_eos",
-    "skip_special_tokens",
-    "logprobs",
-    "prompt_logprobs",
-)
-"""Fields of ``Sampling`` that vLLM's SamplingParams has under the same name, with the same meaning."""
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -211,17 +196,18 @@ def image_item(image: EngineImage) -> MultiModalKwargsItem:
 
 def sampling_params(request: GenerationRequest) -> SamplingParams:
     wanted = request.sampling
-    arguments: dict[str, Any] = {name: getattr(wanted, name) for name in SAME_NAMES}
-    if wanted.grammar is not None:
-        arguments["structured_outputs"] = StructuredOutputsParams(grammar=wanted.grammar)
+    # vLLM has the fields of ``Sampling`` under the same names, and these in types of its own.
+    arguments: dict[str, Any] = {
+        **asdict(wanted),
+        "stop": list(wanted.stop),
+        "stop_token_ids": list(wanted.stop_token_ids),
+        "logit_bias": dict(wanted.logit_bias) or None,
+    }
+    grammar = arguments.pop("grammar")
+    if grammar is not None:
+        arguments["structured_outputs"] = StructuredOutputsParams(grammar=grammar)
     return SamplingParams(
-        n=request.choices,
-        max_tokens=request.max_tokens,
-        stop=list(wanted.stop),
-        stop_token_ids=list(wanted.stop_token_ids),
-        logit_bias=dict(wanted.logit_bias) or None,
-        output_kind=RequestOutputKind.DELTA,
-        **arguments,
+        n=request.choices, max_tokens=request.max_tokens, output_kind=RequestOutputKind.DELTA, **arguments
     )
 
 

@@ -37,10 +37,6 @@ def known_activation(vllm_config: VllmConfig) -> Iterator[bool]:
         config.projector_hidden_act = wanted
 
 
-def classic(weights: Weights) -> Weights:
-    return ((classic_name(name), tensor) for name, tensor in weights)
-
-
 class LevelValues(torch.nn.Module):
     """Levels (..., 3, S, S) -> the float32 values that the vision tower expects. float32 is returned unchanged."""
 
@@ -80,7 +76,7 @@ class Extended(VllmModel):
         return features
 
     def load_weights(self, weights: Weights) -> set[str]:
-        loaded: set[str] = super().load_weights(classic(weights))
+        loaded: set[str] = super().load_weights((classic_name(name), tensor) for name, tensor in weights)
         return loaded
 
 

@@ -60,8 +60,6 @@ def nap_between_messages() -> bool:
     if condition is None or not set(condition.__init__.__code__.co_names) >= READER_NEEDS:
         return False
     wait_as_vllm_does = condition.wait
-    if getattr(wait_as_vllm_does, "naps", False):
-        return True
 
     def wait(self: Any, timeout_ms: int | None = None) -> None:
         since_message = time.monotonic() - self.last_read
@@ -71,7 +69,6 @@ def nap_between_messages() -> bool:
         elif self.local_notify_socket in dict(self.poller.poll(NAP_MILLISECONDS)):
             self.local_notify_socket.recv(flags=zmq.NOBLOCK, copy=False)
 
-    wait.naps = True  # type: ignore[attr-defined]
     condition.wait = wait
     return True
 
