@@ -45,9 +45,9 @@ async def test_a_prompt_is_cached_for_its_own_caller_alone(running: Running, wit
     preparer = Preparer(running.model, settings, running.engine.max_model_len, images, GrammarChecker())
     cached = []
     for number, caller in enumerate(("key anne", "key ben", "key anne", "key ben")):
-        prepared = await preparer.prepare(question, f"isolated-{with_picture}-{number}", Account(caller))
+        spec = await preparer.prepare(question, f"isolated-{with_picture}-{number}", Account(caller))
         # What every conversation of the model begins with is apart as well.
-        cached.append([delta.cached_tokens async for delta in running.engine.generate(prepared.spec.request)][-1])
+        cached.append([delta.cached_tokens async for delta in running.engine.generate(spec.request)][-1])
     await images.close()
     assert cached[:2] == [0, 0]
     assert cached[2] == cached[3] > 100

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pydantic_core import from_json
 
 from llava_api.chat.answers import AnswerPart, Answers, EndReason
-from llava_api.chat.prepare import Prepared
 from llava_api.errors import ApiError
 from llava_api.protocol import anthropic_reply as wire
 
@@ -44,14 +43,12 @@ class AnthropicReply:
     def __init__(
         self,
         answers: Answers,
-        prepared: Prepared,
         model: str,
         stop_sequences: Sequence[str],
         streamed: bool,
         request_id: str,
     ) -> None:
         self.answers = answers
-        self.prepared = prepared
         self.model = model
         self.stop_sequences = stop_sequences
         self.streamed = streamed
@@ -124,7 +121,7 @@ class AnthropicReply:
     def message(self, end: wire.MessageEnd | None) -> wire.AnthropicMessage:
         """``end``: None for a message that has only begun."""
         return wire.AnthropicMessage(
-            id=self.prepared.spec.request.request_id,
+            id=self.answers.spec.request.request_id,
             model=self.model,
             content=[block.reply() for block in self.blocks],
             stop_reason=None if end is None else end.stop_reason,
@@ -135,7 +132,7 @@ class AnthropicReply:
     def usage(self) -> wire.MessageUsage:
         cached = self.answers.cached_tokens
         return wire.MessageUsage(
-            input_tokens=self.prepared.text_tokens + self.prepared.image_tokens - cached,
+            input_tokens=len(self.answers.spec.request.token_ids) - cached,
             cache_read_input_tokens=cached,
             output_tokens=self.answers.completion_tokens,
         )

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from llava_api.chat.answers import AnswerPart, Answers
 from llava_api.chat.calls import CallPart
 from llava_api.chat.logprobs import WrittenToken, as_text
-from llava_api.chat.prepare import Prepared
 from llava_api.errors import ApiError
 from llava_api.protocol import chat_reply as wire
 from llava_api.protocol.chat_reply import Usage, usage_of
@@ -77,18 +76,16 @@ class ChatReply(ChunkedReply):
     def __init__(
         self,
         answers: Answers,
-        prepared: Prepared,
         metadata: ReplyMetadata,
         stream: bool | None,
         options: StreamOptions | None,
     ) -> None:
         super().__init__(metadata, stream, options)
-        self.prepared = prepared
         self.answers = answers
-        self.with_logprobs = prepared.spec.request.sampling.logprobs is not None
+        self.with_logprobs = answers.spec.request.sampling.logprobs is not None
 
     async def whole(self) -> wire.ChatCompletion:
-        gathered = [WholeChoice() for _ in range(self.prepared.spec.choices)]
+        gathered = [WholeChoice() for _ in range(self.answers.spec.choices)]
         async with aclosing(self.answers.parts()) as parts:
             async for part in parts:
                 gathered[part.index].add(part)
@@ -96,10 +93,8 @@ class ChatReply(ChunkedReply):
         return wire.ChatCompletion(**vars(self.metadata), choices=choices, usage=self.usage())
 
     def usage(self) -> Usage:
-        answers = self.answers
-        return usage_of(
-            self.prepared.text_tokens, self.prepared.image_tokens, answers.completion_tokens, answers.cached_tokens
-        )
+        answers, request = self.answers, self.answers.spec.request
+        return usage_of(len(request.token_ids), request.image_tokens, answers.completion_tokens, answers.cached_tokens)
 
     def choice(self, index: int, answer: WholeChoice) -> wire.Choice:
         message = answer.message()
@@ -117,7 +112,7 @@ class ChatReply(ChunkedReply):
         async with aclosing(self.answers.parts()) as parts:
             async for part in parts:
                 if part.index not in opened:
-                    if self.prepared.spec.call_names and part == AnswerPart(part.index):
+                    if self.answers.spec.call_names and part == AnswerPart(part.index):
                         # Not known yet whether it is text or a call.
                         continue
                     opened.add(part.index)

@@ -42,19 +42,6 @@ class LaidOut:
         return len(self.prompt.token_ids) - self.image_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Of the images it only holds the pixels."""
-
-    spec: AnswerSpec
-    text_tokens: int
-    image_tokens: int
-
-    @property
-    def pixel_bytes(self) -> int:
-        return sum(image.pixels.nbytes for image in self.spec.request.images)
-
-
 class Preparer:
     """Prepares requests for one served model."""
 
@@ -82,7 +69,7 @@ class Preparer:
             )
         return adapter
 
-    async def prepare(self, question: Question, request_id: str, account: Account) -> Prepared:
+    async def prepare(self, question: Question, request_id: str, account: Account) -> AnswerSpec:
         """Raises InvalidRequest and its kinds, RateLimited and Busy; after this nothing can be refused any more."""
         adapter = self.find_adapter(question.model)
         length = question.length.within(account)
@@ -110,7 +97,7 @@ class Preparer:
             choices=engine_choices(question.sampling, question.choices),
             cache_salt=self.cache_salt(account.caller),
         )
-        spec = AnswerSpec(
+        return AnswerSpec(
             request,
             question.choices,
             self.model.tokenizer,
@@ -118,7 +105,6 @@ class Preparer:
             call_names=question.call_names,
             json=question.json,
         )
-        return Prepared(spec, laid_out.text_tokens, laid_out.image_tokens)
 
     def cache_salt(self, caller: str) -> str | None:
         """Keeps the engine's prefix cache of this caller separate; None if all callers share it."""

@@ -6,9 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from llava_api.chat.answers import AnswerPart, Answers
+from llava_api.chat.answers import AnswerPart, Answers, AnswerSpec
 from llava_api.chat.chat_reply import logprob_of, new_call_id
-from llava_api.chat.prepare import Prepared
 from llava_api.errors import ApiError
 from llava_api.protocol import response_reply as wire
 from llava_api.protocol.chat_reply import TokenLogprob
@@ -18,11 +17,11 @@ from llava_api.protocol.responses import ItemStatus, ResponseRequest, TextOption
 Event = TypeVar("Event", bound=wire.Event)
 
 
-def described(request: ResponseRequest, prepared: Prepared, created: int, store: bool) -> wire.Response:
+def described(request: ResponseRequest, spec: AnswerSpec, created: int, store: bool) -> wire.Response:
     """The response before there is any answer: the request's fields, with defaults filled in."""
-    sampling = prepared.spec.request.sampling
+    sampling = spec.request.sampling
     return wire.Response(
-        id=prepared.spec.request.request_id,
+        id=spec.request.request_id,
         created_at=created,
         status="in_progress",
         instructions=request.instructions,
@@ -79,13 +78,11 @@ class ResponseReply:
     def __init__(
         self,
         answers: Answers,
-        prepared: Prepared,
         response: wire.Response,
         keep: Callable[[wire.Response], None],
         streamed: bool,
     ) -> None:
         self.streamed = streamed
-        self.prepared = prepared
         self.answers = answers
         self.response = response
         self.keep = keep
@@ -193,7 +190,7 @@ class ResponseReply:
         yield self.event(wire.ItemEvent, type="response.output_item.done", output_index=opened.index, item=item)
 
     def usage(self) -> wire.ResponseUsage:
-        given = self.prepared.text_tokens + self.prepared.image_tokens
+        given = len(self.answers.spec.request.token_ids)
         made = self.answers.completion_tokens
         return wire.ResponseUsage(
             input_tokens=given,

@@ -101,6 +101,14 @@ class GenerationRequest:
     cache_salt: str | None = None
     """The prefix cache is shared only by prompts with the same salt; None shares it with all."""
 
+    @property
+    def image_tokens(self) -> int:
+        return sum(image.length for image in self.images)
+
+    @property
+    def pixel_bytes(self) -> int:
+        return sum(image.pixels.nbytes for image in self.images)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:

@@ -23,8 +23,8 @@ class Usage(WireObject):
     prompt_tokens_details: PromptTokensDetails
 
 
-def usage_of(text_tokens: int, image_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
-    prompt_tokens = text_tokens + image_tokens
+def usage_of(prompt_tokens: int, image_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
+    """``prompt_tokens``: the image tokens included."""
     return Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,

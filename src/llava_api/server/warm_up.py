@@ -30,8 +30,8 @@ async def warm_up(services: Services) -> None:
     try:
         async with asyncio.timeout(SECONDS):
             question = chat_question(ChatCompletionRequest.model_validate(body), services.model, 1)
-            prepared = await services.preparer.prepare(question, "warm-up", Account())
-            answer = services.engine.generate(prepared.spec.request)
+            spec = await services.preparer.prepare(question, "warm-up", Account())
+            answer = services.engine.generate(spec.request)
             try:
                 async for _ in answer:
                     pass

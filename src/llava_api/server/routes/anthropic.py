@@ -13,11 +13,10 @@ async def prepare(context: Context, wanted: MessagesRequest) -> AnthropicReply:
     services, account = context.services, context.account
     services.preparer.find_adapter(wanted.model)
     question = messages_question(wanted, services.model)
-    prepared = await services.preparer.prepare(question, context.reply_id("msg_"), account)
-    account.memory.keep(prepared.pixel_bytes)
+    spec = await services.preparer.prepare(question, context.reply_id("msg_"), account)
+    account.memory.keep(spec.request.pixel_bytes)
     return AnthropicReply(
-        Answers(services.engine, services.admission, prepared.spec, account),
-        prepared,
+        Answers(services.engine, services.admission, spec, account),
         wanted.model,
         wanted.stop_sequences or (),
         bool(wanted.stream),

@@ -17,10 +17,10 @@ async def prepare(context: Context, wanted: ChatCompletionRequest) -> ChatReply:
     services.preparer.find_adapter(wanted.model)
     question = chat_question(wanted, services.model, services.settings.max_choices)
     metadata = ReplyMetadata(context.reply_id("chatcmpl-"), int(time.time()), wanted.model, services.fingerprint)
-    prepared = await services.preparer.prepare(question, metadata.id, account)
-    account.memory.keep(prepared.pixel_bytes)
-    answers = Answers(services.engine, services.admission, prepared.spec, account)
-    return ChatReply(answers, prepared, metadata, wanted.stream, wanted.stream_options)
+    spec = await services.preparer.prepare(question, metadata.id, account)
+    account.memory.keep(spec.request.pixel_bytes)
+    answers = Answers(services.engine, services.admission, spec, account)
+    return ChatReply(answers, metadata, wanted.stream, wanted.stream_options)
 
 
 ENDPOINTS = (

@@ -32,14 +32,13 @@ async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
     # The conversation costs as much memory as if the request had contained it.
     account.memory.take(COPIES * len(before))
     question = response_question(wanted, await store.read(before), services.model)
-    prepared = await services.preparer.prepare(question, context.reply_id("resp_"), account)
+    spec = await services.preparer.prepare(question, context.reply_id("resp_"), account)
     keeping = store.keeps and wanted.store is not False
     conversation = [before, items_json(given_items(wanted))] if keeping else []
-    account.memory.keep(prepared.pixel_bytes + sum(map(len, conversation)))
+    account.memory.keep(spec.request.pixel_bytes + sum(map(len, conversation)))
     return ResponseReply(
-        Answers(services.engine, services.admission, prepared.spec, account),
-        prepared,
-        described(wanted, prepared, int(time.time()), keeping),
+        Answers(services.engine, services.admission, spec, account),
+        described(wanted, spec, int(time.time()), keeping),
         keep=lambda response: store.put(response, conversation, owner),
         streamed=bool(wanted.stream),
     )
