@@ -44,7 +44,7 @@ class Batch:
     colours: Tensor
     """Auxiliary labels: (tiles * patches,)."""
     question_kinds: list[str]
-    """Of each answer, in the order of the answers in ``labels``; for the exam's report."""
+    """The kind of question for each answer in ``labels``, in their order, for the exam's report."""
     answers: Tensor
     """For each label that is not ignored, the number of its answer."""
 
@@ -181,7 +181,7 @@ def collate(recipe: Recipe, tokenizer: Tokenizer, samples: list[Sample], only_la
 
 
 class TrainingBatches(Dataset[list[Batch]]):
-    """Item ``step`` is the batch of that step, in parts of similar length: nobody is padded to a list of functions."""
+    """Item ``step`` is the batch of that step, in parts of similar length so that short samples are padded little."""
 
     def __init__(self, recipe: Recipe, stage: Stage, tokenizer_json: str, seed: int, batch_size: int) -> None:
         self.recipe, self.stage, self.tokenizer_json = recipe, stage, tokenizer_json
@@ -213,6 +213,6 @@ def exam_batch(recipe: Recipe, tokenizer: Tokenizer, first: int, count: int) -> 
 
 
 def form_exam_batch(recipe: Recipe, tokenizer: Tokenizer, first: int, count: int) -> Batch:
-    """The same for answers in JSON."""
+    """Validation items with answers in JSON."""
     samples = [form_exam_sample(Random(f"validate forms {index}")) for index in range(first, first + count)]
     return collate(recipe, tokenizer, samples, only_last=True)

@@ -66,7 +66,7 @@ class Question:
     text: str
     answer: str
     own: tuple[bool, ...] | None = None
-    """Of each character of the answer whether the model is to learn it; None: all."""
+    """Whether the model is to learn each character of the answer; None for all of them."""
 
 
 def article(colour: str) -> str:

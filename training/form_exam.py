@@ -1,7 +1,7 @@
 """Ask fresh questions under JSON schemas and count the right objects, with vLLM inside this process.
 
-``python -m training.form_exam FOLDER_OR_NAME``. The grammar is the server's: of an object the model
-chooses the values alone. Pictures are drawn from seeds that training and validation never use.
+``python -m training.form_exam FOLDER_OR_NAME``. The grammar is the server's, so the model
+chooses only the values of an object. Pictures are drawn from seeds that training and validation never use.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from training.tokenizer import VICUNA_SYSTEM
 
 Schema = dict[str, Any]
 Asked = tuple[str, Any] | None
-"""(question, the right answer); None where this picture cannot be asked about."""
+"""(question, the right answer); None if this picture does not suit the question."""
 AT_ONCE = 32
 MOST_TOKENS = 120
 BACKEND = 'structured_outputs_config={"backend":"guidance"}'

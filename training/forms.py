@@ -76,10 +76,10 @@ NUMBER_FORMS = {("number",): 8, ("text",): 3, ("count",): 1, ("things",): 1, ("e
 
 
 def write(answer: dict[str, Any]) -> tuple[str, list[bool]]:
-    """``answer`` as ``json.dumps`` writes it, and of each character whether it is the model's to choose.
+    """``answer`` as ``json.dumps`` writes it, and for each character whether the model chooses it.
 
-    Its own are values and what ends them: a string's closing quote, whatever follows a number, and in a list whether
-    there is one more.
+    It chooses values and what ends them: a string's closing quote, the character after a number, and in a list whether
+    there is one more value.
     """
     text = ""
     own: list[bool] = []
@@ -120,7 +120,7 @@ def write(answer: dict[str, Any]) -> tuple[str, list[bool]]:
 
 
 def mark_asked_about(rng: Random, picture: Picture) -> tuple[str, Mark]:
-    """A question, and the shape that its answer tells of: the one that it names, else the first in reading order."""
+    """A question, and the shape that its answer is about: the one that it names, else the first in reading order."""
     asked = ask_color(rng, picture) if rng.random() < 0.5 else None
     if asked is None:
         return rng.choice(LOOK), picture.shapes[0]
@@ -189,7 +189,7 @@ def schema_object(rng: Random, picture: Picture) -> tuple[str, str, dict[str, An
 
 
 def plain_question(rng: Random, picture: Picture) -> Question:
-    """A question of the first stage; what it asks for is there."""
+    """A question of the first stage about something that is in the image."""
     if picture.number is not None:
         return ask_number(picture)
     asked: list[Callable[[], Question | None]] = [
@@ -201,7 +201,7 @@ def plain_question(rng: Random, picture: Picture) -> Question:
 
 
 def free_object(rng: Random, picture: Picture) -> tuple[str, dict[str, Any]]:
-    """(question, answer) where nothing but JSON is wanted and the keys are the model's to choose: one for each kind."""
+    """(question, answer) if any JSON object may be the answer: the model chooses the key, one for each kind."""
     if rng.random() < 0.4:
         return rng.choice(DESCRIBE), {"description": description(picture)}
     plain = plain_question(rng, picture)
@@ -216,7 +216,7 @@ def free_object(rng: Random, picture: Picture) -> tuple[str, dict[str, Any]]:
 
 
 def capitalised(value: Any) -> Any:
-    """The same with every text capitalised, as some schemas have it."""
+    """``value`` with every text in it capitalised, as some schemas have it."""
     if isinstance(value, dict):
         return {key: capitalised(one) for key, one in value.items()}
     if isinstance(value, list):

@@ -113,13 +113,13 @@ def draw_functions(rng: Random, asked: Sequence[Question]) -> list[Function]:
 
 
 def functions_text(rng: Random, functions: Sequence[Function]) -> str:
-    """What stands behind the system prompt, in the server's words, the functions in any order."""
+    """The text after the system prompt, in the server's words, with the functions in any order."""
     lines = [function.line for function in rng.sample(functions, len(functions))]
     return "\n\n" + "\n".join([INTRODUCTION, *lines])
 
 
 def call(question: Question, name: str) -> Question:
-    """The same question answered by a call: the function is dictated, of its arguments what was."""
+    """``question`` answered by a call. The schema dictates the function and what it dictated of the arguments."""
     before = f'{{"name": {json.dumps(name)}, "arguments": '
     own = (*[False] * len(before), *(question.own or ()), False)
     return Question(f"call {question.kind}", question.text, before + question.answer + "}", own)

@@ -1,7 +1,7 @@
 """The demo checkpoints' architectures, and the forward pass they are trained with.
 
 The modules are transformers' own; only the way through them is written out here, so that the language-model
-head is evaluated on answer tokens alone and the vision tower's unused last layer costs nothing.
+head is evaluated only on answer tokens and the vision tower's unused last layer costs nothing.
 """
 
 import math

@@ -21,7 +21,7 @@ FORMS = 0.38
 CALLS = 0.25
 """Share of those in which every answer is the call of a function."""
 OFFERED = 0.05
-"""Share of the other conversations in which functions are offered, and nobody calls them."""
+"""Share of the other conversations, in which functions are offered and not called."""
 
 
 @dataclass(frozen=True, slots=True)
