@@ -124,11 +124,7 @@ def inspect_original(model: str, folder: Path, config: dict[str, Any], sources: 
         tokenizer_folder = locate(sources.model_base, HubOptions(None, sources.hub.download_dir))
     original.check(config)
     tower = find_tower(original.named_tower(config), folder, sources.vision_tower, sources.hub)
-    tokenizer = tokenizer_files.load_tokenizer(tokenizer_folder)
-    image_token_id = tokenizer_files.added_token_id(tokenizer, "<image>")
-    if image_token_id is None:
-        image_token_id = tokenizer_files.next_token_id(tokenizer)
-        tokenizer = tokenizer_files.with_token(tokenizer, "<image>", image_token_id)
+    tokenizer, image_token_id = tokenizer_files.with_image_token(tokenizer_files.load_tokenizer(tokenizer_folder))
     hub = original.as_hub_config(config, tower, image_token_id)
     return describe(model, folder, hub, kind, tower, tokenizer, tokenizer_folder)
 

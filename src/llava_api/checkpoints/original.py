@@ -22,7 +22,16 @@ TEXT_MODELS = {
 }
 TEXT_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 NOT_TEXT = ("mm_", "image_", "tune_", "freeze_", "unfreeze_", "tokenizer_", "use_mm_", "_", "vision_")
-NOT_TEXT_NAMES = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map")
+NOT_TEXT_NAMES = (
+    "architectures",
+    "model_type",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "auto_map",
+    "hidden_size_vision",
+)
+"""Settings that do not belong to the text model: by the beginnings of their names, and by name."""
 PROJECTORS = ("linear", "mlp2x_gelu")
 TRAINED_LAYOUTS = tuple(name for name in LAYOUTS if name != HF.name)
 MERGES = ("flat", "spatial", "spatial_unpad")
@@ -117,19 +126,16 @@ def rows_needed(vocab_size: int, image_token_id: int) -> int:
 def text_config(config: Config, rows: int) -> Config:
     model_type = TEXT_MODELS[architecture(config)]
     kept = {
-        name: value
-        for name, value in config.items()
-        if name not in NOT_TEXT_NAMES and not name.startswith(NOT_TEXT) and name != "hidden_size_vision"
+        name: value for name, value in config.items() if name not in NOT_TEXT_NAMES and not name.startswith(NOT_TEXT)
     }
     return {**kept, "vocab_size": rows, "model_type": model_type, "architectures": [TEXT_ARCHITECTURES[model_type]]}
 
 
 def as_hub_config(config: Config, tower: Tower, image_token_id: int) -> Config:
-    """The hub's config.json of an original checkpoint. Raises StartupError for what it cannot express.
+    """The hub's config.json of an original checkpoint, whose settings ``check`` has accepted.
 
     LLaVA's own settings stay in it under their own names, so that nothing about images is lost.
     """
-    check(config)
     family = family_of_original(config.get("image_aspect_ratio"))
     rows = rows_needed(int(config.get("vocab_size", 32000)), image_token_id)
     linear = config.get("mm_projector_type", "linear") == "linear"

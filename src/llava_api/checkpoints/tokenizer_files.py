@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer as the content of a tokenizer.json, converted from sentencepiece if there is none."""
+"""A checkpoint's tokenizer as the content of a tokenizer.json, converted from sentencepiece if that file is missing."""
 
 import errno
 import json
@@ -70,7 +70,7 @@ def convert(folder: Path) -> Tokenizer:
         from transformers import AutoTokenizer
 
         with tempfile.TemporaryDirectory() as scratch:
-            # Without config.json: its model type (llava_llama) is one that transformers does not know.
+            # config.json is left out, because transformers does not know its model type (llava_llama).
             for pattern in FILES:
                 for file in filter(Path.is_file, folder.glob(pattern)):
                     shutil.copy(file, scratch)
@@ -79,7 +79,7 @@ def convert(folder: Path) -> Tokenizer:
             loaded = AutoTokenizer.from_pretrained(scratch)
             content: Tokenizer = json.loads(loaded.backend_tokenizer.to_str())
             known = declared(Path(scratch))
-            # The conversion lists pieces of the model as well, which the slow tokenizer does not cut a text at.
+            # The conversion also lists pieces of the model, at which the slow tokenizer does not cut a text.
             content["added_tokens"] = [
                 token for token in content["added_tokens"] if token["content"] in known or not token["content"].strip()
             ]
@@ -104,22 +104,18 @@ def declared(folder: Path) -> set[str]:
     return {"<unk>", *(text for text in texts if text is not None)}
 
 
-def next_token_id(tokenizer: Tokenizer) -> int:
-    """The id that one more token would get."""
-    vocabulary = tokenizer["model"].get("vocab") or {}
+def with_image_token(tokenizer: Tokenizer) -> tuple[Tokenizer, int]:
+    """The tokenizer with the special token ``<image>``, added with the next free id if it is missing; and its id."""
+    ids = {token["content"]: int(token["id"]) for token in tokenizer["added_tokens"]}
+    if "<image>" in ids:
+        return tokenizer, ids["<image>"]
+    vocabulary = tokenizer["model"]["vocab"]
     # A Unigram model lists its pieces in order; others map piece to id.
-    highest = max(vocabulary.values(), default=-1) if isinstance(vocabulary, dict) else len(vocabulary) - 1
-    return max(highest, *(int(token["id"]) for token in tokenizer["added_tokens"]), -1) + 1
-
-
-def added_token_id(tokenizer: Tokenizer, text: str) -> int | None:
-    return next((int(token["id"]) for token in tokenizer["added_tokens"] if token["content"] == text), None)
-
-
-def with_token(tokenizer: Tokenizer, text: str, token_id: int) -> Tokenizer:
-    """The tokenizer with one more special token."""
+    highest = max(vocabulary.values()) if isinstance(vocabulary, dict) else len(vocabulary) - 1
+    token_id = max(highest, *ids.values(), -1) + 1
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {**tokenizer, "added_tokens": [*tokenizer["added_tokens"], {"id": token_id, "content": text, **flags}]}
+    added = [*tokenizer["added_tokens"], {"id": token_id, "content": "<image>", **flags}]
+    return {**tokenizer, "added_tokens": added}, token_id
 
 
 def token_text(value: object) -> str | None:
