@@ -2,7 +2,7 @@
 
 import pytest
 
-from llava_api.chat.logprobs import LogprobAligner, TokenWriter, as_text
+from llava_api.chat.logprobs import LogprobAligner, as_text
 from llava_api.engine.base import TokenLogprob
 from llava_api.prompts.tokenizer import TextTokenizer
 from tests.support.tiny_tokenizers import SPECIALS, build
@@ -68,7 +68,7 @@ class Speaker:
     """Says tokens and text as an engine does, and keeps what goes out."""
 
     def __init__(self, tokenizer: TextTokenizer, *, skip_special_tokens: bool = True, spaces_cut: bool = False) -> None:
-        self.aligner = LogprobAligner(TokenWriter(tokenizer, 0), skip_special_tokens, spaces_cut)
+        self.aligner = LogprobAligner(tokenizer, 0, skip_special_tokens, spaces_cut)
         self.sent: list[tuple[str, bytes]] = []
 
     def say(self, ids: list[int], text: str, *, last: bool = False) -> None:

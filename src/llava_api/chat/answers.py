@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llava_api.chat.calls import CallPart, CallReader
-from llava_api.chat.logprobs import LogprobAligner, TokenWriter, WrittenToken
+from llava_api.chat.logprobs import LogprobAligner, WrittenToken, written_token
 from llava_api.concurrency.admission import Admission
 from llava_api.engine.base import Delta, Engine, GenerationRequest
 from llava_api.errors import EngineFailed
@@ -59,8 +59,9 @@ class AnswerReader:
         """The text so far of an answer that is JSON."""
         self.aligner: LogprobAligner | None = None
         if sampling.logprobs is not None:
-            writer = TokenWriter(spec.tokenizer, sampling.logprobs)
-            self.aligner = LogprobAligner(writer, sampling.skip_special_tokens, spec.spaces_cut)
+            self.aligner = LogprobAligner(
+                spec.tokenizer, sampling.logprobs, sampling.skip_special_tokens, spec.spaces_cut
+            )
 
     def read(self, delta: Delta) -> list[AnswerPart]:
         """Returns one part at least."""
@@ -88,10 +89,10 @@ class AnswerReader:
         return parts
 
     def end_reason(self) -> EndReason:
-        """The reason of an answer that ended by itself. Incomplete JSON or calls were cut off, whatever did it.
+        """The reason of an answer that ended by itself: ``length`` if its JSON or its last call is incomplete.
 
-        They may contain one of the caller's stop texts or tokens; and if a grammar exceeds llguidance's bounds, vLLM
-        ends the answer as if it were complete.
+        It may have been cut off by one of the caller's stop texts or tokens; and if a grammar exceeds llguidance's
+        bounds, vLLM ends the answer as if it were complete.
         """
         if self.calls is not None and self.calls.calls:
             return "tool_calls" if self.calls.complete else "length"
@@ -107,7 +108,7 @@ def is_json(text: str) -> bool:
 
 
 class Answers:
-    """The answers to one prompt in the making, with their token counts, which the request's record and account get."""
+    """Generates the answers to one prompt and counts their tokens for the request's record and account."""
 
     def __init__(self, engine: Engine, admission: Admission, spec: AnswerSpec, account: Account) -> None:
         request = spec.request
@@ -166,5 +167,7 @@ class Answers:
         self.cached_tokens = delta.cached_tokens
         self.stop_text = delta.stop_text
         if delta.prompt_logprobs:
-            writer = TokenWriter(self.spec.tokenizer, self.spec.request.sampling.prompt_logprobs or 0)
-            self.prompt = [None if entry is None else writer.write(entry) for entry in delta.prompt_logprobs]
+            tokenizer, top = self.spec.tokenizer, self.spec.request.sampling.prompt_logprobs or 0
+            self.prompt = [
+                None if entry is None else written_token(entry, tokenizer, top) for entry in delta.prompt_logprobs
+            ]

@@ -1,9 +1,9 @@
 """Parts of answers -> OpenAI's chat completion, whole or in chunks."""
 
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from llava_api.chat.answers import AnswerPart, Answers
 from llava_api.chat.calls import CallPart
@@ -28,33 +28,6 @@ class ReplyMetadata:
 
 def new_call_id() -> str:
     return f"call_{uuid.uuid4().hex}"
-
-
-@dataclass(slots=True)
-class WholeChoice:
-    """One answer, gathered."""
-
-    texts: list[str] = field(default_factory=list)
-    logprobs: list[wire.TokenLogprob] = field(default_factory=list)
-    calls: list[tuple[str, list[str]]] = field(default_factory=list)
-    """Name and pieces of the arguments."""
-    finish_reason: wire.FinishReason = "stop"
-
-    def add(self, part: AnswerPart) -> None:
-        self.texts.append(part.text)
-        self.logprobs += [logprob_of(token) for token in part.logprobs]
-        if part.call is not None:
-            if part.call.name is not None:
-                self.calls.append((part.call.name, []))
-            self.calls[-1][1].append(part.call.arguments)
-        self.finish_reason = part.finish_reason or self.finish_reason
-
-    def message(self) -> wire.ReplyMessage:
-        calls = [
-            wire.ReplyToolCall(id=new_call_id(), function=wire.ReplyFunction(name=name, arguments="".join(arguments)))
-            for name, arguments in self.calls
-        ]
-        return wire.ReplyMessage(content=None if calls else "".join(self.texts), tool_calls=calls or None)
 
 
 class ChunkedReply:
@@ -85,23 +58,36 @@ class ChatReply(ChunkedReply):
         self.with_logprobs = answers.spec.request.sampling.logprobs is not None
 
     async def whole(self) -> wire.ChatCompletion:
-        gathered = [WholeChoice() for _ in range(self.answers.spec.choices)]
+        gathered: list[list[AnswerPart]] = [[] for _ in range(self.answers.spec.choices)]
         async with aclosing(self.answers.parts()) as parts:
             async for part in parts:
-                gathered[part.index].add(part)
-        choices = [self.choice(index, answer) for index, answer in enumerate(gathered)]
+                gathered[part.index].append(part)
+        choices = list(map(self.choice, gathered))
         return wire.ChatCompletion(**vars(self.metadata), choices=choices, usage=self.usage())
 
     def usage(self) -> Usage:
         answers, request = self.answers, self.answers.spec.request
         return usage_of(len(request.token_ids), request.image_tokens, answers.completion_tokens, answers.cached_tokens)
 
-    def choice(self, index: int, answer: WholeChoice) -> wire.Choice:
-        message = answer.message()
-        logprobs = None
-        if self.with_logprobs and message.content is not None:
-            logprobs = wire.ChoiceLogprobs(content=answer.logprobs)
-        return wire.Choice(index=index, message=message, logprobs=logprobs, finish_reason=answer.finish_reason)
+    def choice(self, parts: list[AnswerPart]) -> wire.Choice:
+        """One whole answer from all of its parts."""
+        pieces = [part.call for part in parts if part.call is not None]
+        calls = [
+            whole_call(piece.name, "".join(other.arguments for other in pieces if other.index == piece.index))
+            for piece in pieces
+            if piece.name is not None
+        ]
+        return wire.Choice(
+            index=parts[-1].index,
+            message=wire.ReplyMessage(
+                content=None if calls else "".join(part.text for part in parts), tool_calls=calls or None
+            ),
+            logprobs=None if calls else self.logprobs([token for part in parts for token in part.logprobs]),
+            finish_reason=parts[-1].finish_reason or "stop",
+        )
+
+    def logprobs(self, tokens: Sequence[WrittenToken]) -> wire.ChoiceLogprobs | None:
+        return wire.ChoiceLogprobs(content=list(map(logprob_of, tokens))) if self.with_logprobs else None
 
     async def items(self) -> AsyncGenerator[wire.ChatCompletionChunk, None]:
         """For each choice: a role chunk, chunks of text or calls, one with the finish reason. Then the usage chunk.
@@ -126,13 +112,8 @@ class ChatReply(ChunkedReply):
     def deltas(self, part: AnswerPart) -> list[wire.ChunkChoice]:
         found: list[wire.ChunkChoice] = []
         if part.text or part.logprobs:
-            logprobs = (
-                wire.ChoiceLogprobs(content=[logprob_of(token) for token in part.logprobs])
-                if self.with_logprobs
-                else None
-            )
             delta = wire.DeltaMessage(content=part.text)
-            found.append(wire.ChunkChoice(index=part.index, delta=delta, logprobs=logprobs))
+            found.append(wire.ChunkChoice(index=part.index, delta=delta, logprobs=self.logprobs(part.logprobs)))
         if part.call is not None:
             delta = wire.DeltaMessage(tool_calls=[call_delta(part.call)])
             found.append(wire.ChunkChoice(index=part.index, delta=delta))
@@ -158,6 +139,10 @@ def logprob_of(token: WrittenToken) -> wire.TokenLogprob:
             for written, logprob in token.top
         ],
     )
+
+
+def whole_call(name: str, arguments: str) -> wire.ReplyToolCall:
+    return wire.ReplyToolCall(id=new_call_id(), function=wire.ReplyFunction(name=name, arguments=arguments))
 
 
 def call_delta(call: CallPart) -> wire.ToolCallDelta:

@@ -2,14 +2,14 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 
 from llava_api.chat.answers import Answers
 from llava_api.chat.chat_reply import ChunkedReply, ReplyMetadata
 from llava_api.chat.logprobs import CharacterCounter, WrittenToken, as_text
 from llava_api.chat.merge import merge
-from llava_api.chat.plain import Plain, PlainPrompt
+from llava_api.chat.plain import Plain
 from llava_api.protocol import completions as wire
 from llava_api.protocol.chat_reply import Usage, usage_of
 from llava_api.protocol.sampling import StreamOptions
@@ -38,29 +38,19 @@ def likeliest(token: WrittenToken) -> dict[str, float]:
     return {as_text(written): logprob for written, logprob in (*token.top, (token.written, token.logprob))}
 
 
-@dataclass(slots=True)
-class WholeText:
-    """One whole answer."""
-
-    text: str = ""
-    logprobs: list[wire.CompletionLogprobs] = field(default_factory=list)
-    finish_reason: wire.EndReason = "stop"
-
-    def add(self, choice: wire.CompletionChunkChoice) -> None:
-        self.text += choice.text
-        if choice.logprobs is not None:
-            self.logprobs.append(choice.logprobs)
-        self.finish_reason = choice.finish_reason or self.finish_reason
-
-    def joined(self) -> wire.CompletionLogprobs | None:
-        if not self.logprobs:
-            return None
-        return wire.CompletionLogprobs(
-            tokens=[entry for part in self.logprobs for entry in part.tokens],
-            token_logprobs=[entry for part in self.logprobs for entry in part.token_logprobs],
-            top_logprobs=[entry for part in self.logprobs for entry in part.top_logprobs],
-            text_offset=[entry for part in self.logprobs for entry in part.text_offset],
-        )
+def joined(chunks: list[wire.CompletionChunkChoice]) -> wire.CompletionChoice:
+    """One whole answer from all of its chunks."""
+    parts = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+    columns = {
+        name: [entry for part in parts for entry in getattr(part, name)]
+        for name in wire.CompletionLogprobs.model_fields
+    }
+    return wire.CompletionChoice(
+        index=chunks[-1].index,
+        text="".join(chunk.text for chunk in chunks),
+        logprobs=wire.CompletionLogprobs(**columns) if parts else None,
+        finish_reason=chunks[-1].finish_reason or "stop",
+    )
 
 
 class CompletionReply(ChunkedReply):
@@ -81,7 +71,7 @@ class CompletionReply(ChunkedReply):
 
     def usage(self) -> Usage:
         made = 0 if self.plain.silent else sum(answers.completion_tokens for answers in self.answers)
-        given = sum(len(prompt.token_ids) for prompt in self.plain.prompts)
+        given = sum(len(spec.request.token_ids) for spec in self.plain.specs)
         return usage_of(given, 0, made, sum(answers.cached_tokens for answers in self.answers))
 
     async def chunks_of(self, place: int) -> AsyncGenerator[wire.CompletionChunkChoice, None]:
@@ -109,19 +99,14 @@ class CompletionReply(ChunkedReply):
 
     def echoed(self, place: int, index: int, columns: Columns) -> wire.CompletionChunkChoice:
         """The prompt, before its answer."""
-        prompt = self.plain.prompts[place]
-        logprobs = None
-        if self.with_logprobs:
-            logprobs = columns.fill(self.tokens_of(prompt, self.answers[place].prompt))
-        return wire.CompletionChunkChoice(index=index, text=prompt.text, logprobs=logprobs)
+        logprobs = columns.fill(self.prompt_tokens(place)) if self.with_logprobs else None
+        return wire.CompletionChunkChoice(index=index, text=self.plain.texts[place], logprobs=logprobs)
 
-    def tokens_of(
-        self, prompt: PlainPrompt, known: Sequence[WrittenToken | None]
-    ) -> list[tuple[str, int, WrittenToken | None]]:
+    def prompt_tokens(self, place: int) -> list[tuple[str, int, WrittenToken | None]]:
         """The text leaves out special tokens, and the space that the tokenizer puts before the prompt."""
-        counter = CharacterCounter(spaces_cut=not prompt.text.startswith(" "))
+        counter = CharacterCounter(spaces_cut=not self.plain.texts[place].startswith(" "))
         found: list[tuple[str, int, WrittenToken | None]] = []
-        for token, entry in zip_longest(prompt.token_ids, known):
+        for token, entry in zip_longest(self.plain.specs[place].request.token_ids, self.answers[place].prompt):
             written = self.tokenizer.token_bytes(token)
             letters = 0 if self.tokenizer.is_special(token) else counter.shown(written)[1]
             found.append((as_text(written), letters, entry))
@@ -132,15 +117,12 @@ class CompletionReply(ChunkedReply):
         return merge([self.chunks_of(place) for place in range(len(self.answers))])
 
     async def whole(self) -> wire.Completion:
-        gathered = [WholeText() for _ in range(len(self.answers) * self.plain.choices)]
+        gathered: list[list[wire.CompletionChunkChoice]]
+        gathered = [[] for _ in range(len(self.answers) * self.plain.choices)]
         async with aclosing(self.choices()) as choices:
             async for choice in choices:
-                gathered[choice.index].add(choice)
-        made = [
-            wire.CompletionChoice(index=index, text=it.text, logprobs=it.joined(), finish_reason=it.finish_reason)
-            for index, it in enumerate(gathered)
-        ]
-        return wire.Completion(**vars(self.metadata), choices=made, usage=self.usage())
+                gathered[choice.index].append(choice)
+        return wire.Completion(**vars(self.metadata), choices=list(map(joined, gathered)), usage=self.usage())
 
     async def items(self) -> AsyncGenerator[wire.CompletionChunk, None]:
         """The first chunk comes with the engine's first output, so that a refusal by the engine still has a status."""

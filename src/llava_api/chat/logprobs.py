@@ -30,16 +30,10 @@ def as_text(written: bytes) -> str:
     return written.decode("utf-8", "replace")
 
 
-class TokenWriter:
-    """Engine tokens -> written tokens, each with its ``top`` most likely alternatives."""
-
-    def __init__(self, tokenizer: TextTokenizer, top: int) -> None:
-        self.tokenizer = tokenizer
-        self.top = top
-
-    def write(self, entry: TokenLogprob) -> WrittenToken:
-        top = tuple((self.tokenizer.token_bytes(token), logprob) for token, logprob in entry.top[: self.top])
-        return WrittenToken(self.tokenizer.token_bytes(entry.token_id), entry.logprob, top)
+def written_token(entry: TokenLogprob, tokenizer: TextTokenizer, top: int) -> WrittenToken:
+    """``top``: number of the most likely tokens that are listed beside the chosen one."""
+    likeliest = tuple((tokenizer.token_bytes(token), logprob) for token, logprob in entry.top[:top])
+    return WrittenToken(tokenizer.token_bytes(entry.token_id), entry.logprob, likeliest)
 
 
 class CharacterCounter:
@@ -59,28 +53,29 @@ class CharacterCounter:
 
 
 class LogprobAligner:
-    """Holds each token back until its text goes out, so that the tokens of all chunks, joined, are their text.
+    """Holds each token back until its text is sent, so that the tokens of each chunk, joined, are its text.
 
-    The engine's text lags behind its tokens: half a letter waits for its other half, and what may be the beginning of
-    a stop text waits too. Tokens whose text never comes (the end token, the stop text) are left out.
+    The engine's text comes later than its tokens: a part of a character waits for the rest, and so does what may be the
+    beginning of a stop text. Tokens whose text never comes (the end token, the stop text) are left out.
     """
 
-    def __init__(self, writer: TokenWriter, skip_special_tokens: bool, spaces_cut: bool) -> None:
-        self.writer = writer
+    def __init__(self, tokenizer: TextTokenizer, top: int, skip_special_tokens: bool, spaces_cut: bool) -> None:
+        self.tokenizer = tokenizer
+        self.top = top
         self.skip_special_tokens = skip_special_tokens
         self.counter = CharacterCounter(spaces_cut)
         self.waiting: deque[WrittenToken] = deque()
         self.ahead = 0
-        """Letters of text that have gone out, less those of tokens that have."""
+        """Characters of text that were sent, less those of the tokens that were sent."""
 
     def read(self, tokens: Sequence[TokenLogprob], text: str, last: bool) -> list[WrittenToken]:
         """The tokens to send with ``text``. ``last``: nothing follows that a token could wait for."""
         for entry in tokens:
-            if self.skip_special_tokens and self.writer.tokenizer.is_special(entry.token_id):
+            if self.skip_special_tokens and self.tokenizer.is_special(entry.token_id):
                 continue
-            token = self.writer.write(entry)
+            token = written_token(entry, self.tokenizer, self.top)
             written, letters = self.counter.shown(token.written)
-            # What else was likely is written alike, so that the token is found among it.
+            # The alternatives are cut too, so that the token is found among them.
             cut = written != token.written
             top = tuple((other.lstrip(b" ") if cut else other, logprob) for other, logprob in token.top)
             self.waiting.append(replace(token, written=written, letters=letters, top=top))

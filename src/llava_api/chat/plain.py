@@ -1,4 +1,4 @@
-"""Text completions: prompts, without a template -> engine requests."""
+"""Text completions: prompts without a template -> engine requests."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -18,17 +18,12 @@ DEFAULT_MAX_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class PlainPrompt:
-    text: str
-    token_ids: list[int]
-
-
-@dataclass(frozen=True, slots=True)
 class Plain:
     """Prompts to continue, each with its engine request."""
 
-    prompts: list[PlainPrompt]
+    texts: list[str]
     specs: list[AnswerSpec]
+    """One for each text."""
     echo: bool
     """Whether the prompt is sent before the answer."""
     silent: bool
@@ -73,32 +68,32 @@ async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_
     prompts = [await read_prompt(preparer, prompt) for prompt in given]
     record = current()
     if record.keeps_prompt:
-        record.prompt = "\n\n".join(prompt.text for prompt in prompts)
+        record.prompt = "\n\n".join(text for text, _ in prompts)
     specs = []
-    for place, prompt in enumerate(prompts):
-        room = answer_room(length, len(prompt.token_ids), 0, preparer.max_model_len, sampling)
+    for place, (_, token_ids) in enumerate(prompts):
+        room = answer_room(length, len(token_ids), 0, preparer.max_model_len, sampling)
         made = engine_choices(sampling, choices)
         name = f"{request_id}-{place}"
         salt = preparer.cache_salt(account.caller)
-        engine_request = GenerationRequest(name, prompt.token_ids, (), sampling, room, adapter, made, salt)
+        engine_request = GenerationRequest(name, token_ids, (), sampling, room, adapter, made, salt)
         specs.append(AnswerSpec(engine_request, choices, model.tokenizer, spaces_cut=False))
-    await account.spend_prompt(sum(len(prompt.token_ids) for prompt in prompts))
-    return Plain(prompts, specs, echo, request.max_tokens == 0)
+    await account.spend_prompt(sum(len(token_ids) for _, token_ids in prompts))
+    return Plain([text for text, _ in prompts], specs, echo, request.max_tokens == 0)
 
 
-async def read_prompt(preparer: Preparer, prompt: str | list[int]) -> PlainPrompt:
-    """Raises InvalidRequest for unknown token ids and for image tokens."""
+async def read_prompt(preparer: Preparer, prompt: str | list[int]) -> tuple[str, list[int]]:
+    """(text, token ids). Raises InvalidRequest for unknown token ids and for image tokens."""
     model = preparer.model
     if isinstance(prompt, str):
         preparer.check_length(len(prompt), "prompt")
         rendered = await asyncio.to_thread(tokenize, [prompt], model.tokenizer, model.checkpoint.image_token_id, [])
         if not rendered.token_ids:
             raise InvalidRequest("This model has no BOS token: prompt must not be empty.", param="prompt")
-        return PlainPrompt(prompt, rendered.token_ids)
+        return prompt, rendered.token_ids
     # Before each token is checked.
     answer_room(Length(None, "max_tokens", "prompt"), len(prompt), 0, preparer.max_model_len, Sampling(0))
     check_ids(prompt, model, "prompt")
     if model.checkpoint.image_token_id in prompt:
         raise InvalidRequest("prompt has the image token, but text completions have no images.", param="prompt")
     written = b"".join(model.tokenizer.token_bytes(token) for token in prompt if not model.tokenizer.is_special(token))
-    return PlainPrompt(written.decode("utf-8", "replace"), prompt)
+    return written.decode("utf-8", "replace"), prompt
