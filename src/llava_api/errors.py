@@ -194,9 +194,5 @@ class EngineFailed(ApiError):
     code = ErrorCode.ENGINE_FAILED
 
 
-class InvalidGrammar(Exception):
-    """A grammar does not compile; the message gives llguidance's reason. ``chat`` raises InvalidRequest instead."""
-
-
 class StartupError(Exception):
     """The server cannot start; the message is shown as it is, without a traceback."""

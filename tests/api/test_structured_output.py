@@ -10,7 +10,6 @@ import pytest
 from fastapi import FastAPI
 
 from llava_api.engine.grammar_check import GrammarChecker
-from llava_api.errors import InvalidGrammar
 from tests.api.test_chat import CHAT, text_body
 from tests.support.scripted_engine import ScriptedEngine
 from tests.unit.test_grammar import fits
@@ -265,14 +264,13 @@ async def test_the_server_goes_on_while_a_costly_request_is_read(
 async def test_the_process_that_died_of_a_grammar_comes_back() -> None:
     checker = GrammarChecker()
     try:
-        await checker.check('start: "a"')
+        assert not await checker.check('start: "a"')
         assert checker.process is not None
         checker.process.kill()
         await checker.process.wait()
-        await checker.check('start: "b"')
-        with pytest.raises(InvalidGrammar):
-            await checker.check("start: nowhere")
-        await checker.check('start: "c"')
+        assert not await checker.check('start: "b"')
+        assert await checker.check("start: nowhere")
+        assert not await checker.check('start: "c"')
     finally:
         await checker.close()
 
@@ -281,14 +279,13 @@ async def test_a_process_killed_in_the_middle_is_a_refusal_and_the_next_grammar_
     checker = GrammarChecker()
     slow = f"start: %json {json.dumps({**BAD['slow patterns of names'], 'title': 'killed'})}"
     try:
-        await checker.check('start: "a"')
+        assert not await checker.check('start: "a"')
         assert checker.process is not None
         asking = asyncio.create_task(checker.check(slow))
         await asyncio.sleep(0.1)
         checker.process.kill()
-        with pytest.raises(InvalidGrammar):
-            await asking
-        await checker.check('start: "b"')
+        assert await asking
+        assert not await checker.check('start: "b"')
     finally:
         await checker.close()
 
@@ -298,13 +295,11 @@ async def test_a_deadline_ends_what_takes_too_long() -> None:
     slow = f"start: %json {json.dumps(BAD['slow patterns of names'])}"
     try:
         started = time.monotonic()
-        with pytest.raises(InvalidGrammar, match="too long"):
-            await checker.check(slow)
+        assert "too long" in await checker.check(slow)
         assert time.monotonic() - started < 2
         # Known by now: nobody waits for it again.
         started = time.monotonic()
-        with pytest.raises(InvalidGrammar, match="too long"):
-            await checker.check(slow)
+        assert "too long" in await checker.check(slow)
         assert time.monotonic() - started < 0.1
     finally:
         await checker.close()
@@ -319,9 +314,8 @@ async def test_a_caller_that_leaves_does_not_leave_its_answer_to_the_next() -> N
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
-        with pytest.raises(InvalidGrammar, match="nowhere"):
-            await checker.check("start: nowhere")
-        await checker.check('start: "a"')
+        assert "nowhere" in await checker.check("start: nowhere")
+        assert not await checker.check('start: "a"')
     finally:
         await checker.close()
 
@@ -356,7 +350,7 @@ async def test_one_callers_schemas_do_not_hold_anothers_up() -> None:
     checker = GrammarChecker()
     slow = [f"start: %json {json.dumps({**BAD['slow patterns of names'], 'title': str(n)})}" for n in range(4)]
     try:
-        await checker.check('start: "a"')
+        assert not await checker.check('start: "a"')
         crowd = [asyncio.create_task(checker.check(grammar, "crowd")) for grammar in slow]
         await asyncio.sleep(0.1)
         await checker.check('start: "b"', "single")

@@ -9,10 +9,10 @@ from llava_api.chat.grammar import json_grammar
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question
 from llava_api.chat.sampling import answer_room, context_length_exceeded
-from llava_api.chat.schema import Schema
+from llava_api.chat.schema import invalid_schema
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.grammar_check import GrammarChecker
-from llava_api.errors import ErrorCode, InvalidGrammar, InvalidRequest, ModelNotFound
+from llava_api.errors import InvalidRequest, ModelNotFound
 from llava_api.images.load import ImageLoader, MeasuredImage, RenderedImage
 from llava_api.limits.account import Account
 from llava_api.prompts.render import RenderedPrompt, tokenize
@@ -113,21 +113,16 @@ class Preparer:
     async def check_grammar(self, question: Question, caller: str) -> None:
         """Raises InvalidRequest for a schema that the engine could not keep to."""
         grammar = question.sampling.grammar
-        if grammar is None:
+        complaint = "" if grammar is None else await self.grammars.check(grammar, caller)
+        if not complaint:
             return
-        try:
-            await self.grammars.check(grammar, caller)
-        except InvalidGrammar as error:
-            # One by one, to name the one that fails.
-            for param, schema in question.schemas if len(question.schemas) > 1 else ():
-                await self.check_one_schema(param, schema, caller)
-            raise bad_schema(question.schemas[0][0], error) from error
-
-    async def check_one_schema(self, param: str, schema: Schema, caller: str) -> None:
-        try:
-            await self.grammars.check(json_grammar(schema), caller)
-        except InvalidGrammar as error:
-            raise bad_schema(param, error) from error
+        if len(question.schemas) > 1:
+            # To name the one that fails.
+            for param, schema in question.schemas:
+                own_complaint = await self.grammars.check(json_grammar(schema), caller)
+                if own_complaint:
+                    raise invalid_schema(param, own_complaint)
+        raise invalid_schema(question.schemas[0][0], complaint)
 
     async def lay_out(self, conversation: Conversation, account: Account, param: str = "messages") -> LaidOut:
         """Prompt and token counts, for which only the images' headers are read.
@@ -167,10 +162,6 @@ class Preparer:
 def caller_salt(caller: str) -> str:
     """Never empty, because the engine takes an empty salt for none."""
     return f"of {caller}"
-
-
-def bad_schema(param: str, error: InvalidGrammar) -> InvalidRequest:
-    return InvalidRequest(f"Invalid schema for '{param}': {error}", param=param, code=ErrorCode.INVALID_SCHEMA)
 
 
 def engine_choices(sampling: Sampling, choices: int) -> int:

@@ -37,10 +37,10 @@ def check_schema(schema: Schema, param: str) -> None:
     check_extent(schema, param)
     for part, depth in parts_of(schema):
         if depth > MAX_DEPTH:
-            raise too_much(param, f"it is deeper than {MAX_DEPTH} levels")
+            raise invalid_schema(param, f"it is deeper than {MAX_DEPTH} levels.")
         check_part(part, param)
     if sum(len(patterns_of(part)) + ("multipleOf" in part) for part, _ in parts_of(schema)) > MAX_PATTERNS:
-        raise too_much(param, f"it has pattern and multipleOf more than {MAX_PATTERNS} times")
+        raise invalid_schema(param, f"it has pattern and multipleOf more than {MAX_PATTERNS} times.")
     check_references(schema, param)
 
 
@@ -54,9 +54,9 @@ def check_extent(schema: Schema, param: str) -> None:
             size += len(value) if isinstance(value, str) else 8
             size += sum(map(len, value)) if isinstance(value, dict) else 0
         if depth > MAX_NESTING:
-            raise too_much(param, f"it is deeper than {MAX_NESTING} brackets")
+            raise invalid_schema(param, f"it is deeper than {MAX_NESTING} brackets.")
         if size > MAX_BYTES:
-            raise too_much(param, f"it is larger than {MAX_BYTES} bytes")
+            raise invalid_schema(param, f"it is larger than {MAX_BYTES} bytes.")
         level = [inner for outer in level for inner in contents(outer)]
 
 
@@ -64,8 +64,8 @@ def contents(value: object) -> Iterable[object]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def too_much(param: str, why: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid schema for '{param}': {why}.", param=param, code=ErrorCode.INVALID_SCHEMA)
+def invalid_schema(param: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid schema for '{param}': {why}", param=param, code=ErrorCode.INVALID_SCHEMA)
 
 
 def parts_of(schema: Schema) -> Iterator[tuple[dict[str, Any], int]]:
@@ -89,23 +89,23 @@ def parts_of(schema: Schema) -> Iterator[tuple[dict[str, Any], int]]:
 
 def check_part(part: Schema, param: str) -> None:
     if "x-guidance" in part:
-        raise too_much(param, "x-guidance is the grammar's own and cannot be set")
+        raise invalid_schema(param, "x-guidance is the grammar's own and cannot be set.")
     for key, most in ((COUNTS, MAX_COUNT), (LENGTHS, MAX_LENGTH)):
         for name in key:
             value = part.get(name)
             if isinstance(value, int | float) and value > most:
-                raise too_much(param, f"{name} is above {most}")
+                raise invalid_schema(param, f"{name} is above {most}.")
     for name in ("anyOf", "oneOf", "allOf"):
         if isinstance(part.get(name), list) and len(part[name]) > MAX_ALTERNATIVES:
-            raise too_much(param, f"{name} has more than {MAX_ALTERNATIVES} members")
+            raise invalid_schema(param, f"{name} has more than {MAX_ALTERNATIVES} members.")
     enum = part.get("enum")
     if isinstance(enum, list) and len(enum) > MAX_ENUM:
-        raise too_much(param, f"an enum has more than {MAX_ENUM} values")
+        raise invalid_schema(param, f"an enum has more than {MAX_ENUM} values.")
     divisor = part.get("multipleOf")
     if isinstance(divisor, int | float) and divisor > MAX_DIVISOR:
-        raise too_much(param, f"multipleOf is above {MAX_DIVISOR}")
+        raise invalid_schema(param, f"multipleOf is above {MAX_DIVISOR}.")
     if any(len(pattern) > MAX_PATTERN for pattern in patterns_of(part)):
-        raise too_much(param, f"a pattern is longer than {MAX_PATTERN} characters")
+        raise invalid_schema(param, f"a pattern is longer than {MAX_PATTERN} characters.")
 
 
 def patterns_of(part: Schema) -> list[str]:
@@ -121,11 +121,11 @@ def check_references(schema: Schema, param: str) -> None:
     """
     same = {id(part): [id(other) for other in same_value(schema, part, param)] for part, _ in parts_of(schema)}
     if any(other not in same for others in same.values() for other in others):
-        raise too_much(param, "a $ref leads to something that is not a schema")
+        raise invalid_schema(param, "a $ref leads to something that is not a schema.")
     try:
         TopologicalSorter(same).prepare()
     except CycleError as error:
-        raise too_much(param, "a $ref leads to itself") from error
+        raise invalid_schema(param, "a $ref leads to itself.") from error
 
 
 def same_value(schema: Schema, part: Schema, param: str) -> Iterator[Schema]:
@@ -133,7 +133,7 @@ def same_value(schema: Schema, part: Schema, param: str) -> Iterator[Schema]:
     reference = part.get("$ref")
     if reference is not None:
         if not isinstance(reference, str) or not reference.startswith("#"):
-            raise too_much(param, "a $ref leads out of the schema; only those that start with # are followed")
+            raise invalid_schema(param, "a $ref leads out of the schema; only those that start with # are followed.")
         other = look_up(schema, reference, param)
         if isinstance(other, dict):
             yield other
@@ -152,7 +152,7 @@ def look_up(schema: Schema, reference: str, param: str) -> Any:
         elif isinstance(here, list) and name.isdigit() and int(name) < len(here):
             here = here[int(name)]
         else:
-            raise too_much(param, "a $ref leads nowhere")
+            raise invalid_schema(param, "a $ref leads nowhere.")
     return here
 
 
@@ -164,4 +164,6 @@ def check_special_texts(schema: Schema, specials: Collection[str], param: str) -
     written = json.dumps(schema, ensure_ascii=False)
     for special in specials:
         if len(special) > 2 and json.dumps(special, ensure_ascii=False)[1:-1] in written:
-            raise too_much(param, f"it has the text of this model's special token {special}, which no answer may have")
+            raise invalid_schema(
+                param, f"it has the text of this model's special token {special}, which no answer may have."
+            )

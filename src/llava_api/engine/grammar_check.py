@@ -1,9 +1,9 @@
-"""Would the engine take this grammar? A process of its own tries it before the engine sees it.
+"""A separate process tries each grammar before the engine is given it.
 
 llguidance, with which the engine compiles grammars, is quick (a schema of 3,000 fields takes 66 ms) and bounds its own
-work, but not everywhere: ``minItems: 1000000000`` takes all the memory there is, and some grammars compile at once and
-take seconds, or fail, when the first token is to be chosen. So a caller's grammar is first compiled and tried in a
-small process with bounded memory, which is killed when it takes too long.
+work, but not everywhere: ``minItems: 1000000000`` uses up all memory, and some grammars compile at once and take
+seconds, or fail, when the first token is to be chosen. So a caller's grammar is first compiled and tried in a small
+process with bounded memory, which is killed when it takes too long.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from llava_api.concurrency.admission import Admission
 from llava_api.concurrency.single_flight import Flight, SingleFlight
-from llava_api.errors import EngineFailed, InvalidGrammar
+from llava_api.errors import EngineFailed
 
 START_SECONDS = 60.0
 DEADLINE_SECONDS = 2.0
@@ -47,20 +47,17 @@ class GrammarChecker:
         self.known: OrderedDict[bytes, str] = OrderedDict()
         """Hash of a grammar -> what is wrong with it, or ""."""
 
-    async def check(self, grammar: str, caller: str = "") -> None:
-        """Raise InvalidGrammar, in llguidance's words, for a grammar that the engine cannot follow.
+    async def check(self, grammar: str, caller: str = "") -> str:
+        """Returns what is wrong with the grammar, in llguidance's words; "" if the engine can follow it.
 
-        Callers take turns. Raises EngineFailed if the grammar cannot be tried.
+        Callers take turns. Raises Busy, and EngineFailed if the grammar cannot be tried.
         """
         owner = f"{caller}\n" if self.remember_by_caller else ""
         key = hashlib.sha256((owner + grammar).encode("utf-8", "replace")).digest()
-        complaint = self.known.get(key)
-        if complaint is None:
-            complaint = await self.trials.do(caller, lambda: self.begin(key, grammar), key)
-        else:
-            self.known.move_to_end(key)
-        if complaint:
-            raise InvalidGrammar(complaint)
+        if key not in self.known:
+            return await self.trials.do(caller, lambda: self.begin(key, grammar), key)
+        self.known.move_to_end(key)
+        return self.known[key]
 
     def begin(self, key: bytes, grammar: str) -> Flight[str]:
         # A trial goes on when its callers have left, because the process would have to be started anew.

@@ -71,7 +71,7 @@ class RenderedImage:
     cache_key: str
     """Made of the file's bytes and how it was rendered. A client cannot choose it."""
     engine_size: Size | None
-    """(width, height) for a LLaVA-1.6 engine, see ``ImageMode.engine_size``."""
+    """(width, height) that the engine's model is given; see ``ImageMode.engine_size``."""
 
 
 class ImageCache:
