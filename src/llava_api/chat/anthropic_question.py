@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from llava_api.chat.conversation import Parts, Transcript, plain_text
 from llava_api.chat.model import ServedModel
-from llava_api.chat.question import AnswerFormat, Question
+from llava_api.chat.question import Question, with_format
 from llava_api.chat.sampling import Length, read_extensions
 from llava_api.chat.schema import Schema, check_schema
 from llava_api.chat.tools import Toolbox, read_tools
@@ -40,14 +40,14 @@ def messages_question(request: wire.MessagesRequest, model: ServedModel) -> Ques
             "message, or tool_choice and output_config.",
             param="messages",
         )
-    sampling = read_extensions(request, model, request.temperature, request.top_p)
+    sampling = read_extensions(request, model)
     question = Question(
         model=request.model,
         conversation=conversation,
         sampling=replace(sampling, stop=(*(request.stop_sequences or ()), *sampling.stop)),
         length=Length(request.max_tokens),
     )
-    return AnswerFormat(schema, param, toolbox).apply(question, model)
+    return with_format(question, model, schema, param, toolbox)
 
 
 def read_message(message: wire.InputMessage, param: str, transcript: Transcript) -> None:
@@ -129,7 +129,7 @@ def toolbox_of(request: wire.MessagesRequest) -> Toolbox | None:
     ]
     choice = request.tool_choice
     if isinstance(choice, wire.ToolChoiceName):
-        named = tools.NamedTool(type="function", function=tools.FunctionName(name=choice.name))
+        named = tools.FlatNamedTool(type="function", name=choice.name)
         return read_tools(functions, named, parallel=False, schema_field="input_schema")
     mode = None if choice is None else MODES[choice.type]
     parallel = choice is None or not choice.disable_parallel_tool_use

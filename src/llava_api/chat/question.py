@@ -11,9 +11,7 @@ from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.engine.base import Sampling
 from llava_api.errors import InvalidRequest
 from llava_api.protocol.chat import ChatCompletionRequest
-from llava_api.protocol.formats import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
-
-SCHEMA_PARAM = "response_format.json_schema.schema"
+from llava_api.protocol.formats import FlatJsonSchemaFormat, JsonObjectFormat, JsonSchemaFormat, TextFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,76 +30,58 @@ class Question:
     """The schemas that the answer's grammar is made of, each with its field."""
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerFormat:
-    """Free text, JSON, calls, or what the model chooses among them."""
+def with_format(
+    question: Question, model: ServedModel, schema: Schema | None, schema_param: str, toolbox: Toolbox | None
+) -> Question:
+    """Have the answer be JSON of ``schema``, calls, or what the model chooses among them and free text.
 
-    schema: Schema | None
-    """None for free text."""
-    param: str
-    """The field that the schema is from."""
-    toolbox: Toolbox | None
-
-    def apply(self, question: Question, model: ServedModel) -> Question:
-        """Raises InvalidRequest if the format cannot be combined with the rest of the question."""
-        toolbox = self.toolbox
-        if toolbox is None and self.schema is None:
-            return question
-        schemas = () if toolbox is None else tuple((tool.param, tool.schema) for tool in toolbox.tools)
-        if self.schema is not None:
-            schemas = ((self.param, self.schema), *schemas)
-        for param, schema in schemas:
-            check_special_texts(schema, model.tokenizer.special_ids, param)
-        if question.conversation.continues:
-            raise InvalidRequest(
-                "continue_final_message cannot be combined with response_format or tools.",
-                param="continue_final_message",
-            )
-        if toolbox is None:
-            assert self.schema is not None
-            grammar = json_grammar(self.schema)
-            sampling = with_grammar(question.sampling, grammar, model, texts_too=False)
-            return replace(question, sampling=sampling, schemas=schemas, json=True)
-        if self.schema is not None and toolbox.mode == "auto" and not differs_from_calls(self.schema):
-            raise InvalidRequest(
-                "If the model may call a function or answer in JSON, the JSON must not look like a call: give a "
-                "json_schema of an object with named properties (not name and arguments among them), or send "
-                "tool_choice required or none.",
-                param=self.param.partition(".")[0],
-            )
-        conversation = question.conversation.with_system(model.family.default_system, toolbox.description())
-        free_text = toolbox.mode == "auto" and self.schema is None
-        sampling = with_grammar(question.sampling, tools_grammar(toolbox, self.schema), model, texts_too=free_text)
-        names = tuple(tool.name for tool in toolbox.tools)
-        return replace(
-            question,
-            conversation=conversation,
-            sampling=sampling,
-            call_names=names,
-            schemas=schemas,
-            json=self.schema is not None,
+    ``schema_param``: the field that the schema is from. Raises InvalidRequest if the format cannot be combined with the
+    rest of the question.
+    """
+    if toolbox is None and schema is None:
+        return question
+    schemas = () if toolbox is None else tuple((tool.param, tool.schema) for tool in toolbox.tools)
+    if schema is not None:
+        schemas = ((schema_param, schema), *schemas)
+    for param, one in schemas:
+        check_special_texts(one, model.tokenizer.special_ids, param)
+    if question.conversation.continues:
+        raise InvalidRequest(
+            "continue_final_message cannot be combined with response_format or tools.",
+            param="continue_final_message",
         )
+    question = replace(question, schemas=schemas, json=schema is not None)
+    if toolbox is None:
+        assert schema is not None
+        sampling = with_grammar(question.sampling, json_grammar(schema), model, texts_too=False)
+        return replace(question, sampling=sampling)
+    if schema is not None and toolbox.mode == "auto" and not differs_from_calls(schema):
+        raise InvalidRequest(
+            "If the model may call a function or answer in JSON, the JSON must not look like a call: give a "
+            "json_schema of an object with named properties (not name and arguments among them), or send "
+            "tool_choice required or none.",
+            param=schema_param.partition(".")[0],
+        )
+    free_text = toolbox.mode == "auto" and schema is None
+    return replace(
+        question,
+        conversation=question.conversation.with_system(model.family.default_system, toolbox.description()),
+        sampling=with_grammar(question.sampling, tools_grammar(toolbox, schema), model, texts_too=free_text),
+        call_names=tuple(tool.name for tool in toolbox.tools),
+    )
 
 
-def object_schema(form: JsonObjectFormat, param: str) -> Schema:
-    """Raises InvalidRequest."""
-    if form.schema_ is None:
-        return ANY_OBJECT
-    check_schema(form.schema_, param)
-    return form.schema_
-
-
-def schema_of(form: ResponseFormat | None) -> Schema | None:
+def schema_of(
+    form: TextFormat | JsonObjectFormat | JsonSchemaFormat | FlatJsonSchemaFormat | None, param: str
+) -> Schema | None:
     """The schema that the answer must fit; None for free text. Raises InvalidRequest."""
-    if isinstance(form, JsonObjectFormat):
-        return object_schema(form, "response_format.schema")
-    if not isinstance(form, JsonSchemaFormat):
+    wanted = form.json_schema if isinstance(form, JsonSchemaFormat) else form
+    if wanted is None or isinstance(wanted, TextFormat):
         return None
-    schema = form.json_schema.schema_
-    if schema is None:
+    if wanted.schema_ is None:
         return ANY_OBJECT
-    check_schema(schema, SCHEMA_PARAM)
-    return schema
+    check_schema(wanted.schema_, param)
+    return wanted.schema_
 
 
 def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choices: int) -> Question:
@@ -113,9 +93,12 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
             param="add_generation_prompt",
         )
     functions = [(tool.function, f"tools[{index}].function") for index, tool in enumerate(request.tools or ())]
-    parallel = request.parallel_tool_calls is not False
-    toolbox = read_tools(functions, request.tool_choice, parallel)
-    answer_format = AnswerFormat(schema_of(request.response_format), SCHEMA_PARAM, toolbox)
+    toolbox = read_tools(functions, request.tool_choice, request.parallel_tool_calls is not False)
+    form = request.response_format
+    schema_param = (
+        "response_format.schema" if isinstance(form, JsonObjectFormat) else "response_format.json_schema.schema"
+    )
+    schema = schema_of(form, schema_param)
     question = Question(
         model=request.model,
         conversation=read_conversation(request.messages, continues),
@@ -123,7 +106,7 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
         choices=choices_of(request.n, most_choices),
         length=length_of(request),
     )
-    return answer_format.apply(question, model)
+    return with_format(question, model, schema, schema_param, toolbox)
 
 
 def length_of(request: ChatCompletionRequest) -> Length:

@@ -5,14 +5,12 @@ from dataclasses import replace
 
 from llava_api.chat.conversation import Transcript, plain_text, read_parts
 from llava_api.chat.model import ServedModel
-from llava_api.chat.question import AnswerFormat, Question, object_schema
+from llava_api.chat.question import Question, schema_of, with_format
 from llava_api.chat.sampling import Length, read_extensions, upper_bound
-from llava_api.chat.schema import Schema, check_schema
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.errors import InvalidRequest
 from llava_api.protocol import responses as wire
 from llava_api.protocol import tools
-from llava_api.protocol.formats import FlatJsonSchemaFormat, JsonObjectFormat
 
 
 def given_items(request: wire.ResponseRequest) -> list[wire.InputItem]:
@@ -38,7 +36,7 @@ def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.Inpu
             "the model answers.",
             param="input",
         )
-    sampling = read_extensions(request, model, request.temperature, request.top_p)
+    sampling = read_extensions(request, model)
     with_logprobs = "message.output_text.logprobs" in (request.include or ()) or request.top_logprobs is not None
     question = Question(
         model=request.model,
@@ -46,7 +44,9 @@ def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.Inpu
         sampling=replace(sampling, logprobs=request.top_logprobs or 0 if with_logprobs else None),
         length=Length(upper_bound(request.max_output_tokens), "max_output_tokens", "input"),
     )
-    return AnswerFormat(schema_of(request.text), "text.format.schema", toolbox_of(request)).apply(question, model)
+    form = None if request.text is None else request.text.format
+    schema = schema_of(form, "text.format.schema")
+    return with_format(question, model, schema, "text.format.schema", toolbox_of(request))
 
 
 def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:
@@ -63,33 +63,8 @@ def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:
             transcript.result(item.call_id, read_parts(item.output, f"{param}.output", transcript), f"{param}.call_id")
 
 
-def schema_of(text: wire.TextOptions | None) -> Schema | None:
-    """The schema that the answer must fit; None for free text. Raises InvalidRequest."""
-    form = None if text is None else text.format
-    if isinstance(form, JsonObjectFormat):
-        return object_schema(form, "text.format.schema")
-    if isinstance(form, FlatJsonSchemaFormat):
-        check_schema(form.schema_, "text.format.schema")
-        return form.schema_
-    return None
-
-
 def toolbox_of(request: wire.ResponseRequest) -> Toolbox | None:
     functions: list[tuple[tools.Function, str]] = [
         (tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())
     ]
-    return read_tools(functions, chat_choice(request.tool_choice), request.parallel_tool_calls is not False)
-
-
-def chat_choice(choice: tools.FlatToolChoice | None) -> tools.ToolChoice | None:
-    """The tool choice in the form of chat."""
-    if isinstance(choice, tools.FlatNamedTool):
-        return named(choice.name)
-    if isinstance(choice, tools.FlatAllowedTools):
-        names = tools.AllowedNames(mode=choice.mode, tools=[named(tool.name) for tool in choice.tools])
-        return tools.AllowedTools(type="allowed_tools", allowed_tools=names)
-    return choice
-
-
-def named(name: str) -> tools.NamedTool:
-    return tools.NamedTool(type="function", function=tools.FunctionName(name=name))
+    return read_tools(functions, request.tool_choice, request.parallel_tool_calls is not False)

@@ -74,13 +74,12 @@ def check_ids(ids: Iterable[int], model: ServedModel, param: str) -> None:
         )
 
 
-def read_extensions(
-    request: wire.GeneratingRequest, model: ServedModel, temperature: float | None, top_p: float | None
-) -> Sampling:
+def read_extensions(request: wire.GeneratingRequest, model: ServedModel) -> Sampling:
     """Parameters of all endpoints. Raises InvalidRequest."""
     own_stops = tuple(request.stop_token_ids or ())
     check_ids(own_stops, model, "stop_token_ids")
     ignore_end = bool(request.ignore_eos)
+    temperature, top_p = request.temperature, request.top_p
     return Sampling(
         # The most likely tokens that have no probability together: the most likely one, as in llama.cpp's server.
         temperature=0 if top_p == 0 else model.checkpoint.default_temperature if temperature is None else temperature,
@@ -98,7 +97,7 @@ def read_extensions(
 
 def read_sampling(request: wire.SamplingRequest, model: ServedModel) -> Sampling:
     """Parameters of chat and text completions. Raises InvalidRequest."""
-    sampling = read_extensions(request, model, request.temperature, request.top_p)
+    sampling = read_extensions(request, model)
     stops = () if request.stop is None else (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     return replace(
         sampling,
