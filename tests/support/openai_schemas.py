@@ -20,7 +20,7 @@ from jsonschema.validators import extend
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from llava_api.server.middleware.slashes import single_slashes
+from llava_api.server.middleware.path import single_slashes
 from tests.support import anthropic_shapes
 
 FOLDER = Path(__file__).parents[1] / "openai_schemas"

@@ -11,6 +11,7 @@ from llava_api.images.decode import decode
 from llava_api.images.load import ImageLoader, ImagePart
 from llava_api.images.mode import ImageMode
 from llava_api.images.pixels import render_pixels, squeeze_padded
+from llava_api.limits.account import Account
 from llava_api.settings import Settings
 from llava_api.vision.geometry import Size
 from llava_api.vision.normalisation import CLIP
@@ -88,7 +89,7 @@ async def test_the_setting_decides(setting: str, to_the_bit: bool) -> None:
     picture = soft_picture((1601, 1201))
     loader = ImageLoader(PAD, Settings.model_validate({"jpeg_decode": setting}))
     try:
-        measured = await loader.measure([ImagePart(data_url(picture, "JPEG"), "p")], "")
+        measured = await loader.measure([ImagePart(data_url(picture, "JPEG"), "p")], "", Account().memory.take)
         (shown,) = await loader.render(measured, "")
     finally:
         await loader.close()

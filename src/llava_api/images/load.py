@@ -122,9 +122,7 @@ class ImageLoader:
         self.decoding.close()
         self.measuring.close()
 
-    async def measure(
-        self, parts: Sequence[ImagePart], caller: str, take: source.Take = source.take_all
-    ) -> list[MeasuredImage]:
+    async def measure(self, parts: Sequence[ImagePart], caller: str, take: source.Take) -> list[MeasuredImage]:
         """Get bytes, headers and token counts.
 
         ``caller``: whose fetches and turns are counted together. ``take`` is called for the bytes of files that did not

@@ -19,10 +19,6 @@ NOT_A_SOURCE = (
 )
 
 
-def take_all(size: int) -> None:
-    """A ``Take`` that counts nothing."""
-
-
 def too_large(max_bytes: int) -> BadImage:
     """The error for an image that has too many bytes, without ``param``."""
     return BadImage(
@@ -37,7 +33,7 @@ class ByteBudget:
     ``hold`` is called for files that did not come with the request.
     """
 
-    def __init__(self, one_image: int, whole_request: int, hold: Take = take_all) -> None:
+    def __init__(self, one_image: int, whole_request: int, hold: Take) -> None:
         self.one_image = one_image
         self.whole_request = whole_request
         self.hold = hold

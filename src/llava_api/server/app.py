@@ -17,9 +17,8 @@ from llava_api.server.middleware.availability import Availability
 from llava_api.server.middleware.cors import Cors
 from llava_api.server.middleware.exchange import ExchangeMiddleware
 from llava_api.server.middleware.origin import Origins
+from llava_api.server.middleware.path import CleanPath
 from llava_api.server.middleware.proxy import ForwardedFor
-from llava_api.server.middleware.root_path import RootPath
-from llava_api.server.middleware.slashes import Slashes
 from llava_api.server.routes import ENDPOINTS, docs, probes
 from llava_api.server.services import Services
 from llava_api.server.state import AppState, set_state
@@ -52,7 +51,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        # The middleware Slashes answers such paths. Clients do not follow a redirect of a POST.
+        # ``CleanPath`` removes such slashes. Clients do not follow a redirect of a POST.
         redirect_slashes=False,
     )
     state = AppState()
@@ -87,9 +86,7 @@ def create_app(
     )
     app.add_middleware(ExchangeMiddleware)
     # These change the path and the client's address, so they come before everything that reads them.
-    if settings.root_path:
-        app.add_middleware(RootPath, root_path=settings.root_path)
-    app.add_middleware(Slashes)
+    app.add_middleware(CleanPath, root_path=settings.root_path)
     if settings.trusted_proxies:
         app.add_middleware(ForwardedFor, trusted=settings.trusted_proxies)
     error_handlers.install(app)

@@ -6,7 +6,7 @@ from fastapi.responses import Response
 from llava_api.protocol.server_info import ModelCard, ModelList, Version
 from llava_api.server.answer import json_response
 from llava_api.server.endpoint import Endpoint
-from llava_api.server.middleware.slashes import single_slashes
+from llava_api.server.middleware.path import single_slashes
 from llava_api.server.services import Services
 from llava_api.server.state import services_of
 from llava_api.versions import all_versions
