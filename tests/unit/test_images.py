@@ -40,6 +40,11 @@ RED = Image.new("RGB", (40, 20), (255, 0, 0))
         "data:image/png;charset=utf-8;base64,{}",
         "data:;base64,{}",
         "DATA:image/png;BASE64,{}",
+        "DATA:IMAGE/PNG;BASE64,{}",
+        "data:base64,{}",
+        "data:image/png;base64,data:image/png;base64,{}",
+        "data:image/png;base64,b'{}'",
+        'data:image/png;base64,b"{}"',
     ],
 )
 def test_data_urls(url: str) -> None:
@@ -60,9 +65,29 @@ def test_damaged_base64_is_refused(text: str) -> None:
         decode_base64(text)
 
 
-@pytest.mark.parametrize("text", ["AAE", "AAE=", " AAE=\r\n", "AAE%3D", "A\tAE"])
+@pytest.mark.parametrize("text", ["-_8", "-_8=", " +_8=\r\n", "%2B/8%3D", "+\t/8", "+\\n/8=", "b'-/8='"])
 def test_base64_as_people_send_it(text: str) -> None:
-    assert decode_base64(text) == b"\x00\x01"
+    assert decode_base64(text) == b"\xfb\xff"
+
+
+@pytest.mark.parametrize("text", ["{}", "\n {}", "b'{}'"])
+def test_base64_without_a_scheme(text: str) -> None:
+    data = bytes(range(256)) * 9
+    for encode in (base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes):
+        url = text.format(encode(data).decode())
+        assert scheme_of(url) == "data"
+        assert decode_base64(url[start_of_data(url) :]) == data
+
+
+def test_what_is_no_base64_is_no_data() -> None:
+    for url in (
+        "/images/" + "a" * 40,
+        "a-folder/" * 5 + "image.png",
+        "What is in this image? " * 9,
+        "example.com/" * 9,
+    ):
+        with pytest.raises(BadImage, match="data: URL"):
+            scheme_of(url)
 
 
 @pytest.mark.parametrize("url", ["", "ftp://example.com/a.png", "/etc/passwd", "iVBORw0KGgo=", "blob:1"])
@@ -147,7 +172,7 @@ def test_an_odd_exif_tag_does_not_spoil_a_picture() -> None:
     ids=["empty", "text", "svg", "pdf", "cut header"],
 )
 def test_other_files_are_refused(data: bytes) -> None:
-    with pytest.raises(BadImage, match="JPEG, PNG, WebP, GIF or BMP"):
+    with pytest.raises(BadImage, match="JPEG, PNG, WebP, GIF, BMP, HEIC, AVIF or TIFF"):
         read_header(data, LIMITS)
 
 

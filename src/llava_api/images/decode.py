@@ -1,4 +1,4 @@
-"""Bytes of an image file -> an upright RGB image. Pillow opens files only here.
+"""Bytes of an image file -> an upright RGB image. Pillow opens files only here and in ``isolated``.
 
 Two deviations from LLaVA's own code, because people expect them: EXIF orientation is applied, and transparency
 is flattened on white (``--no-exif-orientation`` and ``--no-flatten-transparency`` undo them). Limits are checked
@@ -7,13 +7,16 @@ on the header, before a pixel is decoded.
 
 import io
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
 from llava_api.errors import BadImage, ErrorCode
+from llava_api.images import isolated
 from llava_api.images.orientation import orientation_of
-from llava_api.images.structure import check_structure, count_scans, unsupported_kind
+from llava_api.images.structure import check_structure, scans, unsupported_kind, without_packed_text
 from llava_api.settings import Settings
 from llava_api.vision.geometry import Size
 
@@ -39,7 +42,10 @@ RUN_LENGTHS = (1, 2)
 """BMP's compressions RLE8 and RLE4."""
 MAX_SCAN_PIXELS = 1_000_000_000
 """Pixels times scans of a JPEG. Each scan of a progressive file costs as much as an image and takes a few bytes."""
-WANTED = "send a JPEG, PNG, WebP, GIF or BMP file"
+END_OF_IMAGE = b"\xff\xd9"
+OTHER_BITS = b"\x55" * 64
+"""Data that the decoder would make other pixels of than of none, where pixels are missing."""
+WANTED = "send a JPEG, PNG, WebP, GIF, BMP, HEIC, AVIF or TIFF file"
 UNREADABLE = f"The image cannot be read, or a part of it is missing: {WANTED}, whole."
 
 
@@ -84,9 +90,9 @@ class Header:
     stored_size: Size
     """(width, height) as the file stores them."""
     format: str
-    """JPEG, PNG, WEBP, GIF or BMP."""
+    """JPEG, PNG, WEBP, GIF, BMP, HEIF, AVIF, TIFF or JPEG2000."""
     orientation: int
-    """EXIF orientation, 1 to 8. 1 is upright, also for a file without one."""
+    """EXIF orientation, 1 to 8. 1 is upright, also for a file without one, and for ``isolated`` files."""
 
     def upright_size(self) -> Size:
         """(width, height) after orientation is applied."""
@@ -115,6 +121,11 @@ class Decoded:
 
 def read_header(data: bytes, limits: Limits) -> Header:
     """Size and format from the header, without decoding. Raises BadImage, without ``param``."""
+    isolated_kind = isolated.kind_of(data)
+    if isolated_kind is not None:
+        size = isolated_size(data, isolated_kind)
+        limits.check(size)
+        return Header(size, isolated_kind, 1)
     check_structure(data)
     with open_image(data) as image:
         limits.check(image.size)
@@ -123,16 +134,23 @@ def read_header(data: bytes, limits: Limits) -> Header:
             raise BadImage(f"This server takes no compressed BMP files: {WANTED}, a BMP uncompressed.")
         # Cameras' multi-picture files are JPEGs followed by more JPEGs, of which the first is the image.
         kind = "JPEG" if image.format == "MPO" else image.format or ""
-        scans = count_scans(data) if kind == "JPEG" else 1
-        if scans * image.width * image.height > max(MAX_SCAN_PIXELS, limits.max_pixels):
+        most = max(MAX_SCAN_PIXELS, limits.max_pixels) // (image.width * image.height)
+        if kind == "JPEG" and sum(1 for _ in islice(scans(data), most + 1)) > most:
             raise BadImage("The image is stored in too many scans: save it again, not as a progressive JPEG.")
         return Header(image.size, kind, orientation_of(image.info))
+
+
+def isolated_size(data: bytes, kind: str) -> Size:
+    try:
+        return isolated.read_size(data, kind)
+    except ValueError as error:
+        raise BadImage(UNREADABLE) from error
 
 
 def open_image(data: bytes) -> ImageFile.ImageFile:
     """Raises BadImage, without ``param``, if the file is not an image in one of ``FORMATS``."""
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(without_packed_text(data)), formats=FORMATS)
     except Exception as error:
         # Damaged files make Pillow's parsers raise many kinds of errors.
         name = unsupported_kind(data)
@@ -143,13 +161,50 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
         raise BadImage(UNREADABLE) from error
 
 
-def decode(data: bytes, orientation: int = 1, on_white: bool = True, needed: Size | None = None) -> Decoded:
+def decode(
+    data: bytes, orientation: int = 1, on_white: bool = True, needed: Size | None = None, size: Size | None = None
+) -> Decoded:
     """The first frame in RGB, turned upright from ``orientation`` (``Header.orientation``; 1 leaves it).
 
     ``on_white``: show white under transparency. ``needed``: (width, height) that the upright image will be scaled to;
-    a JPEG is then decoded at the smallest DCT scale that keeps twice that in each direction. Raises BadImage, without
-    ``param``, if the file is damaged or truncated.
+    a JPEG is then decoded at the smallest DCT scale that keeps twice that in each direction. ``size``:
+    ``Header.stored_size``, if the header has been read. Raises BadImage, without ``param``, if the file is damaged or
+    truncated.
     """
+    isolated_kind = isolated.kind_of(data)
+    try:
+        if isolated_kind is not None:
+            pixels = isolated.read_pixels(data, isolated_kind, size or isolated.read_size(data, isolated_kind))
+            image = flatten(pixels, on_white)
+            return Decoded(image, image.size, 1, (0.0, 0.0))
+        return decode_here(data, orientation, on_white, needed)
+    except BadImage:
+        if not lacks_only_its_end(data):
+            raise
+        return decode_here(data + END_OF_IMAGE, orientation, on_white, needed)
+    except ValueError as error:
+        raise BadImage(UNREADABLE) from error
+
+
+def lacks_only_its_end(data: bytes) -> bool:
+    """Whether a file is a JPEG with all pixels and without an end marker, as many network cameras send it."""
+    try:
+        return pixels_of_scan(data) == pixels_of_scan(data + OTHER_BITS)
+    except Exception:
+        # Damaged files make Pillow raise many kinds of errors.
+        return False
+
+
+def pixels_of_scan(jpeg: bytes) -> bytes:
+    """The pixels of a JPEG of one scan without an end marker. Raises many kinds of errors."""
+    with Image.open(io.BytesIO(jpeg + END_OF_IMAGE), formats=("JPEG",)) as image:
+        (scan,) = islice(scans(jpeg), 2)
+        if not isinstance(image, JpegImageFile) or "progressive" in image.info or jpeg[scan + 4] != image.layers:
+            raise ValueError("a part of the pixels may be in a scan that is missing")
+        return image.tobytes()
+
+
+def decode_here(data: bytes, orientation: int, on_white: bool, needed: Size | None) -> Decoded:
     with open_image(data) as image:
         stored_size = image.size
         try:

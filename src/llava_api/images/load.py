@@ -200,7 +200,7 @@ class ImageLoader:
         mode = image.mode
         orientation = image.header.orientation if mode.upright else 1
         needed = mode.needed(image.size) if self.settings.jpeg_decode == "scaled" else None
-        decoded = decode.decode(image.data, orientation, mode.on_white, needed)
+        decoded = decode.decode(image.data, orientation, mode.on_white, needed, image.header.stored_size)
         return RenderedImage(render_pixels(decoded, mode), image.cache_key(), mode.engine_size(image.size))
 
 

@@ -49,7 +49,7 @@ class Thumbnail:
     url: str
     """A data: URL of a WebP image."""
     format: str
-    """The file's own format: JPEG, PNG, WEBP, GIF or BMP."""
+    """The file's own format: JPEG, PNG, WEBP, GIF, BMP, HEIF, AVIF, TIFF or JPEG2000."""
     width: int
     """The image's own width, upright, in pixels."""
     height: int

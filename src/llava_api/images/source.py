@@ -11,9 +11,21 @@ from llava_api.errors import BadImage, ErrorCode
 Scheme = Literal["data", "web", "file"]
 Take = Callable[[int], None]
 """Called, in any thread, with a number of bytes before they are held. Raises Busy if there is no memory for them."""
+BARE_BASE64 = re.compile(r"\s*(?:b['\"])?[A-Za-z0-9+/_\r\n-]{64}")
+PYTHON_BYTES = (b"b'", b'b"')
+"""How Python writes bytes that were not made a text before they were put into one."""
 DATA_URL = re.compile(r"\s*data:(?P<type>[^;,]*)(?P<parameters>(?:;[^;,]*)*),", re.IGNORECASE)
-ESCAPED = ((b"%2B", b"+"), (b"%2b", b"+"), (b"%2F", b"/"), (b"%2f", b"/"), (b"%3D", b"="), (b"%3d", b"="))
-"""What a browser may make of the three characters of base64 that are not letters or digits."""
+ESCAPED = (
+    (b"%2B", b"+"),
+    (b"%2b", b"+"),
+    (b"%2F", b"/"),
+    (b"%2f", b"/"),
+    (b"%3D", b"="),
+    (b"%3d", b"="),
+    (b"\\n", b""),
+)
+"""What a browser may make of base64's characters that are not letters or digits, and a program of a line's end."""
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
 NOT_A_SOURCE = (
     "An image must be a base64 data: URL, for example data:image/jpeg;base64,..., or an http:// or https:// URL."
 )
@@ -63,7 +75,7 @@ class ByteBudget:
 def scheme_of(url: str) -> Scheme:
     """Raises BadImage, without ``param``, for any other scheme."""
     start = url[:64].lstrip()[:8].lower()
-    if start.startswith("data:"):
+    if start.startswith("data:") or BARE_BASE64.match(url[:128]):
         return "data"
     if start.startswith(("http://", "https://")):
         return "web"
@@ -73,13 +85,21 @@ def scheme_of(url: str) -> Scheme:
 
 
 def start_of_data(url: str) -> int:
-    """Where the base64 text of a ``data:`` URL begins. Raises BadImage, without ``param``."""
-    header = DATA_URL.match(url[:512])
-    if header is None:
+    """Where the base64 text of a ``data:`` URL, or of base64 alone, begins. Raises BadImage, without ``param``."""
+    if BARE_BASE64.match(url[:128]):
+        return 0
+    start = 0
+    # Programs put the same beginning in front of a whole URL.
+    for _ in range(2):
+        header = DATA_URL.match(url[start : start + 512])
+        if header is None:
+            break
+        if "base64" not in (word.strip() for word in f"{header['type']}{header['parameters']}".lower().split(";")):
+            raise BadImage("The data: URL of an image must be base64 encoded (data:image/...;base64,...).")
+        start += header.end()
+    if not start:
         raise BadImage("An image must be a base64 data: URL, for example data:image/jpeg;base64,...")
-    if "base64" not in (parameter.strip() for parameter in header["parameters"].lower().split(";")):
-        raise BadImage("The data: URL of an image must be base64 encoded (data:image/...;base64,...).")
-    return header.end()
+    return start
 
 
 def decoded_size(url: str, start: int) -> int:
@@ -88,7 +108,10 @@ def decoded_size(url: str, start: int) -> int:
 
 
 def decode_base64(encoded: str) -> bytes:
-    """Whitespace and missing ``=`` are tolerated. Raises BadImage, without ``param``, if the text is damaged."""
+    """Takes whitespace, missing ``=``, URL-safe base64 and Python's ``b'...'``.
+
+    Raises BadImage, without ``param``, if the text is damaged.
+    """
     try:
         return pybase64.b64decode(encoded, validate=True)
     except ValueError:
@@ -98,7 +121,9 @@ def decode_base64(encoded: str) -> bytes:
         tidy = encoded.encode("ascii").translate(None, b" \t\r\n\f\v")
         for escaped, letter in ESCAPED:
             tidy = tidy.replace(escaped, letter)
-        tidy = tidy.rstrip(b"=")
+        if tidy.startswith(PYTHON_BYTES):
+            tidy = tidy[2:].rstrip(b"'\"")
+        tidy = tidy.translate(URL_SAFE).rstrip(b"=")
         return pybase64.b64decode(tidy + b"=" * (-len(tidy) % 4), validate=True)
     except ValueError as error:
         raise BadImage("The image's base64 data is damaged: encode the file again.") from error

@@ -19,7 +19,7 @@ class ExplainedImage(WireObject):
     """Width of the file, in pixels."""
     height: int
     format: str
-    """JPEG, PNG, WEBP, GIF or BMP."""
+    """JPEG, PNG, WEBP, GIF, BMP, HEIF, AVIF, TIFF or JPEG2000."""
     orientation: int
     """EXIF orientation, 1 to 8; 1: upright, or the file names none."""
     shown_width: int
