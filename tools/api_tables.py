@@ -106,7 +106,7 @@ def heading(endpoint: Endpoint, models: dict[str, list[type[BaseModel]]]) -> lis
         if listed:
             lines += ["", f"{title}: {', '.join(link(model.__name__) for model in listed)}."]
     reply = DOCUMENT["paths"][endpoint.path][endpoint.method.lower()]["responses"]["200"]["content"]
-    return lines + [kind["schema"]["description"] for name, kind in reply.items() if name == "text/event-stream"]
+    return lines + [kind["schema"]["description"] for name, kind in reply.items() if name != "application/json"]
 
 
 def tables() -> str:

@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     """Refuse unknown fields, fields without effect, and values of another type, as OpenAI does; else they are ignored.
 
     The header x-llava-ignored names ignored fields."""
+    ollama_api: bool = False
+    """Answer Ollama's API too, at /api/chat, /api/generate, /api/tags, /api/show and others, and at /."""
     short_paths: bool = False
     """Answer /chat/completions, /completions and /responses without /v1 too."""
 

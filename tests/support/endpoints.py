@@ -5,8 +5,10 @@ from typing import Any
 from llava_api.server import routes
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.routes import docs, probes
+from llava_api.settings import Settings
 
-ALL = (*routes.ENDPOINTS, *docs.ENDPOINTS)
+ALL = tuple(each for each in (*routes.ENDPOINTS, *docs.ENDPOINTS) if each.access(Settings()) != "off")
+"""Those that are served by default."""
 HEALTH = tuple(endpoint.path for endpoint in probes.HEALTH)
 PROBES = tuple(endpoint.path for endpoint in ALL if endpoint.probe)
 EXAMPLE_BODIES: dict[str, dict[str, Any]] = {

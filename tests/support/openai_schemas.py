@@ -21,7 +21,7 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from llava_api.server.middleware.path import single_slashes
-from tests.support import anthropic_shapes
+from tests.support import anthropic_shapes, ollama_shapes
 
 FOLDER = Path(__file__).parents[1] / "openai_schemas"
 
@@ -94,6 +94,8 @@ def check_error(path: str, body: object) -> None:
     """Each path has errors in the shape of the API that it belongs to."""
     if is_anthropic(path):
         anthropic_shapes.check_error(body)
+    elif path.startswith("/api/"):
+        ollama_shapes.check_error(body)
     else:
         validate_error(body)
 

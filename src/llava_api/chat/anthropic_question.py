@@ -1,9 +1,8 @@
 """A request of Anthropic's Messages API -> a question."""
 
-import json
 from dataclasses import replace
 
-from llava_api.chat.conversation import Parts, Transcript, plain_text
+from llava_api.chat.conversation import Parts, Transcript, json_text, plain_text
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question, with_format
 from llava_api.chat.sampling import Length, read_extensions
@@ -65,7 +64,7 @@ def read_message(message: wire.InputMessage, param: str, transcript: Transcript)
                     raise InvalidRequest("An assistant's message has no images: send them as a user's.", param=here)
                 parts.append(transcript.show(read_image(block, here)))
             case wire.ToolUseBlock():
-                parts.append(transcript.call(block.id, block.name, input_json(block, here)))
+                parts.append(transcript.call(block.id, block.name, json_text(block.input, f"{here}.input")))
             case wire.ToolResultBlock():
                 if parts:
                     transcript.say(message.role, parts)
@@ -73,14 +72,6 @@ def read_message(message: wire.InputMessage, param: str, transcript: Transcript)
                 transcript.result(block.tool_use_id, read_result(block, here, transcript), f"{here}.tool_use_id")
     if parts:
         transcript.say(message.role, parts)
-
-
-def input_json(block: wire.ToolUseBlock, param: str) -> str:
-    """Raises InvalidRequest."""
-    try:
-        return json.dumps(block.input, ensure_ascii=False)
-    except RecursionError:
-        raise InvalidRequest(f"'{param}.input' is nested too deeply.", param=f"{param}.input") from None
 
 
 def read_result(block: wire.ToolResultBlock, param: str, transcript: Transcript) -> Parts:

@@ -5,9 +5,8 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from pydantic_core import from_json
-
 from llava_api.chat.answers import AnswerPart, Answers, EndReason
+from llava_api.chat.calls import arguments_object
 from llava_api.errors import ApiError
 from llava_api.protocol import anthropic_reply as wire
 
@@ -27,12 +26,7 @@ class Block:
         text = "".join(self.pieces)
         if self.name is None:
             return wire.ReplyTextBlock(text=text)
-        try:
-            # Of an answer that was cut, what has come of the input.
-            read = from_json(text, allow_partial="trailing-strings")
-        except ValueError:
-            read = {}
-        return wire.ReplyToolUseBlock(id=self.id, name=self.name, input=read)
+        return wire.ReplyToolUseBlock(id=self.id, name=self.name, input=arguments_object(text))
 
 
 class AnthropicReply:

@@ -6,7 +6,9 @@ The grammar (``grammar.tools_grammar``) fixes everything but names and arguments
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic_core import from_json
 
 from llava_api.chat.grammar import call_prefix
 
@@ -18,6 +20,15 @@ class CallPart:
     name: str | None
     """In a call's first part."""
     arguments: str
+
+
+def arguments_object(arguments: str) -> dict[str, Any]:
+    """The arguments of a call as an object; of an answer that was cut, what has come of them."""
+    try:
+        read: dict[str, Any] = from_json(arguments, allow_partial="trailing-strings")
+    except ValueError:
+        return {}
+    return read
 
 
 class CallReader:

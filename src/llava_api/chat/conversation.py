@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from llava_api.errors import InvalidRequest
 from llava_api.images.load import ImagePart
@@ -93,6 +93,14 @@ def one_turn(role: str, messages: Sequence[Sequence[str | int]]) -> Turn:
     if len(messages) == 1:
         return turn_of(role, messages[0])
     return turn_of(role, [part for parts in messages for part in parts if part != ""])
+
+
+def json_text(arguments: dict[str, Any], param: str) -> str:
+    """Arguments of a call as the model writes them. Raises InvalidRequest."""
+    try:
+        return json.dumps(arguments, ensure_ascii=False)
+    except RecursionError:
+        raise InvalidRequest(f"'{param}' is nested too deeply.", param=param) from None
 
 
 class HasText(Protocol):

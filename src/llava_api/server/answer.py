@@ -39,7 +39,9 @@ class Context:
 Prepare = Callable[[Context, Model], Awaitable[Reply | BaseModel]]
 
 
-async def answer(request: Request, kind: type[Model], prepare: Prepare[Model], spends_tokens: bool) -> Response:
+async def answer(
+    request: Request, kind: type[Model], prepare: Prepare[Model], spends_tokens: bool, stream: type[EventStream]
+) -> Response:
     """``prepare`` turns a body of type ``kind`` into a reply that is to be generated, or into one that is complete.
 
     An error is raised until the status is sent; after that it is the last event of the stream. Raises ApiError.
@@ -64,7 +66,7 @@ async def answer(request: Request, kind: type[Model], prepare: Prepare[Model], s
     except (Stopped, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if producer.reply is not None:
-        return EventStream(producer, producer.reply, first, settings.stream_keep_alive_seconds)
+        return stream(producer, producer.reply, first, settings.stream_keep_alive_seconds)
     assert isinstance(first, list)
     return json_response(first[0])
 

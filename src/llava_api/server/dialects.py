@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from llava_api.protocol.anthropic_reply import AnthropicErrorReply
+from llava_api.protocol.ollama_reply import OllamaErrorReply
 from llava_api.protocol.wire import ErrorReply, ErrorShape
 
 
@@ -17,7 +18,10 @@ class Dialect:
 
 
 OPENAI = Dialect(ErrorReply)
-DIALECTS = {"/v1/messages": Dialect(AnthropicErrorReply, b"x-api-key", "request-id")}
+DIALECTS = {
+    "/v1/messages": Dialect(AnthropicErrorReply, b"x-api-key", "request-id"),
+    "/api": Dialect(OllamaErrorReply),
+}
 """Path -> the dialect of this path and all paths below it."""
 
 

@@ -13,6 +13,7 @@ from starlette.types import Scope
 
 from llava_api.protocol.wire import RequestObject
 from llava_api.server.answer import Prepare, answer
+from llava_api.server.sse import EventStream
 from llava_api.settings import Settings
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -35,7 +36,8 @@ class Endpoint:
     reply: type[BaseModel] | None = None
     """None: the endpoint is left out of the OpenAPI document."""
     events: tuple[type[BaseModel], ...] = ()
-    """Models of the data of Server-Sent Events, if the endpoint can stream."""
+    """Models of the data of Server-Sent Events or lines, if the endpoint can stream."""
+    stream: type[EventStream] = EventStream
     route: str = ""
     """Starlette's pattern, and the route's name in metrics and logs, if it is not ``path``."""
     access: Callable[[Settings], Literal["key", "open", "off"]] = lambda _: "key"
@@ -57,7 +59,9 @@ class Endpoint:
             return self.handle
         assert self.request is not None
         assert self.prepare is not None
-        return partial(answer, kind=self.request, prepare=self.prepare, spends_tokens=self.spends_tokens)
+        return partial(
+            answer, kind=self.request, prepare=self.prepare, spends_tokens=self.spends_tokens, stream=self.stream
+        )
 
 
 class EndpointRoute(Route):

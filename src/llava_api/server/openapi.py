@@ -16,6 +16,7 @@ from llava_api import __version__
 from llava_api.protocol.wire import NamedEvent
 from llava_api.server.dialects import dialect_of
 from llava_api.server.endpoint import Endpoint
+from llava_api.server.sse import EventStream
 
 Schema = dict[str, Any]
 
@@ -24,6 +25,7 @@ CHUNKS = (
     '`data: {"error": {...}}` instead.'
 )
 NAMED_EVENTS = "Server-Sent Events named by their type; the last is {}."
+LINES = 'Lines of JSON. The last has `"done": true`; after a failure it is `{"error": "..."}` instead.'
 DESCRIPTION = (
     "OpenAI's API for LLaVA-1.5 and LLaVA-1.6 (NeXT) checkpoints. Images go in as image_url parts: data: URLs, or "
     "http and https URLs. Errors have the shape of the API that the path belongs to; every response has the header "
@@ -60,7 +62,8 @@ def operation(endpoint: Endpoint, references: Any, model: str) -> Schema:
     """``references``: (model, mode) -> its place in the document."""
     reply: Schema = {"application/json": {"schema": references[endpoint.reply, "serialization"]}}
     if endpoint.events:
-        reply["text/event-stream"] = {"schema": event_schema(endpoint, references)}
+        schema_of = event_schema if endpoint.stream is EventStream else line_schema
+        reply[endpoint.stream.media_type] = {"schema": schema_of(endpoint, references)}
     responses: Schema = {"200": {"description": "OK", "content": reply}}
     for status in error_statuses(endpoint):
         content = {"application/json": {"schema": references[dialect_of(endpoint.path).error, "serialization"]}}
@@ -86,6 +89,11 @@ def error_statuses(endpoint: Endpoint) -> list[int]:
     if endpoint.request is not None:
         found |= {404, 413, 429, 500}
     return sorted(found)
+
+
+def line_schema(endpoint: Endpoint, references: Any) -> Schema:
+    """The schema of one line."""
+    return {"description": LINES, "anyOf": [references[model, "serialization"] for model in endpoint.events]}
 
 
 def event_schema(endpoint: Endpoint, references: Any) -> Schema:

@@ -6,7 +6,7 @@ every reader of event streams skips. From then on a failure is the last event.
 """
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 
 from pydantic import BaseModel
 from sse_starlette.event import ServerSentEvent
@@ -27,10 +27,12 @@ AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 class EventStream(EventSourceResponse):
     """The items of ``producer`` as events. ``first``: its first items, None if they have not come yet."""
 
+    media_type = "text/event-stream"
+
     def __init__(
         self, producer: ReplyProducer, reply: Reply, first: list[BaseModel] | End | None, keep_alive_seconds: float
     ) -> None:
-        super().__init__(self.blocks(first), headers={"cache-control": "no-cache"})
+        super().__init__(self.blocks(first), headers={"cache-control": "no-cache"}, media_type=self.media_type)
         # uvicorn sends this header itself, and knows whether the connection is kept.
         del self.headers["connection"]
         self.producer = producer
@@ -51,16 +53,23 @@ class EventStream(EventSourceResponse):
     async def blocks(self, items: list[BaseModel] | End | None) -> AsyncGenerator[bytes, None]:
         while not isinstance(items, End):
             if items is None:
-                yield ServerSentEvent(comment="keep-alive", sep="\n").encode()
+                yield self.silence()
             else:
-                yield b"".join([encoded(item) for item in items])
+                yield self.encode(items)
             items = await self.producer.next(self.keep_alive_seconds)
         if isinstance(items.error, Stopped):
             return
         if items.error is not None:
-            yield b"".join([encoded(last) for last in self.reply.failure(as_api_error(items.error))])
+            yield self.encode(self.reply.failure(as_api_error(items.error)))
         elif self.reply.end_of_stream is not None:
             yield ServerSentEvent(self.reply.end_of_stream, sep="\n").encode()
+
+    def silence(self) -> bytes:
+        """Keeps a connection open on which nothing else is sent."""
+        return ServerSentEvent(comment="keep-alive", sep="\n").encode()
+
+    def encode(self, items: Iterable[BaseModel]) -> bytes:
+        return b"".join([encoded(item) for item in items])
 
 
 def encoded(item: BaseModel) -> bytes:

@@ -20,7 +20,9 @@ FILES = StaticFiles(packages=[("fastapi_swagger", "resources")])
 
 
 async def openapi(request: Request) -> Response:
-    document = openapi_document(DOCUMENTED, services_of(request).model.names[0])
+    services = services_of(request)
+    served = tuple(each for each in DOCUMENTED if each.access(services.settings) != "off")
+    document = openapi_document(served, services.model.names[0])
     return Response(orjson.dumps(document), media_type="application/json")
 
 

@@ -1,0 +1,186 @@
+"""Ollama's API, with ``--ollama-api``: ``/api/chat``, ``/api/generate``, ``/api/tags`` and others, and ``/``."""
+
+import hashlib
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import PlainTextResponse, Response
+
+from llava_api.chat.answers import Answers
+from llava_api.chat.ollama_question import LATEST, chat_question, generate_question, served_name
+from llava_api.chat.ollama_reply import Line, OllamaReply, line_of, ollama_time
+from llava_api.chat.question import Question
+from llava_api.protocol import ollama as wire
+from llava_api.protocol import ollama_reply as reply
+from llava_api.server.answer import Context, json_response
+from llava_api.server.endpoint import Endpoint
+from llava_api.server.ndjson import LineStream
+from llava_api.server.services import Services
+from llava_api.server.state import services_of
+from llava_api.telemetry.record import current
+
+API_VERSION = "0.13.0"
+"""The version of Ollama whose API this is."""
+NEVER = "2318-01-01T00:00:00Z"
+
+
+def known_name(services: Services, name: str) -> str:
+    """The served name that the request means. Raises ModelNotFound."""
+    found = current().model = served_name(name, services.model)
+    services.preparer.find_adapter(found)
+    return found
+
+
+async def chat(context: Context, wanted: wire.OllamaChatRequest) -> OllamaReply | Line:
+    known_name(context.services, wanted.model)
+    if not wanted.messages:
+        return line_of(wanted.model, chat=True, done=True, done_reason="load")
+    return await ask(context, chat_question(wanted, context.services.model), wanted, chat=True)
+
+
+async def generate(context: Context, wanted: wire.OllamaGenerateRequest) -> OllamaReply | Line:
+    known_name(context.services, wanted.model)
+    if not wanted.prompt and not wanted.images:
+        return line_of(wanted.model, chat=False, done=True, done_reason="load")
+    return await ask(context, generate_question(wanted, context.services.model), wanted, chat=False)
+
+
+async def ask(context: Context, question: Question, wanted: wire.OllamaRequest, chat: bool) -> OllamaReply:
+    services, account = context.services, context.account
+    spec = await services.preparer.prepare(question, context.reply_id("ollama-"), account)
+    account.memory.keep(spec.request.pixel_bytes)
+    answers = Answers(services.engine, services.admission, spec, account)
+    return OllamaReply(answers, wanted.model, chat, wanted.stream)
+
+
+async def tags(request: Request) -> Response:
+    services = services_of(request)
+    models = [reply.OllamaModel(**described(services, name)) for name in services.model.served_names()]
+    return json_response(reply.OllamaModelList(models=models))
+
+
+async def running(request: Request) -> Response:
+    services = services_of(request)
+    room = services.engine.max_model_len
+    found = [described(services, name) for name in services.model.served_names()]
+    models = [
+        reply.OllamaRunningModel(**each, expires_at=NEVER, size_vram=each["size"], context_length=room)
+        for each in found
+    ]
+    return json_response(reply.OllamaRunningList(models=models))
+
+
+async def show(context: Context, wanted: wire.OllamaShowRequest) -> reply.OllamaShownModel:
+    services = context.services
+    name = known_name(services, wanted.model or wanted.name)
+    details = details_of(services, name)
+    family = details.family
+    return reply.OllamaShownModel(
+        details=details,
+        model_info={
+            "general.architecture": family,
+            "general.basename": name,
+            f"{family}.context_length": services.engine.max_model_len,
+        },
+        capabilities=["completion", "vision", "tools"],
+        modified_at=started(services),
+    )
+
+
+def described(services: Services, name: str) -> dict[str, Any]:
+    """Fields of ``OllamaModel``. Clients look for names with a tag, which they add themselves."""
+    tagged = name if ":" in name else name + LATEST
+    files = services.model.checkpoint.folder.iterdir()
+    return {
+        "name": tagged,
+        "model": tagged,
+        "modified_at": started(services),
+        "size": sum(file.stat().st_size for file in files if file.is_file()),
+        "digest": hashlib.sha256(f"{services.fingerprint} {name}".encode()).hexdigest(),
+        "details": details_of(services, name),
+    }
+
+
+def details_of(services: Services, name: str) -> reply.OllamaDetails:
+    model = services.model
+    family = model.checkpoint.text_model_type
+    return reply.OllamaDetails(
+        parent_model="" if name in model.names else model.names[0],
+        family=family,
+        families=[family, "clip"],
+        quantization_level=model.checkpoint.quantization or model.checkpoint.stored_dtype or "",
+    )
+
+
+def started(services: Services) -> str:
+    return ollama_time(datetime.fromtimestamp(services.started, UTC))
+
+
+async def version(_: Request) -> Response:
+    return json_response(reply.OllamaVersion(version=API_VERSION))
+
+
+async def is_running(_: Request) -> Response:
+    return PlainTextResponse("Ollama is running")
+
+
+ollama_endpoint = partial(Endpoint, access=lambda settings: "key" if settings.ollama_api else "off")
+asking = partial(ollama_endpoint, "POST", stream=LineStream)
+ENDPOINTS = (
+    asking(
+        "/api/chat",
+        prepare=chat,
+        operation_id="ollamaChat",
+        summary="Ask about texts and images with Ollama's API (with --ollama-api)",
+        request=wire.OllamaChatRequest,
+        example={"messages": [{"role": "user", "content": "What can you do?"}], "stream": False},
+        reply=reply.OllamaChatReply,
+        events=(reply.OllamaChatReply, reply.OllamaErrorReply),
+    ),
+    asking(
+        "/api/generate",
+        prepare=generate,
+        operation_id="ollamaGenerate",
+        summary="Ask one question about texts and images with Ollama's API (with --ollama-api)",
+        request=wire.OllamaGenerateRequest,
+        example={"prompt": "What can you do?", "stream": False},
+        reply=reply.OllamaGenerateReply,
+        events=(reply.OllamaGenerateReply, reply.OllamaErrorReply),
+    ),
+    asking(
+        "/api/show",
+        prepare=show,
+        operation_id="ollamaShow",
+        summary="Get one served model from Ollama's API (with --ollama-api)",
+        request=wire.OllamaShowRequest,
+        reply=reply.OllamaShownModel,
+        spends_tokens=False,
+    ),
+    ollama_endpoint(
+        "GET",
+        "/api/tags",
+        tags,
+        operation_id="ollamaTags",
+        summary="List the served models in Ollama's API (with --ollama-api)",
+        reply=reply.OllamaModelList,
+    ),
+    ollama_endpoint(
+        "GET",
+        "/api/ps",
+        running,
+        operation_id="ollamaPs",
+        summary="List the loaded models in Ollama's API, which are the served ones (with --ollama-api)",
+        reply=reply.OllamaRunningList,
+    ),
+    ollama_endpoint(
+        "GET",
+        "/api/version",
+        version,
+        operation_id="ollamaVersion",
+        summary="The version of Ollama whose API this is (with --ollama-api)",
+        reply=reply.OllamaVersion,
+    ),
+    ollama_endpoint("GET", "/", is_running),
+)
