@@ -1,4 +1,4 @@
-"""Every error that a caller may see: its HTTP status and type by class, its code by an enum.
+"""Every error that a caller may see. Its class decides the type, and the status and the code unless they are given.
 
 Errors are raised, never returned. ``server/error_handlers.py`` writes them on the wire. Messages are fixed texts that
 say what to do, without paths, object addresses or image data. This module imports nothing of the package.
@@ -69,12 +69,14 @@ class ApiError(Exception):
     retry_after_seconds: float | None = None
     """When to try again; None if trying again does not help."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: ErrorCode | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, code: ErrorCode | None = None, status: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
-        if code is not None:
-            self.code = code
+        self.code = code or self.code
+        self.status = status or self.status
 
 
 class InvalidRequest(ApiError):
@@ -101,22 +103,9 @@ class Forbidden(InvalidRequest):
     status = 403
 
 
-class ContextLengthExceeded(InvalidRequest):
-    code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
-
-
 class NotFound(InvalidRequest):
     status = 404
     code = ErrorCode.NOT_FOUND
-
-
-class ModelNotFound(NotFound):
-    code = ErrorCode.MODEL_NOT_FOUND
-
-
-class MethodNotAllowed(InvalidRequest):
-    status = 405
-    code = ErrorCode.METHOD_NOT_ALLOWED
 
 
 class RequestTooLarge(InvalidRequest):
@@ -142,16 +131,6 @@ class BadHttp(InvalidRequest):
     code = ErrorCode.INVALID_HTTP
 
 
-class HeadersTooLarge(InvalidRequest):
-    status = 431
-    code = ErrorCode.HEADERS_TOO_LARGE
-
-
-class ReceiveTimeout(InvalidRequest):
-    status = 408
-    code = ErrorCode.RECEIVE_TIMEOUT
-
-
 class UnsupportedEncoding(InvalidRequest):
     status = 415
     code = ErrorCode.UNSUPPORTED_CONTENT_ENCODING
@@ -162,10 +141,6 @@ class Unavailable(ApiError):
 
     status = 503
     retry_after_seconds = 5.0
-
-
-class NotReady(Unavailable):
-    code = ErrorCode.MODEL_NOT_READY
 
 
 class Busy(Unavailable):
@@ -182,10 +157,6 @@ class EngineStopped(Unavailable):
     """The engine has died, and with it every request that it was computing."""
 
     code = ErrorCode.ENGINE_STOPPED
-
-
-class RequestTimedOut(Unavailable):
-    code = ErrorCode.REQUEST_TIMEOUT
 
 
 class EngineFailed(ApiError):

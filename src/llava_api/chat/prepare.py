@@ -12,7 +12,7 @@ from llava_api.chat.sampling import answer_room, context_length_exceeded
 from llava_api.chat.schema import invalid_schema
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.grammar_check import GrammarChecker
-from llava_api.errors import InvalidRequest, ModelNotFound
+from llava_api.errors import ErrorCode, InvalidRequest, NotFound
 from llava_api.images.load import ImageLoader, MeasuredImage, RenderedImage
 from llava_api.limits.account import Account
 from llava_api.prompts.render import RenderedPrompt, tokenize
@@ -60,12 +60,13 @@ class Preparer:
         self.grammars = grammars
 
     def find_adapter(self, name: str) -> Adapter | None:
-        """The LoRA adapter of that name; None for the model itself. Raises ModelNotFound."""
+        """The LoRA adapter of that name; None for the model itself. Raises NotFound."""
         adapter = next((adapter for adapter in self.model.adapters if adapter.name == name), None)
         if adapter is None and name not in self.model.names:
-            raise ModelNotFound(
+            raise NotFound(
                 f"This server has no model of that name; it serves {', '.join(self.model.served_names())}.",
                 param="model",
+                code=ErrorCode.MODEL_NOT_FOUND,
             )
         return adapter
 
@@ -145,7 +146,7 @@ class Preparer:
     def check_length(self, characters: int, param: str) -> None:
         """Refuse text that cannot fit, before it is tokenized, which takes a second per megabyte.
 
-        Raises ContextLengthExceeded.
+        Raises InvalidRequest.
         """
         if characters > self.max_model_len * self.model.tokenizer.longest_piece:
             raise context_length_exceeded(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from llava_api.chat.model import ServedModel
 from llava_api.engine.base import Sampling
-from llava_api.errors import ContextLengthExceeded, ErrorCode, InvalidRequest
+from llava_api.errors import ErrorCode, InvalidRequest
 from llava_api.limits.account import Account
 from llava_api.protocol import sampling as wire
 
@@ -34,7 +34,7 @@ class Length:
 
 
 def answer_room(length: Length, text_tokens: int, image_tokens: int, max_model_len: int, sampling: Sampling) -> int:
-    """The number of tokens that the answer may have. Raises ContextLengthExceeded, before any image is decoded."""
+    """The number of tokens that the answer may have. Raises InvalidRequest, before any image is decoded."""
     asked = length.max_tokens
     room = max_model_len - text_tokens - image_tokens
     if room < 1:
@@ -49,12 +49,13 @@ def answer_room(length: Length, text_tokens: int, image_tokens: int, max_model_l
     return room
 
 
-def context_length_exceeded(max_model_len: int, param: str, amount: str) -> ContextLengthExceeded:
+def context_length_exceeded(max_model_len: int, param: str, amount: str) -> InvalidRequest:
     """In OpenAI's and vLLM's words: LiteLLM, LangChain and other clients look for them."""
-    return ContextLengthExceeded(
+    return InvalidRequest(
         f"This model's maximum context length is {max_model_len} tokens. However, your {param} resulted in {amount}. "
         f"Reduce the length of the {param}.",
         param=param,
+        code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
     )
 
 

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from llava_api.errors import INTERNAL, ApiError, ErrorCode, InvalidRequest, MethodNotAllowed, NotFound
+from llava_api.errors import INTERNAL, ApiError, ErrorCode, InvalidRequest, NotFound
 from llava_api.server.dialects import dialect_of, request_id_headers
 from llava_api.server.state import exchange_of
 from llava_api.telemetry.log_lines import cut
@@ -47,11 +47,9 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return error_response(NotFound("There is nothing at this address; chat is at POST /v1/chat/completions."))
     if error.status_code == 405:
-        return error_response(
-            MethodNotAllowed(f"This address takes {headers.get('Allow', 'another method')}."), headers
-        )
-    refusal = InvalidRequest("The request could not be understood.")
-    refusal.status = error.status_code
+        text = f"This address takes {headers.get('Allow', 'another method')}."
+        return error_response(InvalidRequest(text, code=ErrorCode.METHOD_NOT_ALLOWED, status=405), headers)
+    refusal = InvalidRequest("The request could not be understood.", status=error.status_code)
     return error_response(refusal, headers)
 
 

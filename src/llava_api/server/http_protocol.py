@@ -15,7 +15,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from llava_api.errors import ApiError, BadHttp, Busy, ErrorCode, HeadersTooLarge, ReceiveTimeout
+from llava_api.errors import ApiError, BadHttp, Busy, ErrorCode, InvalidRequest
 from llava_api.server.connections import ConnectionLimit
 from llava_api.server.error_handlers import rendered
 from llava_api.server.framing import NOT_HTTP, body_framing, check_head, has_long_body
@@ -296,7 +296,8 @@ class HttpProtocol(HttpToolsProtocol):
             # It is the app that is slow, not the client.
             self.start_timer()
         else:
-            self.refuse(ReceiveTimeout(SLOW_HEADERS if self.phase == HEADERS else SLOW_BODY))
+            text = SLOW_HEADERS if self.phase == HEADERS else SLOW_BODY
+            self.refuse(InvalidRequest(text, code=ErrorCode.RECEIVE_TIMEOUT, status=408))
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -313,4 +314,8 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def too_large(limit: int) -> ApiError:
-    return HeadersTooLarge(f"The request's first line and headers are larger than the {limit} bytes this server takes.")
+    return InvalidRequest(
+        f"The request's first line and headers are larger than the {limit} bytes this server takes.",
+        code=ErrorCode.HEADERS_TOO_LARGE,
+        status=431,
+    )

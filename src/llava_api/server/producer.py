@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from llava_api.errors import ApiError, RequestTimedOut
+from llava_api.errors import ApiError, ErrorCode, Unavailable
 
 TIMED_OUT = (
     "The request took longer than the {seconds:g} seconds this server gives it: ask for a shorter answer (max_tokens), "
@@ -46,13 +46,15 @@ class Deadline:
 
     @asynccontextmanager
     async def enforced(self) -> AsyncIterator[None]:
-        """Raises RequestTimedOut as soon as the time is up."""
+        """Raises Unavailable as soon as the time is up."""
         clock = asyncio.timeout_at(self.time)
         try:
             async with clock:
                 yield
         except TimeoutError as error:
-            raise (RequestTimedOut(TIMED_OUT.format(seconds=self.seconds)) if clock.expired() else error) from error
+            if not clock.expired():
+                raise
+            raise Unavailable(TIMED_OUT.format(seconds=self.seconds), code=ErrorCode.REQUEST_TIMEOUT) from error
 
 
 class Stopped(Exception):

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llava_api.errors import Draining, EngineStopped, NotReady, Unavailable
+from llava_api.errors import Draining, EngineStopped, ErrorCode, Unavailable
 from llava_api.server.error_handlers import error_response
 from llava_api.server.state import AppState, exchange_of
 
@@ -23,7 +23,7 @@ def refusal(state: AppState) -> Unavailable | None:
     if state.lifecycle.draining:
         return Draining(STOPPING)
     if state.services is None:
-        return NotReady(LOADING)
+        return Unavailable(LOADING, code=ErrorCode.MODEL_NOT_READY)
     return None
 
 

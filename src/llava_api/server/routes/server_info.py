@@ -16,7 +16,7 @@ VERSION = Version.model_validate(all_versions())
 
 
 def card(services: Services, name: str) -> ModelCard:
-    """Raises ModelNotFound."""
+    """Raises NotFound."""
     adapter = services.preparer.find_adapter(name)
     parent = None if adapter is None else services.model.names[0]
     return ModelCard(id=name, created=services.started, max_model_len=services.engine.max_model_len, parent=parent)
