@@ -41,7 +41,7 @@ class Garage:
 
 @asynccontextmanager
 async def supervised(garage: Garage, **settings: Any) -> AsyncIterator[tuple[SupervisedEngine, "asyncio.Task[str]"]]:
-    engine = await SupervisedEngine.open(garage.start, Settings(**settings))
+    engine = SupervisedEngine(await garage.start(), garage.start, Settings(**settings))
     task = asyncio.create_task(engine.supervise())
     try:
         yield engine, task
@@ -212,7 +212,7 @@ async def test_starts_that_fail_are_tried_again_up_to_the_limit() -> None:
 @pytest.mark.parametrize("restart_engine", [False, True])
 async def test_a_server_that_closes_ends_what_runs_with_its_own_words(restart_engine: bool) -> None:
     first = endless()
-    engine = await SupervisedEngine.open(Garage(first).start, Settings(restart_engine=restart_engine))
+    engine = SupervisedEngine(first, Garage().start, Settings(restart_engine=restart_engine))
     heard: list[str] = []
     streaming = asyncio.create_task(texts(engine, heard))
     await until(lambda: heard)

@@ -81,7 +81,7 @@ def sources_of(settings: Settings) -> Sources:
 
 
 def layout_of(checkpoint: Checkpoint, override: str | None) -> tuple[ImageLayout, str]:
-    """(image layout, the reason in words). Raises StartupError for one that the checkpoint cannot be shown."""
+    """(image layout, the reason in words). Raises StartupError for a layout that does not suit the checkpoint."""
     family = checkpoint.vision
     if override is not None:
         layout = LAYOUTS[override]
@@ -105,7 +105,7 @@ def layout_of(checkpoint: Checkpoint, override: str | None) -> tuple[ImageLayout
 
 
 def image_mode_of(checkpoint: Checkpoint, settings: Settings) -> tuple[ImageMode, str]:
-    """How the checkpoint is shown images: by its own settings, else as its family was trained."""
+    """How images are shown to the checkpoint: by its own settings, else as its family was trained."""
     layout, reason = layout_of(checkpoint, settings.image_mode)
     merge = checkpoint.merge or "spatial_unpad"
     if merge not in get_args(PatchMerge):
@@ -189,7 +189,7 @@ def read_adapters(given: Sequence[str], taken: Sequence[str], checkpoint: Checkp
 
 
 def describe_model(checkpoint: Checkpoint, names: tuple[str, ...], settings: Settings) -> ServedModel:
-    """Decide how to speak to a checkpoint. Raises StartupError."""
+    """Choose the prompt format, the image mode and the stops for a checkpoint. Raises StartupError."""
     tokenizer = TextTokenizer(checkpoint.tokenizer_json, checkpoint.bos_token)
     family, family_reason = find_family(checkpoint, tokenizer, settings.prompt_family)
     tokenizer.reserve((*family.specials, *family.stop_tokens, IMAGE_START, IMAGE_END))
@@ -214,5 +214,5 @@ def describe_model(checkpoint: Checkpoint, names: tuple[str, ...], settings: Set
 
 
 def open_model(model: str, names: tuple[str, ...], settings: Settings) -> ServedModel:
-    """Read the checkpoint's small files and decide how to speak to it. Raises StartupError."""
+    """``describe_model`` of a folder or hub id, of which only small files are read. Raises StartupError."""
     return describe_model(inspect_checkpoint(model, sources_of(settings)), names, settings)

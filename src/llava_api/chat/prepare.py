@@ -71,7 +71,7 @@ class Preparer:
         return adapter
 
     async def prepare(self, question: Question, request_id: str, account: Account) -> AnswerSpec:
-        """Raises InvalidRequest and its kinds, RateLimited and Busy; after this nothing can be refused any more."""
+        """Raises InvalidRequest and its kinds, RateLimited and Busy. Nothing is refused after this."""
         adapter = self.find_adapter(question.model)
         length = question.length.within(account)
         # Before images, which may have to be fetched.
@@ -109,7 +109,8 @@ class Preparer:
 
     def cache_salt(self, caller: str) -> str | None:
         """Keeps the engine's prefix cache of this caller separate; None if all callers share it."""
-        return caller_salt(caller) if self.settings.isolate_caches else None
+        # Never empty, because the engine takes an empty salt for none.
+        return f"of {caller}" if self.settings.isolate_caches else None
 
     async def check_grammar(self, question: Question, caller: str) -> None:
         """Raises InvalidRequest for a schema that the engine could not keep to."""
@@ -158,11 +159,6 @@ class Preparer:
         lengths = [image.tokens for image in measured]
         prompt = tokenize(segments, self.model.tokenizer, self.model.checkpoint.image_token_id, lengths)
         return segments, prompt
-
-
-def caller_salt(caller: str) -> str:
-    """Never empty, because the engine takes an empty salt for none."""
-    return f"of {caller}"
 
 
 def engine_choices(sampling: Sampling, choices: int) -> int:

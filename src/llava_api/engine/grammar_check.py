@@ -60,7 +60,7 @@ class GrammarChecker:
         return self.known[key]
 
     def begin(self, key: bytes, grammar: str) -> Flight[str]:
-        # A trial goes on when its callers have left, because the process would have to be started anew.
+        # A trial goes on when its callers have left, because stopping it means a new process.
         return Flight(asyncio.ensure_future(self.try_out(key, grammar)), lambda: False)
 
     async def try_out(self, key: bytes, grammar: str) -> str:

@@ -34,7 +34,7 @@ Start = Callable[[], Awaitable[EngineProcesses]]
 
 
 class SupervisedEngine:
-    """``start`` loads an engine and raises StartupError. Made by ``open``; ``supervise`` must run beside it."""
+    """``start`` has loaded the engine ``first`` and can load others. ``supervise`` must run beside the requests."""
 
     def __init__(self, first: EngineProcesses, start: Start, settings: Settings) -> None:
         self.start = start
@@ -53,11 +53,6 @@ class SupervisedEngine:
         self.restarts_in_a_row = 0
         self.count_restart: Callable[[], None] = lambda: None
         """Called for each restart, including failed ones."""
-
-    @classmethod
-    async def open(cls, start: Start, settings: Settings) -> "SupervisedEngine":
-        """Raises StartupError."""
-        return cls(await start(), start, settings)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         # Twice at most: the request may be what broke the engine.

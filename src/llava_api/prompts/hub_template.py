@@ -26,7 +26,7 @@ Message = dict[str, Any]
 
 
 class HubTemplate:
-    """A chat template, asked at start-up how it wants its messages."""
+    """A chat template, tried at start-up to find out which form of messages it takes."""
 
     name = "hub"
     default_system = ""
@@ -80,7 +80,7 @@ class HubTemplate:
         return self.segments(before, images, mark)
 
     def message(self, role: str, parts: Sequence[str | int], mark: str) -> Message:
-        """One message in the form that the template wants, typed text marked."""
+        """One message in the form that the template takes, with typed text marked."""
         if self.as_parts.get(role, True):
             return {"role": role, "content": [self.part(part, mark) for part in parts]}
         return {"role": role, "content": self.one_text(parts, mark)}
@@ -136,7 +136,7 @@ class HubTemplate:
             )
         return found
 
-    # Asked once, at start-up
+    # Tried once, at start-up
 
     def try_role(self, role: str, parts: bool) -> str:
         """What the template makes of a short conversation with PROBE as the content of ``role``; "" if it fails."""
@@ -165,7 +165,7 @@ class HubTemplate:
 
 
 def with_system(system: str, turns: Sequence[Turn]) -> list[Turn]:
-    """The caller's system text in front of the first message, for templates that would drop it in silence."""
+    """The turns with the system text before the first message, for templates that would silently drop it."""
     first = turns[0]
     return [Turn(first.role, first.text, first.images, (f"{system}\n", *first.interleaved())), *turns[1:]]
 

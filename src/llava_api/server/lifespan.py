@@ -70,7 +70,7 @@ def make_lifespan(
         logging_progress = asyncio.create_task(log_progress())
         started = time.monotonic()
         try:
-            engine = await SupervisedEngine.open(start, settings)
+            engine = SupervisedEngine(await start(), start, settings)
         finally:
             logging_progress.cancel()
         at_end.push_async_callback(engine.shutdown)
