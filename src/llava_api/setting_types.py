@@ -67,9 +67,17 @@ def network(text: str) -> str:
     return text
 
 
+ORIGIN = re.compile(
+    r"https?://[^/\s*]+(:\*)?"
+    # Of desktop programs and browser extensions, whose pages no web server can send.
+    r"|(?!https?:)[a-z][a-z0-9+.-]{0,40}://([^/\s*]+|\*)"
+)
+"""``*`` is any port, or any host of a scheme other than http."""
+
+
 def origin(text: str) -> str:
-    if text != "*" and not re.fullmatch(r"https?://[^/\s]+", text):
-        raise ValueError(f"{text} is not an origin such as https://chat.example.com, nor *")
+    if text != "*" and not ORIGIN.fullmatch(text):
+        raise ValueError(f"{text} is not an origin such as https://chat.example.com, http://localhost:*, nor *")
     return text
 
 

@@ -54,11 +54,17 @@ class Settings(BaseSettings):
     response_store_bytes: int = Field(0, ge=0)
     """Memory for responses of /v1/responses that previous_response_id can continue; 0 keeps none."""
     cors_allow_origins: Origins = []
-    """Web origin whose pages may call this server, as https://chat.example.com; *: any. May be repeated."""
+    """Web origin whose pages may call this server, as https://chat.example.com or app://obsidian.md; *: any.
+
+    http://localhost:* means every port, chrome-extension://* every extension. May be repeated."""
     allowed_hosts: Annotated[Texts, Mark.PUBLIC_SERVER] = []
     """Host header to accept without API keys, as chat.example.com or *.example.com; *: any.
 
     IP addresses, names without a dot, and .local, .internal, .svc and the like are always accepted. May be repeated."""
+    accept_request_ids: bool = False
+    """Use a request's own X-Request-Id in the answer, the log and the trace, instead of a new one.
+
+    Only letters, digits and ._:/+=- of it are kept, up to 128."""
     docs: Literal["key", "open", "off"] = "key"
     """The OpenAPI document at /openapi.json and a page to try it at /docs.
 

@@ -37,6 +37,7 @@ class OriginRules:
         self.hosts = frozenset(names)
         self.host_endings = tuple(name[1:] for name in names if name.startswith("*."))
         self.origins = frozenset(origins)
+        self.origin_pattern = re.compile(pattern_of_origins(origins) or "(?!)")
 
     def broken_rule(self, scope: Mapping[str, Any]) -> Literal["one host", "known host", "own origin"] | None:
         """The first rule that a request breaks. ``scope`` is ASGI's, of an HTTP request."""
@@ -64,12 +65,21 @@ class OriginRules:
     def is_cross_origin(self, scope: Mapping[str, Any], host: str) -> bool:
         """Whether a browser sent this for a page of another origin that is not allowed."""
         origins, sites = header(scope, b"origin"), header(scope, b"sec-fetch-site")
-        if "*" in self.origins or (len(origins) == 1 and origins[0] in self.origins):
+        if "*" in self.origins:
+            return False
+        if len(origins) == 1 and (origins[0] in self.origins or self.origin_pattern.fullmatch(origins[0])):
             return False
         if sites:
             return sites not in (["same-origin"], ["none"])
         # A proxy that ends TLS changes the scheme, so only the host is compared.
         return any(origin.partition("://")[2].lower() != host.lower() for origin in origins)
+
+
+def pattern_of_origins(origins: Collection[str]) -> str | None:
+    """A regular expression for those that end with ``*``: ``http://localhost:*``, ``chrome-extension://*``."""
+    ports = [re.escape(text.removesuffix(":*")) + r"(:\d{1,5})?" for text in origins if text.endswith(":*")]
+    hosts = [re.escape(text.removesuffix("*")) + r"[^/\s]+" for text in origins if text.endswith("://*")]
+    return "|".join((*ports, *hosts)) or None
 
 
 def is_address(name: str) -> bool:

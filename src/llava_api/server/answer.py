@@ -29,11 +29,13 @@ class Context:
     services: Services
     account: Account
     request_id: str
+    own_id: str
+    """The server's own id of the request, which no other request has."""
     key_name: str
 
     def reply_id(self, prefix: str) -> str:
         """The reply's id is the request's, with the prefix that OpenAI's has."""
-        return prefix + self.request_id.removeprefix("req_")
+        return prefix + self.own_id.removeprefix("req_")
 
 
 Prepare = Callable[[Context, Model], Awaitable[Reply | BaseModel]]
@@ -49,7 +51,7 @@ async def answer(
     exchange, services = exchange_of(request.scope), services_of(request)
     settings = services.settings
     account = await exchange.open_account(services.limiter, services.memory, spends_tokens)
-    context = Context(services, account, exchange.request_id, exchange.key_name)
+    context = Context(services, account, exchange.request_id, exchange.own_id, exchange.key_name)
     deadline = Deadline(settings.request_timeout_seconds)
     try:
         # The body is no variable here, which would keep its images in memory until the end of the answer.

@@ -26,6 +26,7 @@ from llava_api.settings import Settings
 from llava_api.telemetry.metrics import Metrics
 from llava_api.telemetry.tracing import Tracing
 from llava_api.versions import all_versions
+from llava_api.web_origins import pattern_of_origins
 
 RATE_LIMIT_HEADERS = [
     f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")
@@ -72,6 +73,7 @@ def create_app(
         app.add_middleware(
             Cors,
             allow_origins=settings.cors_allow_origins,
+            allow_origin_regex=pattern_of_origins(settings.cors_allow_origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "x-llava-ignored", "retry-after", "retry-after-ms", *RATE_LIMIT_HEADERS],
@@ -84,7 +86,7 @@ def create_app(
         tracing=tracing,
         log_prompts=settings.log_prompts,
     )
-    app.add_middleware(ExchangeMiddleware)
+    app.add_middleware(ExchangeMiddleware, takes_request_ids=settings.accept_request_ids)
     # These change the path and the client's address, so they come before everything that reads them.
     app.add_middleware(CleanPath, root_path=settings.root_path)
     if settings.trusted_proxies:

@@ -7,6 +7,7 @@ there is one place where a request ends, and no step needs to know about the oth
 """
 
 import ipaddress
+import uuid
 from contextlib import AsyncExitStack
 from functools import lru_cache
 
@@ -20,9 +21,12 @@ from llava_api.limits.table import caller_of_key
 class Exchange(AsyncExitStack):
     """Releases, in reverse order, what was registered with it."""
 
-    def __init__(self, scope: Scope, request_id: str) -> None:
+    def __init__(self, scope: Scope, callers_id: str = "") -> None:
+        """``callers_id``: what the caller calls the request; other requests may have the same."""
         super().__init__()
-        self.request_id = request_id
+        self.own_id = f"req_{uuid.uuid4().hex}"
+        self.request_id = callers_id or self.own_id
+        """In headers, errors, logs and traces."""
         self.address = scope["client"][0] if scope.get("client") else ""
         self.key_name = ""
         """Name of the API key that the request was sent with; "" if the server has no keys."""

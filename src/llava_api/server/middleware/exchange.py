@@ -1,6 +1,6 @@
 """Opens the exchange of each request, closes it when the answer ends, and sets the headers that every answer has."""
 
-import uuid
+import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -8,18 +8,32 @@ from llava_api.server.dialects import request_id_headers
 from llava_api.server.exchange import Exchange
 from llava_api.server.state import begin_exchange
 
+MAX_ID_LENGTH = 128
+UNSAFE = re.compile(r"[^A-Za-z0-9._:/+=_-]")
+"""What could end a log line or a header, or be mistaken for something else in them."""
+
+
+def callers_id(scope: Scope) -> str:
+    """The client's ``x-request-id`` without unsafe characters; "" if there is none."""
+    found = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return UNSAFE.sub("", found.decode("latin-1"))[:MAX_ID_LENGTH]
+
 
 class ExchangeMiddleware:
-    """Sets ``x-request-id``, which is made here and never taken from the client, and what is left of rate limits."""
+    """Sets ``x-request-id`` and what is left of rate limits.
 
-    def __init__(self, app: ASGIApp) -> None:
+    ``takes_request_ids``: the client's ``x-request-id`` is used, as --accept-request-ids says.
+    """
+
+    def __init__(self, app: ASGIApp, takes_request_ids: bool = False) -> None:
         self.app = app
+        self.takes_request_ids = takes_request_ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = Exchange(scope, f"req_{uuid.uuid4().hex}")
+        exchange = Exchange(scope, callers_id(scope) if self.takes_request_ids else "")
         begin_exchange(scope, exchange)
 
         async def send_with_headers(message: Message) -> None:

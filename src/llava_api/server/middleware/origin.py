@@ -10,18 +10,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_api.errors import ErrorCode, Forbidden, InvalidRequest
 from llava_api.server.error_handlers import error_response
+from llava_api.setting_types import ORIGIN
 from llava_api.settings import Settings
-from llava_api.web_origins import OriginRules
+from llava_api.web_origins import HOST, OriginRules, header
 
 ONE_HOST = "A request must have one Host header, a name or an address with or without a port."
 WRONG_HOST = (
     "This server has no API keys, so it answers only to IP addresses and to names that it knows, and the request's "
-    "Host header is none of them. The operator can list the name with --allowed-hosts, or set API keys."
+    "Host header is none of them. The operator can allow it with --allowed-hosts {}, or set API keys."
 )
 WRONG_ORIGIN = (
-    "This server has no API keys, so requests from web pages of other origins are refused. The operator can list the "
-    "page's origin with --cors-allow-origins."
+    "This server has no API keys, so requests from web pages of other origins are refused. The operator can allow this "
+    "page's with --cors-allow-origins {}."
 )
+MAX_SHOWN = 100
+"""Longer names are not repeated in messages."""
 
 
 class Origins:
@@ -45,8 +48,20 @@ class Origins:
             case "one host":
                 return InvalidRequest(ONE_HOST, code=ErrorCode.INVALID_HOST)
             case "known host":
-                return Forbidden(WRONG_HOST, code=ErrorCode.HOST_NOT_ALLOWED)
+                return Forbidden(WRONG_HOST.format(shown_host(scope)), code=ErrorCode.HOST_NOT_ALLOWED)
             case "own origin":
-                return Forbidden(WRONG_ORIGIN, code=ErrorCode.ORIGIN_NOT_ALLOWED)
+                return Forbidden(WRONG_ORIGIN.format(shown_origin(scope)), code=ErrorCode.ORIGIN_NOT_ALLOWED)
             case None:
                 return None
+
+
+def shown_host(scope: Scope) -> str:
+    """The name in the Host header, which the rules have found to be one."""
+    host = HOST.fullmatch(header(scope, b"host")[0])
+    return host["name"].lower() if host and len(host["name"]) <= MAX_SHOWN else "and its name"
+
+
+def shown_origin(scope: Scope) -> str:
+    """The page's origin, if it is one that can be listed."""
+    origin = next(iter(header(scope, b"origin")), "")
+    return origin if len(origin) <= MAX_SHOWN and ORIGIN.fullmatch(origin) else "and its origin"
