@@ -1,4 +1,4 @@
-"""Pieces of an answer -> the events of Anthropic's Messages API, and from them the whole message."""
+"""Parts of an answer -> the events of Anthropic's Messages API, and from them the whole message."""
 
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -18,7 +18,7 @@ class Block:
     """One block of the message, gathered."""
 
     name: str | None
-    """Of the called tool; None for text."""
+    """The called tool's name; None for text."""
     id: str = field(default_factory=lambda: f"toolu_{uuid.uuid4().hex}")
     pieces: list[str] = field(default_factory=list)
 
