@@ -125,7 +125,7 @@ async def test_a_body_over_the_limit(client: httpx.AsyncClient) -> None:
 
 
 async def test_addresses_and_methods(client: httpx.AsyncClient) -> None:
-    for path in ("/", "/v1", "/v1/embeddings", "/docs/", "/health/ready/"):
+    for path in ("/", "/v1", "/v1/embeddings", "/doc/", "/health/read/"):
         reply = await client.get(path)
         assert (reply.status_code, error_of(reply)["code"]) == (404, "not_found")
     reply = await client.get(CHAT)
