@@ -80,7 +80,9 @@ CLIENTS: dict[str, Client] = {
     "litellm": PythonClient("litellm", "openai-2", "test_litellm.py"),
     "llama-index": PythonClient("llama-index-llms-openai-like", "openai-2", "test_llama_index.py"),
     "instructor": PythonClient("instructor", "openai-2", "test_instructor.py"),
+    "anthropic": PythonClient("anthropic", "openai-2", "test_anthropic.py"),
     "openai-node": NodeClient("openai", "openai.test.mjs"),
+    "anthropic-node": NodeClient("@anthropic-ai/sdk", "anthropic.test.mjs"),
     "ai-node": NodeClient("ai", "ai.test.mjs"),
 }
 

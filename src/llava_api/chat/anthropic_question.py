@@ -92,8 +92,7 @@ def read_image(block: wire.ImageBlock, param: str) -> ImagePart:
     source = block.source
     if isinstance(source, wire.UrlSource):
         return ImagePart(source.url, f"{param}.source.url", None)
-    data = source.data if source.data[:5].lower() == "data:" else f"data:;base64,{source.data}"
-    return ImagePart(data, f"{param}.source.data", None)
+    return ImagePart(f"data:;base64,{source.data}", f"{param}.source.data", None)
 
 
 def schema_of(request: wire.MessagesRequest) -> tuple[str, Schema | None]:

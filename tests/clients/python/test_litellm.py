@@ -1,4 +1,4 @@
-"""``litellm`` with its openai provider: pictures, streaming, structured output, tools."""
+"""``litellm`` with its openai and its anthropic provider: pictures, streaming, structured output, tools."""
 
 import asyncio
 from functools import partial
@@ -9,9 +9,11 @@ import pytest
 from asked import QUESTIONS, STAR, Paint, Question, Shape, check_star
 
 
-@pytest.fixture
-def address(base_url: str, model: str) -> dict[str, Any]:
-    return {"model": f"openai/{model}", "api_base": base_url, "api_key": "none", "num_retries": 0}
+@pytest.fixture(params=["openai", "anthropic"])
+def address(request: pytest.FixtureRequest, base_url: str, model: str) -> dict[str, Any]:
+    """The anthropic provider adds ``/v1/messages`` by itself."""
+    api_base = base_url if request.param == "openai" else base_url.removesuffix("/v1")
+    return {"model": f"{request.param}/{model}", "api_base": api_base, "api_key": "none", "num_retries": 0}
 
 
 def messages(question: Question) -> list[dict[str, Any]]:
