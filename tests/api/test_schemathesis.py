@@ -47,7 +47,8 @@ CHECKS = (
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server: schemathesis calls from threads and event loops of its own."""
-    chosen = Settings(fetch_images=False, response_store_bytes=1_000_000, ollama_api=True)
+    # Strict, so that a text for a number is refused, as the document says.
+    chosen = Settings(fetch_images=False, response_store_bytes=1_000_000, strict_fields=True, ollama_api=True)
     model = open_model(str(write_checkpoint(tmp_path_factory.mktemp("model") / "model")), ("tiny",), chosen)
     services = Services(chosen, model, ScriptedEngine())
 

@@ -1,7 +1,6 @@
 """Fields of a request that have no effect: noted in its record, or refused if they hold an image or by setting."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from llava_api.errors import ErrorCode, InvalidRequest
@@ -13,7 +12,7 @@ MAX_NAMES = 16
 """Most names of ignored fields in the header and in the log."""
 MAX_SHOWN = 64
 """Most characters of a field's name in the header, in the log and in messages."""
-MAX_LOOKED_AT = 10_000
+MAX_LOOKED_AT = 5_000
 """Most texts, lists and objects of unknown fields that are searched for images. That takes a few milliseconds."""
 UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 """Characters of names that are not sent back in a header."""
@@ -34,46 +33,49 @@ OTHER = "other"
 
 def check_unread(request: RequestObject, data: dict[str, Any], strict: bool, record: RequestRecord) -> None:
     """Note what is ignored; ``data`` is the body that ``request`` was made of. Raises InvalidRequest."""
-    search = ImageSearch()
-    names: list[str] = []
-    for path, sentence, value in unread_fields(request, data):
-        if sentence is None and search.finds(str(path[-1]), value):
-            raise unrecognized(path, " Send images in a message's content.")
-        if strict:
-            raise unrecognized(path) if sentence is None else unsupported(path, sentence)
-        names.append(".".join(cut(step) for step in path if isinstance(step, str)))
-    distinct = list(dict.fromkeys(names))
-    shown = [UNSAFE.sub("?", name) for name in distinct[:MAX_NAMES]]
-    record.ignored = ", ".join([*shown, *(["..."] if len(distinct) > MAX_NAMES else [])])
-    record.ignored_labels = frozenset(label_of(name) for name in distinct)
+    unread = UnreadFields(strict)
+    unread.collect(request, data, "", ())
+    names = [UNSAFE.sub("?", name) for name in unread.names]
+    record.ignored = ", ".join([*names[:MAX_NAMES], *(["..."] if len(names) > MAX_NAMES else [])])
+    record.ignored_labels = frozenset(label_of(name) for name in names)
 
 
-def unread_fields(made: object, data: object, path: Path = ()) -> Iterator[tuple[Path, str | None, Any]]:
-    """Path, the sentence about it if it is a known field, and value of each field that has no effect."""
-    if isinstance(made, list) and isinstance(data, list):
-        for index, (inner, inner_data) in enumerate(zip(made, data, strict=False)):
-            yield from unread_fields(inner, inner_data, (*path, index))
-    elif isinstance(made, RequestObject) and isinstance(data, dict):
-        kind = type(made)
-        read = read_names(kind)
-        for name, value in data.items():
-            if name in read:
-                if isinstance(value, dict | list):
-                    yield from unread_fields(getattr(made, read[name]), value, (*path, name))
-            elif name in kind.ignored:
-                if not changes_nothing(name, value):
-                    yield (*path, name), kind.ignored[name], value
-            elif name not in kind.refused and value is not None:
-                yield (*path, name), None, value
+class UnreadFields:
+    """The unread fields of one request. ``strict``: refuse the first of them."""
 
-
-class ImageSearch:
-    """Looks for images in all unknown fields of one request."""
-
-    def __init__(self) -> None:
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.names: dict[str, None] = {}
+        """Paths without indexes, in the order of the body; so many that the header can say that there are more."""
         self.left = MAX_LOOKED_AT
 
-    def finds(self, name: str, value: object) -> bool:
+    def collect(self, made: object, data: object, prefix: str, path: Path) -> None:
+        """``prefix`` is ``path`` as a text without indexes. Raises InvalidRequest."""
+        if isinstance(made, list) and isinstance(data, list):
+            for index, (inner, inner_data) in enumerate(zip(made, data, strict=False)):
+                self.collect(inner, inner_data, prefix, (*path, index))
+        elif isinstance(made, RequestObject) and isinstance(data, dict):
+            kind = type(made)
+            read = read_names(kind)
+            for name, value in data.items():
+                if name in read:
+                    if isinstance(value, dict | list):
+                        self.collect(getattr(made, read[name]), value, f"{prefix}{name}.", (*path, name))
+                elif value is not None and name not in kind.refused:
+                    self.add(name, value, kind.ignored.get(name), prefix, path)
+
+    def add(self, name: str, value: object, sentence: str | None, prefix: str, path: Path) -> None:
+        """``sentence``: about a known field, None for an unknown one."""
+        if sentence is None and self.holds_image(name, value):
+            raise unrecognized((*path, name), " Send images in a message's content.")
+        if sentence is not None and changes_nothing(name, value):
+            return
+        if self.strict:
+            raise unrecognized((*path, name)) if sentence is None else unsupported((*path, name), sentence)
+        if len(self.names) <= MAX_NAMES:
+            self.names[prefix + cut(name)] = None
+
+    def holds_image(self, name: str, value: object) -> bool:
         """Raises InvalidRequest if there is too much to look at."""
         waiting = [(name, value)]
         while waiting:
@@ -83,8 +85,7 @@ class ImageSearch:
             self.left -= 1
             if self.left < 0:
                 raise InvalidRequest("The request's body has too many fields that this server does not know.")
-            plain_name = name.lower().replace("_", "").replace("-", "")
-            if plain_name in IMAGE_NAMES:
+            if name.lower().replace("_", "").replace("-", "") in IMAGE_NAMES:
                 return True
             if isinstance(value, str):
                 if value.startswith(IMAGE_STARTS) or (name == "type" and value.replace("_", "") in IMAGE_NAMES):
