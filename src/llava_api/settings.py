@@ -220,7 +220,7 @@ class Settings(BaseSettings):
 
     # Checkpoints in LLaVA's original format
     cache_dir: Annotated[str, Mark.MADE_BY_CHART] = "~/.cache/llava-api"
-    """Folder for converted checkpoints."""
+    """Folder for converted and quantized checkpoints."""
     model_base: Annotated[str | None, Mark.CHECKPOINT] = None
     """Model that an original LoRA was trained on: a folder or a hub id."""
     vision_tower: Annotated[str | None, Mark.CHECKPOINT] = None
@@ -252,9 +252,9 @@ class Settings(BaseSettings):
     quantization: str | None = None
     """Quantization method; default: what the checkpoint says."""
     load_8bit: Annotated[bool, Mark.LOADED_MODEL] = False
-    """Hold the weights in 8 bit, as LLaVA's own flag does: vLLM's online int8, unless the checkpoint is quantized."""
+    """Quantize the text model to 8 bit (W8A8) when it is first served, into --cache-dir, and serve that."""
     load_4bit: Annotated[bool, Mark.LOADED_MODEL] = False
-    """LLaVA's own flag; works only with a checkpoint that is already quantized to 4 bit."""
+    """Quantize the text model to 4 bit (W4A16) when it is first served, unless it is quantized already."""
     enforce_eager: bool | None = None
     """Skip compilation and CUDA graphs; default: yes on the CPU, no on a GPU."""
     seed: int = 0

@@ -27,7 +27,6 @@ def serve(*flags: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         (("llava-tiny-1.5", "--port", "0", "--prompt-family", "x"), "--prompt-family must be one of"),
         (("llava-tiny-1.5", "--port", "0", "--engine-arg", "foo=1"), "no such engine argument"),
         (("llava-tiny-1.5", "--port", "many"), "--port"),
-        (("llava-tiny-1.5", "--port", "0", "--load-4bit"), "a checkpoint that is quantized already"),
         (("llava-tiny-1.5", "--port", "0", "--lora", "birds"), "write it as name=folder"),
         (("llava-tiny-1.5", "--port", "0", "--lora", "birds=/no/such"), "adapter_config.json"),
         (("llava-tiny-1.5", "--port", "0", "--image-mode", "anyres"), "needs a LLaVA-1.6 checkpoint"),

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_api.checkpoints.cache import ready_checkpoint
+from llava_api.checkpoints.convert import convert
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
+from llava_api.checkpoints.size import LINEAR_LAYERS, PRECISIONS, Precision
 from llava_api.errors import StartupError
 from tests.support.tiny_checkpoints import (
     Tiny,
@@ -229,3 +231,67 @@ def test_a_lora_on_the_wrong_base_is_refused(tmp_path: Path, tower: Path) -> Non
     )
     with pytest.raises(StartupError, match=r"layers\.9"):
         converted(lora, tmp_path / "cache", Sources(model_base=str(tmp_path / "base")))
+
+
+# Quantized copies
+
+
+@pytest.mark.parametrize("precision", ["8bit", "4bit"])
+def test_quantized_weights_are_near_the_sources(tmp_path: Path, precision: Precision) -> None:
+    hub = write_hub(LLAMA, tmp_path / "hub", "classic")
+    convert(inspect_checkpoint(str(hub)), Sources(), tmp_path / "made", precision)
+    made, source = tensors_of(tmp_path / "made"), tensors_of(hub)
+    quantized = [name for name in source if LINEAR_LAYERS.fullmatch(name)]
+    assert len(quantized) == 7 * source_model(LLAMA).config.text_config.num_hidden_layers
+    for name in quantized:
+        scale = made.pop(f"{name}_scale").float()
+        if precision == "8bit":
+            near = made.pop(name).float() * scale
+        else:
+            assert made.pop(f"{name}_shape").tolist() == list(source[name].shape)
+            packed = made.pop(f"{name}_packed")
+            levels = (packed[:, :, None] >> torch.arange(0, 32, 4) & 15).flatten(1) - 8
+            scale = scale.repeat_interleave(levels.shape[1] // scale.shape[1], dim=1)
+            near = levels * scale
+        # Half a step, and a little more where the largest value of a row has no level of its own.
+        assert bool(((near - source[name]).abs() <= 0.51 * scale + 1e-6).float().mean() > 0.99)
+    assert all(torch.equal(tensor, source[name].to(torch.bfloat16)) for name, tensor in made.items())
+    assert made.keys() == source.keys() - set(quantized)
+    assert inspect_checkpoint(str(tmp_path / "made")).quantization == "compressed-tensors"
+
+
+def test_hub_and_original_format_are_quantized_to_the_same(tmp_path: Path, original: Path) -> None:
+    hub = write_hub(LLAMA, tmp_path / "hub", "transformers")
+    for source, name in ((hub, "one"), (original, "other")):
+        convert(inspect_checkpoint(str(source)), Sources(), tmp_path / name, "8bit")
+    assert same_tensors(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "other"))
+
+
+def test_what_is_quantized_already_is_not_quantized_again(tmp_path: Path) -> None:
+    hub = write_hub(LLAMA, tmp_path / "hub", "classic")
+    convert(inspect_checkpoint(str(hub)), Sources(), tmp_path / "made", "8bit")
+    again = inspect_checkpoint(str(tmp_path / "made"))
+    with pytest.raises(StartupError, match="quantized already"):
+        convert(again, Sources(), tmp_path / "again", "4bit")
+
+
+def test_each_precision_has_a_copy_of_its_own(tmp_path: Path) -> None:
+    checkpoint = inspect_checkpoint(str(write_hub(LLAMA, tmp_path / "hub", "classic")))
+    folders = [ready_checkpoint(checkpoint, Sources(), str(tmp_path / "cache"), wanted).folder for wanted in PRECISIONS]
+    assert folders[0] != folders[1]
+    assert ready_checkpoint(checkpoint, Sources(), str(tmp_path / "cache"), "8bit").folder == folders[0]
+
+
+@pytest.mark.parametrize("precision", ["8bit", "4bit"])
+def test_transformers_loads_the_quantized_folder(tmp_path: Path, precision: Precision) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    hub = write_hub(LLAMA, tmp_path / "hub", "classic")
+    convert(inspect_checkpoint(str(hub)), Sources(), tmp_path / "made", precision)
+    model, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "made", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        logits, wanted = model(input_ids=ids).logits.float(), source_model(LLAMA)(input_ids=ids).logits
+    assert torch.nn.functional.cosine_similarity(logits[0], wanted[0]).mean() > {"8bit": 0.99, "4bit": 0.8}[precision]

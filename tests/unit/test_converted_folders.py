@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llava_api.checkpoints import cache
+from llava_api.checkpoints import cache, shards
 from llava_api.checkpoints.cache import ready_checkpoint
 from llava_api.checkpoints.claim import claimed, made_whole
 from llava_api.checkpoints.convert import convert
@@ -165,12 +165,15 @@ def memory(name: str) -> int:
 
 @pytest.mark.skipif(not os.access(PEAK, os.W_OK), reason="this system does not tell a program's largest size")
 @pytest.mark.parametrize("files", ["bin", "safetensors"])
-def test_memory_holds_about_two_shards_however_many_there_are(tmp_path: Path, original: Path, files: str) -> None:
+def test_memory_holds_about_two_shards_however_many_there_are(
+    tmp_path: Path, original: Path, files: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "LARGEST_SHARD", SHARD_BYTES + SHARD_BYTES // 10)
     # Once before, so that no library is loaded while it is measured.
     convert_folder(original, tmp_path / "small")
     write_large(original, files)
     before = memory("VmRSS")
     PEAK.write_text("5")
     convert_folder(original, tmp_path / "target")
-    assert len(list((tmp_path / "target").glob("*.safetensors"))) == SHARDS + 1
+    assert len(list((tmp_path / "target").glob("*.safetensors"))) >= SHARDS
     assert memory("VmHWM") - before < 2.5 * SHARD_BYTES

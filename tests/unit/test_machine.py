@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from llava_api.checkpoints.whole import Weights
 from llava_api.cli import machine
 from llava_api.cli.start_checks import check_memory, check_shared_memory
 from llava_api.errors import StartupError
@@ -104,31 +103,31 @@ def test_gpus_as_the_driver_lists_them(tmp_path: Path, monkeypatch: pytest.Monke
 # What stops a start
 
 
-def weights(gigabytes: float) -> Weights:
-    return Weights(1, int(gigabytes * 1e9))
+def gigabytes(number: float) -> int:
+    return int(number * 1e9)
 
 
 def test_weights_that_do_not_fit_are_told_with_their_numbers() -> None:
     with pytest.raises(StartupError, match=r"out of memory: the weights \(70000\.0 GB\) and the KV cache \(1\.1 GB"):
-        check_memory(weights(70_000), Settings(), None, on_gpu=False)
+        check_memory(gigabytes(70_000), Settings(), on_gpu=False)
     with pytest.raises(StartupError, match=r"--cpu-kvcache-space 90000"):
-        check_memory(weights(0.1), Settings(cpu_kvcache_space=90_000), None, on_gpu=False)
-    check_memory(weights(0.1), Settings(), None, on_gpu=False)
-    check_memory(weights(70_000), Settings(check_memory=False), None, on_gpu=False)
-    check_memory(weights(70_000), Settings(distributed_executor_backend="ray"), None, on_gpu=False)
+        check_memory(gigabytes(0.1), Settings(cpu_kvcache_space=90_000), on_gpu=False)
+    check_memory(gigabytes(0.1), Settings(), on_gpu=False)
+    check_memory(gigabytes(70_000), Settings(check_memory=False), on_gpu=False)
+    check_memory(gigabytes(70_000), Settings(distributed_executor_backend="ray"), on_gpu=False)
 
 
 def test_weights_that_no_gpu_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     nvidia_smi(tmp_path, "echo 'Small, 8192, 8000, 570.1'; echo 'Large, 24576, 24000, 570.1'")
     with pytest.raises(StartupError, match="on each GPU"):
-        check_memory(weights(70), Settings(), None, on_gpu=True)
-    check_memory(weights(70), Settings(tensor_parallel_size=4), None, on_gpu=True)
-    check_memory(weights(20), Settings(), None, on_gpu=True)
+        check_memory(gigabytes(70), Settings(), on_gpu=True)
+    check_memory(gigabytes(70), Settings(tensor_parallel_size=4), on_gpu=True)
+    check_memory(gigabytes(20), Settings(), on_gpu=True)
     with pytest.raises(StartupError, match="50% of the largest"):
-        check_memory(weights(20), Settings(gpu_memory_utilization=0.5), None, on_gpu=True)
+        check_memory(gigabytes(20), Settings(gpu_memory_utilization=0.5), on_gpu=True)
     nvidia_smi(tmp_path, "exit 1")
-    check_memory(weights(70), Settings(), None, on_gpu=True)
+    check_memory(gigabytes(70), Settings(), on_gpu=True)
 
 
 def test_shared_memory_that_is_too_small(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_all_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (("--load-8bit", "--load-4bit"), "--load-8bit and --load-4bit exclude each other"),
         (("--load-8bit", "--quantization", "fp8"), "--load-8bit and --quantization fp8"),
+        (("--load-4bit", "--quantization", "fp8"), "--load-4bit and --quantization fp8"),
         (("--engine-arg", "max_num_seqs=0"), "use that"),
         (("--engine-arg=--max-model-len=9",), "use that"),
     ],

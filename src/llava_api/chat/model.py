@@ -9,7 +9,7 @@ from typing import cast, get_args
 from llava_api.checkpoints.adapters import check_adapter
 from llava_api.checkpoints.files import HubOptions
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
-from llava_api.checkpoints.size import tensor_shapes
+from llava_api.checkpoints.size import Precision, tensor_shapes
 from llava_api.engine.base import Adapter, ModelToLoad
 from llava_api.errors import StartupError
 from llava_api.images.hub_processor import HubProcessor
@@ -24,9 +24,6 @@ from llava_api.vision.geometry import PatchMerge
 from llava_api.vision.normalisation import CLIP, Normalisation
 
 log = logging.getLogger(__name__)
-
-ONLINE_8BIT = "int8_per_channel_weight_only"
-"""vLLM's online int8, the closest to what LLaVA's ``--load-8bit`` did with bitsandbytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +41,8 @@ class ServedModel:
     stop_texts: tuple[str, ...]
     """Texts that end an answer: the family's, and its stop tokens that this tokenizer does not have."""
 
+    precision: Precision | None = None
+    """What the checkpoint must be quantized to before the engine loads it."""
     quantization: str | None = None
     """vLLM's name of a method to quantize with; None for what the checkpoint says."""
     adapters: tuple[Adapter, ...] = ()
@@ -158,17 +157,14 @@ def find_family(checkpoint: Checkpoint, tokenizer: TextTokenizer, override: str 
     return family, reason
 
 
-def quantization_of(checkpoint: Checkpoint, settings: Settings) -> str | None:
-    """What to pass to the engine for ``--quantization``, ``--load-8bit`` and ``--load-4bit``. Raises StartupError."""
+def precision_of(checkpoint: Checkpoint, settings: Settings) -> Precision | None:
+    """What ``--load-8bit`` and ``--load-4bit`` quantize the checkpoint to; None for nothing. Raises StartupError."""
     has = checkpoint.quantization
-    if settings.load_4bit and has is None:
-        raise StartupError(
-            "--load-4bit: vLLM does not quantize to 4 bit while loading; serve a checkpoint that is quantized already "
-            "(AWQ, GPTQ or compressed-tensors: its config.json says so), or pass --load-8bit"
-        )
     if settings.load_8bit and has is not None:
         raise StartupError(f"--load-8bit: the checkpoint is quantized already ({has}); leave the flag out")
-    return ONLINE_8BIT if settings.load_8bit and settings.quantization is None else settings.quantization
+    if settings.load_8bit:
+        return "8bit"
+    return "4bit" if settings.load_4bit and has is None else None
 
 
 def read_adapters(given: Sequence[str], taken: Sequence[str], checkpoint: Checkpoint) -> tuple[Adapter, ...]:
@@ -208,7 +204,8 @@ def describe_model(checkpoint: Checkpoint, names: tuple[str, ...], settings: Set
         image_mode_reason=mode_reason,
         stop_token_ids=tuple(sorted({*own, *(token for token in stops.values() if token is not None)})),
         stop_texts=(*family.stop_texts, *(text for text, token in stops.items() if token is None)),
-        quantization=quantization_of(checkpoint, settings),
+        precision=precision_of(checkpoint, settings),
+        quantization=settings.quantization,
         adapters=read_adapters(settings.lora, names, checkpoint),
     )
 

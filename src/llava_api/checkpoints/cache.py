@@ -9,6 +9,7 @@ from typing import Any
 from llava_api.checkpoints.claim import claimed
 from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_files
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
+from llava_api.checkpoints.size import Precision
 from llava_api.errors import StartupError
 
 ELSEWHERE = "name another folder with --cache-dir"
@@ -16,15 +17,17 @@ FORMAT_VERSION = 1
 """Raised when folders are converted differently, so that older ones are converted again."""
 
 
-def ready_checkpoint(checkpoint: Checkpoint, sources: Sources, cache_dir: str) -> Checkpoint:
-    """A checkpoint that the engine can load: itself if it is in the hub's format, else its converted copy.
+def ready_checkpoint(
+    checkpoint: Checkpoint, sources: Sources, cache_dir: str, precision: Precision | None = None
+) -> Checkpoint:
+    """A checkpoint that the engine can load: itself, or its converted copy if its format or precision is another.
 
     Converts on first use, which takes as long as reading and writing the weights once. Raises StartupError.
     """
-    if checkpoint.format == "hub":
+    if checkpoint.format == "hub" and precision is None:
         return checkpoint
     root = Path(cache_dir).expanduser()
-    target = root / folder_name(checkpoint, sources)
+    target = root / "-".join(filter(None, (folder_name(checkpoint, sources), precision)))
     # Checked before anything is written, because a complete cache may be read-only.
     if not is_complete(target):
         try:
@@ -32,18 +35,18 @@ def ready_checkpoint(checkpoint: Checkpoint, sources: Sources, cache_dir: str) -
             # Two servers that start at once convert once.
             with claimed(target, wait=True):
                 if not is_complete(target):
-                    convert_into(checkpoint, sources, target)
+                    convert_into(checkpoint, sources, target, precision)
         except OSError as error:
             raise StartupError(f"cannot write to {root} ({error.strerror}): {ELSEWHERE}") from error
     return inspect_checkpoint(str(target), Sources())
 
 
-def convert_into(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
+def convert_into(checkpoint: Checkpoint, sources: Sources, target: Path, precision: Precision | None) -> None:
     # Imports torch.
     from llava_api.checkpoints.convert import write
 
     shutil.rmtree(target, ignore_errors=True)
-    write(checkpoint, sources, target, ELSEWHERE)
+    write(checkpoint, sources, target, ELSEWHERE, precision)
 
 
 def is_complete(folder: Path) -> bool:

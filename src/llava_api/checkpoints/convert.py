@@ -1,32 +1,31 @@
-"""A checkpoint in the original format -> a folder in the hub's format, shard by shard.
+"""A checkpoint in the original format, or one to quantize -> a folder in the hub's format, tensor by tensor.
 
-The folder is written under another name and renamed at the end, so it never exists unfinished. Memory holds one
-shard, and a copy of it while it is written. ``.bin`` files are read without running code in them.
+The folder is written under another name and renamed at the end, so it never exists unfinished. Files are mapped into
+memory, not read whole. ``.bin`` files are read without running code in them.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llava_api.checkpoints import names, original, tokenizer_files
 from llava_api.checkpoints.claim import claimed, made_whole
-from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_files
+from llava_api.checkpoints.files import INDEXES, SMALL_FILES, HubOptions, locate, read_json, weight_files
 from llava_api.checkpoints.inspect import Checkpoint, Sources, has_tokenizer
 from llava_api.checkpoints.lora import Lora
-from llava_api.checkpoints.size import tensor_shapes
+from llava_api.checkpoints.quantize import SIXTEEN_BIT, Quantizer
+from llava_api.checkpoints.shards import ShardWriter, write_json
+from llava_api.checkpoints.size import PRECISIONS, Precision, parameters_of, tensor_shapes
 from llava_api.checkpoints.tensors import Tensors, read_tensors
 from llava_api.errors import StartupError
 from llava_api.units import readable_size
-from llava_api.vision.families import BY_ARCHITECTURE
+from llava_api.vision.families import BY_ARCHITECTURE, classic_name
 
 log = logging.getLogger(__name__)
 
@@ -35,80 +34,35 @@ SECOND_LAYER = "multi_modal_projector.linear_2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(slots=True)
-class NewCheckpoint:
-    """The shards that have been written so far, and their index."""
-
-    folder: Path
-    shards: int
-    weight_map: dict[str, str] = field(default_factory=dict)
-    parameters: int = 0
-    bytes: int = 0
-
-    def add(self, number: int, tensors: Tensors) -> None:
-        """Write shard ``number``, counted from 1."""
-        name = f"model-{number:05d}-of-{self.shards:05d}.safetensors"
-        save(unshared(tensors), self.folder / name)
-        for key, tensor in tensors.items():
-            self.weight_map[key] = name
-            self.parameters += tensor.numel()
-            self.bytes += tensor.numel() * tensor.element_size()
-
-    def finish(self) -> None:
-        index = {"metadata": {"total_size": self.bytes}, "weight_map": self.weight_map}
-        write_json(self.folder / "model.safetensors.index.json", index)
-
-
-def save(tensors: Tensors, path: Path) -> None:
-    """Save with the permissions of the umask; safetensors would make the file readable only by its owner."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(tensors, path, metadata={"format": "pt"})
-    if path.stat().st_mode != mode:
-        path.chmod(mode)
-
-
-def unshared(tensors: Tensors) -> Tensors:
-    """Contiguous tensors that share no memory, as safetensors requires."""
-    seen: set[int] = set()
-    made: Tensors = {}
-    for name, tensor in tensors.items():
-        plain = tensor.contiguous()
-        place = plain.untyped_storage().data_ptr()
-        made[name] = plain.clone() if place in seen else plain
-        seen.add(place)
-    return made
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def convert(checkpoint: Checkpoint, sources: Sources, target: Path) -> None:
-    """Write ``checkpoint`` (original format, or a LoRA in it) as a hub-format folder ``target``.
+def convert(checkpoint: Checkpoint, sources: Sources, target: Path, precision: Precision | None = None) -> None:
+    """Write ``checkpoint``, quantized if there is a ``precision``, as a hub-format folder ``target``.
 
     Raises StartupError, leaving nothing unfinished, if a file is missing or damaged, or if ``target`` exists or is
     being written.
     """
-    if checkpoint.format == "hub":
+    if checkpoint.format == "hub" and precision is None:
         raise StartupError("this checkpoint is in the hub's format already: it is served as it is")
+    if checkpoint.quantization is not None:
+        raise StartupError(f"this checkpoint is quantized already ({checkpoint.quantization}): it is served as it is")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with claimed(target, wait=False):
             if target.exists() or target.is_symlink():
                 raise StartupError(f"{target} exists already: name a folder that does not")
-            write(checkpoint, sources, target, "name another folder")
+            write(checkpoint, sources, target, "name another folder", precision)
     except OSError as error:
         raise cannot_write(target, error, "name another folder") from error
 
 
-def write(checkpoint: Checkpoint, sources: Sources, target: Path, elsewhere: str) -> None:
+def write(
+    checkpoint: Checkpoint, sources: Sources, target: Path, elsewhere: str, precision: Precision | None = None
+) -> None:
     """As ``convert``, for a caller that has claimed ``target``. ``elsewhere``: advice if it cannot be written."""
     needed = 0
     try:
         with made_whole(target) as scratch:
-            conversion = Conversion(checkpoint, sources, scratch)
-            needed = sum(file.stat().st_size for file in conversion.files)
+            conversion = Conversion(checkpoint, sources, scratch, precision)
+            needed = conversion.needed_bytes()
             check_space(target, needed, elsewhere)
             conversion.run()
     except (OSError, ValueError, SafetensorError) as error:
@@ -128,12 +82,15 @@ def cannot_write(target: Path, error: Exception, elsewhere: str, needed: int = 0
 class Conversion:
     """One conversion into an empty folder."""
 
-    def __init__(self, checkpoint: Checkpoint, sources: Sources, folder: Path) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, sources: Sources, folder: Path, precision: Precision | None = None
+    ) -> None:
         self.checkpoint = checkpoint
         self.sources = sources
         self.folder = folder
         self.rows: int = checkpoint.config["text_config"]["vocab_size"]
         self.shapes = tensor_shapes(checkpoint)
+        self.quantizer = None if precision is None else Quantizer(precision, self.shapes)
         self.vocabulary = min(checkpoint.image_token_id, self.rows)
         """Rows that the embedding must have before it is padded: one for each token."""
         self.source = locate(checkpoint.model, sources.hub, weights=True)
@@ -154,30 +111,54 @@ class Conversion:
                 f"the checkpoint has no weights: {self.base.name} holds no .safetensors and no .bin file"
             )
 
+    def needed_bytes(self) -> int:
+        """Bytes of the new checkpoint, without a vision tower that is fetched from elsewhere."""
+        if self.quantizer is not None:
+            return parameters_of(self.shapes).memory_bytes()[PRECISIONS[self.quantizer.precision]]
+        return sum(file.stat().st_size for file in self.files)
+
     def run(self) -> None:
-        written = NewCheckpoint(self.folder, len(self.files) + 1)
-        log.info("converting %s from the original format, once ...", self.checkpoint.model)
+        written = ShardWriter(self.folder)
+        found: set[str] = set()
+        if self.quantizer is None:
+            log.info("converting %s from the original format, once ...", self.checkpoint.model)
+        else:
+            log.info("quantizing %s to %s, once ...", self.checkpoint.model, PRECISIONS[self.quantizer.precision])
         with tqdm(
             total=sum(file.stat().st_size for file in self.files), unit="B", unit_scale=True, disable=None
         ) as bar:
-            for number, file in enumerate(self.files, start=1):
-                written.add(number, dict(self.shard(read_tensors(file))))
-                bar.update(file.stat().st_size)
-            written.add(len(self.files) + 1, self.rest(written.weight_map))
-        missing = [name for name in self.shapes if name not in written.weight_map]
-        if missing:
+            for file in self.files:
+                for name, tensor in read_tensors(file).items():
+                    made = dict(self.renamed(name, tensor))
+                    found |= made.keys()
+                    written.add(self.final(made))
+                    bar.update(tensor.nbytes)
+            if self.checkpoint.format != "hub":
+                rest = self.rest(found)
+                found |= rest.keys()
+                written.add(self.final(rest))
+        missing = [name for name in self.shapes if name not in found]
+        if missing and self.checkpoint.format != "hub":
             raise StartupError(f"the checkpoint is incomplete: it has no {missing[0]} (in the hub's names)")
         written.finish()
         self.write_small_files()
         self.write_manifest(written)
 
-    def shard(self, tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors of one file of the source, renamed, merged and padded."""
-        for name, tensor in tensors.items():
-            hub = names.hub_name(name)
-            merged = tensor if self.lora is None else self.lora.applied(name, tensor)
-            if hub is not None and merged is not None and not self.is_tied(hub):
-                yield hub, self.fitting(hub, merged)
+    def final(self, tensors: Tensors) -> Tensors:
+        """``tensors`` in the precision in which they are written."""
+        return tensors if self.quantizer is None else self.quantizer.quantized(tensors)
+
+    def renamed(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """A tensor of the source under its hub name, merged and padded; nothing if it is not needed."""
+        if self.checkpoint.format == "hub":
+            hub: str | None = None if names.BUFFERS.search(name) else classic_name(name)
+            if hub is not None and not self.is_tied(hub):
+                yield hub, self.fitting(hub, tensor) if hub in self.shapes else tensor
+            return
+        hub = names.hub_name(name)
+        merged = tensor if self.lora is None else self.lora.applied(name, tensor)
+        if hub is not None and merged is not None and not self.is_tied(hub):
+            yield hub, self.fitting(hub, merged)
 
     def is_tied(self, hub: str) -> bool:
         """Whether the hub's format has no such tensor because the embedding is used for it."""
@@ -208,7 +189,7 @@ class Conversion:
         mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
         return torch.cat([tensor, mean.expand(missing, -1)])
 
-    def rest(self, have: dict[str, str]) -> Tensors:
+    def rest(self, have: set[str]) -> Tensors:
         """What the weight files do not hold: LoRA's own layers, the vision tower, and additions of the hub's format."""
         made: Tensors = {}
         if self.lora is not None:
@@ -243,6 +224,13 @@ class Conversion:
 
     def write_small_files(self) -> None:
         """config.json, the tokenizer, and the files of transformers' processors."""
+        write_json(self.folder / "config.json", self.config())
+        if self.checkpoint.format == "hub":
+            for pattern in SMALL_FILES:
+                for file in filter(Path.is_file, self.source.glob(pattern)):
+                    if file.name not in (*INDEXES, MANIFEST, "config.json"):
+                        shutil.copyfile(file, self.folder / file.name)
+            return
         tokenizer_folder = self.source if has_tokenizer(self.source) else self.base
         for pattern in tokenizer_files.FILES:
             for file in filter(Path.is_file, tokenizer_folder.glob(pattern)):
@@ -253,9 +241,18 @@ class Conversion:
         generation = read_json(self.source, "generation_config.json")
         if generation:
             write_json(self.folder / "generation_config.json", generation)
-        write_json(self.folder / "config.json", self.checkpoint.config)
         for name, content in original.processor_files(self.checkpoint.config).items():
             write_json(self.folder / name, content)
+
+    def config(self) -> dict[str, Any]:
+        """The new config.json."""
+        if self.quantizer is None:
+            return self.checkpoint.config
+        made = {**self.checkpoint.config, "quantization_config": self.quantizer.config()}
+        if self.checkpoint.stored_dtype not in SIXTEEN_BIT:
+            made.pop("dtype", None)
+            made["torch_dtype"] = "bfloat16"
+        return made
 
     def tokenizer_config(self, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         """tokenizer_config.json with ``<image>``, and with ``legacy`` written out if it was only the default."""
@@ -272,7 +269,7 @@ class Conversion:
             }
         return made
 
-    def write_manifest(self, written: NewCheckpoint) -> None:
+    def write_manifest(self, written: ShardWriter) -> None:
         """The sources and the size of each file, which a later start checks before it uses the folder."""
         files = {file.name: file.stat().st_size for file in sorted(self.folder.iterdir())}
         manifest = {

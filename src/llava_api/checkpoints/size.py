@@ -1,14 +1,24 @@
 """Which tensors a checkpoint has and what memory they take, from its config without the weights."""
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from llava_api.checkpoints.inspect import Checkpoint
 from llava_api.errors import StartupError
 from llava_api.vision.families import classic_name
 
 MOST_LAYERS = 1000
-BYTES = {"float32": 4.0, "float16 / bfloat16": 2.0, "8 bit": 1.0, "4 bit": 0.5}
+LINEAR_LAYERS = re.compile(r"language_model\.model\.layers\.\d+\..*_proj\.weight")
+"""The weights that are quantized, by their classic names."""
+BYTES = {"float32": 4.0, "float16 / bfloat16": 2.0, "8 bit": 1.0, "4 bit": 0.5 + 2 / 128}
+"""Bytes of a weight; in 4 bit with a scale of 16 bits for each 128 weights."""
+Precision = Literal["8bit", "4bit"]
+"""What the linear layers of a text model are quantized to, as ``convert --quantize`` calls it."""
+PRECISIONS: dict[Precision, str] = {"8bit": "8 bit", "4bit": "4 bit"}
+"""-> the names of ``BYTES``, and of messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,9 @@ def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 def count_parameters(checkpoint: Checkpoint) -> Parameters:
     """Raises StartupError if the config describes no model."""
-    shapes = tensor_shapes(checkpoint)
-    layers = [shape for name, shape in shapes.items() if "language_model.model.layers" in name and len(shape) == 2]
+    return parameters_of(tensor_shapes(checkpoint))
+
+
+def parameters_of(shapes: Mapping[str, tuple[int, ...]]) -> Parameters:
+    layers = [shape for name, shape in shapes.items() if LINEAR_LAYERS.fullmatch(name)]
     return Parameters(sum(map(math.prod, shapes.values())), sum(map(math.prod, layers)))

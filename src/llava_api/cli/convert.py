@@ -1,4 +1,4 @@
-"""``llava-api convert SOURCE TARGET``: convert a checkpoint in LLaVA's original format to the hub's format.
+"""``llava-api convert SOURCE TARGET``: convert a checkpoint from LLaVA's original format to the hub's, or quantize it.
 
 ``serve`` does this by itself on first use; with this command you do it earlier and choose the folder.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llava_api.chat.model import sources_of
 from llava_api.checkpoints.inspect import inspect_checkpoint
+from llava_api.checkpoints.size import PRECISIONS
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.terminal import set_up_logging
 from llava_api.errors import StartupError
@@ -15,9 +16,14 @@ from llava_api.setting_types import Mark
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("convert", help="convert an original-format checkpoint", description=__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="folder or hub id of a checkpoint in the original format")
+    parser = commands.add_parser("convert", help="convert or quantize a checkpoint", description=__doc__)
+    parser.add_argument("source", metavar="SOURCE", help="folder or hub id of a checkpoint")
     parser.add_argument("target", type=Path, metavar="TARGET", help="folder to write; it must not exist yet")
+    parser.add_argument(
+        "--quantize",
+        choices=PRECISIONS,
+        help="quantize the text model's linear layers, as serve --load-8bit and --load-4bit do",
+    )
     add_flags(parser, Mark.CHECKPOINT)
     parser.set_defaults(run=run)
 
@@ -35,5 +41,5 @@ def run(chosen: argparse.Namespace) -> None:
     # Imported only now, because torch takes seconds to import.
     from llava_api.checkpoints.convert import convert
 
-    convert(checkpoint, sources, target)
+    convert(checkpoint, sources, target, chosen.quantize)
     print(f"converted: serve it with llava-api serve {target}")

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from llava_api.chat.model import ServedModel
+from llava_api.checkpoints.size import PRECISIONS, count_parameters
 from llava_api.checkpoints.whole import Weights, check_whole
 from llava_api.cli import machine
 from llava_api.cli.wrong_settings import unknown_variables
@@ -36,7 +37,7 @@ def check_start(model: ServedModel, settings: Settings) -> None:
     check_shared_memory(settings, on_gpu=on_gpu)
     folder = Path(model.checkpoint.model).expanduser()
     if folder.is_dir():
-        check_memory(check_whole(folder), settings, model.quantization, on_gpu=on_gpu)
+        check_memory(weight_bytes(check_whole(folder), model, settings), settings, on_gpu=on_gpu)
 
 
 def needs_shared_memory(settings: Settings, *, on_gpu: bool) -> bool:
@@ -57,11 +58,17 @@ def check_shared_memory(settings: Settings, *, on_gpu: bool, place: Path = machi
         )
 
 
-def check_memory(weights: Weights, settings: Settings, quantization: str | None, *, on_gpu: bool) -> None:
-    """Raises StartupError if weights and KV cache are larger than the memory."""
+def weight_bytes(weights: Weights, model: ServedModel, settings: Settings) -> int:
+    """Bytes that the engine needs for the weights, quantized if they are quantized before it loads them."""
+    if model.precision is not None:
+        return count_parameters(model.checkpoint).memory_bytes()[PRECISIONS[model.precision]]
+    return weights.in_memory(settings.dtype, quantized=settings.quantization is not None)
+
+
+def check_memory(needed: int, settings: Settings, *, on_gpu: bool) -> None:
+    """Raises StartupError if weights (``needed`` bytes) and KV cache are larger than the memory."""
     if not settings.check_memory or settings.distributed_executor_backend == "ray":
         return
-    needed = weights.in_memory(settings.dtype, quantized=quantization is not None)
     if on_gpu:
         check_gpu_memory(needed, settings)
         return

@@ -60,8 +60,9 @@ def contradictions(settings: Settings) -> list[str]:
     found = []
     if settings.load_8bit and settings.load_4bit:
         found.append("--load-8bit and --load-4bit exclude each other: leave one out")
-    if settings.load_8bit and settings.quantization is not None:
-        found.append(f"--load-8bit and --quantization {settings.quantization} exclude each other: leave one out")
+    for flag, given in (("--load-8bit", settings.load_8bit), ("--load-4bit", settings.load_4bit)):
+        if given and settings.quantization is not None:
+            found.append(f"{flag} and --quantization {settings.quantization} exclude each other: leave one out")
     for text in settings.engine_arg:
         name = text.partition("=")[0].strip().removeprefix("--").replace("-", "_")
         if name in Settings.model_fields:

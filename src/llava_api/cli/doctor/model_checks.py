@@ -7,7 +7,7 @@ from llava_api.checkpoints.files import weight_files
 from llava_api.checkpoints.whole import Weights, check_whole, unfinished_downloads
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
 from llava_api.cli.flags import find_model
-from llava_api.cli.start_checks import check_memory
+from llava_api.cli.start_checks import check_memory, weight_bytes
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 from llava_api.units import readable_size
@@ -35,7 +35,7 @@ def model_findings(name: str, settings: Settings, on_gpu: bool | None) -> list[F
         weights = check_whole(folder) if checkpoint.format == "hub" else original_weights(folder)
     except StartupError as error:
         return [*made, fail("weights", str(error), "download it again; git lfs pull for a git checkout")]
-    return [*made, complete_weights(folder, weights), fits(weights, settings, opened.quantization, on_gpu)]
+    return [*made, complete_weights(folder, weights), fits(weight_bytes(weights, opened, settings), settings, on_gpu)]
 
 
 def original_weights(folder: Path) -> Weights:
@@ -63,12 +63,11 @@ def complete_weights(folder: Path, weights: Weights) -> Finding:
     return ok("weights", text)
 
 
-def fits(weights: Weights, settings: Settings, quantization: str | None, on_gpu: bool | None) -> Finding:
-    needed = readable_size(weights.in_memory(settings.dtype, quantized=quantization is not None))
+def fits(needed: int, settings: Settings, on_gpu: bool | None) -> Finding:
     try:
-        check_memory(weights, settings.model_copy(update={"check_memory": True}), quantization, on_gpu=bool(on_gpu))
+        check_memory(needed, settings.model_copy(update={"check_memory": True}), on_gpu=bool(on_gpu))
     except StartupError as error:
         found, _, advice = str(error).partition(": ")[2].rpartition(": ")
         return fail("room", found, advice)
     cache = "" if on_gpu else f", and {settings.cpu_kvcache_space} GiB of KV cache"
-    return ok("room", f"the weights take {needed}{cache}: they fit")
+    return ok("room", f"the weights take {readable_size(needed)}{cache}: they fit")
