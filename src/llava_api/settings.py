@@ -265,13 +265,13 @@ class Settings(BaseSettings):
     """Folder for downloaded checkpoints."""
     trust_remote_code: bool = False
     """Run code that a checkpoint brings along. Off, and best left off."""
-    cpu_kvcache_space: int = Field(1, ge=1)
-    """GiB of KV cache on a machine without a GPU (vLLM's VLLM_CPU_KVCACHE_SPACE)."""
+    cpu_kvcache_space: int | None = Field(None, ge=1)
+    """GiB of KV cache on a machine without a GPU; default: some full contexts, or as much as is free."""
     restart_engine: bool = False
     """Start the engine again if it dies; otherwise the server ends, so that its supervisor can start it again."""
     max_engine_restarts: int = Field(3, ge=1)
     """Restarts in a row before the server gives up and ends; ten calm minutes begin a new count."""
-    engine_stall_seconds: float = Field(300, gt=0)
+    engine_stall_seconds: float | None = Field(None, gt=0)
     """Longest time without a token while there is work; then the engine counts as dead."""
     check_memory: bool = True
     """Refuse to start if weights and KV cache are larger than the free memory."""

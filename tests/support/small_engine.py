@@ -77,7 +77,7 @@ class SmallEngine:
             # vLLM keeps the series of one engine in a process: those of the session's engine are looked at.
             arguments["disable_log_stats"] = True
             # Room for 8192 tokens. By itself vLLM writes zeros over the GiB of --cpu-kvcache-space.
-            arguments["num_gpu_blocks_override"] = 64
+            arguments["num_gpu_blocks_override"] = 256
             self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self.count_features(self.engine.model_executor.driver_worker.get_model())
 

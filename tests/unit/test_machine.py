@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llava_api.cli import machine
-from llava_api.cli.start_checks import check_memory, check_shared_memory
+from llava_api.cli.start_checks import check_gpu_memory, check_shared_memory
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 
@@ -71,6 +71,7 @@ def test_this_machine() -> None:
     assert found is not None
     assert 0 < found.available <= found.total
     assert machine.cores() >= 1
+    assert 1 <= len(machine.physical_cores()) <= len(machine.processors())
     assert machine.torch_is_for_cuda() is False
 
 
@@ -100,6 +101,27 @@ def test_gpus_as_the_driver_lists_them(tmp_path: Path, monkeypatch: pytest.Monke
         machine.nvidia_smi()
 
 
+def test_a_limit_of_cores(tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("0::/pod/container\n")
+    groups = tmp_path / "groups"
+    (groups / "pod" / "container").mkdir(parents=True)
+    assert machine.cpu_limit(tmp_path, groups) is None
+    (groups / "pod" / "container" / "cpu.max").write_text("max 100000\n")
+    (groups / "pod" / "cpu.max").write_text("250000 100000\n")
+    assert machine.cpu_limit(tmp_path, groups) == 2
+    (groups / "pod" / "container" / "cpu.max").write_text("50000 100000\n")
+    assert machine.cpu_limit(tmp_path, groups) == 1
+
+
+def test_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "processors", lambda: [0, 1, 2, 5])
+    for number, siblings in ((0, "0,4"), (1, "1,5"), (5, "1,5")):
+        (tmp_path / f"cpu{number}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{number}" / "topology" / "thread_siblings_list").write_text(f"{siblings}\n")
+    assert machine.physical_cores(tmp_path) == (0, 1, 2)
+
+
 # What stops a start
 
 
@@ -107,27 +129,17 @@ def gigabytes(number: float) -> int:
     return int(number * 1e9)
 
 
-def test_weights_that_do_not_fit_are_told_with_their_numbers() -> None:
-    with pytest.raises(StartupError, match=r"out of memory: the weights \(70000\.0 GB\) and the KV cache \(1\.1 GB"):
-        check_memory(gigabytes(70_000), Settings(), on_gpu=False)
-    with pytest.raises(StartupError, match=r"--cpu-kvcache-space 90000"):
-        check_memory(gigabytes(0.1), Settings(cpu_kvcache_space=90_000), on_gpu=False)
-    check_memory(gigabytes(0.1), Settings(), on_gpu=False)
-    check_memory(gigabytes(70_000), Settings(check_memory=False), on_gpu=False)
-    check_memory(gigabytes(70_000), Settings(distributed_executor_backend="ray"), on_gpu=False)
-
-
 def test_weights_that_no_gpu_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     nvidia_smi(tmp_path, "echo 'Small, 8192, 8000, 570.1'; echo 'Large, 24576, 24000, 570.1'")
     with pytest.raises(StartupError, match="on each GPU"):
-        check_memory(gigabytes(70), Settings(), on_gpu=True)
-    check_memory(gigabytes(70), Settings(tensor_parallel_size=4), on_gpu=True)
-    check_memory(gigabytes(20), Settings(), on_gpu=True)
+        check_gpu_memory(gigabytes(70), Settings())
+    check_gpu_memory(gigabytes(70), Settings(tensor_parallel_size=4))
+    check_gpu_memory(gigabytes(20), Settings())
     with pytest.raises(StartupError, match="50% of the largest"):
-        check_memory(gigabytes(20), Settings(gpu_memory_utilization=0.5), on_gpu=True)
+        check_gpu_memory(gigabytes(20), Settings(gpu_memory_utilization=0.5))
     nvidia_smi(tmp_path, "exit 1")
-    check_memory(gigabytes(70), Settings(), on_gpu=True)
+    check_gpu_memory(gigabytes(70), Settings())
 
 
 def test_shared_memory_that_is_too_small(tmp_path: Path) -> None:

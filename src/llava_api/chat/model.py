@@ -11,6 +11,7 @@ from llava_api.checkpoints.files import HubOptions
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
 from llava_api.checkpoints.size import Precision, tensor_shapes
 from llava_api.engine.base import Adapter, ModelToLoad
+from llava_api.engine.cpu_plan import CpuPlan
 from llava_api.errors import StartupError
 from llava_api.images.hub_processor import HubProcessor
 from llava_api.images.mode import ImageMode
@@ -45,6 +46,8 @@ class ServedModel:
     """What the checkpoint must be quantized to before the engine loads it."""
     quantization: str | None = None
     """vLLM's name of a method to quantize with; None for what the checkpoint says."""
+    cpu_plan: CpuPlan | None = None
+    """Settings that suit this machine if it has no GPU."""
     adapters: tuple[Adapter, ...] = ()
     """LoRA adapters served beside it."""
 
@@ -69,6 +72,7 @@ class ServedModel:
             pinpoints=mode.engine_pinpoints(),
             merge=mode.engine_merge() if family.tiled else None,
             quantization=self.quantization,
+            cpu_plan=self.cpu_plan,
             adapters=self.adapters,
             name=self.names[0],
         )

@@ -11,6 +11,7 @@ from llava_api.errors import StartupError
 from llava_api.vision.families import classic_name
 
 MOST_LAYERS = 1000
+KEYS_AND_VALUES = (".k_proj.weight", ".v_proj.weight")
 LINEAR_LAYERS = re.compile(r"language_model\.model\.layers\.\d+\..*_proj\.weight")
 """The weights that are quantized, by their classic names."""
 BYTES = {"float32": 4.0, "float16 / bfloat16": 2.0, "8 bit": 1.0, "4 bit": 0.5 + 2 / 128}
@@ -26,6 +27,8 @@ class Parameters:
     total: int
     quantizable: int
     """Parameters in linear layers of the text model, which AWQ, GPTQ, int8 and fp8 make smaller."""
+    cached: int
+    """Numbers that the KV cache holds for a token."""
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the weights by precision; what is not quantized stays at 16 bit. The KV cache comes on top."""
@@ -67,5 +70,6 @@ def count_parameters(checkpoint: Checkpoint) -> Parameters:
 
 
 def parameters_of(shapes: Mapping[str, tuple[int, ...]]) -> Parameters:
-    layers = [shape for name, shape in shapes.items() if LINEAR_LAYERS.fullmatch(name)]
-    return Parameters(sum(map(math.prod, shapes.values())), sum(map(math.prod, layers)))
+    layers = {name: shape for name, shape in shapes.items() if LINEAR_LAYERS.fullmatch(name)}
+    cached = sum(shape[0] for name, shape in layers.items() if name.endswith(KEYS_AND_VALUES))
+    return Parameters(sum(map(math.prod, shapes.values())), sum(map(math.prod, layers.values())), cached)

@@ -7,9 +7,12 @@ from typing import Any
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.checkpoints.files import weight_files
 from llava_api.checkpoints.size import count_parameters
+from llava_api.cli import machine
 from llava_api.cli.flags import MODEL_HELP, add_flags, find_model, read_settings
+from llava_api.cli.start_checks import cpu_plan
 from llava_api.errors import StartupError
 from llava_api.setting_types import Mark
+from llava_api.settings import Settings
 from llava_api.units import readable_size
 
 
@@ -24,7 +27,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(chosen: argparse.Namespace) -> None:
     settings = read_settings(chosen)
     model = open_model(find_model(chosen.model), (chosen.model,), settings)
-    facts = describe(model)
+    facts = describe(model, settings)
     if chosen.json:
         print(json.dumps(facts, indent=2))
     else:
@@ -33,7 +36,7 @@ def run(chosen: argparse.Namespace) -> None:
             print(f"{name.replace('_', ' '):{width}}  {text_of(value)}")
 
 
-def describe(model: ServedModel) -> dict[str, Any]:
+def describe(model: ServedModel, settings: Settings) -> dict[str, Any]:
     checkpoint = model.checkpoint
     text, vision = checkpoint.config.get("text_config") or {}, checkpoint.config.get("vision_config") or {}
     parameters = count_parameters(checkpoint)
@@ -60,7 +63,18 @@ def describe(model: ServedModel) -> dict[str, Any]:
         "weights": weights_here(model),
         "memory_bytes": parameters.memory_bytes(),
     }
+    if machine.torch_is_for_cuda() is False:
+        facts["on_this_cpu"] = on_this_cpu(model, settings)
     return facts
+
+
+def on_this_cpu(model: ServedModel, settings: Settings) -> str:
+    """What a start on this machine without a GPU would choose."""
+    try:
+        plan = cpu_plan(model, None, settings)
+    except StartupError as error:
+        return str(error)
+    return "not known" if plan is None else "; ".join(plan.sentences)
 
 
 def weights_here(model: ServedModel) -> str:

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from pathlib import Path
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
+TOPOLOGY = Path("/sys/devices/system/cpu")
 SHARED_MEMORY = Path("/dev/shm")
 NVIDIA_SMI_SECONDS = 10.0
 
@@ -89,8 +91,43 @@ def own_groups(proc: Path, cgroups: Path) -> Iterator[tuple[Path, tuple[str, str
 
 
 def cores() -> int:
-    """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may run on, or use of a container's limit."""
+    return min(len(processors()), cpu_limit() or sys.maxsize)
+
+
+def processors() -> list[int]:
+    """The numbers of the processors that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def physical_cores(topology: Path = TOPOLOGY) -> tuple[int, ...]:
+    """The first of the processors of each physical core that this process may run on."""
+    seen: dict[str, int] = {}
+    for number in processors():
+        try:
+            siblings = (topology / f"cpu{number}" / "topology" / "thread_siblings_list").read_text()
+        except OSError:
+            siblings = str(number)
+        seen.setdefault(siblings.strip(), number)
+    return tuple(seen.values())
+
+
+def cpu_limit(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
+    """The whole cores that a container may use, at least 1; None without a limit."""
+    found = []
+    for folder, names in own_groups(proc, cgroups):
+        try:
+            if names is VERSION_2:
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                cpu = cgroups / "cpu"
+                quota, period = (cpu / "cpu.cfs_quota_us").read_text(), (cpu / "cpu.cfs_period_us").read_text()
+            if int(quota) > 0:
+                found.append(max(1, int(quota) // int(period)))
+        except (OSError, ValueError):
+            # There is no limit (the word "max"), or no such file.
+            continue
+    return min(found, default=None)
 
 
 def cpu_features(proc: Path = PROC) -> frozenset[str]:

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from llava_api.chat.model import ServedModel, describe_model, open_model, sources_of
@@ -105,6 +105,8 @@ def start(wanted: str, settings: Settings) -> None:
         model = ready_model(wanted, settings)
         if side is not None:
             log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
+        if settings.engine_stall_seconds is None and model.cpu_plan is not None:
+            settings = settings.model_copy(update={"engine_stall_seconds": model.cpu_plan.step_seconds})
         serve_forever(model, settings, keys, limiter, Listeners(listener, certificates, side), tracing, made_key)
 
 
@@ -121,8 +123,10 @@ def ready_model(wanted: str, settings: Settings) -> ServedModel:
         converted = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir, model.precision)
         as_it_is = settings.model_copy(update={"load_8bit": False, "load_4bit": False})
         model = describe_model(converted, names, as_it_is)
-    check_start(model, settings)
-    return model
+    plan = check_start(model, settings)
+    for sentence in plan.sentences if plan is not None else ():
+        log.info("%s", sentence)
+    return replace(model, cpu_plan=plan)
 
 
 def key_for_this_run(settings: Settings, keys: KeyRing) -> str | None:

@@ -12,6 +12,7 @@ from llava_api.checkpoints.size import PRECISIONS, count_parameters
 from llava_api.checkpoints.whole import Weights, check_whole
 from llava_api.cli import machine
 from llava_api.cli.wrong_settings import unknown_variables
+from llava_api.engine.cpu_plan import CheckpointFacts, CpuMachine, CpuPlan, plan
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 from llava_api.units import readable_size
@@ -20,24 +21,69 @@ log = logging.getLogger("llava_api")
 
 SHARED_MEMORY_BYTES = 40 * 2**20
 """For the queues between vLLM's processes as small as they may get (``engine/vllm_plugin.py``)."""
-PROCESSES_BYTES = 1_200_000_000
-"""What three processes with torch and vLLM hold besides weights and KV cache: 1.4 GB was measured."""
+WIDTHS = {"float32": "float32", "float": "float32"}
+"""--dtype -> the names of ``size.BYTES``; all others have 16 bits."""
 GPU_SHARE = 0.92
 """vLLM's default gpu_memory_utilization; older versions have 0.9."""
 
 
-def check_start(model: ServedModel, settings: Settings) -> None:
-    """Raises StartupError if the engine could not load ``model`` here."""
+def check_start(model: ServedModel, settings: Settings) -> CpuPlan | None:
+    """The plan for a machine without a GPU. Raises StartupError if the engine could not load ``model`` here."""
     for name, meant in unknown_variables(os.environ).items():
         log.warning("the variable %s sets nothing; did you mean %s?", name, meant)
     on_gpu = machine.torch_is_for_cuda()
     if on_gpu is None:
         # start_engine says what to install.
-        return
+        return None
     check_shared_memory(settings, on_gpu=on_gpu)
     folder = Path(model.checkpoint.model).expanduser()
-    if folder.is_dir():
-        check_memory(weight_bytes(check_whole(folder), model, settings), settings, on_gpu=on_gpu)
+    weights = check_whole(folder) if folder.is_dir() else None
+    if not on_gpu:
+        return cpu_plan(model, weights, settings)
+    if weights is not None:
+        check_gpu_memory(weight_bytes(weights, model, settings), settings)
+    return None
+
+
+def cpu_plan(model: ServedModel, weights: Weights | None, settings: Settings) -> CpuPlan | None:
+    """None for an engine on several machines, or a model that transformers does not know. Raises StartupError."""
+    if settings.distributed_executor_backend == "ray":
+        return None
+    try:
+        parameters = count_parameters(model.checkpoint)
+    except StartupError as error:
+        log.debug("no settings are chosen for this machine: %s", error)
+        return None
+    sizes = parameters.memory_bytes()
+
+    def in_memory(dtype: str) -> int:
+        if model.precision is not None or weights is None:
+            return sizes[PRECISIONS[model.precision] if model.precision else WIDTHS.get(dtype, "float16 / bfloat16")]
+        return weights.in_memory(dtype, quantized=settings.quantization is not None)
+
+    given = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "")
+    if settings.cpu_kvcache_space is None and given.isdecimal():
+        settings = settings.model_copy(update={"cpu_kvcache_space": int(given)})
+    has = model.checkpoint.config.get("quantization_config") or {}
+    found = machine.memory()
+    return plan(
+        CpuMachine(
+            None if found is None else found.available,
+            machine.physical_cores(),
+            machine.cpu_features(),
+            machine.cpu_limit(),
+        ),
+        CheckpointFacts(
+            stored_dtype=model.checkpoint.stored_dtype,
+            context=model.checkpoint.context_length,
+            parameters=parameters.total,
+            cache_numbers=parameters.cached,
+            weights=in_memory,
+            quantized={} if has else {f"--load-{name}": sizes[size] for name, size in PRECISIONS.items()},
+            four_bit=model.precision == "4bit" or has.get("bits") == 4 or has.get("format") == "pack-quantized",
+        ),
+        settings,
+    )
 
 
 def needs_shared_memory(settings: Settings, *, on_gpu: bool) -> bool:
@@ -65,27 +111,10 @@ def weight_bytes(weights: Weights, model: ServedModel, settings: Settings) -> in
     return weights.in_memory(settings.dtype, quantized=settings.quantization is not None)
 
 
-def check_memory(needed: int, settings: Settings, *, on_gpu: bool) -> None:
-    """Raises StartupError if weights (``needed`` bytes) and KV cache are larger than the memory."""
+def check_gpu_memory(needed: int, settings: Settings) -> None:
+    """Raises StartupError if the weights (``needed`` bytes) are larger than the memory of the GPUs."""
     if not settings.check_memory or settings.distributed_executor_backend == "ray":
         return
-    if on_gpu:
-        check_gpu_memory(needed, settings)
-        return
-    found = machine.memory()
-    cache = settings.cpu_kvcache_space * 2**30
-    total = (needed + cache) * settings.data_parallel_size + PROCESSES_BYTES
-    if found is not None and total > found.available:
-        raise StartupError(
-            f"out of memory: the weights ({readable_size(needed)}) and the KV cache ({readable_size(cache)}, "
-            f"--cpu-kvcache-space {settings.cpu_kvcache_space}) need {readable_size(total)} with the engine's "
-            f"processes, and {readable_size(found.available)} are free"
-            f"{' in this container' if found.of_container else ''}: make room, serve a smaller checkpoint, or start "
-            "anyway with --no-check-memory"
-        )
-
-
-def check_gpu_memory(needed: int, settings: Settings) -> None:
     try:
         largest = max((gpu.total for gpu in machine.nvidia_smi()), default=0)
     except OSError:

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from llava_api.engine.cpu_plan import CpuPlan
 from llava_api.vision.families import VisionFamily
 from llava_api.vision.geometry import PatchMerge, Pinpoints, Size
 from llava_api.vision.normalisation import Normalisation, Pixels
@@ -28,6 +29,8 @@ class ModelToLoad:
     """How the model makes one row of its tiles' features; None for a family without grids."""
     quantization: str | None = None
     """vLLM's name of a quantization method; None for what the checkpoint says."""
+    cpu_plan: CpuPlan | None = None
+    """Settings that suit this machine if it has no GPU."""
     adapters: tuple["Adapter", ...] = ()
     name: str | None = None
     """The name it is served under, also in the engine's metrics. None for its path."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 
 from llava_api.engine.base import Adapter, Delta, EngineProcesses, GenerationRequest
+from llava_api.engine.cpu_plan import STALL_SECONDS
 from llava_api.errors import EngineStopped, ErrorCode, StartupError
 from llava_api.settings import Settings
 
@@ -39,7 +40,7 @@ class SupervisedEngine:
     def __init__(self, first: EngineProcesses, start: Start, settings: Settings) -> None:
         self.start = start
         self.restart_limit = settings.max_engine_restarts if settings.restart_engine else 0
-        self.stall_seconds = settings.engine_stall_seconds
+        self.stall_seconds = settings.engine_stall_seconds or STALL_SECONDS
         self.max_model_len = first.max_model_len
         self.max_num_seqs = first.max_num_seqs
         self.engine = first

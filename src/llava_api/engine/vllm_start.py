@@ -55,7 +55,7 @@ def load_engine(settings: Settings, model: ModelToLoad) -> "VllmEngine":
             "'llava-api[cpu]' elsewhere"
         ) from error
     on_cpu = torch.version.cuda is None
-    prepare_environment(settings, on_cpu)
+    prepare_environment(settings, on_cpu, model.cpu_plan)
     from llava_api.engine.vllm_engine import VllmEngine
 
     return VllmEngine.start(settings, model, on_cpu=on_cpu)

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from llava_api.chat.model import open_model
+from llava_api.chat.model import ServedModel, open_model
 from llava_api.checkpoints.files import weight_files
 from llava_api.checkpoints.whole import Weights, check_whole, unfinished_downloads
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
 from llava_api.cli.flags import find_model
-from llava_api.cli.start_checks import check_memory, weight_bytes
+from llava_api.cli.start_checks import check_gpu_memory, cpu_plan, weight_bytes
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 from llava_api.units import readable_size
@@ -35,7 +35,7 @@ def model_findings(name: str, settings: Settings, on_gpu: bool | None) -> list[F
         weights = check_whole(folder) if checkpoint.format == "hub" else original_weights(folder)
     except StartupError as error:
         return [*made, fail("weights", str(error), "download it again; git lfs pull for a git checkout")]
-    return [*made, complete_weights(folder, weights), fits(weight_bytes(weights, opened, settings), settings, on_gpu)]
+    return [*made, complete_weights(folder, weights), *room(opened, weights, settings, bool(on_gpu))]
 
 
 def original_weights(folder: Path) -> Weights:
@@ -63,11 +63,16 @@ def complete_weights(folder: Path, weights: Weights) -> Finding:
     return ok("weights", text)
 
 
-def fits(needed: int, settings: Settings, on_gpu: bool | None) -> Finding:
+def room(model: ServedModel, weights: Weights, settings: Settings, on_gpu: bool) -> list[Finding]:
+    """Whether it fits into memory, and what a start without a GPU would choose."""
+    settings = settings.model_copy(update={"check_memory": True})
     try:
-        check_memory(needed, settings.model_copy(update={"check_memory": True}), on_gpu=bool(on_gpu))
+        if on_gpu:
+            needed = weight_bytes(weights, model, settings)
+            check_gpu_memory(needed, settings)
+            return [ok("room", f"the weights take {readable_size(needed)}: they fit")]
+        plan = cpu_plan(model, weights, settings)
     except StartupError as error:
         found, _, advice = str(error).partition(": ")[2].rpartition(": ")
-        return fail("room", found, advice)
-    cache = "" if on_gpu else f", and {settings.cpu_kvcache_space} GiB of KV cache"
-    return ok("room", f"the weights take {readable_size(needed)}{cache}: they fit")
+        return [fail("room", found, advice)]
+    return [ok("room", sentence) for sentence in plan.sentences] if plan is not None else []
