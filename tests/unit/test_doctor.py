@@ -148,16 +148,34 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 def test_gpu(nvidia_smi: Callable[[str], None]) -> None:
     for_cpu, for_cuda = Import("torch", "2.13.0+cpu"), Import("torch", "2.13.0", cuda="13.0", gpus=1)
     nvidia_smi("echo 'NVIDIA H200, 143771, 143000, 570.1'")
+    old = software_checks.gpu(for_cuda)
+    assert (old.state, "driver 580 or newer" in old.advice) == ("fail", True)
+    assert software_checks.gpu(Import("torch", "2.13.0", cuda="12.9", gpus=1)).state == "ok"
+    nvidia_smi("echo 'NVIDIA H200, 143771, 143000, 580.1'")
     assert software_checks.gpu(for_cuda).state == "ok"
     assert software_checks.gpu(for_cpu).state == "warn"
     blind = software_checks.gpu(Import("torch", "2.13.0", cuda="13.0"))
     assert (blind.state, "CUDA_VISIBLE_DEVICES" in blind.advice) == ("fail", True)
-    nvidia_smi("echo 'NVIDIA H200, 143771, 1000, 570.1'")
+    nvidia_smi("echo 'NVIDIA H200, 143771, 1000, 580.1'")
     assert software_checks.gpu(for_cuda).state == "warn"
     nvidia_smi("echo 'NVIDIA-SMI has failed because it could not communicate with the driver.'; exit 9")
     failed = software_checks.gpu(for_cuda)
     assert (failed.state, "could not communicate" in failed.found) == ("fail", True)
     assert software_checks.gpu(for_cpu).state == "ok"
+
+
+def test_what_triton_compiles_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert software_checks.compiler(on_gpu=False) == []
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    (missing,) = software_checks.compiler(True, tmp_path)
+    assert missing.state == "fail"
+    assert "a C compiler" in missing.found
+    assert "Python.h" in missing.found
+    (tmp_path / "gcc").write_text("#!/bin/sh\n")
+    (tmp_path / "gcc").chmod(0o755)
+    (tmp_path / "Python.h").touch()
+    assert software_checks.compiler(True, tmp_path)[0].state == "ok"
 
 
 # The model

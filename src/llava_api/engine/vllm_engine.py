@@ -27,6 +27,7 @@ from vllm.multimodal.inputs import (
 )
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -47,6 +48,8 @@ from llava_api.settings import Settings
 
 log = logging.getLogger(__name__)
 
+CONTEXT = UsageContext.OPENAI_API_SERVER
+LARGEST_SEED = 2**63 - 1
 DEAD = "The engine has stopped."
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
@@ -63,7 +66,8 @@ class VllmEngine:
         self.llm = llm
         logging.getLogger(AsyncLLM.__module__).addFilter(is_not_dead_engine)
         self.max_model_len: int = llm.model_config.max_model_len
-        self.max_num_seqs: int = llm.vllm_config.scheduler_config.max_num_seqs
+        copies: int = llm.vllm_config.parallel_config.data_parallel_size
+        self.max_num_seqs: int = copies * llm.vllm_config.scheduler_config.max_num_seqs
         # None if the engine runs on other machines: Ray looks after its processes.
         manager = getattr(llm.engine_core.resources, "engine_manager", None)
         self.processes = with_descendants(process.pid for process in getattr(manager, "processes", []))
@@ -75,7 +79,8 @@ class VllmEngine:
         arguments = engine_arguments(settings, model, on_cpu=on_cpu, known=known_arguments(AsyncEngineArgs))
         with engine_start() as start:
             try:
-                return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
+                # The context decides on vLLM's default batch sizes: those of "vllm serve".
+                return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), usage_context=CONTEXT))
             except Exception as error:  # Many kinds, including assertions.
                 log.debug("the engine did not start", exc_info=True)
                 cause = start.cause(reason(error))
@@ -203,6 +208,9 @@ def sampling_params(request: GenerationRequest) -> SamplingParams:
         "stop_token_ids": list(wanted.stop_token_ids),
         "logit_bias": dict(wanted.logit_bias) or None,
     }
+    if wanted.seed is not None:
+        # The last answer's seed, seed + n - 1, must fit into 64 bits: on a GPU a larger one ends the engine.
+        arguments["seed"] = min(wanted.seed, LARGEST_SEED - request.choices + 1)
     grammar = arguments.pop("grammar")
     if grammar is not None:
         arguments["structured_outputs"] = StructuredOutputsParams(grammar=grammar)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ def prepare_environment(settings: Settings, on_cpu: bool, plan: CpuPlan | None =
     )
     if settings.log_format == "json" and settings.log_level != "debug":
         os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("vllm_logging.json")))
+    # A forked engine would hold the server's port and outlive it. vLLM itself forks on a GPU.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    if not on_cpu and not has_nvcc():
+        # FlashInfer compiles its sampler with nvcc while the engine starts; vLLM's own sampler needs none.
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     # A step that takes too long ends the engine by our own limit, which is named then, and not by vLLM's.
     limit = int(settings.engine_stall_seconds or STALL_SECONDS) + 60
     os.environ.setdefault("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", str(limit))
@@ -66,6 +72,12 @@ def prepare_environment(settings: Settings, on_cpu: bool, plan: CpuPlan | None =
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", plan.threads)
         if plan.threads == UNBOUND:
             os.environ.setdefault("OMP_NUM_THREADS", str(plan.thread_count))
+
+
+def has_nvcc() -> bool:
+    """Whether CUDA's compiler is where FlashInfer looks for it."""
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    return shutil.which("nvcc") is not None or (home / "bin" / "nvcc").is_file()
 
 
 def engine_arguments(settings: Settings, model: ModelToLoad, *, on_cpu: bool, known: set[str]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def examine(model: str, settings: Settings) -> list[Finding]:
         machine_checks.python_version(),
         *software_checks.packages(imported),
         software_checks.gpu(imported["torch"]),
+        *software_checks.compiler(on_gpu),
         machine_checks.processors(on_gpu, machine.cores(), machine.cpu_features(), platform.machine()),
         machine_checks.memory(machine.memory()),
         machine_checks.shared_memory(settings, on_gpu),

@@ -4,11 +4,15 @@ They are imported in other processes, which a broken driver may stop or end at `
 """
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from llava_api.cli import machine
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
@@ -19,6 +23,8 @@ IMPORT_SECONDS = 25.0
 GROUPS = (("torch", "torchvision", "transformers"), ("vllm.engine.arg_utils",))
 """Each group is imported by one process; the processes run at the same time."""
 MAX_ERROR_LENGTH = 300
+OLDEST_DRIVERS = {"12": 525, "13": 580}
+"""CUDA's major version -> the major version of the oldest driver for Linux, by NVIDIA's release notes."""
 INSTALL = (
     "install it as make setup does: pip install 'llava-api[cuda]' with an NVIDIA GPU, 'llava-api[cpu]' elsewhere, in "
     "an environment of its own"
@@ -116,6 +122,25 @@ def packages(found: dict[str, Import]) -> list[Finding]:
     ]
 
 
+def compiler(on_gpu: bool | None, include: Path | None = None) -> list[Finding]:
+    """What Triton compiles with while the engine starts on a GPU."""
+    if not on_gpu:
+        return []
+    found = next((name for name in (os.environ.get("CC", ""), "gcc", "clang") if name and shutil.which(name)), None)
+    header = (include or Path(sysconfig.get_path("include"))) / "Python.h"
+    missing = [*([] if found else ["a C compiler"]), *([] if header.is_file() else [str(header)])]
+    if missing:
+        advice = "install gcc and Python's headers (Debian: apt install gcc python3-dev): Triton compiles with them"
+        return [fail("compiler", f"there is no {' and no '.join(missing)}", advice)]
+    return [ok("compiler", f"{found}, Python.h")]
+
+
+def is_too_old(driver: str, cuda: str) -> bool:
+    """Whether the driver is older than CUDA's major version needs."""
+    least, major = OLDEST_DRIVERS.get(cuda.partition(".")[0], 0), driver.partition(".")[0]
+    return major.isdecimal() and int(major) < least
+
+
 def gpu(torch: Import) -> Finding:
     """Compare the GPUs of the driver's tool with those of torch."""
     try:
@@ -134,6 +159,9 @@ def gpu(torch: Import) -> Finding:
         if torch.version and cards:
             return warn("gpu", f"{text}; torch is a build for the CPU", "to use the GPU: pip install 'llava-api[cuda]'")
         return ok("gpu", text) if cards else fail("gpu", text, "see nvidia-smi")
+    if cards and is_too_old(cards[0].driver, torch.cuda):
+        least = OLDEST_DRIVERS[torch.cuda.partition(".")[0]]
+        return fail("gpu", text, f"torch for CUDA {torch.cuda} needs driver {least} or newer: update the driver")
     if torch.gpus == 0:
         return fail(
             "gpu",
