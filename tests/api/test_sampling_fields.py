@@ -95,7 +95,6 @@ CHAT_ONLY: list[tuple[str, Any, str]] = [
     ("max_completion_tokens", -3, "max_completion_tokens"),
     ("top_logprobs", 3, "top_logprobs"),
     ("logprobs", 3, "logprobs"),
-    ("service_tier", "best", "service_tier"),
     ("modalities", ["audio"], "modalities[0]"),
     ("add_generation_prompt", False, "add_generation_prompt"),
     ("continue_final_message", True, "messages"),
@@ -185,7 +184,7 @@ async def test_top_p_0_takes_the_most_likely_token(client: httpx.AsyncClient, en
     assert engine.requests[-1].sampling.temperature == 0
 
 
-@pytest.mark.parametrize("field", ["metadata", "user", "safety_identifier", "prompt_cache_key"])
+@pytest.mark.parametrize("field", ["metadata", "user", "safety_identifier", "prompt_cache_key", "service_tier"])
 @pytest.mark.parametrize("value", [1, {"a": 1}, ["b"], "c"], ids=repr)
 async def test_accepted_fields_take_any_value(client: httpx.AsyncClient, field: str, value: object) -> None:
     assert (await client.post(CHAT, json=text_body(**{field: value}))).status_code == 200

@@ -14,7 +14,6 @@ from llava_api.protocol.wire import Ignored
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
-ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 
 
 class ChatCompletionRequest(SamplingRequest):
@@ -55,7 +54,7 @@ class ChatCompletionRequest(SamplingRequest):
     """Allow several calls in one answer; default true."""
     modalities: list[Literal["text"]] | None = Field(None, max_length=1)
     """LLaVA answers with text."""
-    service_tier: ServiceTier | None = None
+    service_tier: Ignored = None
     """Accepted; every request is served as ``default``, and the reply says so."""
     safety_identifier: Ignored = None
     """Accepted and not used."""

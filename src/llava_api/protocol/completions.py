@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from llava_api.protocol.chat_reply import Usage
 from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
@@ -15,6 +15,11 @@ Prompt = Annotated[
     str | Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Tokens], Field(fail_fast=True)],
     JSON_PATHS,
 ]
+
+
+def none_for_false(value: object) -> object:
+    """Chat's ``logprobs: false`` asks for none, but 0 for those of the tokens that were chosen."""
+    return None if value is False else value
 
 
 class CompletionRequest(SamplingRequest):
@@ -36,7 +41,7 @@ class CompletionRequest(SamplingRequest):
     """Most tokens of each answer; default: 16. -1, -2 and more than fit: as many as fit; 0: none."""
     echo: bool | None = None
     """Send the prompt before the answer."""
-    logprobs: int | None = Field(None, ge=0, le=5)
+    logprobs: Annotated[int | None, BeforeValidator(none_for_false)] = Field(None, ge=0, le=5)
     """Send log-probabilities and this number of most likely tokens at each position; with ``echo`` the prompt's too."""
     best_of: int | None = Field(None, ge=1)
     """Accepted if it equals ``n``: answers are not ranked."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from llava_api.protocol.chat import Metadata, ServiceTier
+from llava_api.protocol.chat import Metadata
 from llava_api.protocol.formats import FlatResponseFormat
 from llava_api.protocol.messages import Content, InputTextPart, RefusalPart, TextPart, UserPart
 from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
@@ -160,7 +160,7 @@ class ResponseRequest(GeneratingRequest):
     """Has no effect without ``stream``."""
     truncation: Literal["auto", "disabled"] | None = None
     """Accepted; nothing is left out of a request, and one that does not fit into the context is rejected."""
-    service_tier: ServiceTier | None = None
+    service_tier: Ignored = None
     """Accepted; every request is served as ``default``, and the reply says so."""
     user: str | None = Field(None, max_length=512)
     """Accepted and sent back."""
