@@ -70,9 +70,9 @@ class Settings(BaseSettings):
 
     key: with an API key, if there are keys; open: without; off: not at all."""
     strict_fields: bool = False
-    """Refuse unknown fields, fields without effect, and values of another type, as OpenAI does; else they are ignored.
+    """Refuse unknown fields, fields without effect, and numbers written as texts, as OpenAI does.
 
-    The header x-llava-ignored names ignored fields."""
+    Otherwise such fields are ignored, and the header x-llava-ignored names them."""
     ollama_api: bool = False
     """Answer Ollama's API too, at /api/chat, /api/generate, /api/tags, /api/show and others, and at /."""
     short_paths: bool = False
