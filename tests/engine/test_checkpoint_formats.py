@@ -207,9 +207,19 @@ def original_in_one_file(tiny: Tiny, folder: Path) -> Path:
     return write_original(tiny, folder / "made", write_tower(tiny, folder / "tower"), files="safetensors", shards=1)
 
 
+def merged_hub(tiny: Tiny, folder: Path) -> Path:
+    """One file of weights, beside it the index of shards that were merged into it; no architectures in the config."""
+    made = edit_config(write_hub(tiny, folder / "hub", "classic"), architectures=None)
+    (file,) = made.glob("*.safetensors")
+    file.rename(made / "model.safetensors")
+    write_json(made / "model.safetensors.index.json", {"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    return made
+
+
 WAYS: dict[str, Callable[[Tiny, Path], Path]] = {
     "hub": lambda tiny, folder: write_hub(tiny, folder / "hub", "classic"),
     "hub-of-new-transformers": lambda tiny, folder: write_hub(tiny, folder / "hub", "transformers"),
+    "hub-merged": merged_hub,
     "original-bin-shards": original_in_shards,
     "original-safetensors": original_in_one_file,
 }

@@ -101,6 +101,8 @@ def layout_of(checkpoint: Checkpoint, override: str | None) -> tuple[ImageLayout
                 f"the checkpoint's config.json has image_aspect_ratio {checkpoint.aspect_ratio}, with which it cannot "
                 f"be served: choose one of {', '.join(LAYOUTS)} with --image-mode"
             )
+        if not checkpoint.says_aspect_ratio:
+            return found, f"its config.json has no image_aspect_ratio, and LLaVA's code takes {found.name} then"
         return found, "its config.json says so (image_aspect_ratio)"
     if not checkpoint.own_tower:
         return HF, f"its vision tower is not {family}'s, so its own image processor is used"

@@ -84,9 +84,11 @@ def weight_files(folder: Path) -> list[Path]:
     Raises StartupError with the name of a file that is missing by the index or by the numbering of the others.
     """
     for index in INDEXES:
-        names = read_json(folder, index).get("weight_map")
-        if isinstance(names, dict):
-            return present([folder / name for name in sorted(plain_names(index, names.values()))])
+        weight_map = read_json(folder, index).get("weight_map")
+        if isinstance(weight_map, dict):
+            files = [folder / name for name in sorted(plain_names(index, weight_map.values()))]
+            if not is_stale(folder, files):
+                return present(files)
     for whole_file, shards in (
         ("model.safetensors", "model-*.safetensors"),
         ("pytorch_model.bin", "pytorch_model-*.bin"),
@@ -97,6 +99,11 @@ def weight_files(folder: Path) -> list[Path]:
         if found:
             return present([folder / name for name in every_shard(found[0].name)])
     return []
+
+
+def is_stale(folder: Path, files: list[Path]) -> bool:
+    """Whether an index was left behind when its files were merged: none of them is there, and the whole file is."""
+    return (folder / "model.safetensors").is_file() and not any(file.is_file() for file in files)
 
 
 def plain_names(index: str, names: Iterable[object]) -> set[str]:

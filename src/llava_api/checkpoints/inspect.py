@@ -4,13 +4,15 @@ Reads only small files: a folder with config and tokenizer is enough.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from llava_api.checkpoints import original, tokenizer_files
-from llava_api.checkpoints.files import HubOptions, locate, read_json
+from llava_api.checkpoints.adapters import check_projector
+from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_files
 from llava_api.checkpoints.towers import Tower, find_tower
+from llava_api.checkpoints.whole import embedding_rows
 from llava_api.errors import StartupError
 from llava_api.vision.families import BY_ARCHITECTURE, VisionFamily
 
@@ -61,6 +63,8 @@ class Checkpoint:
     """Pairs as config.json lists them; empty for a family without grids."""
     aspect_ratio: str | None
     """LLaVA's ``image_aspect_ratio``; None if the checkpoint lost it."""
+    says_aspect_ratio: bool
+    """Whether it is in config.json; LLaVA's code has a default."""
     merge: str | None
     """LLaVA's ``mm_patch_merge_type``; None if the checkpoint lost it."""
     image_markers: bool
@@ -105,7 +109,28 @@ def inspect_folder(model: str, folder: Path, sources: Sources) -> Checkpoint:
     if original.is_original(config):
         return inspect_original(model, folder, config, sources, "original LoRA" if lora else "original")
     family_of(config)
-    return describe(model, folder, config, "hub", None, tokenizer_files.load_tokenizer(folder), folder)
+    tokenizer = tokenizer_files.load_tokenizer(folder)
+    check_hub(config, folder, tokenizer)
+    return describe(model, folder, config, "hub", None, tokenizer, folder)
+
+
+def check_hub(config: dict[str, Any], folder: Path, tokenizer: tokenizer_files.Tokenizer) -> None:
+    """Raises StartupError if config.json does not fit weights or tokenizer, which the engine finds out only late."""
+    rows, vocabulary = embedding_rows(folder), (config.get("text_config") or {}).get("vocab_size")
+    if rows is not None and type(vocabulary) is int and rows != vocabulary:
+        raise StartupError(
+            f"config.json says text_config.vocab_size {vocabulary}, and the checkpoint's embedding has {rows} rows: "
+            f"set it to {rows}"
+        )
+    said = config.get("image_token_index", config.get("image_token_id"))
+    image_token = word(read_json(folder, "processor_config.json"), "image_token") or "<image>"
+    known = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}.get(image_token)
+    if type(said) is int and known is not None and said != known:
+        beyond = f", beyond the vocabulary of {vocabulary}" if type(vocabulary) is int and said >= vocabulary else ""
+        raise StartupError(
+            f"config.json says image_token_index {said}{beyond}, and the checkpoint's tokenizer has {image_token} at "
+            f"{known}: set it to {known}"
+        )
 
 
 NO_CONFIG_BESIDE_LORA = (
@@ -114,7 +139,18 @@ NO_CONFIG_BESIDE_LORA = (
 )
 
 
+PROJECTOR = "mm_projector.bin"
+PROJECTOR_ALONE = (
+    f"this folder holds a projector alone ({PROJECTOR}), which the first stage of LLaVA's training writes; it is not "
+    "served by itself: serve the checkpoint of the second stage, which holds the projector too"
+)
+
+
 def inspect_original(model: str, folder: Path, config: dict[str, Any], sources: Sources, kind: Format) -> Checkpoint:
+    if kind == "original" and (folder / PROJECTOR).is_file() and not weight_files(folder):
+        raise StartupError(PROJECTOR_ALONE)
+    if kind == "original LoRA":
+        check_projector(folder)
     if kind == "original LoRA" and sources.model_base is None:
         named = read_json(folder, "adapter_config.json").get("base_model_name_or_path") or "its config does not say"
         raise StartupError(f"the checkpoint is a LoRA: name the model it was trained on with --model-base ({named})")
@@ -126,7 +162,8 @@ def inspect_original(model: str, folder: Path, config: dict[str, Any], sources: 
     tower = find_tower(original.named_tower(config), folder, sources.vision_tower, sources.hub)
     tokenizer, image_token_id = tokenizer_files.with_image_token(tokenizer_files.load_tokenizer(tokenizer_folder))
     hub = original.as_hub_config(config, tower, image_token_id)
-    return describe(model, folder, hub, kind, tower, tokenizer, tokenizer_folder)
+    made = describe(model, folder, hub, kind, tower, tokenizer, tokenizer_folder)
+    return replace(made, says_aspect_ratio=config.get("image_aspect_ratio") is not None)
 
 
 def family_of(config: dict[str, Any]) -> VisionFamily:
@@ -184,6 +221,7 @@ def describe(
         own_tower=tower_type == family.tower,
         pinpoints=tuple(points),
         aspect_ratio=word(config, "image_aspect_ratio"),
+        says_aspect_ratio=config.get("image_aspect_ratio") is not None,
         merge=word(config, "mm_patch_merge_type"),
         image_markers=bool(config.get("mm_use_im_start_end", False)),
         processor=processor,

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
-from llava_api.checkpoints.adapters import CONFIG, PEFT_PREFIX, WEIGHTS
+from llava_api.checkpoints.adapters import CONFIG, PEFT_PREFIX, PROJECTOR, WEIGHTS, check_projector
 from llava_api.checkpoints.files import read_json
 from llava_api.checkpoints.tensors import read_tensors
 from llava_api.errors import StartupError
-
-REST = "non_lora_trainables.bin"
 
 
 class Lora:
@@ -26,12 +24,11 @@ class Lora:
         weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
         if weights is None:
             raise StartupError(f"the LoRA is incomplete: {WEIGHTS[0]} is missing; download it again")
-        if not (folder / REST).is_file():
-            raise StartupError(f"the LoRA is incomplete: {REST} (the projector) is missing; download it again")
+        check_projector(folder)
         rank, alpha = config["r"], config.get("lora_alpha", config["r"])
         self.scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         self.factors = {original_name(name): tensor for name, tensor in read_tensors(weights).items()}
-        self.replaced = {original_name(name): tensor for name, tensor in read_tensors(folder / REST).items()}
+        self.replaced = {original_name(name): tensor for name, tensor in read_tensors(folder / PROJECTOR).items()}
         changed = [name for name in self.factors if name.endswith(".lora_A.weight")]
         self.unmerged = {name.removesuffix(".lora_A.weight") for name in changed}
         self.rank = rank

@@ -47,8 +47,12 @@ def is_original(config: Config) -> bool:
 
 
 def architecture(config: Config) -> str:
+    """``architectures``, or what ``model_type`` says without it, as transformers reads it."""
     named = config.get("architectures")
-    return str(named[0]) if isinstance(named, list) and named else "none"
+    if isinstance(named, list) and named:
+        return str(named[0])
+    hub_types = {family.model_type: name for name, family in BY_ARCHITECTURE.items()}
+    return hub_types.get(str(config.get("model_type")), "none")
 
 
 def check(config: Config) -> None:

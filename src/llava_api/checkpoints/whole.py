@@ -103,6 +103,20 @@ def read_header(file: Path, size: int) -> tuple[dict[str, dict[str, Any]], int]:
     return header, 8 + length + max(ends, default=0)
 
 
+def embedding_rows(folder: Path) -> int | None:
+    """Rows of the text model's embedding, from the headers of safetensors files; None if they do not say."""
+    try:
+        for file in weight_files(folder):
+            header = read_header(file, file.stat().st_size)[0] if file.suffix == ".safetensors" else {}
+            for name, tensor in header.items():
+                if name.endswith("embed_tokens.weight"):
+                    return int(tensor["shape"][0])
+    except (StartupError, OSError, IndexError):
+        # check_whole reports damaged files.
+        pass
+    return None
+
+
 def starts_like_zip(file: Path) -> bool:
     with file.open("rb") as opened:
         return opened.read(2) == b"PK"

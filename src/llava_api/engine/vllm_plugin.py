@@ -7,6 +7,7 @@ changes to vLLM below are made only in processes that a server of ours has start
 
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 from llava_api.engine.processes import die_with_parent
@@ -41,6 +42,7 @@ def register() -> None:
     die_with_parent(start.server_id)
     record_start_errors(start)
     fit_queues_into_shared_memory()
+    load_despite_stale_index()
     if current_platform.is_cpu():
         nap_between_messages()
 
@@ -96,6 +98,25 @@ def fit_queues_into_shared_memory() -> bool:
     buffer.__init__ = make
     buffer.fitted = True
     return True
+
+
+def load_despite_stale_index() -> None:
+    """Load model.safetensors if its index names only files that were merged into it, as transformers does."""
+    from vllm.model_executor.model_loader import default_loader
+
+    filter_as_vllm_does = default_loader.filter_duplicate_safetensors_files
+
+    def filter_files(files: list[str], folder: str, index: str) -> list[str]:
+        try:
+            kept: list[str] = filter_as_vllm_does(files, folder, index)
+            return kept
+        except FileNotFoundError:
+            # The check before the start has found that no file of the index is there, and this one is.
+            if [Path(file).name for file in files] != ["model.safetensors"]:
+                raise
+            return files
+
+    default_loader.filter_duplicate_safetensors_files = filter_files
 
 
 def chunk_that_fits(chunk_bytes: int, chunks: int) -> int:
