@@ -1,4 +1,4 @@
-"""Try other people's clients against a running server: openai, langchain, litellm, Vercel's ai and more.
+"""Try other people's clients against a running server: openai, anthropic, langchain, litellm, Vercel's ai and more.
 
 ``python -m tools.client_tests`` makes the clients' environments under ``.venv-clients`` (Python, by pip) and
 ``tests/clients/node/node_modules`` (Node, by npm) unless they are up to date, serves the demo checkpoint, and runs each

@@ -1,4 +1,4 @@
-"""``litellm`` with its openai and its anthropic provider: pictures, streaming, structured output, tools."""
+"""``litellm`` with its openai and its anthropic provider: images, streaming, structured output, tools."""
 
 import asyncio
 from functools import partial
