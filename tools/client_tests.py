@@ -81,8 +81,10 @@ CLIENTS: dict[str, Client] = {
     "llama-index": PythonClient("llama-index-llms-openai-like", "openai-2", "test_llama_index.py"),
     "instructor": PythonClient("instructor", "openai-2", "test_instructor.py"),
     "anthropic": PythonClient("anthropic", "openai-2", "test_anthropic.py"),
+    "ollama": PythonClient("ollama", "openai-3", "test_ollama.py"),
     "openai-node": NodeClient("openai", "openai.test.mjs"),
     "anthropic-node": NodeClient("@anthropic-ai/sdk", "anthropic.test.mjs"),
+    "ollama-node": NodeClient("ollama", "ollama.test.mjs"),
     "ai-node": NodeClient("ai", "ai.test.mjs"),
 }
 
@@ -169,7 +171,7 @@ def try_client(client: Client, base_url: str) -> Outcome:
     """The client's tests against the server at ``base_url``. Raises SetupError if its environment cannot be made."""
     command = client.command()
     # Without the project's PYTHONPATH and the developer's own account, which a client would use instead.
-    others = ("PYTHON", "PYTEST_", "OPENAI_")
+    others = ("PYTHON", "PYTEST_", "OPENAI_", "OLLAMA_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environment |= {"CLIENTS_BASE_URL": base_url, "CLIENTS_MODEL": MODEL}
     started = time.monotonic()
@@ -211,7 +213,10 @@ def main() -> int:
         if arguments.base_url is not None:
             return 0 if try_clients(arguments.only, arguments.base_url) else 1
         say(f"starting a server for {MODEL} (some 25 s)")
-        with tempfile.TemporaryDirectory() as folder, running_server(MODEL, Path(folder) / "terminal.txt") as server:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            running_server(MODEL, Path(folder) / "terminal.txt", "--ollama-api") as server,
+        ):
             return 0 if try_clients(arguments.only, server.base_url) else 1
     except SetupError as error:
         print(f"[clients] error: {error}", file=sys.stderr)

@@ -87,11 +87,7 @@ def answered_call(message: wire.OllamaMessage, called: dict[str, str]) -> str | 
 
 
 def read_images(images: Sequence[str] | None, param: str, transcript: Transcript) -> Parts:
-    """Bare base64, which has no colon, becomes a ``data:`` URL."""
-    return [
-        transcript.show(ImagePart(image if ":" in image[:16] else f"data:;base64,{image}", f"{param}[{index}]", None))
-        for index, image in enumerate(images or ())
-    ]
+    return [transcript.show(ImagePart(image, f"{param}[{index}]", None)) for index, image in enumerate(images or ())]
 
 
 def question_of(
