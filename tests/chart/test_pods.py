@@ -277,7 +277,7 @@ def test_made_key_is_one_that_the_server_takes_and_another_for_each_release() ->
 
     assert made("one") != made("two")
     assert made("one").startswith(PREFIX)
-    assert read_key("default", made("one"), "the chart").name == "default"
+    assert "default" in read_key("default", made("one"), "the chart")
 
 
 def test_only_the_download_knows_the_hubs_token() -> None:

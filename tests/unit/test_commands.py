@@ -189,7 +189,7 @@ def test_a_request_too_long_is_explained_all_the_same(terminal: Terminal) -> Non
     [
         ("{", "not valid JSON"),
         ('{"messages": []}', "messages"),
-        ('{"messages": [{"role": "user", "content": "a"}], "tempo": 1}', "tempo"),
+        ('{"messages": [{"role": "user", "content": "a"}], "temperature": "hot"}', "temperature"),
         (
             '{"messages": [{"role": "user", "content": [{"type": "image_url", '
             '"image_url": {"url": "data:;base64,AAAA"}}]}]}',

@@ -162,7 +162,7 @@ def test_right_streams(path: str, body: bytes) -> None:
         (stream(FIRST, LAST | {"created": 2}, "[DONE]"), "created differs"),
         (stream(FIRST, "[DONE]"), "no finish_reason"),
         (stream(LAST, FIRST, "[DONE]"), "goes on"),
-        (stream(FIRST, LAST, COUNTS, "[DONE]"), "usage is in some chunks alone"),
+        (stream(FIRST, LAST, COUNTS, "[DONE]"), "usage is in some chunks only"),
         (stream(FIRST_COUNTED, LAST_COUNTED, "[DONE]"), "usage is null in every chunk"),
         (stream(FIRST_COUNTED, LAST_COUNTED | {"usage": USAGE}, "[DONE]"), "usage beside choices"),
         (stream(FIRST_COUNTED, COUNTS, LAST_COUNTED, "[DONE]"), "usage before"),
