@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
 
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.checkpoints.size import PRECISIONS, Precision, count_parameters
@@ -18,14 +17,7 @@ from llava_api.settings import Settings
 from tests.support.quantized import WAYS, quantized_copy
 from tests.support.small_engine import SmallEngine, picture_request
 from tests.support.tiny_checkpoints import (
-    LORA_ALPHA,
-    LORA_RANK,
-    LORA_TARGETS,
     Tiny,
-    lora_matrices,
-    source_model,
-    write_hub,
-    write_json,
     write_original,
     write_original_lora,
     write_tower,
@@ -98,35 +90,6 @@ def test_the_original_format_and_a_lora_in_it(tmp_path: Path) -> None:
         with loaded(model, settings) as (engine, held):
             assert quantized_layers(held) == LINEAR_LAYERS * layers
             assert len(engine.greedy(picture_request(model, PICTURE, "picture"), 4).token_ids) == 4
-
-
-def test_an_adapter_beside_quantized_weights(tmp_path: Path) -> None:
-    tiny = Tiny("llama", "1.5")
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    text = dict(source_model(tiny).model.language_model.state_dict())
-    pairs = {f"base_model.model.model.language_model.{name}": pair for name, pair in lora_matrices(text).items()}
-    save_file({name: pair.contiguous() for name, pair in pairs.items()}, adapter / "adapter_model.safetensors")
-    targets = [target.split(".")[1] for target in LORA_TARGETS]
-    config = {"peft_type": "LORA", "r": LORA_RANK, "lora_alpha": LORA_ALPHA, "target_modules": targets, "bias": "none"}
-    write_json(adapter / "adapter_config.json", config)
-    hub = str(write_hub(tiny, tmp_path / "hub", "classic"))
-    changes = []
-    for flag in ({}, FLAGS["8bit"]):
-        settings = Settings(max_model_len=1024, cache_dir=str(tmp_path / "cache"), lora=[f"birds={adapter}"], **flag)
-        model = ready_model(hub, settings)
-        with SmallEngine(model, settings) as engine:
-            plain = engine.greedy(picture_request(model, PICTURE, "plain"), 1, logprobs=20).logprobs[0]
-            birds = engine.greedy(picture_request(model, PICTURE, "birds", model.adapters[0]), 1, logprobs=20)
-            moved = birds.logprobs[0]
-            changes.append({token: moved[token] - plain[token] for token in moved.keys() & plain.keys()})
-    full, quantized = changes
-    common = full.keys() & quantized.keys()
-    assert common
-    # It moves the answer as beside the weights in full precision.
-    moved = sum(abs(full[token]) for token in common)
-    assert moved > len(common)
-    assert sum(abs(full[token] - quantized[token]) for token in common) < 0.3 * moved
 
 
 def test_quantized_while_loading() -> None:
