@@ -130,7 +130,7 @@ class Ours:
     def prepare(self, messages: list[Json]) -> Any:
         request = ChatCompletionRequest.model_validate({"model": "demo", "max_tokens": 1, "messages": messages})
         question = chat_question(request, self.model, 1)
-        return asyncio.run(self.preparer.prepare(question, "measured", Account())).spec.request
+        return asyncio.run(self.preparer.prepare(question, "measured", Account())).request
 
     def readable(self, ids: list[int]) -> str:
         """A prompt as text, special tokens in square brackets, so that a typed one cannot be taken for one."""

@@ -44,7 +44,9 @@ async def test_a_prompt_is_cached_for_its_own_caller_alone(running: Running, wit
     images = ImageLoader(running.model.image_mode, settings)
     preparer = Preparer(running.model, settings, running.engine.max_model_len, images, GrammarChecker())
     cached = []
-    for number, caller in enumerate(("key anne", "key ben", "key anne", "key ben")):
+    # Callers of their own for each of the two prompts, whose first block of 32 tokens is the same system text.
+    anne, ben = f"key anne {with_picture}", f"key ben {with_picture}"
+    for number, caller in enumerate((anne, ben, anne, ben)):
         spec = await preparer.prepare(question, f"isolated-{with_picture}-{number}", Account(caller))
         # What every conversation of the model begins with is apart as well.
         cached.append([delta.cached_tokens async for delta in running.engine.generate(spec.request)][-1])

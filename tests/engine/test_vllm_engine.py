@@ -36,7 +36,7 @@ async def picture_request(running: Running, index: int, name: str) -> Generation
         }
     )
     question = chat_question(wanted, running.model, 1)
-    return (await running.preparer.prepare(question, name, Account("test"))).spec.request
+    return (await running.preparer.prepare(question, name, Account("test"))).request
 
 
 async def text_of(running: Running, request: GenerationRequest, progress: list[str] | None = None) -> str:

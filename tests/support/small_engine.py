@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 from unittest.mock import patch
@@ -18,6 +19,7 @@ from PIL import Image
 from llava_api.chat.model import ServedModel
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.vllm_options import engine_arguments, known_arguments, prepare_environment
+from llava_api.engine.vllm_plugin import load_despite_stale_index
 from llava_api.images.decode import Decoded
 from llava_api.images.mode import Detail
 from llava_api.images.pixels import render_pixels
@@ -57,6 +59,12 @@ def no_collecting() -> Iterator[None]:
         yield
 
 
+@cache
+def load_as_the_servers_engine_does() -> None:
+    """The plugin changes vLLM's loader only in the processes of the server's engine."""
+    load_despite_stale_index()
+
+
 class SmallEngine:
     """A loaded model. One at a time in a process: torch.distributed takes no second one."""
 
@@ -72,6 +80,7 @@ class SmallEngine:
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
+            load_as_the_servers_engine_does()
             known = known_arguments(EngineArgs)
             arguments = engine_arguments(settings, model.to_load(), on_cpu=True, known=known)
             # vLLM keeps the series of one engine in a process: those of the session's engine are looked at.
