@@ -211,8 +211,10 @@ class TestOpen:
         return {"api_key": ["anne=sk-llava-for-anne-0123456789"], "metrics": "open"}
 
     async def test_no_key_is_needed(self, client: httpx.AsyncClient) -> None:
-        assert (await client.get("/metrics")).status_code == 200
-        for path in ("/metrics/", "/metrics/../v1/models", "/v1/models"):
+        # Slashes too many are cleaned before keys are looked at.
+        for path in ("/metrics", "/metrics/"):
+            assert (await client.get(path)).status_code == 200
+        for path in ("/metrics/../v1/models", "/v1/models"):
             assert (await client.get(path)).status_code == 401
 
 

@@ -75,8 +75,6 @@ class TestForms:
         "part",
         [
             {"type": "image_url", "image_url": {}},
-            {"type": "image_url", "image_url": {"url": URL, "uuid": "a"}},
-            {"type": "image_url", "image_url": {"url": URL}, "uuid": "a"},
             {"type": "image_url"},
             {"type": "image_url", "image_url": 5},
             {"type": "image_url", "image_url": None},
@@ -170,11 +168,11 @@ async def test_what_cannot_fit_is_refused_before_a_pixel_is_decoded(
         raise AssertionError("a pixel was decoded")
 
     monkeypatch.setattr(decode, "decode", never)
-    wanted = body(*[image_url(URL)] * 10) | {"max_tokens": 1800}
+    wanted = body(*[image_url(URL)] * 10, {"type": "text", "text": "a b c " * 600})
     reply = await client.post(CHAT, json=wanted)
     error = reply.json()["error"]
-    assert (reply.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "max_tokens")
-    # 36 tokens a picture; how many of text depends on the tokenizer.
+    assert (reply.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
+    # 36 tokens an image; how many of text depends on the tokenizer.
     assert "360 of images" in error["message"]
     assert "2048 tokens" in error["message"]
     assert engine.requests == []
