@@ -30,7 +30,7 @@ from llava_api.cli.flags import find_model, read_settings
 from llava_api.cli.main import build_parser
 from llava_api.engine.base import Engine, GenerationRequest
 from llava_api.engine.vllm_start import start_engine
-from llava_api.limits.keys import KeyRing, KeySources
+from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
 from llava_api.server.services import Services
 from llava_api.settings import Settings
@@ -43,7 +43,7 @@ async def prepared(bodies: Sequence[bytes], model: ServedModel, settings: Settin
     scripted = ScriptedEngine(tokens=1)
     scripted.requests = []
     services = Services(settings, model, scripted)
-    app = create_app(settings, KeyRing(KeySources(settings)), services)
+    app = create_app(settings, KeyRing(settings), services)
     transport = httpx.ASGITransport(app)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
