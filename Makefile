@@ -3,8 +3,9 @@ PYTHON ?= python3
 # A folder or a hub name of a LLaVA checkpoint; empty serves the bundled demo.
 MODEL ?=
 # First tests that wait for a real engine or for nothing, the longest first, then those that look at the clock. One more
-# than there are cores at once, as each waits now and then, but no more than three with engines, of one thread each.
-AT_LEISURE := tests/faults/test_soak.py tests/clients tests/browser tests/engine tests/faults tests/chart tests/unit
+# than there are cores at once, as each waits now and then, but no more than three with engines, of one thread each. The
+# soak is last and by itself.
+AT_LEISURE := tests/faults/test_engine_faults.py tests/clients tests/browser tests/engine tests/chart tests/unit
 BY_THE_CLOCK := tests/api
 ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 
@@ -48,6 +49,7 @@ tests: setup-test setup-ui
 	@failed=0; \
 	$(ONE_THREAD) .venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(AT_LEISURE) || failed=1; \
 	.venv/bin/python -m pytest -q -n $$(($$(nproc) + 1)) --dist worksteal $(BY_THE_CLOCK) || failed=1; \
+	$(ONE_THREAD) .venv/bin/python -m pytest -q tests/faults/test_soak.py || failed=1; \
 	exit $$failed
 
 test-clients: setup-test ## Try other people's clients, Python and Node, against a running server
