@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from llava_api.chat.answers import Answers, AnswerSpec
 from llava_api.limits.account import Account
 from llava_api.server.body import Model, read_request
 from llava_api.server.producer import Deadline, End, Reply, ReplyProducer, Stopped
@@ -36,6 +37,10 @@ class Context:
     def reply_id(self, prefix: str) -> str:
         """The reply's id is the request's, with the prefix that OpenAI's has."""
         return prefix + self.own_id.removeprefix("req_")
+
+    def answers(self, spec: AnswerSpec) -> Answers:
+        """What the engine will answer, charged to the request's account."""
+        return Answers(self.services.engine, self.services.admission, spec, self.account)
 
 
 Prepare = Callable[[Context, Model], Awaitable[Reply | BaseModel]]

@@ -6,12 +6,11 @@ from typing import Any
 from llava_api.errors import ErrorCode, InvalidRequest
 from llava_api.protocol.refused import KNOWN_STRANGERS, changes_nothing
 from llava_api.protocol.wire import RequestObject, read_names
+from llava_api.telemetry.log_lines import cut
 from llava_api.telemetry.record import RequestRecord
 
 MAX_NAMES = 16
 """Most names of ignored fields in the header and in the log."""
-MAX_SHOWN = 64
-"""Most characters of a field's name in the header, in the log and in messages."""
 MAX_LOOKED_AT = 5_000
 """Most texts, lists and objects of unknown fields that are searched for images. That takes a few milliseconds."""
 UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
@@ -120,10 +119,6 @@ def unrecognized(path: Path, remedy: str = "") -> InvalidRequest:
 
 def unsupported(path: Path, sentence: str) -> InvalidRequest:
     return InvalidRequest(sentence, param=json_path(path), code=ErrorCode.UNSUPPORTED_PARAMETER)
-
-
-def cut(step: str) -> str:
-    return f"{step[:MAX_SHOWN]}..." if len(step) > MAX_SHOWN else step
 
 
 def json_path(location: Path) -> str:

@@ -1,6 +1,5 @@
 """``POST /v1/messages`` and ``POST /v1/messages/count_tokens`` of Anthropic's Messages API."""
 
-from llava_api.chat.answers import Answers
 from llava_api.chat.anthropic_question import messages_question
 from llava_api.chat.anthropic_reply import AnthropicReply
 from llava_api.protocol.anthropic import MessagesRequest
@@ -16,7 +15,7 @@ async def prepare(context: Context, wanted: MessagesRequest) -> AnthropicReply:
     spec = await services.preparer.prepare(question, context.reply_id("msg_"), account)
     account.memory.keep(spec.request.pixel_bytes)
     return AnthropicReply(
-        Answers(services.engine, services.admission, spec, account),
+        context.answers(spec),
         wanted.model,
         wanted.stop_sequences or (),
         bool(wanted.stream),

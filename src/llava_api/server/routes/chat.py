@@ -2,7 +2,6 @@
 
 import time
 
-from llava_api.chat.answers import Answers
 from llava_api.chat.chat_reply import ChatReply, ReplyMetadata
 from llava_api.chat.question import chat_question
 from llava_api.protocol.chat import ChatCompletionRequest
@@ -19,7 +18,7 @@ async def prepare(context: Context, wanted: ChatCompletionRequest) -> ChatReply:
     metadata = ReplyMetadata(context.reply_id("chatcmpl-"), int(time.time()), wanted.model, services.fingerprint)
     spec = await services.preparer.prepare(question, metadata.id, account)
     account.memory.keep(spec.request.pixel_bytes)
-    answers = Answers(services.engine, services.admission, spec, account)
+    answers = context.answers(spec)
     return ChatReply(answers, metadata, wanted.stream, wanted.stream_options)
 
 

@@ -2,7 +2,6 @@
 
 import time
 
-from llava_api.chat.answers import Answers
 from llava_api.chat.chat_reply import ReplyMetadata
 from llava_api.chat.completion_reply import CompletionReply
 from llava_api.chat.plain import prepare_plain
@@ -16,7 +15,7 @@ async def prepare(context: Context, wanted: CompletionRequest) -> CompletionRepl
     services, account = context.services, context.account
     metadata = ReplyMetadata(context.reply_id("cmpl-"), int(time.time()), wanted.model, services.fingerprint)
     plain = await prepare_plain(services.preparer, wanted, metadata.id, account)
-    answers = [Answers(services.engine, services.admission, spec, account) for spec in plain.specs]
+    answers = [context.answers(spec) for spec in plain.specs]
     return CompletionReply(answers, plain, metadata, wanted.stream, wanted.stream_options)
 
 

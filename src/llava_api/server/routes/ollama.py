@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import PlainTextResponse, Response
 
-from llava_api.chat.answers import Answers
 from llava_api.chat.ollama_question import LATEST, chat_question, generate_question, served_name
 from llava_api.chat.ollama_reply import Line, OllamaReply, line_of, ollama_time
 from llava_api.chat.question import Question
@@ -51,7 +50,7 @@ async def ask(context: Context, question: Question, wanted: wire.OllamaRequest, 
     services, account = context.services, context.account
     spec = await services.preparer.prepare(question, context.reply_id("ollama-"), account)
     account.memory.keep(spec.request.pixel_bytes)
-    answers = Answers(services.engine, services.admission, spec, account)
+    answers = context.answers(spec)
     return OllamaReply(answers, wanted.model, chat, wanted.stream)
 
 

@@ -5,7 +5,6 @@ import time
 from fastapi import Request
 from fastapi.responses import Response
 
-from llava_api.chat.answers import Answers
 from llava_api.chat.response_question import given_items, response_question
 from llava_api.chat.response_reply import ResponseReply, described
 from llava_api.chat.response_store import ResponseStore, StoredResponse, items_json
@@ -37,7 +36,7 @@ async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
     conversation = [before, items_json(given_items(wanted))] if keeping else []
     account.memory.keep(spec.request.pixel_bytes + sum(map(len, conversation)))
     return ResponseReply(
-        Answers(services.engine, services.admission, spec, account),
+        context.answers(spec),
         described(wanted, spec, int(time.time()), keeping),
         keep=lambda response: store.put(response, conversation, owner),
         streamed=bool(wanted.stream),
