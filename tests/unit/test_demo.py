@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import demo
 from tests.support.waiting import wait_until
+from tools import demo
 
 READY = "print('Base URL: http://127.0.0.1:1/v1', flush=True)"
 LINK = "print('The page: http://127.0.0.1:2/ (asks)', flush=True)"
