@@ -105,6 +105,7 @@ def test_threads() -> None:
     limited = plan(replace(HOME, cores=tuple(range(64)), limit=3), EIGHT_BIT, Settings())
     assert (limited.threads, limited.thread_count) == ("nobind", 3)
     assert plan(HOME, FOUR_BIT, Settings(tensor_parallel_size=2)).threads is None
+    assert plan(HOME, replace(EIGHT_BIT, parameters=2_300_000), Settings()).threads is None
 
 
 def test_a_long_step_has_time() -> None:
