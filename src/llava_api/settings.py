@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     """How long an idle connection stays open; a little longer than load balancers keep theirs."""
 
     # Images: limits, each checked before its cost is paid
-    max_images_per_request: Annotated[int, Mark.IMAGE_LIMIT] = Field(16, ge=0)
+    max_images_per_request: Annotated[int, Mark.IMAGE_LIMIT] = Field(64, ge=0)
     """Images in one request."""
     max_image_bytes: Annotated[int, Mark.IMAGE_LIMIT] = Field(20_000_000, ge=1)
     """Bytes of one encoded image."""

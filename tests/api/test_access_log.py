@@ -100,7 +100,7 @@ async def test_a_line_says_it_all(client: httpx.AsyncClient, lines: Lines, strea
 
 
 async def test_how_a_request_can_end(client: httpx.AsyncClient, lines: Lines, engine: ScriptedEngine) -> None:
-    await client.post(CHAT, json=text_body(temperature=9), headers=ANNE)
+    await client.post(CHAT, json=text_body(temperature=-9), headers=ANNE)
     await client.post(CHAT, json=text_body())
     await client.get("/nowhere", headers=ANNE)
     engine.fail_at = 0
@@ -143,7 +143,7 @@ async def test_what_is_secret_stays_so(client: httpx.AsyncClient, lines: Lines, 
     await client.post(CHAT, json={"model": "tiny", "messages": [question]}, headers=ANNE)
     await client.post(CHAT, json={"model": "tiny", "messages": [question], "stream": True}, headers=ANNE)
     await client.post("/v1/completions", json={"model": "tiny", "prompt": "My secret question"}, headers=ANNE)
-    await client.post(f"{CHAT}?api_key={KEY}", json=text_body("My secret question", temperature=9))
+    await client.post(f"{CHAT}?api_key={KEY}", json=text_body("My secret question", temperature=-9))
     bad = picture_message("My secret question", web.host.url("/status/404?hidden-in-url"))
     await client.post(CHAT, json={"model": "tiny", "messages": [bad]}, headers=ANNE)
     written = "\n".join([*lines.human(), *lines.json()])

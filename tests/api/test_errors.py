@@ -37,7 +37,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
     ("no model", {"messages": []}, 400, "model", "missing_required_parameter"),
     ("no messages", {"model": "tiny", "messages": []}, 400, "messages", None),
     ("wrong type", text_body(temperature="hot"), 400, "temperature", None),
-    ("out of range", text_body(temperature=9), 400, "temperature", None),
+    ("out of range", text_body(temperature=-9), 400, "temperature", None),
     ("17 answers", text_body(n=17), 400, "n", None),
     ("no answers", text_body(n=0), 400, "n", None),
     ("stop is an object", text_body(stop={}), 400, "stop", None),
@@ -57,7 +57,6 @@ REFUSED: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
         "messages[0].content[0].image_url.url",
         "missing_required_parameter",
     ),
-    ("assistant last", {"model": "tiny", "messages": [{"role": "assistant", "content": "a"}]}, 400, "messages", None),
     ("too long", text_body("word " * 3000), 400, "messages", "context_length_exceeded"),
     ("bad base64", {"model": "tiny", "messages": [picture_message("a", PICTURE + "%")]}, 400, PARAM, "invalid_image"),
     (
@@ -183,7 +182,7 @@ async def test_a_text_that_cannot_fit_is_refused_by_its_length(
 LOOK = {"type": "function", "function": {"name": "look"}}
 WORDS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"rol": "user", "content": "x"}]}, "messages[0].role", "Missing required parameter"),
-    ({"response_format": {}}, "response_format.type", "Missing required parameter"),
+    ({"response_format": {"schema": {}}}, "response_format.type", "Missing required parameter"),
     ({"model": None}, "model", "Missing required parameter"),
     ({"stop": ["a"] * 65}, "stop", "up to 64"),
     ({"logit_bias": {"circle": 1}}, "logit_bias", "'circle' is none"),
@@ -228,10 +227,3 @@ async def test_chat_fields_in_the_responses_api_are_refused(
     error = error_of(reply)
     assert (reply.status_code, error["param"]) == (400, param)
     assert "continue_final_message" not in error["message"]
-
-
-async def test_a_greeting_may_come_first(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
-    messages = [{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "x"}]
-    assert (await client.post(CHAT, json={"model": "tiny", "messages": messages})).status_code == 200
-    error = error_of(await client.post(CHAT, json={"model": "tiny", "messages": [{"role": "system", "content": "x"}]}))
-    assert "nothing to answer" in error["message"]

@@ -27,7 +27,6 @@ async def test_no_such_address(client: httpx.AsyncClient) -> None:
 
 
 INVALID = "invalid_request_error"
-SCHEMA = {"type": "json_schema", "schema": {"type": "object"}}
 
 
 def result_of(call_id: str) -> dict[str, Any]:
@@ -85,8 +84,6 @@ def result_of(call_id: str) -> dict[str, Any]:
             "tool_choice.name",
             "missing_required_parameter",
         ),
-        (body("Hi.", "A", tools=[LOOK], tool_choice={"type": "any"}), 400, INVALID, "messages", None),
-        (body("Hi.", "A", output_config={"format": SCHEMA}), 400, INVALID, "messages", None),
         (body(mcp_servers=[{"url": "https://a"}]), 400, INVALID, "mcp_servers", "unsupported_parameter"),
         (body(stop_sequences=[""]), 400, INVALID, "stop_sequences[0]", None),
     ],

@@ -82,7 +82,7 @@ async def test_pictures_from_the_web_are_timed(client: httpx.AsyncClient, web: W
 
 
 async def test_refusals_have_their_reason(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
-    await client.post(CHAT, json=text_body(temperature=9), headers=ANNE)
+    await client.post(CHAT, json=text_body(temperature=-9), headers=ANNE)
     await client.post(CHAT, content=b"{", headers=ANNE)
     await client.post(CHAT, json=text_body())
     await client.post(CHAT, json={**text_body(), "model": "other"}, headers=ANNE)

@@ -19,6 +19,7 @@ REACHING: list[tuple[str, Any, Any]] = [
     # field, as it is sent, as the engine gets it
     ("temperature", 0, 0.0),
     ("temperature", 2, 2.0),
+    ("temperature", 5, 5.0),
     ("temperature", "0.7", 0.7),
     ("seed", 42.0, 42),
     ("seed", "42", 42),
@@ -51,7 +52,7 @@ REACHING: list[tuple[str, Any, Any]] = [
 OUT_OF_BOUNDS: list[tuple[str, Any, str]] = [
     # field, value, what the refusal names
     ("temperature", -0.1, "temperature"),
-    ("temperature", 2.1, "temperature"),
+    ("temperature", 100.5, "temperature"),
     ("temperature", "warm", "temperature"),
     ("top_p", -0.1, "top_p"),
     ("top_p", 1.1, "top_p"),
@@ -96,8 +97,6 @@ CHAT_ONLY: list[tuple[str, Any, str]] = [
     ("top_logprobs", 3, "top_logprobs"),
     ("logprobs", 3, "logprobs"),
     ("modalities", ["audio"], "modalities[0]"),
-    ("add_generation_prompt", False, "add_generation_prompt"),
-    ("continue_final_message", True, "messages"),
 ]
 
 
@@ -145,6 +144,19 @@ async def test_null_everywhere_is_as_if_nothing_was_sent(
     assert with_nulls.sampling == plain.sampling
     assert (with_nulls.max_tokens, with_nulls.choices) == (plain.max_tokens, plain.choices)
     assert with_nulls.token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("address", [CHAT, COMPLETIONS])
+async def test_an_empty_text_for_what_is_no_text_is_as_if_nothing_was_sent(
+    client: httpx.AsyncClient, engine: ScriptedEngine, address: str
+) -> None:
+    names = "temperature top_p top_k min_p max_tokens seed n stream logprobs presence_penalty logit_bias stream_options"
+    chat = {"response_format": {}, "tool_choice": "", "tools": "", "modalities": "", "max_completion_tokens": ""}
+    for fields in ({}, dict.fromkeys(names.split(), "") | (chat if address == CHAT else {})):
+        assert (await client.post(address, json=asked(address, **fields))).status_code == 200
+    plain, with_blanks = engine.requests
+    assert with_blanks.sampling == plain.sampling
+    assert with_blanks.max_tokens == plain.max_tokens
 
 
 async def test_ignore_eos_takes_away_every_end_but_the_callers(

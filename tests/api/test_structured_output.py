@@ -200,13 +200,6 @@ async def test_knobs_that_forbid_the_end_do_not_go_with_a_form(client: httpx.Asy
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, next(iter(knob)))
 
 
-async def test_a_continued_answer_has_no_form(client: httpx.AsyncClient) -> None:
-    body = text_body(response_format={"type": "json_object"}, continue_final_message=True)
-    body["messages"].append({"role": "assistant", "content": "{"})
-    reply = await client.post(CHAT, json=body)
-    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "continue_final_message")
-
-
 async def test_the_complaint_about_a_functions_schema_names_it_and_shows_no_grammar(client: httpx.AsyncClient) -> None:
     tools = [tool({"type": "object"}), tool({"properties": {"a": {"type": "text"}}}, "find")]
     error = (await client.post(CHAT, json=text_body(tools=tools))).json()["error"]

@@ -15,7 +15,7 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from llava_api.chat.conversation import read_conversation
+from llava_api.chat.conversation import read_messages
 from llava_api.chat.model import ServedModel, describe_model
 from llava_api.checkpoints.inspect import inspect_checkpoint
 from llava_api.prompts.families import FAMILIES
@@ -152,7 +152,7 @@ class Served:
 
     def ids(self, messages: Messages) -> list[int]:
         request = ChatCompletionRequest.model_validate({"model": "model", "messages": messages})
-        read = read_conversation(request.messages)
+        read = read_messages(request.messages).finish()
         segments = self.model.family.layout(read.system, read.turns)
         lengths = [PICTURE_TOKENS] * len(read.images)
         found = tokenize(segments, self.model.tokenizer, self.model.checkpoint.image_token_id, lengths)

@@ -1,14 +1,14 @@
 """A request of Anthropic's Messages API -> a question."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from llava_api.chat.conversation import Parts, Transcript, json_text, plain_text
+from llava_api.chat.conversation import Parts, Transcript, json_text
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question, with_format
 from llava_api.chat.sampling import Length, read_extensions
 from llava_api.chat.schema import Schema, check_schema
 from llava_api.chat.tools import Toolbox, read_tools
-from llava_api.errors import InvalidRequest
 from llava_api.images.load import ImagePart
 from llava_api.protocol import anthropic as wire
 from llava_api.protocol import tools
@@ -20,71 +20,48 @@ def messages_question(request: wire.MessagesRequest, model: ServedModel) -> Ques
     """Raises InvalidRequest for what is wrong with the request as a whole, apart from images and length."""
     transcript = Transcript()
     if request.system is not None:
-        transcript.systems.append(plain_text(request.system))
+        transcript.instruct(read_blocks(request.system, "system", transcript))
     for position, message in enumerate(request.messages):
-        if isinstance(message, wire.SystemInputMessage):
-            transcript.systems.append(plain_text(message.content))
-        else:
-            read_message(message, f"messages[{position}].content", transcript)
-    conversation = transcript.finish("messages")
+        read_message(message, f"messages[{position}].content", transcript)
     param, schema = schema_of(request)
-    toolbox = toolbox_of(request)
-    if conversation.continues and toolbox is not None and toolbox.mode == "auto" and schema is None:
-        # An answer that has begun in words goes on in words.
-        conversation = conversation.with_system(model.family.default_system, toolbox.description())
-        toolbox = None
-    elif conversation.continues and (toolbox is not None or schema is not None):
-        raise InvalidRequest(
-            "The last message begins the answer in words, so the answer cannot be a tool call or JSON: leave out that "
-            "message, or tool_choice and output_config.",
-            param="messages",
-        )
     sampling = read_extensions(request, model)
     question = Question(
         model=request.model,
-        conversation=conversation,
+        conversation=transcript.finish(),
         sampling=replace(sampling, stop=(*(request.stop_sequences or ()), *sampling.stop)),
         length=Length(request.max_tokens),
     )
-    return with_format(question, model, schema, param, toolbox)
+    return with_format(question, model, schema, param, toolbox_of(request))
 
 
-def read_message(message: wire.InputMessage, param: str, transcript: Transcript) -> None:
+def read_message(message: wire.InputMessage | wire.SystemInputMessage, param: str, transcript: Transcript) -> None:
+    if isinstance(message, wire.SystemInputMessage):
+        transcript.instruct(read_blocks(message.content, param, transcript))
+        return
     if isinstance(message.content, str):
         transcript.say(message.role, [message.content])
         return
-    parts: Parts = []
     for index, block in enumerate(message.content):
         here = f"{param}[{index}]"
         match block:
-            case wire.TextBlock():
-                parts.append(block.text)
-            case wire.ImageBlock():
-                if message.role == "assistant":
-                    raise InvalidRequest("An assistant's message has no images: send them as a user's.", param=here)
-                parts.append(transcript.show(read_image(block, here)))
+            case wire.TextBlock() | wire.ImageBlock():
+                transcript.say(message.role, [read_block(block, here, transcript)])
             case wire.ToolUseBlock():
-                parts.append(transcript.call(block.id, block.name, json_text(block.input, f"{here}.input")))
+                transcript.call(block.id, block.name, json_text(block.input, f"{here}.input"))
             case wire.ToolResultBlock():
-                if parts:
-                    transcript.say(message.role, parts)
-                    parts = []
-                transcript.result(block.tool_use_id, read_result(block, here, transcript), f"{here}.tool_use_id")
-    if parts:
-        transcript.say(message.role, parts)
+                parts: Parts = ["Error:"] if block.is_error else []
+                parts += read_blocks(block.content or "", f"{here}.content", transcript)
+                transcript.result(block.tool_use_id, parts, f"{here}.tool_use_id")
 
 
-def read_result(block: wire.ToolResultBlock, param: str, transcript: Transcript) -> Parts:
-    content = block.content
-    parts: Parts = ["Error:"] if block.is_error else []
+def read_blocks(content: str | Sequence[wire.TextBlock | wire.ImageBlock], param: str, transcript: Transcript) -> Parts:
     if isinstance(content, str):
-        return [*parts, content]
-    for index, inner in enumerate(content or ()):
-        if isinstance(inner, wire.TextBlock):
-            parts.append(inner.text)
-        else:
-            parts.append(transcript.show(read_image(inner, f"{param}.content[{index}]")))
-    return parts
+        return [content]
+    return [read_block(block, f"{param}[{index}]", transcript) for index, block in enumerate(content)]
+
+
+def read_block(block: wire.TextBlock | wire.ImageBlock, param: str, transcript: Transcript) -> str | int:
+    return block.text if isinstance(block, wire.TextBlock) else transcript.show(read_image(block, param))
 
 
 def read_image(block: wire.ImageBlock, param: str) -> ImagePart:

@@ -14,6 +14,10 @@ Parts = list[str | int]
 """Texts and indexes of images, in the order in which they were sent."""
 
 
+EMPTY = ("",)
+"""The parts of a message without a word."""
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     system: str | None
@@ -37,32 +41,53 @@ class Conversation:
         system = default if self.system is None else self.system
         return replace(self, system=f"{system}\n\n{addition}" if system else addition)
 
+    def answered(self) -> "Conversation":
+        """Have the model answer, not continue: an empty user's turn follows an assistant's last one."""
+        return replace(self, turns=(*self.turns, turn_of("user", EMPTY))) if self.continues else self
+
 
 class Transcript:
     """Collects messages; consecutive messages of one role become one turn."""
 
     def __init__(self) -> None:
         self.systems: list[str] = []
-        self.spoken: list[tuple[str, list[Parts]]] = []
+        self.spoken: list[tuple[str, Parts]] = []
         self.images: list[ImagePart] = []
         self.calls: dict[str, str] = {}
         """Id of a call -> name of its function."""
+        self.begun = False
+        """Whether the last message is an assistant's words, which the model may continue."""
 
     def say(self, role: str, parts: Parts) -> None:
+        self.begun = role == "assistant"
         if self.spoken and self.spoken[-1][0] == role:
-            self.spoken[-1][1].append(parts)
+            self.spoken[-1][1].extend(parts)
         else:
-            self.spoken.append((role, [parts]))
+            self.spoken.append((role, list(parts)))
+
+    def instruct(self, parts: Parts) -> None:
+        """Add a system message, wherever it is, to the system text.
+
+        LLaVA's system texts have no images, so those of a system message are shown in a user's turn in its place.
+        """
+        texts = [part for part in parts if isinstance(part, str) and part]
+        images: Parts = [part for part in parts if isinstance(part, int)]
+        self.begun = False
+        if texts or not images:
+            self.systems.append("\n".join(texts))
+        if images:
+            self.say("user", images)
 
     def show(self, image: ImagePart) -> int:
         """Returns the image's index."""
         self.images.append(image)
         return len(self.images) - 1
 
-    def call(self, call_id: str, name: str, arguments: str) -> str:
-        """Returns a call as the model wrote it. Later results refer to it."""
+    def call(self, call_id: str, name: str, arguments: str) -> None:
+        """Say a call as the model wrote it. Later results refer to it."""
         self.calls[call_id] = name
-        return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
+        self.say("assistant", [f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'])
+        self.begun = False
 
     def result(self, call_id: str, parts: Parts, param: str) -> None:
         """Give a function's result to the model as a user's message. Raises InvalidRequest."""
@@ -73,26 +98,23 @@ class Transcript:
         images: Parts = [part for part in parts if isinstance(part, int)]
         self.say("user", [f"{name} returned: " + "\n".join(texts), *images])
 
-    def finish(self, param: str) -> Conversation:
-        """Raises InvalidRequest if there are no messages of users or assistants."""
-        turns = [one_turn(role, messages) for role, messages in self.spoken]
-        if not turns:
-            raise InvalidRequest(f"There is nothing to answer: {param} has no user's message.", param=param)
-        if turns[0].role == "assistant":
+    def finish(self, continues: bool | None = None) -> Conversation:
+        """``continues``: whether an assistant's last turn is continued; None: if the last message is its words."""
+        turns = [turn_of(role, [part for part in parts if part != ""] or EMPTY) for role, parts in self.spoken]
+        if turns and turns[-1] == turn_of("assistant", EMPTY) and not continues:
+            # Nothing is begun. Chat pages send the message that the answer will fill.
+            turns.pop()
+        if not turns or turns[0].role == "assistant":
             # LLaVA's prompts begin with a user's turn, so a greeting of the assistant gets an empty one before it.
-            turns.insert(0, turn_of("user", [""]))
-        return Conversation("\n".join(self.systems) if self.systems else None, tuple(turns), tuple(self.images))
+            turns.insert(0, turn_of("user", EMPTY))
+        system = "\n".join(filter(None, self.systems)) if self.systems else None
+        conversation = Conversation(system, tuple(turns), tuple(self.images))
+        return conversation if continues or (continues is None and self.begun) else conversation.answered()
 
 
 def turn_of(role: str, parts: Sequence[str | int]) -> Turn:
     texts = [part for part in parts if isinstance(part, str)]
     return Turn(role, "\n".join(texts), tuple(part for part in parts if isinstance(part, int)), tuple(parts))
-
-
-def one_turn(role: str, messages: Sequence[Sequence[str | int]]) -> Turn:
-    if len(messages) == 1:
-        return turn_of(role, messages[0])
-    return turn_of(role, [part for parts in messages for part in parts if part != ""])
 
 
 def json_text(arguments: dict[str, Any], param: str) -> str:
@@ -109,24 +131,21 @@ class HasText(Protocol):
     text: str
 
 
-def plain_text(content: str | Sequence[HasText | wire.RefusalPart] | None) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    return "\n".join(part.refusal if isinstance(part, wire.RefusalPart) else part.text for part in content)
-
-
-def read_parts(content: str | Sequence[wire.UserPart], param: str, transcript: Transcript) -> Parts:
+def read_parts(
+    content: str | Sequence[wire.UserPart | wire.RefusalPart | HasText], param: str, transcript: Transcript
+) -> Parts:
     """``param``: the place of the content in the request, for errors about an image."""
     if isinstance(content, str):
         return [content]
     parts: Parts = []
     for index, part in enumerate(content):
-        if isinstance(part, wire.TextPart | wire.InputTextPart):
-            parts.append(part.text)
-        else:
-            parts.append(transcript.show(read_image(part, f"{param}[{index}].image_url")))
+        match part:
+            case wire.ImagePart() | wire.InputImagePart():
+                parts.append(transcript.show(read_image(part, f"{param}[{index}].image_url")))
+            case wire.RefusalPart():
+                parts.append(part.refusal)
+            case _:
+                parts.append(part.text)
     return parts
 
 
@@ -137,34 +156,21 @@ def read_image(part: wire.ImagePart | wire.InputImagePart, param: str) -> ImageP
     return ImagePart(str(part.image_url), param, detail)
 
 
-def read_assistant(message: wire.AssistantMessage, transcript: Transcript) -> Parts:
-    text = plain_text(message.content) or message.refusal or ""
-    calls = [transcript.call(made.id, made.function.name, made.function.arguments) for made in message.tool_calls or ()]
-    return ["\n".join([*([text] if text or not calls else []), *calls])]
-
-
-def read_conversation(messages: Sequence[wire.Message], continues: bool = False) -> Conversation:
-    """``continues``: the last message is an assistant's, to be continued. Raises InvalidRequest."""
+def read_messages(messages: Sequence[wire.Message]) -> Transcript:
+    """Raises InvalidRequest."""
     transcript = Transcript()
     for position, message in enumerate(messages):
         param = f"messages[{position}]"
+        parts = read_parts(message.content, f"{param}.content", transcript)
         match message:
             case wire.SystemMessage():
-                transcript.systems.append(plain_text(message.content))
+                transcript.instruct(parts)
             case wire.UserMessage():
-                transcript.say("user", read_parts(message.content, f"{param}.content", transcript))
+                transcript.say("user", parts)
             case wire.AssistantMessage():
-                transcript.say("assistant", read_assistant(message, transcript))
+                transcript.say("assistant", [*parts, message.refusal or ""])
+                for made in message.tool_calls or ():
+                    transcript.call(made.id, made.function.name, made.function.arguments)
             case wire.ToolMessage():
-                parts = read_parts(message.content, f"{param}.content", transcript)
                 transcript.result(message.tool_call_id, parts, f"{param}.tool_call_id")
-    conversation = transcript.finish("messages")
-    if continues and not conversation.continues:
-        raise InvalidRequest("continue_final_message: the last message must be an assistant's.", param="messages")
-    if conversation.continues and not continues:
-        raise InvalidRequest(
-            "The last message must be a user's: it is what the model answers. To have the model continue an "
-            "assistant's message, send continue_final_message: true.",
-            param="messages",
-        )
-    return conversation
+    return transcript

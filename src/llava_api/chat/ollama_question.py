@@ -38,44 +38,31 @@ def generate_question(request: wire.OllamaGenerateRequest, model: ServedModel) -
     """Raises InvalidRequest. Images and length are checked later."""
     transcript = Transcript()
     if request.system is not None:
-        transcript.systems.append(request.system)
+        transcript.instruct([request.system])
     transcript.say("user", [*read_images(request.images, "images", transcript), request.prompt])
     return question_of(request, transcript, "prompt", None, model)
 
 
 def read_message(message: wire.OllamaMessage, param: str, transcript: Transcript, called: dict[str, str]) -> None:
     """``called``: id of each call without a result -> name of its function."""
-    if message.images and message.role in ("system", "assistant"):
-        raise InvalidRequest("Only messages of users and tools have images.", param=f"{param}.images")
     images = read_images(message.images, f"{param}.images", transcript)
     match message.role:
         case "system":
-            transcript.systems.append(message.content)
-        case "user":
-            transcript.say("user", [*images, message.content])
-        case "assistant":
-            calls = read_calls(message.tool_calls or (), param, transcript, called)
-            texts = [message.content] if message.content or not calls else []
-            transcript.say("assistant", ["\n".join([*texts, *calls])])
+            transcript.instruct([*images, message.content])
         case "tool":
             call_id = answered_call(message, called)
             if call_id is None:
                 raise InvalidRequest("This answers a call that no message before it made.", param=param)
             called.pop(call_id)
             transcript.result(call_id, [message.content, *images], param)
-
-
-def read_calls(
-    calls: Sequence[wire.OllamaToolCall], param: str, transcript: Transcript, called: dict[str, str]
-) -> list[str]:
-    """The calls as the model wrote them. Ollama's have no ids in older clients."""
-    written = []
-    for index, call in enumerate(calls):
-        call_id = call.id or f"{param}.tool_calls[{index}]"
-        arguments = json_text(call.function.arguments, f"{param}.tool_calls[{index}].function.arguments")
+        case role:
+            transcript.say(role, [*images, message.content])
+    for index, call in enumerate(message.tool_calls or ()):
+        here = f"{param}.tool_calls[{index}]"
+        # Older clients' calls have no ids.
+        call_id = call.id or here
         called[call_id] = call.function.name
-        written.append(transcript.call(call_id, call.function.name, arguments))
-    return written
+        transcript.call(call_id, call.function.name, json_text(call.function.arguments, f"{here}.function.arguments"))
 
 
 def answered_call(message: wire.OllamaMessage, called: dict[str, str]) -> str | None:
@@ -104,7 +91,7 @@ def question_of(
     )
     question = Question(
         model=served_name(request.model, model),
-        conversation=transcript.finish(param),
+        conversation=transcript.finish(),
         sampling=replace(sampling, logprobs=(request.top_logprobs or 0) if request.logprobs else None),
         length=Length(upper_bound(options.num_predict), "options.num_predict", param),
     )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from llava_api.chat.conversation import Conversation, read_conversation
+from llava_api.chat.conversation import Conversation, read_messages
 from llava_api.chat.grammar import ANY_OBJECT, differs_from_calls, json_grammar, tools_grammar
 from llava_api.chat.model import ServedModel
 from llava_api.chat.sampling import Length, choices_of, read_sampling, upper_bound, with_grammar
@@ -45,11 +45,14 @@ def with_format(
         schemas = ((schema_param, schema), *schemas)
     for param, one in schemas:
         check_special_texts(one, model.tokenizer.special_ids, param)
-    if question.conversation.continues:
-        raise InvalidRequest(
-            "continue_final_message cannot be combined with response_format or tools.",
-            param="continue_final_message",
-        )
+    free_text = toolbox is not None and toolbox.mode == "auto" and schema is None
+    # JSON and calls are whole answers, and words that have begun go on in words.
+    conversation = question.conversation if free_text else question.conversation.answered()
+    if toolbox is not None:
+        conversation = conversation.with_system(model.family.default_system, toolbox.description())
+    question = replace(question, conversation=conversation)
+    if conversation.continues:
+        return question
     question = replace(question, schemas=schemas, json=schema is not None)
     if toolbox is None:
         assert schema is not None
@@ -62,10 +65,8 @@ def with_format(
             "tool_choice required or none.",
             param=schema_param.partition(".")[0],
         )
-    free_text = toolbox.mode == "auto" and schema is None
     return replace(
         question,
-        conversation=question.conversation.with_system(model.family.default_system, toolbox.description()),
         sampling=with_grammar(question.sampling, tools_grammar(toolbox, schema), model, texts_too=free_text),
         call_names=tuple(tool.name for tool in toolbox.tools),
     )
@@ -86,12 +87,7 @@ def schema_of(
 
 def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choices: int) -> Question:
     """Raises InvalidRequest. Images and length are checked later."""
-    continues = bool(request.continue_final_message)
-    if request.add_generation_prompt is not None and request.add_generation_prompt == continues:
-        raise InvalidRequest(
-            "add_generation_prompt is false with continue_final_message, and true without.",
-            param="add_generation_prompt",
-        )
+    continues = continuation(request)
     functions = [(tool.function, f"tools[{index}].function") for index, tool in enumerate(request.tools or ())]
     toolbox = read_tools(functions, request.tool_choice, request.parallel_tool_calls is not False)
     form = request.response_format
@@ -101,12 +97,33 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
     schema = schema_of(form, schema_param)
     question = Question(
         model=request.model,
-        conversation=read_conversation(request.messages, continues),
+        conversation=read_messages(request.messages).finish(continues),
         sampling=replace(read_sampling(request, model), logprobs=logprobs_of(request)),
         choices=choices_of(request.n, most_choices),
         length=length_of(request),
     )
-    return with_format(question, model, schema, schema_param, toolbox)
+    question = with_format(question, model, schema, schema_param, toolbox)
+    if continues and not question.conversation.continues:
+        param = "add_generation_prompt" if request.continue_final_message is None else "continue_final_message"
+        raise InvalidRequest(
+            f"{param} has an answer in words continued: send an assistant's message last, and neither a "
+            "response_format of JSON nor a tool_choice that requires a call.",
+            param=param,
+        )
+    return question
+
+
+def continuation(request: ChatCompletionRequest) -> bool | None:
+    """Whether an assistant's last message is continued; None if the request does not say. Raises InvalidRequest."""
+    continues, prompts = request.continue_final_message, request.add_generation_prompt
+    if continues is None:
+        return None if prompts is None else not prompts
+    if prompts == continues:
+        raise InvalidRequest(
+            "add_generation_prompt is false with continue_final_message, and true without.",
+            param="add_generation_prompt",
+        )
+    return continues
 
 
 def length_of(request: ChatCompletionRequest) -> Length:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llava_api.chat.conversation import Transcript, plain_text, read_parts
+from llava_api.chat.conversation import Transcript, read_parts
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question, schema_of, with_format
 from llava_api.chat.sampling import Length, read_extensions, upper_bound
@@ -23,13 +23,13 @@ def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.Inpu
     """``earlier``: the items of previous_response_id. Raises InvalidRequest."""
     transcript = Transcript()
     if request.instructions is not None:
-        transcript.systems.append(request.instructions)
+        transcript.instruct([request.instructions])
     for item in earlier:
         # These are not in this request.
         read_item(item, "previous_response_id", transcript)
     for place, item in enumerate(given_items(request)):
         read_item(item, f"input[{place}]", transcript)
-    conversation = transcript.finish("input")
+    conversation = transcript.finish()
     if conversation.continues:
         raise InvalidRequest(
             "The last item must be a user's message, or what a function returned (function_call_output): it is what "
@@ -52,13 +52,13 @@ def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.Inpu
 def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:
     match item:
         case wire.SystemItem():
-            transcript.systems.append(plain_text(item.content))
+            transcript.instruct(read_parts(item.content, f"{param}.content", transcript))
         case wire.UserItem():
             transcript.say("user", read_parts(item.content, f"{param}.content", transcript))
         case wire.AssistantItem():
-            transcript.say("assistant", [plain_text(item.content)])
+            transcript.say("assistant", read_parts(item.content, f"{param}.content", transcript))
         case wire.CallItem():
-            transcript.say("assistant", [transcript.call(item.call_id, item.name, item.arguments)])
+            transcript.call(item.call_id, item.name, item.arguments)
         case wire.CallOutputItem():
             transcript.result(item.call_id, read_parts(item.output, f"{param}.output", transcript), f"{param}.call_id")
 

@@ -17,7 +17,8 @@ class PromptFamily:
     """One conversation format. ``{system}``, ``{user}`` and ``{assistant}`` are the only slots.
 
     A prompt is ``system``, then ``user`` (and ``assistant``, for answered turns) once for each turn. A message with
-    k images is k times ``<image>`` and a newline before its text, wherever the image parts were.
+    k images is k times ``<image>`` and a newline before its text, wherever the image parts were: LLaVA's training does
+    this for both speakers (``preprocess_multimodal`` in ``train.py``).
     """
 
     name: str
@@ -47,19 +48,17 @@ class PromptFamily:
         system_text = self.default_system if system is None else system
         head = self.fill(self.system, system=[system_text]) if system_text else []
         segments: list[Segment] = [] if self.system_in_first_user else list(head)
-        first = True
         last = len(turns) - 1
         for position, turn in enumerate(turns):
+            content = [segment for image in turn.images for segment in self.image(image)]
+            content.append(turn.text)
             if turn.role == "assistant":
                 # Continued: only what is before and in the slot.
                 template = self.assistant if position < last else self.assistant.partition(ANSWER)[0] + ANSWER
-                segments += self.fill(template, assistant=[turn.text])
+                segments += self.fill(template, assistant=content)
                 continue
-            content: list[Segment] = list(head) if first and self.system_in_first_user else []
-            first = False
-            for image in turn.images:
-                content += self.image(image)
-            content.append(turn.text)
+            if position == 0 and self.system_in_first_user:
+                content = [*head, *content]
             segments += self.fill(self.user, user=content)
         return segments
 

@@ -70,12 +70,12 @@ class HubTemplate:
         images = [part for turn in turns for part in turn.interleaved() if isinstance(part, int)]
         if turns[-1].role != "assistant":
             return self.segments(self.write(messages), images, mark)
-        messages[-1] = self.message("assistant", (turns[-1].text + end,), mark)
+        messages[-1] = self.message("assistant", (*turns[-1].images, turns[-1].text + end), mark)
         before, found, _ = self.write(messages, continues=True).rpartition(end)
         if not found:
             raise InvalidRequest(
                 "The checkpoint's chat template cannot continue an assistant's message.",
-                param="continue_final_message",
+                param="messages",
             )
         return self.segments(before, images, mark)
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, FailFast, Field
 
-from llava_api.protocol.messages import Content
+from llava_api.protocol.messages import Content, HasContent
 from llava_api.protocol.sampling import GeneratingRequest, Stop
 from llava_api.protocol.tools import MAX_TOOLS
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
@@ -36,6 +36,9 @@ class ImageBlock(RequestObject):
     source: Annotated[Base64Source | UrlSource, Field(discriminator="type"), JSON_PATHS]
 
 
+ShownBlock = Annotated[TextBlock | ImageBlock, Field(discriminator="type"), JSON_PATHS]
+
+
 class ToolUseBlock(RequestObject):
     """A call that the model made."""
 
@@ -49,7 +52,7 @@ class ToolResultBlock(RequestObject):
     type: Literal["tool_result"]
     tool_use_id: str
     """The call that it answers: an id of an earlier tool_use block."""
-    content: Content[Annotated[TextBlock | ImageBlock, Field(discriminator="type"), JSON_PATHS]] | None = None
+    content: Content[ShownBlock] | None = None
     """What the tool returned."""
     is_error: bool | None = None
     """The model is told that the call failed."""
@@ -66,14 +69,14 @@ Block = Annotated[
 ]
 
 
-class InputMessage(RequestObject):
+class InputMessage(HasContent):
     role: Literal["user", "assistant"]
     content: Content[Block]
 
 
-class SystemInputMessage(RequestObject):
+class SystemInputMessage(HasContent):
     role: Literal["system"]
-    content: Content[TextBlock]
+    content: Content[ShownBlock]
 
 
 class ToolDefinition(RequestObject):
@@ -125,7 +128,7 @@ class MessagesRequest(GeneratingRequest):
     """If an assistant's message is the last, the model continues it."""
     max_tokens: int | None = Field(None, ge=1)
     """Most tokens of the answer; default: all that are left in the context."""
-    system: Content[TextBlock] | None = None
+    system: Content[ShownBlock] | None = None
     stop_sequences: list[Stop] | None = Field(None, max_length=MAX_STOPS)
     """Texts that end the answer; they are not part of it."""
     tools: list[ToolDefinition] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)

@@ -23,8 +23,7 @@ class ChatCompletionRequest(SamplingRequest):
         **VLLM,
         "prompt": "prompt belongs to /v1/completions: send messages here.",
         "input": "input belongs to /v1/responses: send messages here.",
-        "echo": "echo belongs to /v1/completions; to continue an answer, send it as the last message with "
-        "continue_final_message.",
+        "echo": "echo belongs to /v1/completions: leave it out here.",
         "best_of": "best_of is not supported: send n, and choose among the answers.",
     }
     ignored: ClassVar = {
@@ -63,6 +62,7 @@ class ChatCompletionRequest(SamplingRequest):
     metadata: Ignored = None
     """Accepted and not used: nothing is stored."""
     continue_final_message: bool | None = None
-    """Continue the last message, which is an assistant's, instead of answering it. An extension, as vLLM has it."""
+    """true: continue the last message, an assistant's; false: answer it. Default: true, unless the answer must be JSON
+    or a call. An extension, as vLLM has it."""
     add_generation_prompt: bool | None = None
-    """vLLM's clients send false with ``continue_final_message``; otherwise it must be true. An extension."""
+    """The opposite of ``continue_final_message``, which vLLM's clients send with it. An extension."""

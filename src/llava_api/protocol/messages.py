@@ -1,8 +1,8 @@
 """Messages of ``/v1/chat/completions``, and the texts and images that they are made of."""
 
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from llava_api.protocol.refused import OLD_TOOLS
 from llava_api.protocol.tools import ToolCall
@@ -62,38 +62,71 @@ class RefusalPart(RequestObject):
 
 
 UserPart = Annotated[TextPart | ImagePart | InputTextPart | InputImagePart, Field(discriminator="type"), JSON_PATHS]
-AssistantPart = Annotated[TextPart | RefusalPart, Field(discriminator="type"), JSON_PATHS]
+AssistantPart = Annotated[
+    TextPart | ImagePart | InputTextPart | InputImagePart | RefusalPart, Field(discriminator="type"), JSON_PATHS
+]
+TYPES = {
+    "image_url": "image_url",
+    "source": "image",
+    "refusal": "refusal",
+    "tool_use_id": "tool_result",
+    "input": "tool_use",
+    "text": "text",
+}
+"""A field of a part -> the type of a part that has it, in OpenAI's or Anthropic's API."""
 
 
-def check_number_of_parts(content: object) -> object:
-    """Done before each part is validated, because a body has room for a million wrong ones."""
-    if isinstance(content, list) and len(content) > MAX_PARTS:
+def normalize_parts(content: object) -> object:
+    """Parts that are texts, or objects without ``type``, as vLLM's server takes them.
+
+    They are counted before each is validated, because a body has room for a million wrong ones.
+    """
+    if not isinstance(content, list):
+        return content
+    if len(content) > MAX_PARTS:
         raise ValueError(f"a message may have up to {MAX_PARTS} parts")
-    return content
+    return [with_type(part) for part in content]
+
+
+def with_type(part: object) -> object:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, dict) and not part.get("type"):
+        found = next((kind for name, kind in TYPES.items() if part.get(name) is not None), None)
+        return part if found is None else {**part, "type": found}
+    return part
 
 
 Part = TypeVar("Part", bound=RequestObject)
-Content = Annotated[
-    str | Annotated[list[Part], Field(fail_fast=True)], JSON_PATHS, BeforeValidator(check_number_of_parts)
-]
+Content = Annotated[str | Annotated[list[Part], Field(fail_fast=True)], JSON_PATHS, BeforeValidator(normalize_parts)]
 """A text or a list of parts."""
 
 
-class SystemMessage(RequestObject):
+class HasContent(RequestObject):
+    """A message whose content may be null, for an empty text."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def null_is_empty(cls, data: Any) -> Any:
+        return {**data, "content": ""} if isinstance(data, dict) and data.get("content", "") is None else data
+
+
+class SystemMessage(HasContent):
     role: Literal["system", "developer"]
-    content: Content[TextPart]
-    name: str | None = None
+    content: Content[UserPart]
+    """Images in it are shown in a user's turn in its place."""
+    name: Ignored = None
     """Accepted and not shown to the model."""
 
 
-class UserMessage(RequestObject):
+class UserMessage(HasContent):
     role: Literal["user"]
     content: Content[UserPart]
-    name: str | None = None
+    name: Ignored = None
     """Accepted and not shown to the model."""
 
 
-class AssistantMessage(RequestObject):
+class AssistantMessage(HasContent):
     # OpenAI's own replies have these fields, so that a reply can be sent back as it came.
     refused: ClassVar = {
         "audio": "LLaVA neither hears nor speaks: leave audio out.",
@@ -101,8 +134,8 @@ class AssistantMessage(RequestObject):
     }
     ignored: ClassVar = {"annotations": "LLaVA reads no annotations: leave them out."}
     role: Literal["assistant"]
-    content: Content[AssistantPart] | None = None
-    name: str | None = None
+    content: Content[AssistantPart] = ""
+    name: Ignored = None
     """Accepted and not shown to the model."""
     refusal: str | None = None
     """What the model said when it refused; shown to the model like any other answer."""
@@ -112,13 +145,13 @@ class AssistantMessage(RequestObject):
     """Accepted and not used: the openai client's parsed form of the content."""
 
 
-class ToolMessage(RequestObject):
+class ToolMessage(HasContent):
     role: Literal["tool"]
     content: Content[UserPart]
     """What the function returned; images in it are an extension."""
     tool_call_id: str
     """The call that it answers: an id of an earlier ``tool_calls``."""
-    name: str | None = None
+    name: Ignored = None
     """Accepted; the function's name is known from the call."""
 
 

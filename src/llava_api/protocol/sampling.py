@@ -12,6 +12,9 @@ Stop = Annotated[StopText, Field(min_length=1)]
 MaxTokens = Annotated[int, Field(ge=-2)]
 """0 and the negative numbers of llama.cpp and Ollama ask for as many as fit."""
 LOGIT_BIASES = 1024
+MAX_TEMPERATURE = 100
+"""OpenAI allows 2, but front ends for role play go beyond, and vLLM and llama.cpp have no limit. At 100 every token is
+about as likely; larger numbers are no use, and could overflow."""
 MAX_STOPS = 64
 """OpenAI allows 4, but front ends for role play send one for each name of a scene."""
 
@@ -23,7 +26,7 @@ class GeneratingRequest(RequestObject):
     """A name of ``GET /v1/models``."""
     stream: bool | None = None
     """Send the answer as Server-Sent Events while it is generated."""
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE)
     """0 takes the most likely token each time; default: the checkpoint's generation_config.json."""
     top_p: float | None = Field(None, ge=0, le=1)
     """Sample from the most likely tokens that together have this probability; 0: take the most likely one."""

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -71,7 +72,10 @@ class Unread:
 
 
 class RequestObject(WireObject):
-    """Null means: not given. Fields that are not read are noted in the validation's ``Unread``, if it has one."""
+    """Null means: not given, and so does an empty text for a number or an object.
+
+    Fields that are not read are noted in the validation's ``Unread``, if it has one.
+    """
 
     # Not strict, because vLLM's server, and so its clients' users, take "0.7" for a number and 24.0 for an integer.
     model_config = ConfigDict(strict=False, allow_inf_nan=False)
@@ -91,7 +95,15 @@ class RequestObject(WireObject):
                 raise refused_field(name, cls.refused[name])
         if isinstance(info.context, Unread) and not data.keys() <= read_names(cls).keys():
             info.context.found = True
-        return {name: value for name, value in data.items() if value is not None and name not in cls.refused}
+        no_text, objects = names_without(cls)
+        return {
+            name: value
+            for name, value in data.items()
+            if value is not None
+            and name not in cls.refused
+            and not (value == "" and name in no_text)
+            and not (value == {} and name in objects)
+        }
 
 
 def refused_field(name: str, sentence: str) -> ValidationError:
@@ -103,6 +115,31 @@ def refused_field(name: str, sentence: str) -> ValidationError:
 def read_names(kind: type[RequestObject]) -> dict[str, str]:
     """Name on the wire of each field that is read -> its name in Python."""
     return {field.alias or name: name for name, field in kind.model_fields.items()}
+
+
+@cache
+def names_without(kind: type[RequestObject]) -> tuple[set[str], set[str]]:
+    """Optional fields for which an empty text, and those for which an empty object too, is as good as null."""
+    no_text, objects = set(), set()
+    for name, own_name in read_names(kind).items():
+        field = kind.model_fields[own_name]
+        kinds = kinds_of(field.annotation)
+        if not field.is_required() and str not in kinds:
+            no_text.add(name)
+            if any(issubclass(one, RequestObject) for one in kinds):
+                objects.add(name)
+    return no_text, objects
+
+
+def kinds_of(annotation: Any) -> set[type]:
+    """The classes of a union."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return kinds_of(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return set().union(*map(kinds_of, get_args(annotation)))
+    kind = origin or annotation
+    return {kind} if isinstance(kind, type) else set()
 
 
 Ignored = Annotated[None, BeforeValidator(lambda _: None), WithJsonSchema({})]
