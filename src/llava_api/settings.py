@@ -73,6 +73,10 @@ class Settings(BaseSettings):
     """Refuse unknown fields, fields without effect, and numbers written as texts, as OpenAI does.
 
     Otherwise such fields are ignored, and the header x-llava-ignored names them."""
+    any_model: bool = False
+    """Answer requests without a model, or for an unknown one, with the served model.
+
+    Programs that only know names such as claude-sonnet-4-5 need it. An adapter's name still chooses the adapter."""
     ollama_api: bool = False
     """Answer Ollama's API too, at /api/chat, /api/generate, /api/tags, /api/show and others, and at /."""
     short_paths: bool = False

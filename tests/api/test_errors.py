@@ -34,7 +34,7 @@ LINE = data_url(Image.new("1", (60_000, 1)))
 
 REFUSED: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
     ("other model", text_body() | {"model": "gpt-4o"}, 404, "model", "model_not_found"),
-    ("no model", {"messages": []}, 400, "model", "missing_required_parameter"),
+    ("no model", {"messages": [{"role": "user", "content": "a"}]}, 400, "model", "missing_required_parameter"),
     ("no messages", {"model": "tiny", "messages": []}, 400, "messages", None),
     ("wrong type", text_body(temperature="hot"), 400, "temperature", None),
     ("out of range", text_body(temperature=-9), 400, "temperature", None),

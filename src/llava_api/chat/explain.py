@@ -24,7 +24,7 @@ async def explain(preparer: Preparer, request: ChatCompletionRequest, account: A
 
     A request that is too long does not raise: ``context_left`` shows it.
     """
-    preparer.find_adapter(request.model)
+    request.model = preparer.served_name(request.model)
     question = chat_question(request, preparer.model, preparer.settings.max_choices)
     laid_out = await preparer.lay_out(question.conversation, account)
     rendered = await preparer.images.render(laid_out.measured, account.caller)

@@ -59,20 +59,33 @@ class Preparer:
         self.images = images
         self.grammars = grammars
 
-    def find_adapter(self, name: str) -> Adapter | None:
-        """The LoRA adapter of that name; None for the model itself. Raises NotFound."""
-        adapter = next((adapter for adapter in self.model.adapters if adapter.name == name), None)
-        if adapter is None and name not in self.model.names:
-            raise NotFound(
-                f"This server has no model of that name; it serves {', '.join(self.model.served_names())}.",
+    def served_name(self, given: str) -> str:
+        """The name of the model that answers a request: ``given``, or with ``--any-model`` the first for any other.
+
+        Raises InvalidRequest for an empty name, and NotFound for an unknown one.
+        """
+        names = self.model.served_names()
+        if given in names or self.settings.any_model:
+            found = current().model = given if given in names else names[0]
+            return found
+        if not given:
+            raise InvalidRequest(
+                f"Missing required parameter: 'model'. This server serves {', '.join(names)}.",
                 param="model",
-                code=ErrorCode.MODEL_NOT_FOUND,
+                code=ErrorCode.MISSING_REQUIRED_PARAMETER,
             )
-        return adapter
+        raise NotFound(
+            f"This server has no model of that name; it serves {', '.join(names)}.",
+            param="model",
+            code=ErrorCode.MODEL_NOT_FOUND,
+        )
+
+    def find_adapter(self, name: str) -> Adapter | None:
+        """The LoRA adapter of that name; None for the model itself."""
+        return next((adapter for adapter in self.model.adapters if adapter.name == name), None)
 
     async def prepare(self, question: Question, request_id: str, account: Account) -> AnswerSpec:
         """Raises InvalidRequest and its kinds, RateLimited and Busy. Nothing is refused after this."""
-        adapter = self.find_adapter(question.model)
         length = question.length.within(account)
         # Before images, which may have to be fetched.
         await self.check_grammar(question, account.caller)
@@ -94,7 +107,7 @@ class Preparer:
             ),
             sampling=question.sampling,
             max_tokens=max_tokens,
-            adapter=adapter,
+            adapter=self.find_adapter(question.model),
             choices=engine_choices(question.sampling, question.choices),
             cache_salt=self.cache_salt(account.caller),
         )

@@ -17,7 +17,7 @@ from llava_api.protocol.formats import FlatJsonSchemaFormat, JsonObjectFormat, J
 @dataclass(frozen=True, slots=True)
 class Question:
     model: str
-    """The name in the request."""
+    """A served name."""
     conversation: Conversation
     sampling: Sampling
     length: Length

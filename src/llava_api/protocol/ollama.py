@@ -40,8 +40,8 @@ class OllamaRequest(RequestObject):
     refused: ClassVar = {"template": "This server writes prompts as the checkpoint was trained: leave template out."}
     ignored: ClassVar = {"keep_alive": "The model is always loaded: leave keep_alive out."}
 
-    model: str
-    """A name of ``GET /api/tags``, with or without ``:latest``."""
+    model: str = ""
+    """A name of ``GET /api/tags``, with or without ``:latest``. With ``--any-model`` it may be another, or missing."""
     stream: bool = True
     """Send the answer as lines of JSON while it is generated."""
     format: Annotated[

@@ -41,7 +41,7 @@ class OllamaReplyBase(WireObject):
     """A whole answer, or a line of a stream. The last line has an empty text and the counts."""
 
     model: str
-    """As in the request."""
+    """As in the request, if it is a served name."""
     created_at: str
     """Time of this line."""
     done: bool = False

@@ -22,8 +22,8 @@ MAX_STOPS = 64
 class GeneratingRequest(RequestObject):
     """Extensions have the names of vLLM's server; the openai client sends them as ``extra_body``."""
 
-    model: str
-    """A name of ``GET /v1/models``."""
+    model: str = ""
+    """A name of ``GET /v1/models``. With ``--any-model`` it may be another, or missing."""
     stream: bool | None = None
     """Send the answer as Server-Sent Events while it is generated."""
     temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE)

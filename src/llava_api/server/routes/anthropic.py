@@ -10,7 +10,7 @@ from llava_api.server.endpoint import Endpoint
 
 async def prepare(context: Context, wanted: MessagesRequest) -> AnthropicReply:
     services, account = context.services, context.account
-    services.preparer.find_adapter(wanted.model)
+    wanted.model = services.preparer.served_name(wanted.model)
     question = messages_question(wanted, services.model)
     spec = await services.preparer.prepare(question, context.reply_id("msg_"), account)
     account.memory.keep(spec.request.pixel_bytes)
@@ -25,7 +25,7 @@ async def prepare(context: Context, wanted: MessagesRequest) -> AnthropicReply:
 
 async def count_tokens(context: Context, wanted: MessagesRequest) -> TokenCount:
     preparer = context.services.preparer
-    preparer.find_adapter(wanted.model)
+    wanted.model = preparer.served_name(wanted.model)
     question = messages_question(wanted, context.services.model)
     laid_out = await preparer.lay_out(question.conversation, context.account)
     return TokenCount(input_tokens=len(laid_out.prompt.token_ids))

@@ -13,7 +13,7 @@ from llava_api.server.endpoint import Endpoint
 
 async def prepare(context: Context, wanted: ChatCompletionRequest) -> ChatReply:
     services, account = context.services, context.account
-    services.preparer.find_adapter(wanted.model)
+    wanted.model = services.preparer.served_name(wanted.model)
     question = chat_question(wanted, services.model, services.settings.max_choices)
     metadata = ReplyMetadata(context.reply_id("chatcmpl-"), int(time.time()), wanted.model, services.fingerprint)
     spec = await services.preparer.prepare(question, metadata.id, account)

@@ -13,6 +13,7 @@ from llava_api.server.endpoint import Endpoint
 
 async def prepare(context: Context, wanted: CompletionRequest) -> CompletionReply:
     services, account = context.services, context.account
+    wanted.model = services.preparer.served_name(wanted.model)
     metadata = ReplyMetadata(context.reply_id("cmpl-"), int(time.time()), wanted.model, services.fingerprint)
     plain = await prepare_plain(services.preparer, wanted, metadata.id, account)
     answers = [context.answers(spec) for spec in plain.specs]

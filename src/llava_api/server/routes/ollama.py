@@ -18,29 +18,29 @@ from llava_api.server.endpoint import Endpoint
 from llava_api.server.ndjson import LineStream
 from llava_api.server.services import Services
 from llava_api.server.state import services_of
-from llava_api.telemetry.record import current
 
 API_VERSION = "0.13.0"
 """The version of Ollama whose API this is."""
 NEVER = "2318-01-01T00:00:00Z"
 
 
-def known_name(services: Services, name: str) -> str:
-    """The served name that the request means. Raises ModelNotFound."""
-    found = current().model = served_name(name, services.model)
-    services.preparer.find_adapter(found)
-    return found
+def name_model(services: Services, wanted: wire.OllamaRequest) -> None:
+    """Put a served name in the place of another. Raises InvalidRequest and NotFound."""
+    short = served_name(wanted.model, services.model)
+    found = services.preparer.served_name(short)
+    if found != short:
+        wanted.model = found
 
 
 async def chat(context: Context, wanted: wire.OllamaChatRequest) -> OllamaReply | Line:
-    known_name(context.services, wanted.model)
+    name_model(context.services, wanted)
     if not wanted.messages:
         return line_of(wanted.model, chat=True, done=True, done_reason="load")
     return await ask(context, chat_question(wanted, context.services.model), wanted, chat=True)
 
 
 async def generate(context: Context, wanted: wire.OllamaGenerateRequest) -> OllamaReply | Line:
-    known_name(context.services, wanted.model)
+    name_model(context.services, wanted)
     if not wanted.prompt and not wanted.images:
         return line_of(wanted.model, chat=False, done=True, done_reason="load")
     return await ask(context, generate_question(wanted, context.services.model), wanted, chat=False)
@@ -73,7 +73,7 @@ async def running(request: Request) -> Response:
 
 async def show(context: Context, wanted: wire.OllamaShowRequest) -> reply.OllamaShownModel:
     services = context.services
-    name = known_name(services, wanted.model or wanted.name)
+    name = services.preparer.served_name(served_name(wanted.model or wanted.name, services.model))
     details = details_of(services, name)
     family = details.family
     return reply.OllamaShownModel(

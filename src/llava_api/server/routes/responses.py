@@ -23,7 +23,7 @@ UNKNOWN = "There is no response of that id. The server may have replaced it with
 
 async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
     services, account, owner = context.services, context.account, context.key_name
-    services.preparer.find_adapter(wanted.model)
+    wanted.model = services.preparer.served_name(wanted.model)
     store = services.responses
     before = b"[]"
     if wanted.previous_response_id:

@@ -16,7 +16,7 @@ VERSION = Version.model_validate(all_versions())
 
 
 def card(services: Services, name: str) -> ModelCard:
-    """Raises NotFound."""
+    """``name``: a served one."""
     adapter = services.preparer.find_adapter(name)
     parent = None if adapter is None else services.model.names[0]
     return ModelCard(id=name, created=services.started, max_model_len=services.engine.max_model_len, parent=parent)
@@ -31,7 +31,7 @@ async def get_model(request: Request) -> Response:
     services, asked = services_of(request), request.path_params["name"]
     # A path has no double slashes, and a model's name may begin with one: a folder's is its path.
     names = {single_slashes(f"/{name}")[1:]: name for name in services.model.served_names()}
-    return json_response(card(services, names.get(asked, asked)))
+    return json_response(card(services, services.preparer.served_name(names.get(asked, asked))))
 
 
 async def version(_: Request) -> Response:
