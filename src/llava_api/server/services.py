@@ -60,6 +60,9 @@ class Services:
         """Changes when what is served does; ``system_fingerprint`` of replies."""
         self.started = int(time.time())
         """Unix seconds; the creation time of the served model in ``/v1/models``."""
+        files = model.checkpoint.folder.iterdir()
+        self.checkpoint_bytes = sum(file.stat().st_size for file in files if file.is_file())
+        """Of the files of the checkpoint's folder."""
 
     def sample(self) -> None:
         """Set the metrics that mirror the current state."""

@@ -91,12 +91,11 @@ async def show(context: Context, wanted: wire.OllamaShowRequest) -> reply.Ollama
 def described(services: Services, name: str) -> dict[str, Any]:
     """Fields of ``OllamaModel``. Clients look for names with a tag, which they add themselves."""
     tagged = name if ":" in name else name + LATEST
-    files = services.model.checkpoint.folder.iterdir()
     return {
         "name": tagged,
         "model": tagged,
         "modified_at": started(services),
-        "size": sum(file.stat().st_size for file in files if file.is_file()),
+        "size": services.checkpoint_bytes,
         "digest": hashlib.sha256(f"{services.fingerprint} {name}".encode()).hexdigest(),
         "details": details_of(services, name),
     }
