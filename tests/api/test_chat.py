@@ -156,6 +156,17 @@ async def test_models_and_health(client: httpx.AsyncClient, engine: ScriptedEngi
     assert [card["id"] for card in listed["data"]] == ["owner/tiny", "tiny", "birds"]
     one = (await client.get("/v1/models/owner/tiny")).json()
     assert (one["id"], one["object"]) == ("owner/tiny", "model")
+    assert listed["data"][0] == one
+    assert [(card["root"], card["parent"]) for card in listed["data"]] == [
+        ("owner/tiny", None),
+        ("owner/tiny", None),
+        ("birds", "owner/tiny"),
+    ]
+    for card in listed["data"]:
+        assert card["max_model_len"] == card["context_length"] == engine.max_model_len
+        assert card["architecture"]["input_modalities"] == ["text", "image"]
+        assert card["architecture"]["output_modalities"] == ["text"]
+        assert card["permission"][0]["allow_sampling"] is True
     for path in HEALTH:
         assert (await client.get(path)).status_code == 200
     engine.dead = True

@@ -29,6 +29,10 @@ EXTENSIONS = (
     # file, definition in it, field, schema: what this server sends beyond the API
     ("model_list.json", "model", "max_model_len", {"type": "integer"}),
     ("model_list.json", "model", "parent", {"type": ["string", "null"]}),
+    ("model_list.json", "model", "root", {"type": "string"}),
+    ("model_list.json", "model", "context_length", {"type": "integer"}),
+    ("model_list.json", "model", "architecture", {"type": "object"}),
+    ("model_list.json", "model", "permission", {"type": "array"}),
 )
 
 REPLIES = {

@@ -3,7 +3,7 @@
 from fastapi import Request
 from fastapi.responses import Response
 
-from llava_api.protocol.server_info import ModelCard, ModelList, Version
+from llava_api.protocol.server_info import ModelCard, ModelList, ModelPermission, Version
 from llava_api.server.answer import json_response
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.middleware.path import single_slashes
@@ -17,9 +17,17 @@ VERSION = Version.model_validate(all_versions())
 
 def card(services: Services, name: str) -> ModelCard:
     """``name``: a served one."""
-    adapter = services.preparer.find_adapter(name)
-    parent = None if adapter is None else services.model.names[0]
-    return ModelCard(id=name, created=services.started, max_model_len=services.engine.max_model_len, parent=parent)
+    is_adapter, first = services.preparer.find_adapter(name) is not None, services.model.names[0]
+    room = services.engine.max_model_len
+    return ModelCard(
+        id=name,
+        created=services.started,
+        root=name if is_adapter else first,
+        parent=first if is_adapter else None,
+        max_model_len=room,
+        context_length=room,
+        permission=[ModelPermission(id=f"modelperm-{name}", created=services.started)],
+    )
 
 
 async def list_models(request: Request) -> Response:
