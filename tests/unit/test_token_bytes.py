@@ -1,5 +1,7 @@
 """The bytes that a token stands for: of all tokens of a text, they are the text."""
 
+import json
+
 import pytest
 
 from llava_api.chat.logprobs import LogprobAligner, as_text
@@ -59,6 +61,25 @@ def test_every_id_of_the_model_has_bytes_and_the_next_has_none(tokenizer: TextTo
     real = [tokenizer.token_bytes(token) for token in range(tokenizer.size)]
     assert all(real)
     assert not any("\uf8fe".encode() in written for written in real)
+
+
+def test_a_gap_in_the_vocabulary_shows_nothing() -> None:
+    """The names that cannot be typed may lie in it."""
+    settings = json.loads(build("llama", image_token=True).to_str())
+    size = TextTokenizer(json.dumps(settings), "<s>").size
+    settings["added_tokens"].append({**settings["added_tokens"][-1], "content": "<far>", "id": size + 20})
+    tokenizer = TextTokenizer(json.dumps(settings), "<s>")
+    assert tokenizer.size == size + 21
+    assert tokenizer.text(range(size, size + 21)) == "<far>"
+    assert "".join(map(tokenizer.piece, range(size, size + 21))) == "<far>"
+
+
+def test_the_text_of_tokens(tokenizer: TextTokenizer, kind: str) -> None:
+    for text in TEXTS:
+        assert tokenizer.text(tokenizer.encode([text])) == text
+    end = tokenizer.token_id(SPECIALS[kind].eos)
+    assert end is not None
+    assert tokenizer.text([end]) == SPECIALS[kind].eos
 
 
 # Tokens go out with the text that they make

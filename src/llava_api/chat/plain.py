@@ -95,5 +95,4 @@ async def read_prompt(preparer: Preparer, prompt: str | list[int]) -> tuple[str,
     check_ids(prompt, model, "prompt")
     if model.checkpoint.image_token_id in prompt:
         raise InvalidRequest("prompt has the image token, but text completions have no images.", param="prompt")
-    written = b"".join(model.tokenizer.token_bytes(token) for token in prompt if not model.tokenizer.is_special(token))
-    return written.decode("utf-8", "replace"), prompt
+    return model.tokenizer.text(token for token in prompt if not model.tokenizer.is_special(token)), prompt

@@ -105,13 +105,23 @@ class TextTokenizer:
         name = self.names_by_id.get(token_id)
         if name is not None:
             return name.encode()
-        piece = self.tokenizer.id_to_token(token_id)
-        if piece is None:
-            return b""
+        piece = self.piece(token_id)
         if self.byte_letters is not None:
             return bytes(self.byte_letters.get(letter, 0x3F) for letter in piece)
         byte = BYTE_PIECE.fullmatch(piece)
         return bytes([int(byte[1], 16)]) if byte is not None else piece.replace("▁", " ").encode("utf-8", "replace")
+
+    def piece(self, token_id: int) -> str:
+        """A token as tokenizer.json writes it; empty if the model has none of that id."""
+        name = self.names_by_id.get(token_id)
+        if name is not None or token_id in self.real_ids:
+            return name or ""
+        return self.tokenizer.id_to_token(token_id) or ""
+
+    def text(self, token_ids: Iterable[int]) -> str:
+        """The text of tokens, without the dummy prefix. Special tokens are their names."""
+        text = b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.prefix else text
 
     def encode(self, pieces: Sequence[str | SpecialToken]) -> list[int]:
         """Ids of a piece between two images, text and special tokens, without BOS."""
