@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import cast, get_args
 
 from llava_api.checkpoints.adapters import check_adapter
-from llava_api.checkpoints.files import HubOptions
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
 from llava_api.checkpoints.size import Precision, tensor_shapes
 from llava_api.engine.base import Adapter, ModelToLoad
@@ -79,8 +78,7 @@ class ServedModel:
 
 
 def sources_of(settings: Settings) -> Sources:
-    hub = HubOptions(settings.revision, settings.download_dir)
-    return Sources(hub, settings.model_base, settings.vision_tower)
+    return Sources(settings.revision, settings.download_dir, settings.model_base, settings.vision_tower)
 
 
 def layout_of(checkpoint: Checkpoint, override: str | None) -> tuple[ImageLayout, str]:

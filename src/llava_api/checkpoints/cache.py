@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_api.checkpoints.claim import claimed
-from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_files
+from llava_api.checkpoints.files import locate, read_json, weight_files
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
 from llava_api.checkpoints.size import Precision
 from llava_api.errors import StartupError
@@ -62,9 +62,9 @@ def is_complete(folder: Path) -> bool:
 
 def folder_name(checkpoint: Checkpoint, sources: Sources) -> str:
     """The source's name and a digest of everything that the converted weights depend on."""
-    folders = [locate(checkpoint.model, sources.hub, weights=True)]
+    folders = [locate(checkpoint.model, sources.download_dir, sources.revision, weights=True)]
     if sources.model_base is not None:
-        folders.append(locate(sources.model_base, HubOptions(None, sources.hub.download_dir), weights=True))
+        folders.append(locate(sources.model_base, sources.download_dir, weights=True))
     state: dict[str, Any] = {
         "form": FORMAT_VERSION,
         "config": checkpoint.config,

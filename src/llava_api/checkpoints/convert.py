@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from llava_api.checkpoints import names, original, tokenizer_files
 from llava_api.checkpoints.claim import claimed, made_whole
-from llava_api.checkpoints.files import INDEXES, SMALL_FILES, HubOptions, locate, read_json, weight_files
+from llava_api.checkpoints.files import INDEXES, SMALL_FILES, locate, read_json, weight_files
 from llava_api.checkpoints.inspect import Checkpoint, Sources, has_tokenizer
 from llava_api.checkpoints.lora import Lora
 from llava_api.checkpoints.quantize import SIXTEEN_BIT, Quantizer
@@ -93,13 +93,13 @@ class Conversion:
         self.quantizer = None if precision is None else Quantizer(precision, self.shapes)
         self.vocabulary = min(checkpoint.image_token_id, self.rows)
         """Rows that the embedding must have before it is padded: one for each token."""
-        self.source = locate(checkpoint.model, sources.hub, weights=True)
+        self.source = locate(checkpoint.model, sources.download_dir, sources.revision, weights=True)
         self.lora: Lora | None = None
         self.base = self.source
         if checkpoint.format == "original LoRA":
             assert sources.model_base is not None, "inspect_checkpoint asks for it"
             self.lora = Lora(self.source)
-            self.base = locate(sources.model_base, HubOptions(None, sources.hub.download_dir), weights=True)
+            self.base = locate(sources.model_base, sources.download_dir, weights=True)
             if original.architecture(read_json(self.base, "config.json")) in BY_ARCHITECTURE:
                 raise StartupError(
                     "--model-base is a LLaVA in the hub's format: name the text model that the LoRA was trained on, or "
@@ -215,7 +215,7 @@ class Conversion:
     def tower(self) -> Tensors:
         assert self.checkpoint.tower is not None, "every original checkpoint names one"
         made: Tensors = {}
-        for file in self.checkpoint.tower.weights(self.sources.hub):
+        for file in self.checkpoint.tower.weights(self.sources.download_dir):
             for name, tensor in read_tensors(file).items():
                 hub = names.tower_name(name)
                 if hub is not None:

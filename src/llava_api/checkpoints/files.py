@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +35,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return data
 
 
-@dataclass(frozen=True, slots=True)
-class HubOptions:
-    """How hub ids are fetched."""
-
-    revision: str | None = None
-    """Branch, tag or commit."""
-    download_dir: str | None = None
-    """Folder for downloaded checkpoints; None for the hub library's own cache."""
-
-
-def locate(model: str, hub: HubOptions, *, weights: bool = False) -> Path:
+def locate(model: str, download_dir: str | None = None, revision: str | None = None, *, weights: bool = False) -> Path:
     """The folder of ``model``: ``model`` itself if it is a folder, else fetched from the hub.
 
-    ``weights``: fetch the weights too, not only the small files. Raises StartupError if there is neither.
+    ``download_dir``: None for the hub library's own cache; ``revision``: branch, tag or commit; ``weights``: fetch the
+    weights too, not only the small files. Raises StartupError if there is neither.
     """
     try:
         folder = Path(model).expanduser()
@@ -67,9 +57,7 @@ def locate(model: str, hub: HubOptions, *, weights: bool = False) -> Path:
 
     patterns = [*SMALL_FILES, *(WEIGHT_FILES if weights else ())]
     try:
-        fetched: str = snapshot_download(
-            model, revision=hub.revision, cache_dir=hub.download_dir, allow_patterns=patterns
-        )
+        fetched: str = snapshot_download(model, revision=revision, cache_dir=download_dir, allow_patterns=patterns)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise StartupError(
             f"the hub has no checkpoint {model} for this machine ({type(error).__name__}): check the name, the "

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from llava_api.checkpoints import original, tokenizer_files
 from llava_api.checkpoints.adapters import check_projector
-from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_files
+from llava_api.checkpoints.files import locate, read_json, weight_files
 from llava_api.checkpoints.towers import Tower, find_tower
 from llava_api.checkpoints.whole import embedding_rows
 from llava_api.errors import StartupError
@@ -28,7 +28,10 @@ Format = Literal["hub", "original", "original LoRA"]
 class Sources:
     """Where a checkpoint and its parts come from."""
 
-    hub: HubOptions = field(default_factory=HubOptions)
+    revision: str | None = None
+    """Branch, tag or commit of a checkpoint from the hub."""
+    download_dir: str | None = None
+    """Folder for what is fetched from the hub; None for the hub library's own cache."""
     model_base: str | None = None
     """Folder or hub id of the model that an original LoRA was trained on."""
     vision_tower: str | None = None
@@ -89,7 +92,7 @@ class Checkpoint:
 def inspect_checkpoint(model: str, sources: Sources | None = None) -> Checkpoint:
     """Read a checkpoint's small files. Raises StartupError for one that cannot be served."""
     sources = sources or Sources()
-    folder = locate(model, sources.hub)
+    folder = locate(model, sources.download_dir, sources.revision)
     try:
         return inspect_folder(model, folder, sources)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
@@ -157,9 +160,9 @@ def inspect_original(model: str, folder: Path, config: dict[str, Any], sources: 
     tokenizer_folder = folder
     if sources.model_base is not None and not has_tokenizer(folder):
         # As in the original, a LoRA without a tokenizer has its base model's.
-        tokenizer_folder = locate(sources.model_base, HubOptions(None, sources.hub.download_dir))
+        tokenizer_folder = locate(sources.model_base, sources.download_dir)
     original.check(config)
-    tower = find_tower(original.named_tower(config), folder, sources.vision_tower, sources.hub)
+    tower = find_tower(original.named_tower(config), folder, sources.vision_tower, sources.download_dir)
     tokenizer, image_token_id = tokenizer_files.with_image_token(tokenizer_files.load_tokenizer(tokenizer_folder))
     hub = original.as_hub_config(config, tower, image_token_id)
     made = describe(model, folder, hub, kind, tower, tokenizer, tokenizer_folder)

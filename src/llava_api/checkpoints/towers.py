@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_api.checkpoints.files import HubOptions, locate, read_json, weight_files
+from llava_api.checkpoints.files import locate, read_json, weight_files
 from llava_api.errors import StartupError
 
 CLIP_LARGE = {
@@ -35,10 +35,10 @@ class Tower:
     config: dict[str, Any]
     """transformers' CLIPVisionConfig as JSON."""
 
-    def weights(self, hub: HubOptions) -> list[Path]:
+    def weights(self, download_dir: str | None) -> list[Path]:
         """The files that hold its weights. Raises StartupError if they are not found."""
         try:
-            found = weight_files(locate(self.source, HubOptions(None, hub.download_dir), weights=True))
+            found = weight_files(locate(self.source, download_dir, weights=True))
         except StartupError as error:
             raise StartupError(missing(self.source)) from error
         if not found:
@@ -53,7 +53,7 @@ def missing(source: str) -> str:
     )
 
 
-def find_tower(named: str, checkpoint_folder: Path, override: str | None, hub: HubOptions) -> Tower:
+def find_tower(named: str, checkpoint_folder: Path, override: str | None, download_dir: str | None) -> Tower:
     """The tower that ``mm_vision_tower`` or ``--vision-tower`` names. Raises StartupError if its sizes are unknown.
 
     A path on the machine that trained the checkpoint is also looked for beside the checkpoint, and by its name among
@@ -67,7 +67,7 @@ def find_tower(named: str, checkpoint_folder: Path, override: str | None, hub: H
         if wanted == source or Path(wanted).name == Path(source).name:
             return Tower(source, config)
     try:
-        folder = locate(wanted, HubOptions(None, hub.download_dir))
+        folder = locate(wanted, download_dir)
     except StartupError as error:
         raise StartupError(missing(wanted)) from error
     return Tower(wanted, vision_config(read_json(folder, "config.json"), wanted))
