@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from fakeredis import FakeAsyncRedis, FakeServer
 
-from llava_api.limits.windows import MemoryCounts, Windows, open_windows
+from llava_api.limits.windows import Windows, open_windows
 from tests.support.clock import Clock
 
 
@@ -52,13 +52,13 @@ async def test_a_window_is_full_and_then_passes(clock: Clock) -> None:
 
 
 async def test_what_has_ended_is_forgotten_and_never_more_is_kept_than_said(clock: Clock) -> None:
-    counts = MemoryCounts(clock, most=1000)
+    windows = Windows(clock=clock, most=1000)
     for caller in range(10_000):
-        counts.add(str(caller), 1, 60)
-        assert len(counts.windows) <= 1001
+        await windows.add("requests", str(caller), 1, 1)
+        assert len(windows.own) <= 1001
     clock.now += 61
-    assert counts.add("9999", 0, 60) == (0, 0)
-    assert len(counts.windows) == 0
+    assert (await windows.state("requests", "9999", 1)).remaining == 1
+    assert len(windows.own) == 0
 
 
 async def test_two_servers_count_together(servers: list[Windows]) -> None:

@@ -62,43 +62,24 @@ class WindowState:
         return self.counted > self.limit
 
 
-class MemoryCounts:
-    """Counts in this process. Beyond ``most`` windows the oldest are forgotten."""
-
-    def __init__(self, clock: Clock = time.monotonic, most: int = MOST_WINDOWS) -> None:
-        self.clock = clock
-        self.most = most
-        self.windows: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        """The count and the end of each window. All last equally long, so the first to begin is the first to end."""
-
-    def add(self, key: str, count: int, seconds: float) -> tuple[int, float]:
-        """Add to a window. Returns its count and the seconds until it ends."""
-        now = self.clock()
-        self.forget_ended(now)
-        counted, ends_at = self.windows.get(key, (0, now + seconds))
-        counted += count
-        if not counted:
-            return 0, 0.0
-        self.windows[key] = (counted, ends_at)
-        return counted, ends_at - now
-
-    def forget_ended(self, now: float) -> None:
-        while self.windows:
-            _, ends_at = next(iter(self.windows.values()))
-            if ends_at > now and len(self.windows) <= self.most:
-                return
-            self.windows.popitem(last=False)
-
-
 class Windows:
-    """Counts by kind ("requests", "tokens", "images") and caller, in ``redis`` if it is given."""
+    """Counts by kind ("requests", "tokens", "images") and caller, in ``redis`` if it is given, else in this process.
+
+    In this process there are at most ``most`` windows; beyond that the oldest are forgotten.
+    """
 
     def __init__(
-        self, redis: "Redis | None" = None, clock: Clock = time.monotonic, seconds: float = WINDOW_SECONDS
+        self,
+        redis: "Redis | None" = None,
+        clock: Clock = time.monotonic,
+        seconds: float = WINDOW_SECONDS,
+        most: int = MOST_WINDOWS,
     ) -> None:
         self.clock = clock
         self.seconds = seconds
-        self.memory = MemoryCounts(clock)
+        self.most = most
+        self.own: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """The count and the end of each window in this process, the first to end first: all last equally long."""
         self.redis = redis
         self.script = None if redis is None else redis.register_script(SCRIPT)
         self.redis_paused_until = 0.0
@@ -111,12 +92,22 @@ class Windows:
         """Count, even beyond the limit, and return the window's state after it."""
         # The limit is not part of the key: when it is changed, what is already counted stays counted.
         key = f"llava-api:{kind}:{caller}"
-        found = await self.add_in_redis(key, count)
-        counted, seconds_left = found or self.memory.add(key, count, self.seconds)
-        return WindowState(limit, counted, self.clock() + seconds_left)
+        counted, ends_at = await self.add_in_redis(key, count) or self.add_here(key, count)
+        return WindowState(limit, counted, ends_at)
+
+    def add_here(self, key: str, count: int) -> tuple[int, float]:
+        """The window's count in this process, and its end."""
+        now = self.clock()
+        while self.own and (len(self.own) > self.most or next(iter(self.own.values()))[1] <= now):
+            self.own.popitem(last=False)
+        counted, ends_at = self.own.get(key, (0, now + self.seconds))
+        if not counted + count:
+            return 0, now
+        self.own[key] = (counted + count, ends_at)
+        return self.own[key]
 
     async def add_in_redis(self, key: str, count: int) -> tuple[int, float] | None:
-        """None if there is no Redis, or if it does not answer."""
+        """The window's count and its end; None if there is no Redis, or if it does not answer."""
         if self.script is None or time.monotonic() < self.redis_paused_until:
             return None
         try:
@@ -126,7 +117,7 @@ class Windows:
             self.redis_paused_until = time.monotonic() + REDIS_PAUSE_SECONDS
             self.log_failure(error)
             return None
-        return counted, max(0, milliseconds) / 1000
+        return counted, self.clock() + max(0, milliseconds) / 1000
 
     def log_failure(self, error: Exception) -> None:
         if time.monotonic() - self.logged_at >= LOG_SECONDS:
