@@ -22,9 +22,8 @@ class CleanPath:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/"):
             scope["path"] = self.cleaned(scope["path"])
-            raw_path: bytes | None = scope.get("raw_path")
-            if raw_path is not None:
-                scope["raw_path"] = self.cleaned(raw_path.decode("latin-1")).encode("latin-1")
+            # Optional in ASGI, and not cleaned.
+            scope.pop("raw_path", None)
         await self.app(scope, receive, send)
 
     def cleaned(self, path: str) -> str:
