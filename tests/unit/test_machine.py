@@ -5,10 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from llava_api.chat.model import open_model
+from llava_api.checkpoints.size import Precision
+from llava_api.checkpoints.whole import check_whole
 from llava_api.cli import machine
-from llava_api.cli.start_checks import check_gpu_memory, check_shared_memory
+from llava_api.cli.flags import demo_folder
+from llava_api.cli.serve import ready_model
+from llava_api.cli.start_checks import check_gpu_memory, check_shared_memory, check_start, weight_bytes
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
+from tests.support.quantized import WAYS, quantized_copy
 
 GIB = 2**30
 
@@ -151,3 +157,36 @@ def test_shared_memory_that_is_too_small(tmp_path: Path) -> None:
         check_shared_memory(Settings(tensor_parallel_size=2), on_gpu=True, place=Path("/proc"))
     check_shared_memory(Settings(), on_gpu=True, place=Path("/proc"))
     check_shared_memory(Settings(), on_gpu=False, place=tmp_path / "none")
+
+
+LOADED: dict[Precision, Settings] = {"8bit": Settings(load_8bit=True), "4bit": Settings(load_4bit=True)}
+
+
+@pytest.mark.parametrize("precision", LOADED)
+def test_what_cannot_fit_is_refused_before_it_is_quantized(tmp_path: Path, precision: Precision) -> None:
+    cache = tmp_path / "cache"
+    settings = LOADED[precision].model_copy(update={"cache_dir": str(cache), "cpu_kvcache_space": 90_000})
+    with pytest.raises(StartupError, match="out of memory: the weights"):
+        ready_model("llava-tiny-1.5", settings)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("precision", LOADED)
+def test_the_plan_made_before_quantizing_suits_what_is_quantized(tmp_path: Path, precision: Precision) -> None:
+    before = ready_model("llava-tiny-1.5", LOADED[precision].model_copy(update={"cache_dir": str(tmp_path)})).cpu_plan
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    after = check_start(open_model(str(folder), ("m",), Settings()), Settings())
+    assert before is not None
+    assert after is not None
+    assert (before.dtype, before.context, before.cache_bytes) == (after.dtype, after.context, after.cache_bytes)
+    assert before.dtype == "bfloat16"
+    assert before.weights == pytest.approx(after.weights, rel=0.05)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_size_of_quantized_weights_is_known_without_their_files(tmp_path: Path, way: str) -> None:
+    """As for a hub id, whose weights the engine fetches."""
+    folder = quantized_copy(demo_folder() / "llava-tiny-1.5", tmp_path / "quantized", way)
+    model = open_model(str(folder), ("m",), Settings())
+    known = weight_bytes(model, check_whole(folder), Settings(), "bfloat16")
+    assert weight_bytes(model, None, Settings(), "bfloat16") == pytest.approx(known, rel=0.1)

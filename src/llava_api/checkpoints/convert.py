@@ -19,9 +19,9 @@ from llava_api.checkpoints.claim import claimed, made_whole
 from llava_api.checkpoints.files import INDEXES, SMALL_FILES, locate, read_json, weight_files
 from llava_api.checkpoints.inspect import Checkpoint, Sources, has_tokenizer
 from llava_api.checkpoints.lora import Lora
-from llava_api.checkpoints.quantize import SIXTEEN_BIT, Quantizer
+from llava_api.checkpoints.quantize import Quantizer
 from llava_api.checkpoints.shards import ShardWriter, write_json
-from llava_api.checkpoints.size import PRECISIONS, Precision, parameters_of, tensor_shapes
+from llava_api.checkpoints.size import PRECISIONS, Precision, count_parameters, tensor_shapes, unquantized_dtype
 from llava_api.checkpoints.tensors import Tensors, read_tensors
 from llava_api.errors import StartupError
 from llava_api.units import readable_size
@@ -114,7 +114,7 @@ class Conversion:
     def needed_bytes(self) -> int:
         """Bytes of the new checkpoint, without a vision tower that is fetched from elsewhere."""
         if self.quantizer is not None:
-            return parameters_of(self.shapes).memory_bytes()[PRECISIONS[self.quantizer.precision]]
+            return count_parameters(self.checkpoint).memory_bytes()[PRECISIONS[self.quantizer.precision]]
         return sum(file.stat().st_size for file in self.files)
 
     def run(self) -> None:
@@ -249,10 +249,8 @@ class Conversion:
         if self.quantizer is None:
             return self.checkpoint.config
         made = {**self.checkpoint.config, "quantization_config": self.quantizer.config()}
-        if self.checkpoint.stored_dtype not in SIXTEEN_BIT:
-            made.pop("dtype", None)
-            made["torch_dtype"] = "bfloat16"
-        return made
+        made.pop("dtype", None)
+        return made | {"torch_dtype": unquantized_dtype(self.checkpoint.stored_dtype)}
 
     def tokenizer_config(self, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         """tokenizer_config.json with ``<image>``, and with ``legacy`` written out if it was only the default."""

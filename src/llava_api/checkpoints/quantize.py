@@ -22,8 +22,6 @@ IGNORED = ["re:.*vision_tower.*", "re:.*multi_modal_projector.*", "re:.*lm_head"
 """The patterns of all other linear layers, for config.json."""
 GROUP_SIZES = (128, 64, 32)
 """Inputs that share a scale in 4 bit; vLLM's Marlin and CPU kernels support these."""
-SIXTEEN_BIT = ("float16", "bfloat16")
-"""Types of config.json in which the other layers stay; other types become bfloat16."""
 ROWS_AT_ONCE = 1024
 """Rows of a weight that are quantized together, which bounds the memory for intermediate float32 values."""
 

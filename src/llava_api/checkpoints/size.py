@@ -1,9 +1,11 @@
 """Which tensors a checkpoint has and what memory they take, from its config without the weights."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from llava_api.checkpoints.inspect import Checkpoint
@@ -20,6 +22,9 @@ Precision = Literal["8bit", "4bit"]
 """What the linear layers of a text model are quantized to, as ``convert --quantize`` calls it."""
 PRECISIONS: dict[Precision, str] = {"8bit": "8 bit", "4bit": "4 bit"}
 """-> the names of ``BYTES``, and of messages."""
+SIXTEEN_BIT = ("float16", "bfloat16")
+QUANTIZATION = "quantization_config"
+"""In config.json: how the weights are quantized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,20 @@ class Parameters:
         return made
 
 
-def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+def unquantized_dtype(stored: str | None) -> str:
+    """The type of the layers that a quantization leaves as they are, in a checkpoint of type ``stored``."""
+    return stored if stored in SIXTEEN_BIT else "bfloat16"
+
+
+def stored_precision(checkpoint: Checkpoint) -> Precision | None:
+    """The size of the weights that a quantized checkpoint holds; None for one that is not quantized."""
+    has = checkpoint.config.get(QUANTIZATION) or (checkpoint.config.get("text_config") or {}).get(QUANTIZATION)
+    if not has:
+        return None
+    return "4bit" if has.get("bits") == 4 or has.get("format") == "pack-quantized" else "8bit"
+
+
+def tensor_shapes(checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:
     """Every tensor that the checkpoint's config describes, under the hub's classic names, with its shape.
 
     Built by transformers on torch's meta device, which gives tensors a shape but no memory. Raises StartupError.
@@ -48,12 +66,17 @@ def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
         layers = (checkpoint.config.get(part) or {}).get("num_hidden_layers", 1)
         if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
             raise StartupError(f"the checkpoint's config.json has an impossible num_hidden_layers in {part}")
+    return shapes_of(json.dumps({name: value for name, value in checkpoint.config.items() if name != QUANTIZATION}))
+
+
+@lru_cache(maxsize=2)
+def shapes_of(config_json: str) -> Mapping[str, tuple[int, ...]]:
+    """``tensor_shapes``, which several steps of a start ask for."""
     try:
         import torch
         from transformers import AutoConfig, AutoModelForImageTextToText
 
-        settings = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}
-        config = AutoConfig.for_model(**settings)
+        config = AutoConfig.for_model(**json.loads(config_json))
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config)
     except ImportError as error:
@@ -66,10 +89,7 @@ def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 def count_parameters(checkpoint: Checkpoint) -> Parameters:
     """Raises StartupError if the config describes no model."""
-    return parameters_of(tensor_shapes(checkpoint))
-
-
-def parameters_of(shapes: Mapping[str, tuple[int, ...]]) -> Parameters:
+    shapes = tensor_shapes(checkpoint)
     layers = {name: shape for name, shape in shapes.items() if LINEAR_LAYERS.fullmatch(name)}
     cached = sum(shape[0] for name, shape in layers.items() if name.endswith(KEYS_AND_VALUES))
     return Parameters(sum(map(math.prod, shapes.values())), sum(map(math.prod, layers.values())), cached)

@@ -119,11 +119,12 @@ def ready_model(wanted: str, settings: Settings) -> ServedModel:
     log.info(
         "image mode %s, %d px tiles: %s", model.image_mode.name, model.image_mode.tile_pixels, model.image_mode_reason
     )
+    # Before a conversion, which takes minutes and much room.
+    plan = check_start(model, settings)
     if model.checkpoint.format != "hub" or model.precision is not None:
         converted = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir, model.precision)
         as_it_is = settings.model_copy(update={"load_8bit": False, "load_4bit": False})
         model = describe_model(converted, names, as_it_is)
-    plan = check_start(model, settings)
     for sentence in plan.sentences if plan is not None else ():
         log.info("%s", sentence)
     return replace(model, cpu_plan=plan)

@@ -5,10 +5,11 @@ Only what is certain to fail stops a start. ``llava-api doctor`` warns about the
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 from llava_api.chat.model import ServedModel
-from llava_api.checkpoints.size import PRECISIONS, count_parameters
+from llava_api.checkpoints.size import PRECISIONS, count_parameters, stored_precision, unquantized_dtype
 from llava_api.checkpoints.whole import Weights, check_whole
 from llava_api.cli import machine
 from llava_api.cli.wrong_settings import unknown_variables
@@ -28,7 +29,10 @@ GPU_SHARE = 0.92
 
 
 def check_start(model: ServedModel, settings: Settings) -> CpuPlan | None:
-    """The plan for a machine without a GPU. Raises StartupError if the engine could not load ``model`` here."""
+    """The plan for a machine without a GPU. Raises StartupError if the engine could not load ``model`` here.
+
+    A model that is still to be converted or quantized is judged by what it will be then.
+    """
     for name, meant in unknown_variables(os.environ).items():
         log.warning("the variable %s sets nothing; did you mean %s?", name, meant)
     on_gpu = machine.torch_is_for_cuda()
@@ -37,11 +41,11 @@ def check_start(model: ServedModel, settings: Settings) -> CpuPlan | None:
         return None
     check_shared_memory(settings, on_gpu=on_gpu)
     folder = Path(model.checkpoint.model).expanduser()
-    weights = check_whole(folder) if folder.is_dir() else None
+    weights = check_whole(folder) if folder.is_dir() and model.checkpoint.format == "hub" else None
     if not on_gpu:
         return cpu_plan(model, weights, settings)
-    if weights is not None:
-        check_gpu_memory(weight_bytes(weights, model, settings), settings)
+    if weights is not None or model.precision is not None or model.checkpoint.format != "hub":
+        check_gpu_memory(weight_bytes(model, weights, settings, settings.dtype), settings)
     return None
 
 
@@ -54,17 +58,11 @@ def cpu_plan(model: ServedModel, weights: Weights | None, settings: Settings) ->
     except StartupError as error:
         log.debug("no settings are chosen for this machine: %s", error)
         return None
-    sizes = parameters.memory_bytes()
-
-    def in_memory(dtype: str) -> int:
-        if model.precision is not None or weights is None:
-            return sizes[PRECISIONS[model.precision] if model.precision else WIDTHS.get(dtype, "float16 / bfloat16")]
-        return weights.in_memory(dtype, quantized=settings.quantization is not None)
-
     given = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "")
     if settings.cpu_kvcache_space is None and given.isdecimal():
         settings = settings.model_copy(update={"cpu_kvcache_space": int(given)})
-    has = model.checkpoint.config.get("quantization_config") or {}
+    checkpoint, sizes = model.checkpoint, parameters.memory_bytes()
+    stored, precision = checkpoint.stored_dtype, stored_precision(checkpoint)
     found = machine.memory()
     return plan(
         CpuMachine(
@@ -74,13 +72,13 @@ def cpu_plan(model: ServedModel, weights: Weights | None, settings: Settings) ->
             machine.cpu_limit(),
         ),
         CheckpointFacts(
-            stored_dtype=model.checkpoint.stored_dtype,
-            context=model.checkpoint.context_length,
+            stored_dtype=stored if model.precision is None else unquantized_dtype(stored),
+            context=checkpoint.context_length,
             parameters=parameters.total,
             cache_numbers=parameters.cached,
-            weights=in_memory,
-            quantized={} if has else {f"--load-{name}": sizes[size] for name, size in PRECISIONS.items()},
-            four_bit=model.precision == "4bit" or has.get("bits") == 4 or has.get("format") == "pack-quantized",
+            weights=partial(weight_bytes, model, weights, settings),
+            quantized={f"--load-{name}": sizes[size] for name, size in PRECISIONS.items()} if precision is None else {},
+            four_bit=(model.precision or precision) == "4bit",
         ),
         settings,
     )
@@ -104,11 +102,18 @@ def check_shared_memory(settings: Settings, *, on_gpu: bool, place: Path = machi
         )
 
 
-def weight_bytes(weights: Weights, model: ServedModel, settings: Settings) -> int:
-    """Bytes that the engine needs for the weights, quantized if they are quantized before it loads them."""
-    if model.precision is not None:
-        return count_parameters(model.checkpoint).memory_bytes()[PRECISIONS[model.precision]]
-    return weights.in_memory(settings.dtype, quantized=settings.quantization is not None)
+def weight_bytes(model: ServedModel, weights: Weights | None, settings: Settings, dtype: str) -> int:
+    """Bytes of the weights in the engine.
+
+    ``weights``: what the folder holds; None if that is to be converted or fetched. Raises StartupError if the
+    checkpoint's config describes no model.
+    """
+    quantized = settings.quantization is not None
+    if weights is not None and model.precision is None:
+        return weights.in_memory(dtype, quantized=quantized)
+    precision = model.precision or stored_precision(model.checkpoint) or ("8bit" if quantized else None)
+    size = PRECISIONS[precision] if precision is not None else WIDTHS.get(dtype, "float16 / bfloat16")
+    return count_parameters(model.checkpoint).memory_bytes()[size]
 
 
 def check_gpu_memory(needed: int, settings: Settings) -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from llava_api.chat.model import ServedModel, open_model
-from llava_api.checkpoints.files import weight_files
 from llava_api.checkpoints.whole import Weights, check_whole, unfinished_downloads
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
 from llava_api.cli.flags import find_model
@@ -28,21 +27,14 @@ def model_findings(name: str, settings: Settings, on_gpu: bool | None) -> list[F
         return [fail("model", str(error), "check that all files were copied; llava-api inspect says what it is")]
     checkpoint = opened.checkpoint
     made = [ok("model", f"{checkpoint.vision}, {checkpoint.format} format, prompts of {opened.family.name}")]
-    weights = None
+    if checkpoint.format == "original LoRA":
+        return made
     try:
-        if checkpoint.format == "original LoRA":
-            return made
-        weights = check_whole(folder) if checkpoint.format == "hub" else original_weights(folder)
+        weights = check_whole(folder)
     except StartupError as error:
         return [*made, fail("weights", str(error), "download it again; git lfs pull for a git checkout")]
-    return [*made, complete_weights(folder, weights), *room(opened, weights, settings, bool(on_gpu))]
-
-
-def original_weights(folder: Path) -> Weights:
-    """The weights of the original format, which are converted before they are loaded."""
-    check_whole(folder)
-    files = weight_files(folder)
-    return Weights(len(files), sum(file.stat().st_size for file in files))
+    made.append(complete_weights(folder, weights))
+    return [*made, *room(opened, weights if checkpoint.format == "hub" else None, settings, bool(on_gpu))]
 
 
 def not_here(model: str) -> Finding:
@@ -63,12 +55,12 @@ def complete_weights(folder: Path, weights: Weights) -> Finding:
     return ok("weights", text)
 
 
-def room(model: ServedModel, weights: Weights, settings: Settings, on_gpu: bool) -> list[Finding]:
+def room(model: ServedModel, weights: Weights | None, settings: Settings, on_gpu: bool) -> list[Finding]:
     """Whether it fits into memory, and what a start without a GPU would choose."""
     settings = settings.model_copy(update={"check_memory": True})
     try:
         if on_gpu:
-            needed = weight_bytes(weights, model, settings)
+            needed = weight_bytes(model, weights, settings, settings.dtype)
             check_gpu_memory(needed, settings)
             return [ok("room", f"the weights take {readable_size(needed)}: they fit")]
         plan = cpu_plan(model, weights, settings)
