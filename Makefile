@@ -55,7 +55,7 @@ tests: setup-test setup-ui
 test-clients: setup-test ## Try other people's clients, Python and Node, against a running server
 	.venv/bin/python -m tools.client_tests $(FLAGS)
 
-test-browser: setup-test setup-ui ## Try the chat page in Chromium; SCREENSHOTS=1 makes the pictures in docs/ anew
+test-browser: setup-test setup-ui ## Try the chat page in Chromium; SCREENSHOTS=1 renews the images in docs/
 	LLAVA_TEST_BROWSER=required .venv/bin/python -m pytest tests/browser $(FLAGS)
 
 soak: setup-test ## Twice the load that the server can take, mixed with bad and cut-off requests; FLAGS='--minutes 20'

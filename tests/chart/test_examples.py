@@ -50,8 +50,8 @@ def test_curl_of_the_notes_asks_about_a_picture(case: str) -> None:
 
 def test_notes_show_no_key_and_warn_of_an_open_door() -> None:
     assert "sk-llava-0123456789" not in told(CASES["keys-given"])
-    assert "whoever reaches the port" in told(CASES["no-keys"])
-    assert "whoever reaches the port" not in told({})
+    assert "everybody who can reach the port" in told(CASES["no-keys"])
+    assert "everybody who can reach the port" not in told({})
     assert "ReadWriteOnce" in told({"persistence": {"enabled": True}})
 
 

@@ -37,8 +37,11 @@ ONCE: Object = {"persistence": {"enabled": True, "accessModes": ["ReadWriteOnceP
         ({"model": HUB, "download": {"mode": "initContainer", "also": ["--local-dir=/x"]}}, "needs a hub id"),
         ({"model": HUB, "download": {"mode": "job"}, **ONCE}, "ReadWriteOncePod"),
         ({"metrics": {"port": 8000}}, "metrics.port 8000"),
-        ({"models": [{"name": "router", "model": "x"}]}, "the name router would be"),
-        ({"models": [{"name": "a", "model": "x"}, {"name": "a-metrics", "model": "y"}]}, "the name a-metrics would be"),
+        ({"models": [{"name": "router", "model": "x"}]}, "the name router belongs to"),
+        (
+            {"models": [{"name": "a", "model": "x"}, {"name": "a-metrics", "model": "y"}]},
+            "the name a-metrics belongs to",
+        ),
         ({"model": HUB, "download": {"mode": "job"}}, "set persistence.enabled"),
         ({"model": HUB, "download": {"mode": "job"}, "hub": {"offline": True}, **CLAIM}, "hub.offline"),
         ({"inferencePool": {"enabled": True}}, "inferencePool.endpointPicker"),

@@ -1,4 +1,4 @@
-"""The pod of `helm test`: asks every model behind every address about a picture. Ends with an error where one fails."""
+"""The pod of `helm test`: asks every model at every address about an image. Ends with an error if one of them fails."""
 
 import json
 import os
@@ -39,8 +39,8 @@ def main() -> None:
         if not models:
             sys.exit(f"{base} lists no models.")
         for model in models:
-            picture = {"type": "image_url", "image_url": {"url": os.environ["PICTURE"]}}
-            content = [{"type": "text", "text": "What is in this image?"}, picture]
+            image = {"type": "image_url", "image_url": {"url": os.environ["IMAGE"]}}
+            content = [{"type": "text", "text": "What is in this image?"}, image]
             question = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 32}
             answer = call(f"{base}/chat/completions", key, question)["choices"][0]["message"]["content"]
             print(f"{base} {model}: {answer}", flush=True)

@@ -1,4 +1,4 @@
-"""Loaded by the LiteLLM proxy: API keys are those of the servers behind it, and each server sees its caller's own.
+"""Loaded by the LiteLLM proxy: the API keys are the servers' own, and each server gets the caller's key.
 
 So a server's turns, limits and metrics go by the caller, not by the router. The keys are the files of a mounted secret,
 as llava-api reads them: a file's name is the key's, its content the key or sha256: and the key's hash. Without the
@@ -29,7 +29,7 @@ def known_digests(folder: str) -> dict[str, str]:
         if not entry.name.startswith(".") and entry.is_file():
             text = entry.read_text(encoding="utf-8").strip()
             if len(text) < SHORTEST or not text.isascii():
-                # No key to the servers either; an empty one would let in whoever shows none.
+                # No key is sent to the servers either; an empty one would let everybody in.
                 continue
             hashed = text.removeprefix(HASHED) if text.startswith(HASHED) else hashlib.sha256(text.encode()).hexdigest()
             found[entry.name] = hashed

@@ -35,12 +35,12 @@
   readinessProbe:
     httpGet: {path: /health/ready, port: http}
     {{- toYaml $server.probes.readiness | nindent 4 }}
-  {{- /* Callers who take all connections of the API's port get 503 there; that is no reason to load the model anew. */}}
+  {{- /* If callers occupy all connections of the API's port, the port answers 503; the model must not be loaded again for that. */}}
   livenessProbe:
     httpGet: {path: /health/live, port: {{ ternary "metrics" "http" $server.metrics.enabled }}}
     {{- toYaml $server.probes.liveness | nindent 4 }}
   {{- end }}
-  {{- /* All pods of a group are told to end at once; the others' GPUs are needed until the leader has drained. */}}
+  {{- /* All pods of a group get SIGTERM at once; the other pods' GPUs are needed until the leader has drained. */}}
   {{- $sleep := add (int $server.preStopSeconds) (ternary (int $server.drainTimeoutSeconds) 0 (eq $component "worker")) | int }}
   {{- if gt $sleep 0 }}
   lifecycle:

@@ -60,7 +60,7 @@ llava-api/model: {{ (index . 1).key | quote }}
 llava-api/model: {{ (index . 1).key | quote }}
 {{- end }}
 
-{{/* (root, component): of pods. Without versions, so that another chart with the same pods does not start them anew. */}}
+{{/* (root, component): labels of pods. Without versions, so that a chart that changes nothing in the pods does not restart them. */}}
 {{- define "llava-api.podLabels" -}}
 {{ include "llava-api.selector" . }}
 {{- with (index . 0).Values.commonLabels }}

@@ -1,5 +1,5 @@
 {{/*
-The pods of a server: (root, server, component). Components: server (alone, or the leader of several nodes) and worker.
+The pods of a server: (root, server, component). Components: server (a single pod, or the leader of several nodes) and worker.
 */}}
 {{- define "llava-api.podTemplate" -}}
 {{- $root := index . 0 -}}
@@ -13,7 +13,7 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
   annotations:
-    {{- /* Settings are read at the start alone: a change of them starts the pods anew. Keys and limits are read again. */}}
+    {{- /* Settings are read only at the start, so a change restarts the pods. Keys and limits are read again while the server runs. */}}
     checksum/settings: {{ include "llava-api.settings" (list $root $server) | sha256sum }}
     kubectl.kubernetes.io/default-container: {{ $component }}
     {{- with $server.podAnnotations }}

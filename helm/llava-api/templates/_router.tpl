@@ -9,7 +9,7 @@
 {{- end }}
 {{- end }}
 {{- $seconds := int .Values.router.timeoutSeconds -}}
-{{- /* No retries and no pauses of a server: it says itself when it is busy, and the caller is told. */}}
+{{- /* No retries, and no pause for a server: it answers itself that it is busy, and the caller gets that answer. */}}
 {{- $config := dict
   "model_list" $models
   "litellm_settings" (dict "callbacks" "router_keys.callers_key" "request_timeout" $seconds "num_retries" 0 "telemetry" false)
