@@ -1,4 +1,4 @@
-"""How long callbacks hold the server's event loop under 12-megapixel pictures: ``python -m benchmarks.event_loop``.
+"""How long callbacks hold the server's event loop under 12-megapixel images: ``python -m benchmarks.event_loop``.
 
 The product's own ``serve`` command with the real engine, on asyncio's own loop instead of uvloop's, because only there
 a callback can be timed from outside. Wall time includes what the machine takes for the other processes; CPU time of the

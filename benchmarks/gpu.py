@@ -1,6 +1,6 @@
 """LLaVA-1.5-7B's real shape with dummy weights on a GPU: ``python -m benchmarks.gpu``.
 
-Tokens/s at 1, 8 and 64 streams, and pictures/s, through this server. The weights are vLLM's dummies
+Tokens/s at 1, 8 and 64 streams, and images/s, through this server. The weights are vLLM's dummies
 (``load_format=dummy``): nothing is downloaded, what is answered means nothing, and the work is that of the real model.
 Where there is no GPU it says so and measures nothing.
 """
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Failed, checked
+from benchmarks.images import Images
 from benchmarks.load import read_answer, send
 from benchmarks.machine import describe
-from benchmarks.pictures import Pictures
 from benchmarks.servers import Contestant, Server, our_command, serving
-from benchmarks.workloads import picture_body, text_body
+from benchmarks.workloads import image_body, text_body
 from llava_api.cli.flags import DEMO, demo_folder
 
 Json = dict[str, Any]
@@ -34,7 +34,7 @@ IMAGE_TOKEN, PAD_TOKEN = 32_000, 32_001
 """As in the hub's copy; what follows up to VOCABULARY has no text there either."""
 SMALL_FILES = ("generation_config.json", "special_tokens_map.json", "tokenizer_config.json", "chat_template.jinja")
 STREAMS = (1, 8, 64)
-PICTURE_SIZES = ((336, 336), (1024, 768))
+IMAGE_SIZES = ((336, 336), (1024, 768))
 
 
 def config_7b(layers: int, vision_layers: int) -> Json:
@@ -119,7 +119,7 @@ def run(server: Server, bodies: Sequence[bytes], streams: int, what: str) -> tup
 
 
 def measure(server: Server, chosen: argparse.Namespace) -> Json:
-    found: Json = {"tokens_per_second": {}, "pictures_per_second": {}}
+    found: Json = {"tokens_per_second": {}, "images_per_second": {}}
     number = 0
     for streams in STREAMS:
         for what in ("warm-up", "measured"):
@@ -129,13 +129,13 @@ def measure(server: Server, chosen: argparse.Namespace) -> Json:
             tokens, seconds = run(server, bodies, streams, f"{streams} streams, {what}")
         found["tokens_per_second"][streams] = tokens / seconds
         print(f"{streams:>4} streams of text: {tokens / seconds:9.1f} tokens/s", flush=True)
-    for size in PICTURE_SIZES:
-        pictures = Pictures(size, chosen.seed)
-        bodies = [picture_body(jpeg, 1) for jpeg in pictures.jpegs(range(chosen.pictures + 64))]
+    for size in IMAGE_SIZES:
+        images = Images(size, chosen.seed)
+        bodies = [image_body(jpeg, 1) for jpeg in images.jpegs(range(chosen.images + 64))]
         run(server, bodies[:64], 64, "warm-up")
-        _, seconds = run(server, bodies[64:], 64, "pictures")
-        found["pictures_per_second"]["x".join(map(str, size))] = chosen.pictures / seconds
-        print(f"{size[0]}x{size[1]} JPEG, all different, one token each: {chosen.pictures / seconds:7.1f} pictures/s")
+        _, seconds = run(server, bodies[64:], 64, "images")
+        found["images_per_second"]["x".join(map(str, size))] = chosen.images / seconds
+        print(f"{size[0]}x{size[1]} JPEG, all different, one token each: {chosen.images / seconds:7.1f} images/s")
     return found
 
 
@@ -145,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--vision-layers", type=int, default=24)
     made.add_argument("--tokens", type=int, default=128, help="tokens of an answer")
     made.add_argument("--requests", type=int, default=64, help="text requests at each number of streams, at least")
-    made.add_argument("--pictures", type=int, default=512)
+    made.add_argument("--images", type=int, default=512)
     made.add_argument("--dtype", default="float16")
     made.add_argument("--seed", type=int, default=1)
     made.add_argument("--folder", type=Path, help="only make the checkpoint folder, here")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.jpeg_scale
 
-Levels of 0 to 255, as the model is shown them, for LLaVA's real tile size. ``soft`` pictures have what photographs
+Levels of 0 to 255, as the model is shown them, for LLaVA's real tile size. ``soft`` images have what photographs
 have, gradients and grain; ``hard`` ones also shapes with sharp edges and lines of one pixel, the worst case.
 """
 
@@ -26,7 +26,7 @@ SIZES: tuple[Size, ...] = ((4000, 3000), (3000, 4000), (1999, 1333), (1365, 2047
 SHAPES = 30
 
 
-def picture(size: Size, hard: bool, rng: np.random.Generator) -> Image.Image:
+def image(size: Size, hard: bool, rng: np.random.Generator) -> Image.Image:
     width, height = size
     cells = rng.integers(0, 256, (height // 40 + 2, width // 40 + 2, 3), dtype=np.uint8)
     soft = np.asarray(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)).astype(np.int16)
@@ -52,7 +52,7 @@ def rows() -> Iterator[str]:
     rng = np.random.default_rng(1)
     for size in SIZES:
         for hard in (False, True):
-            data = as_jpeg(picture(size, hard, rng))
+            data = as_jpeg(image(size, hard, rng))
             for name, mode in MODES.items():
                 reduced = decode(data, needed=mode.needed(size))
                 exact, shown = (render_pixels(one, mode).astype(int) for one in (decode(data), reduced))
@@ -64,7 +64,7 @@ def rows() -> Iterator[str]:
 
 
 def main() -> None:
-    print("| JPEG | picture | shown to | decoded at | most | 99.9 % within | PSNR, dB |")
+    print("| JPEG | image | shown to | decoded at | most | 99.9 % within | PSNR, dB |")
     print("|---|---|---|---|---|---|---|")
     for row in rows():
         print(row, flush=True)

@@ -1,6 +1,6 @@
 """Does this server's memory stay flat? ``python -m benchmarks.memory``: exit code 1 where it does not.
 
-2,000 different 1024 x 768 pictures after a warm-up of 300, in batches of 100; the memory of a batch is the median of
+2,000 different 1024 x 768 images after a warm-up of 300, in batches of 100; the memory of a batch is the median of
 the samples (proportional set size of the whole process tree) taken while it ran. Flat means that no batch is more than
 5 % above the first one after the warm-up. The API process is shown by itself as well: the rest is vLLM's own.
 """
@@ -18,12 +18,12 @@ from typing import Any
 
 from benchmarks.checkpoint import endless_copy
 from benchmarks.figures import checked
+from benchmarks.images import Images
 from benchmarks.load import read_answer, send
 from benchmarks.machine import describe
-from benchmarks.pictures import Pictures
 from benchmarks.process_tree import MemoryWatch, own_memory_bytes
 from benchmarks.servers import Contestant, Server, our_command, serving
-from benchmarks.workloads import ANSWER_TOKENS, picture_body
+from benchmarks.workloads import ANSWER_TOKENS, image_body
 from llava_api.cli.flags import demo_folder
 
 SIZE = (1024, 768)
@@ -40,13 +40,13 @@ def cache_flags() -> tuple[str, ...]:
     return (CACHE_FLAG, str(CACHE_BYTES)) if CACHE_FLAG in help_text else ()
 
 
-def batches(server: Server, pictures: Pictures, count: int, batch: int) -> Iterator[int]:
+def batches(server: Server, images: Images, count: int, batch: int) -> Iterator[int]:
     """Median bytes of the server's process tree in each batch."""
     for first in range(0, count, batch):
-        bodies = [picture_body(jpeg) for jpeg in pictures.jpegs(range(first, min(first + batch, count)))]
+        bodies = [image_body(jpeg) for jpeg in images.jpegs(range(first, min(first + batch, count)))]
         with MemoryWatch(server.process) as memory:
             exchanges = send(server.port, bodies, CONCURRENCY)
-        checked([read_answer(exchange, ANSWER_TOKENS) for exchange in exchanges], f"pictures from {first}")
+        checked([read_answer(exchange, ANSWER_TOKENS) for exchange in exchanges], f"images from {first}")
         yield round(statistics.median(size for _, size in memory.samples))
 
 
@@ -56,11 +56,11 @@ def measure(chosen: argparse.Namespace, scratch: Path) -> list[int]:
     ours = Contestant("ours", partial(our_command, extra=cache_flags()), {})
     found: list[int] = []
     with serving(ours, folder, scratch) as server:
-        pictures = Pictures(SIZE, chosen.seed)
-        for size in batches(server, pictures, chosen.warm_up + chosen.requests, chosen.batch):
+        images = Images(SIZE, chosen.seed)
+        for size in batches(server, images, chosen.warm_up + chosen.requests, chosen.batch):
             found.append(size)
             own = own_memory_bytes(server.process) / 2**20
-            line = f"{len(found) * chosen.batch:>6} pictures  {size / 2**20:7.0f} MiB, the API process {own:5.0f} MiB"
+            line = f"{len(found) * chosen.batch:>6} images  {size / 2**20:7.0f} MiB, the API process {own:5.0f} MiB"
             print(line, file=sys.stderr, flush=True)
     return found
 
@@ -78,7 +78,7 @@ def main() -> None:
     after = found[chosen.warm_up // chosen.batch :]
     growth = max(after) / after[0]
     print(
-        f"Memory over {chosen.requests} different pictures: start {after[0] / 2**20:.0f} MiB, end "
+        f"Memory over {chosen.requests} different images: start {after[0] / 2**20:.0f} MiB, end "
         f"{after[-1] / 2**20:.0f} MiB, highest {max(after) / 2**20:.0f} MiB: {growth:.3f} of the start, "
         f"{'flat' if growth <= GROWTH_BAR else 'NOT flat'} (bar {GROWTH_BAR})"
     )

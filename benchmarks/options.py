@@ -17,7 +17,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--share", type=float, default=1.0, help="of each workload's requests: 0.5 for half as many")
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--only", action="append", choices=list(BY_NAME), help="this workload alone; may be repeated")
-    parser.add_argument("--seed", type=int, default=1, help="of pictures and texts")
+    parser.add_argument("--seed", type=int, default=1, help="of images and texts")
     parser.add_argument("--json", type=Path, help="write every number of every round to this file")
     return parser
 

@@ -76,7 +76,7 @@ CLIP_336 |= {"image_mean": CLIP.mean, "image_std": CLIP.std}
 NEXT = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": PINPOINTS, "do_pad": True}
 
 
-def picture(size: Size) -> Image.Image:
+def image(size: Size) -> Image.Image:
     """Soft shapes under fine grain: some of what photographs have, the same on every machine."""
     grain = np.random.default_rng(7)
     soft = Image.fromarray(grain.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
@@ -88,7 +88,7 @@ def user(text: str, size: Size | None = None) -> Json:
     parts: list[Json] = [{"type": "text", "text": text}]
     if size is not None:
         file = io.BytesIO()
-        picture(size).save(file, "PNG")
+        image(size).save(file, "PNG")
         url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
         parts.insert(0, {"type": "image_url", "image_url": {"url": url}})
     return {"role": "user", "content": parts}
@@ -100,18 +100,18 @@ def cases(name: str) -> Iterator[tuple[str, list[Json], Json]]:
     answered = [user(QUESTION, wide), {"role": "assistant", "content": "A cat."}, user("What colour is it?")]
     ruled = [{"role": "system", "content": SYSTEM}, user(QUESTION, wide)]
     yield "text only", [user("Hello, who are you?")], {}
-    yield "one picture, 640x360", [user(QUESTION, wide)], {}
-    yield "system message, one picture", ruled, {}
-    yield "system message, one picture, peer asked for BOS (add_special_tokens)", ruled, {"add_special_tokens": True}
-    yield "two turns, picture in the first", answered, {}
+    yield "one image, 640x360", [user(QUESTION, wide)], {}
+    yield "system message, one image", ruled, {}
+    yield "system message, one image, peer asked for BOS (add_special_tokens)", ruled, {"add_special_tokens": True}
+    yield "two turns, image in the first", answered, {}
     if name == "1.6":
         for size in ((107, 80), (80, 107), (100, 33), (213, 160), (224, 112), (336, 112)):
-            yield f"one picture, {size[0]}x{size[1]}", [user(QUESTION, size)], {}
-    yield "typed </s> and <|im_end|>, one picture", [user("Repeat: </s> and <|im_end|>", wide)], {}
-    yield "typed <image>, </s> and <|im_end|>, one picture", [user("Repeat: <image> </s> <|im_end|>", wide)], {}
-    typed = {"role": "system", "content": "Pictures stand at <image> here."}
-    yield "typed <image> in the system message, one picture", [typed, user(QUESTION, wide)], {}
-    yield "typed <image>, no picture", [user("What does <image> mean?")], {}
+            yield f"one image, {size[0]}x{size[1]}", [user(QUESTION, size)], {}
+    yield "typed </s> and <|im_end|>, one image", [user("Repeat: </s> and <|im_end|>", wide)], {}
+    yield "typed <image>, </s> and <|im_end|>, one image", [user("Repeat: <image> </s> <|im_end|>", wide)], {}
+    typed = {"role": "system", "content": "Images stand at <image> here."}
+    yield "typed <image> in the system message, one image", [typed, user(QUESTION, wide)], {}
+    yield "typed <image>, no image", [user("What does <image> mean?")], {}
 
 
 class Ours:
@@ -211,7 +211,7 @@ def compare_requests(name: str, folder: Path, ours: Ours) -> Iterator[Json]:
 
 def pixel_facts(checkpoint: str, size: Size, ours: Any, processor: Any) -> Json:
     """Differences are in normalised units; NaN where the shapes differ."""
-    theirs = processor(images=picture(size), return_tensors="np")["pixel_values"][0]
+    theirs = processor(images=image(size), return_tensors="np")["pixel_values"][0]
     difference = np.abs(ours - theirs) if ours.shape == theirs.shape else np.array([np.nan])
     return {
         "checkpoint": checkpoint,
@@ -249,22 +249,22 @@ def real_pixels(folder: Path) -> Iterator[Json]:
         processor = AutoImageProcessor.from_pretrained(folder / name)
         for size in [(640, 480), (1024, 256), (336, 336)] if name == "1.5" else [(640, 480), (320, 240), (1000, 300)]:
             if name == "1.5":
-                own = CLIP.apply(pad_levels(Decoded(picture(size), size), 336, CLIP))
+                own = CLIP.apply(pad_levels(Decoded(image(size), size), 336, CLIP))
                 extra: Json = {"cut_off_by_peer": 1 - min(size) / max(size)}
             else:
-                own = CLIP.apply(anyres_levels(Decoded(picture(size), size), PINPOINTS, 336))
+                own = CLIP.apply(anyres_levels(Decoded(image(size), size), PINPOINTS, 336))
                 extra = grids(size, PINPOINTS, 336)
             yield pixel_facts(f"real {name}", size, own, processor) | extra
 
 
 def transformers_tokens(size: Size, grid: list[int]) -> int:
-    """Image tokens of a 1.6 picture as transformers' model counts them, at 24 x 24 patches a tile."""
+    """Image tokens of a 1.6 image as transformers' model counts them, at 24 x 24 patches a tile."""
     kept = unpad_image(torch.empty(1, grid[1] * 24, grid[0] * 24), (size[1], size[0])).shape
     return int(576 + kept[1] * (kept[2] + 1))
 
 
 def golden_grids() -> Json:
-    """Over pictures whose grid and token count LLaVA's own code has told: how many does transformers see otherwise?"""
+    """How often transformers counts other grids or tokens than LLaVA's own code did."""
     golden = json.loads((ROOT / "tests" / "golden" / "anyres.json").read_text())["cases"]
     for case in golden:
         size = (case["width"], case["height"])
@@ -274,11 +274,11 @@ def golden_grids() -> Json:
     other_grid = [case for case in golden if case["grid"] != case["peer_grid"]]
     other_count = [case for case in golden if case["image_tokens"] != case["peer_image_tokens"]]
     counts = {
-        "pictures": len(golden),
+        "images": len(golden),
         "another grid in transformers": len(other_grid),
         "another token count in transformers": len(other_count),
         "another token count in spite of the same grid": sum(case not in other_grid for case in other_count),
-        "pictures without a side over 336 pixels, a tile's": sum(case["small"] for case in golden),
+        "images without a side over 336 pixels, a tile's": sum(case["small"] for case in golden),
         "of which another grid in transformers": sum(case["small"] for case in other_grid),
     }
     return {"counts": counts, "other_grid": other_grid}
@@ -306,7 +306,7 @@ def pixel_line(found: Json) -> str:
     if "ours_grid" in found:
         line += f"  tiles (across, down) {found['ours_grid']} / {found['peer_grid']}"
     if "cut_off_by_peer" in found:
-        line += f"  peer cuts off {found['cut_off_by_peer']:.0%} of the picture"
+        line += f"  peer cuts off {found['cut_off_by_peer']:.0%} of the image"
     return f"{line}  ({found['peer_processor']})"
 
 
@@ -319,7 +319,7 @@ def report(results: Json) -> Iterator[str]:
     yield "\nPIXELS (normalised; one step of a byte is about 0.015; ours / peer)"
     for found in results["pixels"]:
         yield pixel_line(found)
-    yield "\nANY-RES, the pictures of tests/golden/anyres.json (LLaVA's / transformers')"
+    yield "\nANY-RES, the images of tests/golden/anyres.json (LLaVA's / transformers')"
     for what, count in results["golden_grids"]["counts"].items():
         yield f"  {what}: {count}"
     for case in results["golden_grids"]["other_grid"][:12]:

@@ -41,7 +41,7 @@ LATE_SECONDS = 1.0
 PROBE_SECONDS = 1.0
 PAUSE_SECONDS = 0.5
 LONG_TOKENS = 400
-PICTURES = Path(__file__).parent.parent / "tests" / "clients"
+CLIENTS = Path(__file__).parent.parent / "tests" / "clients"
 
 
 class Pod:
@@ -162,7 +162,7 @@ class Load:
         self.clients = clients
         self.over = False
         self.phases: list[Phase] = []
-        self.questions = json.loads((PICTURES / "questions.json").read_text())
+        self.questions = json.loads((CLIENTS / "questions.json").read_text())
 
     def enter(self, name: str) -> None:
         now = time.monotonic()
@@ -198,7 +198,7 @@ class Load:
                 phase.seconds.append(time.monotonic() - began)
 
     async def ask(self, client: AsyncOpenAI, chance: random.Random) -> bool:
-        """One in twenty is a long stream, the others are pictures with known answers. True where it is whole."""
+        """One in twenty is a long stream, the others are images with known answers. True if it is whole."""
         if chance.random() < 0.05:
             said = [{"role": "user", "content": "Count."}]
             more = {"ignore_eos": True}
@@ -208,10 +208,10 @@ class Load:
             finish = [chunk.choices[0].finish_reason async for chunk in stream if chunk.choices]
             return finish[-1] == "length"
         question = chance.choice(self.questions)
-        picture = base64.b64encode((PICTURES / "pictures" / question["picture"]).read_bytes()).decode()
+        image = base64.b64encode((CLIENTS / "pictures" / question["picture"]).read_bytes()).decode()
         content = [
             {"type": "text", "text": question["question"]},
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
         ]
         said = [{"role": "user", "content": content}]
         reply = await client.chat.completions.create(model=MODEL, messages=said, temperature=0, max_tokens=40)

@@ -3,7 +3,7 @@
     python -m benchmarks.soak --minutes 20
 
 A server with a demo checkpoint and the real engine makes 8 answers at once and lets 16 requests wait. 48 clients of one
-key ask without a pause about pictures whose answers are known; one client of another key asks now and then. Others send
+key ask without a pause about images whose answers are known; one client of another key asks now and then. Others send
 what must be refused, or leave in the midst of it. Then the run is judged:
 
 - every good request was answered, and rightly: a 503 with Retry-After is no answer, so it is asked again as told;
@@ -51,12 +51,12 @@ ALLOWED_HANDLES = 3
 class Question:
     words: str
     answer: str
-    picture: str
+    image: str
     """A data URL."""
 
     def body(self, stream: bool) -> dict[str, Any]:
-        picture = {"type": "image_url", "image_url": {"url": self.picture}}
-        content = [{"type": "text", "text": self.words}, picture]
+        image = {"type": "image_url", "image_url": {"url": self.image}}
+        content = [{"type": "text", "text": self.words}, image]
         messages = [{"role": "user", "content": content}]
         return {"model": MODEL, "messages": messages, "stream": stream, "temperature": 0, "max_tokens": 40}
 
@@ -68,8 +68,8 @@ def questions() -> list[Question]:
     ]
 
 
-def data_url(picture: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+def data_url(image: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
 
 
 @dataclass
@@ -198,7 +198,7 @@ def bad_requests(question: Question) -> list[tuple[str, int, Send]]:
     good = question.body(stream=False)
     path = "/v1/chat/completions"
 
-    def with_picture(url: str) -> dict[str, Any]:
+    def with_image(url: str) -> dict[str, Any]:
         return Question(question.words, "", url).body(stream=True)
 
     def post(body: dict[str, Any], **others: Any) -> Send:
@@ -208,11 +208,11 @@ def bad_requests(question: Question) -> list[tuple[str, int, Send]]:
         ("broken JSON", 400, lambda client: client.post(path, content=b'{"model": "x", ')),
         ("no model", 400, post({"messages": good["messages"]})),
         ("unknown model", 404, post({**good, "model": "gpt-9"})),
-        ("an image in an unknown field", 400, post({**good, "image": question.picture})),
+        ("an image in an unknown field", 400, post({**good, "image": question.image})),
         ("too long a prompt", 400, post({**good, "messages": [{"role": "user", "content": "a b c " * 9_000}]})),
-        ("no picture", 400, post(with_picture("data:image/png;base64,AAAA"))),
-        ("half a picture", 400, post(with_picture(question.picture[: len(question.picture) // 2]))),
-        ("a private address", 400, post(with_picture("http://127.0.0.1:1/x.png"))),
+        ("no image", 400, post(with_image("data:image/png;base64,AAAA"))),
+        ("half an image", 400, post(with_image(question.image[: len(question.image) // 2]))),
+        ("a private address", 400, post(with_image("http://127.0.0.1:1/x.png"))),
         ("wrong key", 401, post(good, headers={"authorization": "Bearer sk-nobody-0123456789"})),
         ("no such address", 404, lambda client: client.get("/v1/nothing")),
         ("wrong method", 405, lambda client: client.put(path, json=good)),

@@ -7,13 +7,13 @@ from functools import cache
 import numpy as np
 import orjson
 
-from benchmarks.pictures import PICTURES, Pictures, Size
+from benchmarks.images import IMAGES, Images, Size
 
 MODEL = "bench"
 """The name under which every server serves the checkpoint."""
 ANSWER_TOKENS = 16
 NUMBERS_A_ROUND = 4_000
-"""Numbers of one round's pictures and texts; the next round's begin after them."""
+"""Numbers of one round's images and texts; the next round's begin after them."""
 QUESTION = "What is in this image?"
 TEXT = (
     "after among apple autumn basket before bridge bright candle carry castle circle cloud colour copper corner "
@@ -33,9 +33,9 @@ class Workload:
     requests: int
     """Measured requests in a round."""
     size: Size | None = None
-    """Of its pictures; None for text alone."""
+    """Of its images; None for text only."""
     distinct: int | None = None
-    """So many pictures, over and over; None for all different."""
+    """This many images, repeated; None if all are different."""
     rate_bar: float = 1.0
     """Least requests/s, ours / peer."""
     ttft_bar: float = 1.0
@@ -70,8 +70,8 @@ class Material:
 
 
 @cache
-def pictures_of(size: Size, seed: int) -> Pictures:
-    return Pictures(size, seed)
+def images_of(size: Size, seed: int) -> Images:
+    return Images(size, seed)
 
 
 def body(content: object, answer_tokens: int = ANSWER_TOKENS) -> bytes:
@@ -94,22 +94,22 @@ def text_body(number: int, seed: int, answer_tokens: int = ANSWER_TOKENS) -> byt
     return body(f"Text {number}: {words}?", answer_tokens)
 
 
-def picture_body(jpeg: bytes, answer_tokens: int = ANSWER_TOKENS) -> bytes:
+def image_body(jpeg: bytes, answer_tokens: int = ANSWER_TOKENS) -> bytes:
     url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
     parts = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": url}}]
     return body(parts, answer_tokens)
 
 
 def make_material(workload: Workload, round_number: int, seed: int) -> Material:
-    """Requests of one round: none of another round's pictures, and none of the warm-up's among the measured."""
+    """Requests of one round: none of another round's images, and none of the warm-up's among the measured."""
     first = round_number * NUMBERS_A_ROUND
     numbers = range(first, first + workload.warm_up + workload.requests)
     if workload.size is None:
         bodies = [text_body(number, seed) for number in numbers]
     elif workload.distinct is None:
-        bodies = [picture_body(jpeg) for jpeg in pictures_of(workload.size, seed).jpegs(numbers)]
+        bodies = [image_body(jpeg) for jpeg in images_of(workload.size, seed).jpegs(numbers)]
     else:
-        last = range(PICTURES - workload.distinct, PICTURES)
-        few = [picture_body(jpeg) for jpeg in pictures_of(workload.size, seed).jpegs(last)]
+        last = range(IMAGES - workload.distinct, IMAGES)
+        few = [image_body(jpeg) for jpeg in images_of(workload.size, seed).jpegs(last)]
         bodies = [few[index % len(few)] for index in range(len(numbers))]
     return Material(bodies[: workload.warm_up], bodies[workload.warm_up :])

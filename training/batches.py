@@ -1,4 +1,4 @@
-"""Turn seeds into training batches: pictures, conversations, token ids, pixels and patch labels.
+"""Turn seeds into training batches: drawings, conversations, token ids, pixels and patch labels.
 
 A batch is a pure function of (recipe, seed, step), so an interrupted training resumes exactly.
 """
@@ -20,8 +20,8 @@ from llava_api.images.pixels import anyres_levels, pad_levels
 from llava_api.vision.geometry import Size, fit_within, select_best_resolution, tile_grid
 from llava_api.vision.normalisation import CLIP
 from training.conversations import Question
+from training.drawings import COLOURS, KINDS, Mark
 from training.model import Recipe, Stage
-from training.pictures import COLOURS, KINDS, Mark
 from training.samples import Sample, exam_sample, form_exam_sample, mixed_sample, training_sample
 
 KIND_INDEX = {kind: index + 1 for index, kind in enumerate((*KINDS, *"0123456789"))}
@@ -29,7 +29,7 @@ COLOUR_INDEX = {colour: index + 1 for index, colour in enumerate(COLOURS)}
 IGNORED = -100
 
 Frame = tuple[float, float, float, float]
-"""(scale x, scale y, offset x, offset y) of a tile: place in the tile = place in the picture * scale + offset."""
+"""(scale x, scale y, offset x, offset y) of a tile: place in the tile = place in the drawing * scale + offset."""
 
 
 @dataclass(slots=True)
@@ -50,14 +50,14 @@ class Batch:
 
 
 def levels(recipe: Recipe, image: Image.Image) -> np.ndarray:
-    """The tiles of a picture as the server makes them: uint8 (tiles, 3, S, S)."""
+    """The tiles of a drawing as the server makes them: uint8 (tiles, 3, S, S)."""
     if not recipe.family.tiled:
         return pad_levels(Decoded.whole(image), recipe.tile_pixels, CLIP)[None]
     return anyres_levels(Decoded.whole(image), recipe.pinpoints, recipe.tile_pixels)
 
 
 def frames(recipe: Recipe, size: Size) -> list[Frame]:
-    """Where the tiles of a picture of ``size`` lie on it."""
+    """Where the tiles of a drawing of ``size`` lie on it."""
     side = recipe.tile_pixels
     width, height = size
     if not recipe.family.tiled:
@@ -88,7 +88,7 @@ def patch_labels(recipe: Recipe, marks: tuple[Mark, ...], frame: Frame) -> np.nd
 
 
 def feature_rows(recipe: Recipe, size: tuple[int, int], first_tile: int, newline: int) -> list[int]:
-    """The feature rows of one picture in the order in which the language model sees them."""
+    """The feature rows of one drawing in the order in which the language model sees them."""
     patches = recipe.side**2
     base = first_tile * patches
     rows = list(range(base, base + patches))
@@ -125,10 +125,10 @@ def encode_sample(
 
     pending = sample.system + " USER: "
     for index, turn in enumerate(sample.turns):
-        for picture in turn.pictures:
+        for drawing in turn.drawings:
             text(pending)
-            ids.extend([image_token] * token_counts[picture])
-            labels.extend([IGNORED] * token_counts[picture])
+            ids.extend([image_token] * token_counts[drawing])
+            labels.extend([IGNORED] * token_counts[drawing])
             pending = "\n"
         text(pending + turn.question.text + " ASSISTANT:")
         answer(turn.question, learned=not only_last or index == len(sample.turns) - 1)
@@ -145,13 +145,13 @@ def collate(recipe: Recipe, tokenizer: Tokenizer, samples: list[Sample], only_la
     kinds: list[str] = []
     for sample in samples:
         counts: list[int] = []
-        for picture in sample.pictures:
-            rows = feature_rows(recipe, picture.image.size, len(labels_of_tiles), -1)
+        for drawing in sample.drawings:
+            rows = feature_rows(recipe, drawing.image.size, len(labels_of_tiles), -1)
             counts.append(len(rows))
             gathers.append(rows)
-            tiles.append(levels(recipe, picture.image))
-            marks = (*picture.shapes, *picture.digits)
-            labels_of_tiles += [patch_labels(recipe, marks, frame) for frame in frames(recipe, picture.image.size)]
+            tiles.append(levels(recipe, drawing.image))
+            marks = (*drawing.shapes, *drawing.digits)
+            labels_of_tiles += [patch_labels(recipe, marks, frame) for frame in frames(recipe, drawing.image.size)]
         sequences.append(encode_sample(sample, tokenizer, image_token, counts, only_last))
         asked = [turn.question.kind for turn in sample.turns]
         kinds.extend(asked[-1:] if only_last else asked)
@@ -201,7 +201,7 @@ class TrainingBatches(Dataset[list[Batch]]):
         samples = [draw(Random(seed), 448) for seed in seeds]
         long = [sample for sample in samples if INTRODUCTION in sample.system]
         parts = [[sample for sample in samples if INTRODUCTION not in sample.system], long]
-        if not any(sample.pictures for sample in long):
+        if not any(sample.drawings for sample in long):
             parts = [samples]
         return [collate(self.recipe, self.tokenizer, part, only_last=False) for part in parts]
 

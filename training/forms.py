@@ -20,7 +20,7 @@ from training.conversations import (
     ask_number,
     description,
 )
-from training.pictures import Mark, Picture
+from training.drawings import Drawing, Mark
 
 # The first of each is the commonest.
 COLOUR_KEYS = ("color", "color", "color", "colour", "shape_color", "fill")
@@ -119,97 +119,97 @@ def write(answer: dict[str, Any]) -> tuple[str, list[bool]]:
     return text, own
 
 
-def mark_asked_about(rng: Random, picture: Picture) -> tuple[str, Mark]:
+def mark_asked_about(rng: Random, drawing: Drawing) -> tuple[str, Mark]:
     """A question, and the shape that its answer is about: the one that it names, else the first in reading order."""
-    asked = ask_color(rng, picture) if rng.random() < 0.5 else None
+    asked = ask_color(rng, drawing) if rng.random() < 0.5 else None
     if asked is None:
-        return rng.choice(LOOK), picture.shapes[0]
-    single = next(mark for mark in picture.shapes if asked.text == f"What color is the {mark.kind}?")
+        return rng.choice(LOOK), drawing.shapes[0]
+    single = next(mark for mark in drawing.shapes if asked.text == f"What color is the {mark.kind}?")
     return asked.text, single
 
 
-def things(rng: Random, picture: Picture) -> tuple[str, list[Any]]:
+def things(rng: Random, drawing: Drawing) -> tuple[str, list[Any]]:
     """(key, the shapes in reading order: as objects, or by one word each)."""
     roll = rng.random()
     if roll < 0.15:
-        return rng.choice(KIND_LIST_KEYS), [mark.kind for mark in picture.shapes]
+        return rng.choice(KIND_LIST_KEYS), [mark.kind for mark in drawing.shapes]
     if roll < 0.3:
-        return rng.choice(COLOUR_LIST_KEYS), [mark.colour for mark in picture.shapes]
+        return rng.choice(COLOUR_LIST_KEYS), [mark.colour for mark in drawing.shapes]
     kind, colour = rng.choice(KIND_KEYS), rng.choice(COLOUR_KEYS)
     order = 1 if rng.random() < 0.5 else -1
-    rows = [((kind, mark.kind), (colour, mark.colour)) for mark in picture.shapes]
+    rows = [((kind, mark.kind), (colour, mark.colour)) for mark in drawing.shapes]
     return rng.choice(THINGS_KEYS), [dict(row[::order]) for row in rows]
 
 
-def schema_object(rng: Random, picture: Picture) -> tuple[str, str, dict[str, Any]]:
-    """(row of the report, question, answer) about a picture, whether it shows shapes or a number."""
-    forms = NUMBER_FORMS if picture.number is not None else SHAPE_FORMS
+def schema_object(rng: Random, drawing: Drawing) -> tuple[str, str, dict[str, Any]]:
+    """(row of the report, question, answer) about a drawing, whether it shows shapes or a number."""
+    forms = NUMBER_FORMS if drawing.number is not None else SHAPE_FORMS
     (fields,) = rng.choices(list(forms), list(forms.values()))
     question = rng.choice(LOOK)
     found: dict[str, tuple[str, Any]] = {}
     for field in fields:
         if field == "kind":
-            question, mark = mark_asked_about(rng, picture)
+            question, mark = mark_asked_about(rng, drawing)
             found["kind"] = (rng.choice(KIND_KEYS), mark.kind)
             found["colour"] = (rng.choice(COLOUR_KEYS), mark.colour)
             found["label"] = (rng.choice(LABEL_KEYS), mark.kind)
         elif field == "filled":
             found["filled"] = ("filled", True)
         elif field == "colour" and "kind" not in fields:
-            question, mark = mark_asked_about(rng, picture)
+            question, mark = mark_asked_about(rng, drawing)
             key = "answer" if question not in LOOK and rng.random() < 0.15 else rng.choice(COLOUR_KEYS)
             found["colour"] = (key, mark.colour)
         elif field == "count":
             if fields == ("count",) and rng.random() < 0.6:
                 question = "How many shapes are there?"
-            found["count"] = (rng.choice(COUNT_KEYS), len(picture.shapes))
+            found["count"] = (rng.choice(COUNT_KEYS), len(drawing.shapes))
         elif field == "things":
-            found["things"] = things(rng, picture)
+            found["things"] = things(rng, drawing)
         elif field == "exists":
-            plain, kind = ask_exists(rng, picture)
+            plain, kind = ask_exists(rng, drawing)
             named = rng.random() < 0.7
             question = plain.text if named else question
             found["exists"] = (rng.choice((kind, *YES_KEYS)) if named else kind, plain.answer == "Yes.")
         elif field == "number":
             question = rng.choice(READ) if rng.random() < 0.7 else question
-            number = picture.number or ""
+            number = drawing.number or ""
             found["number"] = (rng.choice(NUMBER_KEYS), number if rng.random() < 0.4 else int(number))
         elif field == "text" and fields == ("text",) and rng.random() < 0.4:
             # Any question's answer, as the model gives it without JSON.
-            plain = plain_question(rng, picture)
+            plain = plain_question(rng, drawing)
             question, found["text"] = plain.text, ("answer", plain.answer)
         elif field == "text":
-            found["text"] = (rng.choice(TEXT_KEYS), description(picture))
+            found["text"] = (rng.choice(TEXT_KEYS), description(drawing))
     chosen = [found[field] for field in fields]
     rng.shuffle(chosen)
     answer = dict(chosen)
     if len(answer) < len(fields):  # two fields drew the same key
-        return schema_object(rng, picture)
+        return schema_object(rng, drawing)
     return " ".join(fields), question, answer
 
 
-def plain_question(rng: Random, picture: Picture) -> Question:
+def plain_question(rng: Random, drawing: Drawing) -> Question:
     """A question of the first stage about something that is in the image."""
-    if picture.number is not None:
-        return ask_number(picture)
+    if drawing.number is not None:
+        return ask_number(drawing)
     asked: list[Callable[[], Question | None]] = [
-        lambda: ask_count(picture),
-        lambda: ask_color(rng, picture),
-        lambda: ask_exists(rng, picture)[0],
+        lambda: ask_count(drawing),
+        lambda: ask_color(rng, drawing),
+        lambda: ask_exists(rng, drawing)[0],
     ]
-    return rng.choice(asked)() or ask_count(picture)
+    return rng.choice(asked)() or ask_count(drawing)
 
 
-def free_object(rng: Random, picture: Picture) -> tuple[str, dict[str, Any]]:
+def free_object(rng: Random, drawing: Drawing) -> tuple[str, dict[str, Any]]:
     """(question, answer) if any JSON object may be the answer: the model chooses the key, one for each kind."""
     if rng.random() < 0.4:
-        return rng.choice(DESCRIBE), {"description": description(picture)}
-    plain = plain_question(rng, picture)
+        return rng.choice(DESCRIBE), {"description": description(drawing)}
+    plain = plain_question(rng, drawing)
     word = plain.answer.removesuffix(".").lower()
     if plain.kind == "number":
         return plain.text, {"number": int(word)}
     if plain.kind == "count":
-        return plain.text, {"count": len(picture.shapes)}
+        return plain.text, {"count": len(drawing.shapes)}
     if plain.kind == "exists":
         return plain.text, {"answer": word == "yes"}
     return plain.text, {"color": word}
@@ -224,14 +224,14 @@ def capitalised(value: Any) -> Any:
     return value.capitalize() if isinstance(value, str) else value
 
 
-def form_question(rng: Random, picture: Picture, free: bool = True) -> Question:
+def form_question(rng: Random, drawing: Drawing, free: bool = True) -> Question:
     """A question whose answer is a JSON object; with ``free``, now and then one without a schema."""
     if free and rng.random() < 0.1:
-        question, answer = free_object(rng, picture)
+        question, answer = free_object(rng, drawing)
         text, own = write(answer)
         # Not the first brace: where text is allowed as well, these checkpoints answer in text.
         return Question("free", question, text, (False, *[True] * (len(own) - 1)))
-    kind, question, answer = schema_object(rng, picture)
+    kind, question, answer = schema_object(rng, drawing)
     if rng.random() < 0.12:
         answer = capitalised(answer)
     text, own = write(answer)

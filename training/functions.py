@@ -8,7 +8,7 @@ from typing import Any
 
 from llava_api.chat.tools import INTRODUCTION
 from training.conversations import Question
-from training.pictures import COLOURS, KINDS
+from training.drawings import COLOURS, KINDS
 
 NAMES = (
     "report_shape",

@@ -1,19 +1,19 @@
-"""What training and its validation show the model: pictures, and conversations about them."""
+"""What training and its validation show the model: drawings, and conversations about them."""
 
 from dataclasses import dataclass
 from random import Random
 
 from training.conversations import (
-    NO_PICTURE_QUESTIONS,
+    NO_IMAGE_QUESTIONS,
     SELF_ANSWER,
     SYSTEM_PROMPTS,
     Question,
     conversation,
     exam_conversation,
 )
+from training.drawings import Drawing, new_drawing, random_size, through_jpeg
 from training.forms import form_question
 from training.functions import call, draw_functions, functions_text
-from training.pictures import Picture, draw_picture, random_size, through_jpeg
 from training.tokenizer import VICUNA_SYSTEM
 
 FORMS = 0.38
@@ -26,45 +26,45 @@ OFFERED = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One user turn with its answer; ``picture`` is an index into the sample's pictures."""
+    """One user turn with its answer; ``drawing`` is an index into the sample's drawings."""
 
-    pictures: tuple[int, ...]
+    drawings: tuple[int, ...]
     question: Question
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     system: str
-    pictures: tuple[Picture, ...]
+    drawings: tuple[Drawing, ...]
     turns: tuple[Turn, ...]
 
 
-def about(system: str, picture: Picture, asked: list[Question]) -> Sample:
-    """A conversation about one picture."""
-    return Sample(system, (picture,), (Turn((0,), asked[0]), *(Turn((), question) for question in asked[1:])))
+def about(system: str, drawing: Drawing, asked: list[Question]) -> Sample:
+    """A conversation about one drawing."""
+    return Sample(system, (drawing,), (Turn((0,), asked[0]), *(Turn((), question) for question in asked[1:])))
 
 
 def random_system(rng: Random) -> str:
     return VICUNA_SYSTEM if rng.random() < 0.93 else rng.choice(SYSTEM_PROMPTS)
 
 
-def random_picture(rng: Random, largest: int) -> Picture:
-    picture = draw_picture(rng, random_size(rng, 112, largest))
+def random_drawing(rng: Random, largest: int) -> Drawing:
+    drawing = new_drawing(rng, random_size(rng, 112, largest))
     if rng.random() < 0.35:
-        return Picture(through_jpeg(rng, picture.image), picture.shapes, picture.digits)
-    return picture
+        return Drawing(through_jpeg(rng, drawing.image), drawing.shapes, drawing.digits)
+    return drawing
 
 
 def training_sample(rng: Random, largest: int, functions: str = "") -> Sample:
-    """A picture with one to four questions; now and then two pictures, no picture, another system prompt."""
+    """A drawing with one to four questions; now and then two drawings, no image, another system prompt."""
     system = random_system(rng) + functions
     roll = rng.random()
     if roll < 0.03:
-        question = Question("text", rng.choice(NO_PICTURE_QUESTIONS), SELF_ANSWER)
+        question = Question("text", rng.choice(NO_IMAGE_QUESTIONS), SELF_ANSWER)
         return Sample(system, (), (Turn((), question),))
-    first = random_picture(rng, largest)
+    first = random_drawing(rng, largest)
     if roll < 0.12:
-        second = random_picture(rng, largest)
+        second = random_drawing(rng, largest)
         turns = [Turn((0,), question) for question in conversation(rng, first, 1)[:1]]
         turns += [Turn((), question) for question in conversation(rng, first, 1)[:1] if rng.random() < 0.3]
         later = conversation(rng, second, 2)
@@ -78,37 +78,37 @@ def mixed_sample(rng: Random, largest: int) -> Sample:
     """The second stage's: one of the first stage's conversations, or one with answers in JSON."""
     roll = rng.random()
     if roll < FORMS * CALLS:
-        return call_sample(rng, random_picture(rng, largest), rng.choice((1, 1, 2)))
+        return call_sample(rng, random_drawing(rng, largest), rng.choice((1, 1, 2)))
     if roll < FORMS:
-        return form_sample(rng, random_picture(rng, largest), rng.choice((1, 1, 2, 3)))
+        return form_sample(rng, random_drawing(rng, largest), rng.choice((1, 1, 2, 3)))
     functions = functions_text(rng, draw_functions(rng, ())) if rng.random() < OFFERED else ""
     return training_sample(rng, largest, functions)
 
 
-def form_sample(rng: Random, picture: Picture, questions: int) -> Sample:
-    return about(random_system(rng), picture, [form_question(rng, picture) for _ in range(questions)])
+def form_sample(rng: Random, drawing: Drawing, questions: int) -> Sample:
+    return about(random_system(rng), drawing, [form_question(rng, drawing) for _ in range(questions)])
 
 
-def call_sample(rng: Random, picture: Picture, questions: int) -> Sample:
+def call_sample(rng: Random, drawing: Drawing, questions: int) -> Sample:
     """Every answer calls one of the functions that the system prompt describes."""
-    asked = [form_question(rng, picture, free=False) for _ in range(questions)]
+    asked = [form_question(rng, drawing, free=False) for _ in range(questions)]
     functions = draw_functions(rng, asked)
     calls = [call(question, function.name) for question, function in zip(asked, functions, strict=False)]
-    return about(random_system(rng) + functions_text(rng, functions), picture, calls)
+    return about(random_system(rng) + functions_text(rng, functions), drawing, calls)
 
 
-def exam_picture(rng: Random) -> Picture:
-    picture = draw_picture(rng, random_size(rng, 112, 2000))
+def exam_drawing(rng: Random) -> Drawing:
+    drawing = new_drawing(rng, random_size(rng, 112, 2000))
     if rng.random() < 0.5:
-        return Picture(through_jpeg(rng, picture.image), picture.shapes, picture.digits)
-    return picture
+        return Drawing(through_jpeg(rng, drawing.image), drawing.shapes, drawing.digits)
+    return drawing
 
 
 def exam_sample(rng: Random) -> Sample:
-    picture = exam_picture(rng)
-    return about(VICUNA_SYSTEM, picture, exam_conversation(rng, picture))
+    drawing = exam_drawing(rng)
+    return about(VICUNA_SYSTEM, drawing, exam_conversation(rng, drawing))
 
 
 def form_exam_sample(rng: Random) -> Sample:
-    picture = exam_picture(rng)
-    return call_sample(rng, picture, 1) if rng.random() < CALLS else form_sample(rng, picture, 1)
+    drawing = exam_drawing(rng)
+    return call_sample(rng, drawing, 1) if rng.random() < CALLS else form_sample(rng, drawing, 1)

@@ -17,11 +17,11 @@ from tokenizers import (
 from training.conversations import (
     DESCRIBE,
     DESCRIBE_VARIANTS,
-    NO_PICTURE_QUESTIONS,
+    NO_IMAGE_QUESTIONS,
     SELF_ANSWER,
     SYSTEM_PROMPTS,
 )
-from training.pictures import COLOURS, KINDS
+from training.drawings import COLOURS, KINDS
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -35,7 +35,7 @@ def corpus() -> list[str]:
     """Every fixed text of the recipe, often enough that its words become single tokens."""
     texts = [VICUNA_SYSTEM + " USER: ASSISTANT: What Yes"] * 20 + [
         *SYSTEM_PROMPTS,
-        *NO_PICTURE_QUESTIONS,
+        *NO_IMAGE_QUESTIONS,
         SELF_ANSWER,
     ]
     texts += [*DESCRIBE, *DESCRIBE_VARIANTS, "How many shapes are there?", "What number is written?"]

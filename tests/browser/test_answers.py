@@ -16,7 +16,7 @@ from tests.browser.conftest import ROOT, Ui, Watch, opened, running_ui
 from tests.support.serve import Server
 from tests.support.waiting import wait_until
 from training.conversations import description
-from training.pictures import Picture, draw_picture, encode
+from training.drawings import Drawing, encode, new_drawing
 
 MODEL = "llava-tiny-1.5"
 MAX_PIXELS = 500_000
@@ -40,8 +40,8 @@ def page(context: BrowserContext, ui: Ui, watch: Watch) -> Page:
     return opened(context, ui.url, watch)
 
 
-def drawn(seed: int, size: tuple[int, int] = (320, 240)) -> Picture:
-    return draw_picture(Random(f"the page {seed}"), size, number=False)
+def drawn(seed: int, size: tuple[int, int] = (320, 240)) -> Drawing:
+    return new_drawing(Random(f"the page {seed}"), size, number=False)
 
 
 def add(page: Page, *files: tuple[str, bytes]) -> None:

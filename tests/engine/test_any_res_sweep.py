@@ -23,7 +23,7 @@ from tests.support import golden
 from tests.support.small_engine import SmallEngine, picture_request
 from tests.support.tiny_checkpoints import Tiny, text_fields, tokenizer_of
 from tests.support.tiny_tokenizers import write_json
-from training.pictures import draw_picture
+from training.drawings import new_drawing
 
 TINY = Tiny("llama", "1.6")
 REAL_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
@@ -127,7 +127,7 @@ def test_detail_low_is_the_base_tile_and_a_newline(size: Size, loaded: tuple[Ser
 
 def test_pictures_of_both_details_in_one_batch(loaded: tuple[ServedModel, SmallEngine]) -> None:
     model, engine = loaded
-    picture = draw_picture(Random("both"), (500, 300)).image
+    picture = new_drawing(Random("both"), (500, 300)).image
     low = picture_request(model, picture, "both-low", detail="low")
     high = picture_request(model, picture, "both-high", detail="high")
     alone = [engine.greedy(replace(one, request_id=f"{one.request_id}-alone"), 4).token_ids for one in (low, high)]

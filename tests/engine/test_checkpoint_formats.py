@@ -44,7 +44,7 @@ from tests.support.tiny_checkpoints import (
     write_original_lora,
     write_tower,
 )
-from training.pictures import draw_picture
+from training.drawings import new_drawing
 
 TOKENS = 16
 TOLERANCE = 1e-3
@@ -65,7 +65,7 @@ def source_of(tiny: Tiny) -> PreTrainedModel:
 
 @cache
 def picture(size: tuple[int, int]) -> Image.Image:
-    return draw_picture(Random(f"{size}"), size).image
+    return new_drawing(Random(f"{size}"), size).image
 
 
 def settings_for(folder: Path, **chosen: Any) -> Settings:

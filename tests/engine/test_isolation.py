@@ -14,14 +14,14 @@ from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.settings import Settings
 from tests.engine.conftest import Running
 from tests.support.questions import data_url
-from training.pictures import draw_picture
+from training.drawings import new_drawing
 
 
 def content(with_picture: bool) -> str | list[dict[str, object]]:
     text = f"Nobody has asked this before, with a picture: {with_picture}. " * 10
     if not with_picture:
         return text
-    picture = draw_picture(Random("isolation"), (300, 200))
+    picture = new_drawing(Random("isolation"), (300, 200))
     return [
         {"type": "image_url", "image_url": data_url(picture.image)},
         {"type": "text", "text": text},

@@ -14,7 +14,7 @@ from llava_api.limits.account import Account
 from llava_api.protocol.chat import ChatCompletionRequest
 from tests.engine.conftest import Running
 from tests.support.questions import data_url
-from training.pictures import draw_picture
+from training.drawings import new_drawing
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -22,7 +22,7 @@ TOKENS = 96
 
 
 async def picture_request(running: Running, index: int, name: str) -> GenerationRequest:
-    picture = draw_picture(Random(f"engine test {index}"), (300 + index, 200))
+    picture = new_drawing(Random(f"engine test {index}"), (300 + index, 200))
     parts = [
         {"type": "text", "text": "Describe this image."},
         {"type": "image_url", "image_url": data_url(picture.image)},

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 from tests.support.questions import data_url
 from tests.support.serve import Server
 from training.conversations import SELF_ANSWER
+from training.drawings import new_drawing
 from training.exam import ask, draw_item
-from training.pictures import draw_picture
 
 QUESTIONS = 48
 ENOUGH = 42
@@ -79,7 +79,7 @@ def test_a_follow_up_question_in_the_same_conversation(server: Server) -> None:
 
 
 def test_every_format_gives_the_same_answer(server: Server) -> None:
-    picture = draw_picture(Random("formats"), (400, 300), number=False).image
+    picture = new_drawing(Random("formats"), (400, 300), number=False).image
     formats = ("PNG", "JPEG", "WEBP", "GIF")
     answers = {answer(server, user("Describe this image.", data_url(picture, name))) for name in formats}
     assert len(answers) == 1

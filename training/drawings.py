@@ -1,7 +1,7 @@
-"""Draw the pictures that the demo checkpoints are trained and examined on.
+"""Draws the images that the demo checkpoints are trained and examined on.
 
-One to three filled shapes, each inside its own cell of a 2x2 grid over the whole picture, or one number of one
-or two digits. A picture is a pure function of its random generator, so a seed names it for ever.
+One to three filled shapes, each inside its own cell of a 2x2 grid over the whole image, or one number of one
+or two digits. A drawing is a pure function of its random generator, so a seed names it forever.
 """
 
 import io
@@ -61,7 +61,7 @@ FONT_FOLDERS = (Path("/usr/share/fonts"), Path.home() / ".fonts")
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One thing in a picture: a shape with its colour, or one digit (colour ``black``)."""
+    """One thing in a drawing: a shape with its colour, or one digit (colour ``black``)."""
 
     kind: str
     colour: str
@@ -72,7 +72,7 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Drawing:
     image: Image.Image
     shapes: tuple[Mark, ...]
     """In reading order."""
@@ -204,8 +204,8 @@ def draw_number(rng: Random, canvas: ImageDraw.ImageDraw, size: tuple[int, int],
     return tuple(marks)
 
 
-def draw_picture(rng: Random, size: tuple[int, int], number: bool | None = None) -> Picture:
-    """A picture of (width, height) ``size``; ``number`` None draws numbers a fifth of the time."""
+def new_drawing(rng: Random, size: tuple[int, int], number: bool | None = None) -> Drawing:
+    """A drawing of (width, height) ``size``; ``number`` None draws numbers a fifth of the time."""
     shows_number = rng.random() < 0.2 if number is None else number
     grey = 255 if rng.random() < 0.5 else rng.randint(205, 252)
     smooth = max(size) <= 700 and rng.random() < 0.6
@@ -218,16 +218,16 @@ def draw_picture(rng: Random, size: tuple[int, int], number: bool | None = None)
         shapes, digits = draw_shapes(rng, canvas, size, scale), ()
     if smooth:
         image = image.reduce(scale)
-    return Picture(image, shapes, digits)
+    return Drawing(image, shapes, digits)
 
 
-def encode(picture: Image.Image, image_format: str, quality: int = 85) -> bytes:
-    """The picture as a PNG or JPEG file."""
+def encode(image: Image.Image, image_format: str, quality: int = 85) -> bytes:
+    """The image as a PNG or JPEG file."""
     buffer = io.BytesIO()
     if image_format == "JPEG":
-        picture.save(buffer, "JPEG", quality=quality)
+        image.save(buffer, "JPEG", quality=quality)
     else:
-        picture.save(buffer, image_format)
+        image.save(buffer, image_format)
     return buffer.getvalue()
 
 
