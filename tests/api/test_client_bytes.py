@@ -130,7 +130,7 @@ class TestPackedBodies:
         assert reply.status_code == 400
         assert "pack it again" in error_of(reply)["message"]
 
-    @pytest.mark.parametrize("size", [300_001, 2_000_000_000])
+    @pytest.mark.parametrize("size", [300_001, 200_000_000])
     async def test_the_limit_counts_unpacked_bytes(self, client: httpx.AsyncClient, size: int) -> None:
         packer = zlib.compressobj(9, wbits=31)
         step = bytes(min(size, 10_000_000))

@@ -8,7 +8,7 @@ import pytest
 from llava_api.images.fetch import Fetcher
 from tests.support.host_behaviours import PNG
 from tests.support.picture_host import PictureHost
-from tests.support.web import Web, certificate_for, fetch, refusal, small_web
+from tests.support.web import TIMEOUT_SECONDS, Web, certificate_for, fetch, refusal, small_web
 
 INNER_HOSTS = [
     "127.0.0.2",
@@ -246,6 +246,7 @@ async def test_a_handshake_that_hangs(web: Web) -> None:
 
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with server, web.fetcher(allowed_media_ports=[port]) as fetcher:
+    limits = {"allowed_media_ports": [port], "image_fetch_timeout_seconds": TIMEOUT_SECONDS}
+    async with server, web.fetcher(**limits) as fetcher:
         assert (await refusal(fetcher, f"https://pictures.test:{port}/a.png")).code == "image_fetch_failed"
-        await asyncio.wait_for(hung_up.wait(), 2)
+        await asyncio.wait_for(hung_up.wait(), 20)
