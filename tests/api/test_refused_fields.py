@@ -186,7 +186,10 @@ LONG_NAMES: list[tuple[str, dict[str, Any]]] = [
     (
         "schema",
         text_body(
-            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": HUGE[:50_000]}}}
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"minLength": HUGE[:50_000]}},
+            }
         ),
     ),
 ]

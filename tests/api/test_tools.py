@@ -227,6 +227,25 @@ async def test_refusals(client: httpx.AsyncClient, engine: ScriptedEngine, field
     assert engine.requests == []
 
 
+async def test_tools_that_do_not_fit_into_the_prompt_are_refused_in_the_sentence_that_clients_look_for(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    for size in (3_000, 6_000):
+        tools = [function(f"t{place}", PLACE, description="d" * size) for place in range(25)]
+        error = (await client.post(CHAT, json=text_body(tools=tools))).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert "maximum context length" in error["message"]
+    assert engine.requests == []
+
+
+async def test_many_tools_that_fit_are_taken(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    tools = [function(f"t{place}") for place in range(12)]
+    assert (await client.post(CHAT, json=text_body(tools=tools))).status_code == 200
+    grammar = engine.requests[-1].sampling.grammar
+    assert grammar is not None
+    assert fits(grammar, '{"name": "t11", "arguments": {}}')
+
+
 # What the model is told
 
 

@@ -8,6 +8,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from llava_api.chat.calls import CallPart, CallReader
 from llava_api.chat.grammar import ANY_OBJECT, differs_from_calls, json_grammar, tools_grammar
+from llava_api.chat.schema import read_schema
 from llava_api.chat.tools import MOST_CALLS, Toolbox, read_tools
 from llava_api.protocol.tools import Function, FunctionName, NamedTool, ToolChoice
 
@@ -224,9 +225,10 @@ BOTH = {"type": "object", "properties": {"name": {"type": "string"}, "arguments"
 @pytest.mark.parametrize("schema", [ANY_OBJECT, OPEN, BOTH, {}, {"anyOf": [SHAPE, SHAPE]}, {"type": "string"}])
 def test_what_could_be_taken_for_a_call_is_known(schema: dict[str, Any]) -> None:
     """Beside tools such a schema is refused: an answer of it might begin as a call does."""
-    assert not differs_from_calls(schema)
+    assert not differs_from_calls(read_schema(schema, "schema").kept)
 
 
 def test_what_cannot_be_taken_for_a_call_is_known() -> None:
     assert differs_from_calls(SHAPE)
-    assert differs_from_calls({"type": "object", "properties": {"name": {"type": "string"}}})
+    named = {"type": "object", "properties": {"name": {"type": "string"}}}
+    assert differs_from_calls(read_schema(named, "schema").kept)

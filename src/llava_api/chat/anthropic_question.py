@@ -7,7 +7,7 @@ from llava_api.chat.conversation import Parts, Transcript, json_text
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question, with_format
 from llava_api.chat.sampling import Length, read_extensions
-from llava_api.chat.schema import Schema, check_schema
+from llava_api.chat.schema import ReadSchema, read_schema
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.images.load import ImagePart
 from llava_api.protocol import anthropic as wire
@@ -23,7 +23,7 @@ def messages_question(request: wire.MessagesRequest, model: ServedModel) -> Ques
         transcript.instruct(read_blocks(request.system, "system", transcript))
     for position, message in enumerate(request.messages):
         read_message(message, f"messages[{position}].content", transcript)
-    param, schema = schema_of(request)
+    schema = schema_of(request)
     sampling = read_extensions(request, model)
     question = Question(
         model=request.model,
@@ -31,7 +31,7 @@ def messages_question(request: wire.MessagesRequest, model: ServedModel) -> Ques
         sampling=replace(sampling, stop=(*(request.stop_sequences or ()), *sampling.stop)),
         length=Length(request.max_tokens),
     )
-    return with_format(question, model, schema, param, toolbox_of(request))
+    return with_format(question, model, schema, toolbox_of(request))
 
 
 def read_message(message: wire.InputMessage | wire.SystemInputMessage, param: str, transcript: Transcript) -> None:
@@ -72,15 +72,12 @@ def read_image(block: wire.ImageBlock, param: str) -> ImagePart:
     return ImagePart(f"data:;base64,{source.data}", f"{param}.source.data", None)
 
 
-def schema_of(request: wire.MessagesRequest) -> tuple[str, Schema | None]:
-    """The field and the schema that the answer must fit; None for free text. Raises InvalidRequest."""
+def schema_of(request: wire.MessagesRequest) -> ReadSchema | None:
+    """The schema that the answer must fit; None for free text. Raises InvalidRequest."""
     param, form = "output_format.schema", request.output_format
     if request.output_config is not None and request.output_config.format is not None:
         param, form = "output_config.format.schema", request.output_config.format
-    if form is None:
-        return param, None
-    check_schema(form.schema_, param)
-    return param, form.schema_
+    return None if form is None else read_schema(form.schema_, param)
 
 
 def toolbox_of(request: wire.MessagesRequest) -> Toolbox | None:

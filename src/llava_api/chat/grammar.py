@@ -7,56 +7,25 @@ of white space, which a small model might never end. A space may come first, bec
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
-from llava_api.chat.schema import Schema, look_up, parts_of
+from llava_api.chat.schema import Schema, followed
 from llava_api.chat.tools import Tool, Toolbox
 
-SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": True}
 ANY_OBJECT: Schema = {"type": "object"}
-FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
-"""The formats that llguidance enforces. By JSON Schema's own rules any other format is a comment, which forbids
-nothing."""
-COMBINING = ("$ref", "allOf", "anyOf", "oneOf")
 
 
 def json_value(schema: Schema) -> str:
-    return "%json " + json.dumps({**narrowed(schema), "x-guidance": SPACING})
-
-
-def narrowed(schema: Schema) -> Schema:
-    """The schema without formats that llguidance does not know, and with objects that have only named properties.
-
-    JSON Schema lets other properties be added, and a small model that does so does not find the end. So that is
-    forbidden unless ``additionalProperties`` says otherwise. If one object is described in several places, none of them
-    names all of its properties, and the objects are left as they are. The result still fits the given schema.
-    """
-    closes = not any(combines(part) for part, _ in parts_of(schema))
-    made: dict[str, Any] = json.loads(json.dumps(schema))
-    for part, _ in parts_of(made):
-        if part.get("format") not in FORMATS:
-            part.pop("format", None)
-        properties = part.get("properties")
-        if closes and isinstance(properties, dict) and set(part.get("required") or ()) <= set(properties):
-            part.setdefault("additionalProperties", False)
-    return made
-
-
-def combines(part: Schema) -> bool:
-    """Whether a value must fit several descriptions at once."""
-    several = isinstance(part.get("allOf"), list) and len(part["allOf"]) > 1
-    return several or sum(name in part for name in ("properties", *COMBINING)) > 1
+    return "%json " + json.dumps({**schema, "x-guidance": OPTIONS})
 
 
 def differs_from_calls(schema: Schema) -> bool:
     """Whether an answer of this schema cannot be mistaken for a call."""
-    whole = narrowed(schema)
-    reference = whole.get("$ref")
-    if isinstance(reference, str) and "properties" not in whole:
-        whole = look_up(whole, reference, "")
+    whole = schema if "properties" in schema else followed(schema, schema)
     properties = whole.get("properties")
     named = isinstance(properties, dict) and not {"name", "arguments"} <= properties.keys()
-    return named and whole.get("additionalProperties") is False and not any(name in whole for name in COMBINING)
+    closed = whole.get("additionalProperties") is False
+    return named and closed and whole.keys().isdisjoint(("$ref", "allOf", "anyOf", "oneOf"))
 
 
 def json_grammar(schema: Schema) -> str:
@@ -92,5 +61,5 @@ def call_rules(tools: Sequence[Tool]) -> list[str]:
     for number, tool in enumerate(tools):
         pieces = ("{", '"name"', ": ", f'"{tool.name}"', ", ", '"arguments"', ": ")
         rules.append(f'call_{number}: {" ".join(map(json.dumps, pieces))} arguments_{number} "}}"')
-        rules.append(f"arguments_{number}: {json_value(tool.schema)}")
+        rules.append(f"arguments_{number}: {json_value(tool.schema.kept)}")
     return rules

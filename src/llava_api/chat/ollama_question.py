@@ -8,7 +8,7 @@ from llava_api.chat.grammar import ANY_OBJECT
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question, with_format
 from llava_api.chat.sampling import Length, read_sampling, upper_bound
-from llava_api.chat.schema import Schema, check_schema
+from llava_api.chat.schema import ReadSchema, read_schema
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.errors import InvalidRequest
 from llava_api.images.load import ImagePart
@@ -95,14 +95,11 @@ def question_of(
         sampling=replace(sampling, logprobs=(request.top_logprobs or 0) if request.logprobs else None),
         length=Length(upper_bound(options.num_predict), "options.num_predict", param),
     )
-    return with_format(question, model, schema_of(request), "format", toolbox)
+    return with_format(question, model, schema_of(request), toolbox)
 
 
-def schema_of(request: wire.OllamaRequest) -> Schema | None:
+def schema_of(request: wire.OllamaRequest) -> ReadSchema | None:
     """The schema that the answer must fit; None for free text. Raises InvalidRequest."""
     if request.format is None:
         return None
-    if request.format == "json":
-        return ANY_OBJECT
-    check_schema(request.format, "format")
-    return request.format
+    return read_schema(ANY_OBJECT if request.format == "json" else request.format, "format")

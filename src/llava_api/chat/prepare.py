@@ -1,15 +1,17 @@
 """A question -> an engine request. Everything that can refuse a request is done here."""
 
 import asyncio
+import re
 from dataclasses import dataclass
 
 from llava_api.chat.answers import AnswerSpec
 from llava_api.chat.conversation import Conversation
 from llava_api.chat.grammar import json_grammar
+from llava_api.chat.keywords import LEFT_OUT
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question
 from llava_api.chat.sampling import answer_room, context_length_exceeded
-from llava_api.chat.schema import invalid_schema
+from llava_api.chat.schema import at, invalid_schema
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ErrorCode, InvalidRequest, NotFound
@@ -20,6 +22,7 @@ from llava_api.prompts.segments import Segment, as_text
 from llava_api.settings import Settings
 from llava_api.telemetry.record import current
 
+INDEX = re.compile(r"\[\d+\]")
 INLINE_CHARACTERS = 2000
 """Longest text that is tokenized on the event loop, within two milliseconds. A thread would cost more than it saves."""
 
@@ -88,6 +91,7 @@ class Preparer:
         """Raises InvalidRequest and its kinds, RateLimited and Busy. Nothing is refused after this."""
         length = question.length.within(account)
         # Before images, which may have to be fetched.
+        self.check_length(question.conversation.characters(), length.prompt_param)
         await self.check_grammar(question, account.caller)
         laid_out = await self.lay_out(question.conversation, account, length.prompt_param)
         record = current()
@@ -127,17 +131,23 @@ class Preparer:
 
     async def check_grammar(self, question: Question, caller: str) -> None:
         """Raises InvalidRequest for a schema that the engine could not keep to."""
+        for schema in question.schemas:
+            for keyword, place in schema.left_out.items():
+                if schema.strict or self.settings.strict_fields:
+                    why = f"this server cannot enforce {at(place, keyword)}: leave it out, or strict."
+                    raise invalid_schema(schema.param, why)
+                current().ignore(f"{INDEX.sub('', schema.param)}.{keyword}", LEFT_OUT)
         grammar = question.sampling.grammar
         complaint = "" if grammar is None else await self.grammars.check(grammar, caller)
         if not complaint:
             return
         if len(question.schemas) > 1:
             # To name the one that fails.
-            for param, schema in question.schemas:
-                own_complaint = await self.grammars.check(json_grammar(schema), caller)
+            for schema in question.schemas:
+                own_complaint = await self.grammars.check(json_grammar(schema.kept), caller)
                 if own_complaint:
-                    raise invalid_schema(param, own_complaint)
-        raise invalid_schema(question.schemas[0][0], complaint)
+                    raise invalid_schema(schema.param, own_complaint)
+        raise invalid_schema(question.schemas[0].param, complaint)
 
     async def lay_out(self, conversation: Conversation, account: Account, param: str = "messages") -> LaidOut:
         """Prompt and token counts, for which only the images' headers are read.

@@ -6,7 +6,7 @@ from llava_api.chat.conversation import Conversation, read_messages
 from llava_api.chat.grammar import ANY_OBJECT, differs_from_calls, json_grammar, tools_grammar
 from llava_api.chat.model import ServedModel
 from llava_api.chat.sampling import Length, choices_of, read_sampling, upper_bound, with_grammar
-from llava_api.chat.schema import Schema, check_schema, check_special_texts
+from llava_api.chat.schema import ReadSchema, check_special_texts, read_schema
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.engine.base import Sampling
 from llava_api.errors import InvalidRequest
@@ -26,25 +26,22 @@ class Question:
     json: bool = False
     """Whether an answer that calls nothing is JSON."""
     choices: int = 1
-    schemas: tuple[tuple[str, Schema], ...] = ()
-    """The schemas that the answer's grammar is made of, each with its field."""
+    schemas: tuple[ReadSchema, ...] = ()
+    """The schemas that the answer's grammar is made of."""
 
 
-def with_format(
-    question: Question, model: ServedModel, schema: Schema | None, schema_param: str, toolbox: Toolbox | None
-) -> Question:
+def with_format(question: Question, model: ServedModel, schema: ReadSchema | None, toolbox: Toolbox | None) -> Question:
     """Have the answer be JSON of ``schema``, calls, or what the model chooses among them and free text.
 
-    ``schema_param``: the field that the schema is from. Raises InvalidRequest if the format cannot be combined with the
-    rest of the question.
+    Raises InvalidRequest if the format cannot be combined with the rest of the question.
     """
     if toolbox is None and schema is None:
         return question
-    schemas = () if toolbox is None else tuple((tool.param, tool.schema) for tool in toolbox.tools)
+    schemas = () if toolbox is None else tuple(tool.schema for tool in toolbox.tools)
     if schema is not None:
-        schemas = ((schema_param, schema), *schemas)
-    for param, one in schemas:
-        check_special_texts(one, model.tokenizer.special_ids, param)
+        schemas = (schema, *schemas)
+    for one in schemas:
+        check_special_texts(one, model.tokenizer.special_ids)
     free_text = toolbox is not None and toolbox.mode == "auto" and schema is None
     # JSON and calls are whole answers, and words that have begun go on in words.
     conversation = question.conversation if free_text else question.conversation.answered()
@@ -56,33 +53,32 @@ def with_format(
     question = replace(question, schemas=schemas, json=schema is not None)
     if toolbox is None:
         assert schema is not None
-        sampling = with_grammar(question.sampling, json_grammar(schema), model, texts_too=False)
+        sampling = with_grammar(question.sampling, json_grammar(schema.kept), model, texts_too=False)
         return replace(question, sampling=sampling)
-    if schema is not None and toolbox.mode == "auto" and not differs_from_calls(schema):
+    answer = None if schema is None else schema.kept
+    if schema is not None and toolbox.mode == "auto" and not differs_from_calls(schema.kept):
         raise InvalidRequest(
             "If the model may call a function or answer in JSON, the JSON must not look like a call: give a "
             "json_schema of an object with named properties (not name and arguments among them), or send "
             "tool_choice required or none.",
-            param=schema_param.partition(".")[0],
+            param=schema.param.partition(".")[0],
         )
     return replace(
         question,
-        sampling=with_grammar(question.sampling, tools_grammar(toolbox, schema), model, texts_too=free_text),
+        sampling=with_grammar(question.sampling, tools_grammar(toolbox, answer), model, texts_too=free_text),
         call_names=tuple(tool.name for tool in toolbox.tools),
     )
 
 
 def schema_of(
     form: TextFormat | JsonObjectFormat | JsonSchemaFormat | FlatJsonSchemaFormat | None, param: str
-) -> Schema | None:
+) -> ReadSchema | None:
     """The schema that the answer must fit; None for free text. Raises InvalidRequest."""
     wanted = form.json_schema if isinstance(form, JsonSchemaFormat) else form
     if wanted is None or isinstance(wanted, TextFormat):
         return None
-    if wanted.schema_ is None:
-        return ANY_OBJECT
-    check_schema(wanted.schema_, param)
-    return wanted.schema_
+    strict = not isinstance(wanted, JsonObjectFormat) and wanted.strict
+    return read_schema(ANY_OBJECT if wanted.schema_ is None else wanted.schema_, param, strict)
 
 
 def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choices: int) -> Question:
@@ -102,7 +98,7 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
         choices=choices_of(request.n, most_choices),
         length=length_of(request),
     )
-    question = with_format(question, model, schema, schema_param, toolbox)
+    question = with_format(question, model, schema, toolbox)
     if continues and not question.conversation.continues:
         param = "add_generation_prompt" if request.continue_final_message is None else "continue_final_message"
         raise InvalidRequest(

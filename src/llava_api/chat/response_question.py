@@ -45,8 +45,7 @@ def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.Inpu
         length=Length(upper_bound(request.max_output_tokens), "max_output_tokens", "input"),
     )
     form = None if request.text is None else request.text.format
-    schema = schema_of(form, "text.format.schema")
-    return with_format(question, model, schema, "text.format.schema", toolbox_of(request))
+    return with_format(question, model, schema_of(form, "text.format.schema"), toolbox_of(request))
 
 
 def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:

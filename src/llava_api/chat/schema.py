@@ -1,4 +1,4 @@
-"""Bounds on JSON Schemas of callers, checked before they are compiled.
+"""A caller's JSON Schema -> the schema that the grammar of the answer holds, within bounds.
 
 The bounds are far beyond what a form for an answer needs (OpenAI's own are 5,000 properties and 10 levels) and far
 below what hurts: compiling takes milliseconds within them.
@@ -6,11 +6,14 @@ below what hurts: compiling takes milliseconds within them.
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 from urllib.parse import unquote
 
+from llava_api.chat.keywords import COUNTS, LENGTHS, MAX_PATTERN, Part, leave_out, listed, mend, required_names, table
 from llava_api.errors import ErrorCode, InvalidRequest
+from llava_api.telemetry.log_lines import cut
 
 Schema = Mapping[str, Any]
 
@@ -18,30 +21,64 @@ MAX_BYTES = 64_000
 MAX_DEPTH = 32
 MAX_NESTING = 100
 MAX_ENUM = 1_000
-MAX_PATTERN = 512
 MAX_COUNT = 10_000
 MAX_LENGTH = 100_000
 MAX_PATTERNS = 50
 MAX_ALTERNATIVES = 64
 MAX_DIVISOR = 1_000
-COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
-LENGTHS = ("minLength", "maxLength")
-VALUES = ("enum", "const", "default", "examples", "example")
+VALUES = ("enum", "const")
 """The values of these keys are data, not schemas."""
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 """The keys inside these are names of the caller's choice, not keywords."""
+COMBINING = (
+    *("properties", "$ref", "allOf", "anyOf", "oneOf", "if", "then", "else"),
+    *("dependencies", "dependentSchemas", "$dynamicRef", "$recursiveRef"),
+)
+"""Keywords that describe an object, or refer to what does."""
 
 
-def check_schema(schema: Schema, param: str) -> None:
+@dataclass(frozen=True, slots=True)
+class ReadSchema:
+    """A caller's schema of an answer, or of a function's arguments."""
+
+    param: str
+    """The field that it comes from."""
+    given: Schema
+    """What the model is told."""
+    kept: Part
+    """What the grammar holds the model to."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Keyword that the grammar cannot hold -> the first place in the schema that has it."""
+    strict: bool = False
+    """Whether the caller would rather be refused than have a keyword left out."""
+
+
+def read_schema(given: Schema, param: str, strict: bool | None = False) -> ReadSchema:
     """Raises InvalidRequest for a schema that exceeds a bound. Whether it compiles is checked later."""
-    check_extent(schema, param)
-    for part, depth in parts_of(schema):
+    check_extent(given, param)
+    kept: Part = json.loads(json.dumps(given))
+    # Null is no answer.
+    kept.pop("nullable", None)
+    closes = True
+    for part, depth, _ in parts_of(kept):
         if depth > MAX_DEPTH:
             raise invalid_schema(param, f"it is deeper than {MAX_DEPTH} levels.")
-        check_part(part, param)
-    if sum(len(patterns_of(part)) + ("multipleOf" in part) for part, _ in parts_of(schema)) > MAX_PATTERNS:
+        mend(part)
+        closes = closes and not combines(part)
+    left_out: dict[str, str] = {}
+    for part, _, place in parts_of(kept):
+        for name in leave_out(part, lambda member: followed(kept, member)):
+            left_out.setdefault(name, place)
+    leave_out_references(kept, left_out, param)
+    patterns = 0
+    for part, _, place in parts_of(kept):
+        check_part(part, param, place)
+        patterns += len(patterns_of(part)) + ("multipleOf" in part)
+        if closes and required_names(part) <= table(part, "properties").keys() and "properties" in part:
+            part.setdefault("additionalProperties", False)
+    if patterns > MAX_PATTERNS:
         raise invalid_schema(param, f"it has pattern and multipleOf more than {MAX_PATTERNS} times.")
-    check_references(schema, param)
+    return ReadSchema(param, given, kept, left_out, bool(strict))
 
 
 def check_extent(schema: Schema, param: str) -> None:
@@ -68,102 +105,114 @@ def invalid_schema(param: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid schema for '{param}': {why}", param=param, code=ErrorCode.INVALID_SCHEMA)
 
 
-def parts_of(schema: Schema) -> Iterator[tuple[dict[str, Any], int]]:
-    """Every schema in a schema, with its depth; data in it (enum, default ...) is left out."""
-    waiting: list[tuple[Any, int, bool]] = [(schema, 1, False)]
+def parts_of(schema: Part) -> Iterator[tuple[Part, int, str]]:
+    """Every schema in a schema, with its depth and its place; data in it (enum, const) is left out."""
+    waiting: list[tuple[Any, int, str, bool]] = [(schema, 1, "", False)]
     while waiting:
-        value, depth, names = waiting.pop()
+        value, depth, place, names = waiting.pop()
         if isinstance(value, dict):
             if not names:
-                yield value, depth
+                yield value, depth, place
             # One level more than allowed, so that it is found.
             if depth <= MAX_DEPTH + 1:
                 waiting += [
-                    (inner, depth + (not names), not names and key in NAMED)
-                    for key, inner in value.items()
-                    if names or key not in VALUES
+                    (inner, depth + (not names), at(place, key), not names and key in NAMED)
+                    for key, inner in reversed(value.items())
+                    if isinstance(inner, dict | list) and (names or key not in VALUES)
                 ]
         elif isinstance(value, list):
-            waiting += [(inner, depth, False) for inner in value]
+            waiting += reversed([(inner, depth, f"{place}[{index}]", False) for index, inner in enumerate(value)])
 
 
-def check_part(part: Schema, param: str) -> None:
-    if "x-guidance" in part:
-        raise invalid_schema(param, "x-guidance is the grammar's own and cannot be set.")
-    for key, most in ((COUNTS, MAX_COUNT), (LENGTHS, MAX_LENGTH)):
-        for name in key:
+def at(place: str, key: str) -> str:
+    return f"{place}.{cut(key)}" if place else cut(key)
+
+
+def combines(part: Part) -> bool:
+    """Whether a value must fit several descriptions at once."""
+    several = isinstance(part.get("allOf"), list) and len(part["allOf"]) > 1
+    needed = [name for names in table(part, "dependentRequired").values() for name in listed(names)]
+    unnamed = any(not isinstance(name, str) or name not in table(part, "properties") for name in needed)
+    return several or unnamed or sum(name in part for name in COMBINING) > 1
+
+
+def check_part(part: Part, param: str, place: str) -> None:
+    """Raises InvalidRequest for a keyword that exceeds its bound."""
+    for names, most in ((COUNTS, MAX_COUNT), (LENGTHS, MAX_LENGTH), (("multipleOf",), MAX_DIVISOR)):
+        for name in names:
             value = part.get(name)
             if isinstance(value, int | float) and value > most:
-                raise invalid_schema(param, f"{name} is above {most}.")
-    for name in ("anyOf", "oneOf", "allOf"):
-        if isinstance(part.get(name), list) and len(part[name]) > MAX_ALTERNATIVES:
-            raise invalid_schema(param, f"{name} has more than {MAX_ALTERNATIVES} members.")
-    enum = part.get("enum")
-    if isinstance(enum, list) and len(enum) > MAX_ENUM:
-        raise invalid_schema(param, f"an enum has more than {MAX_ENUM} values.")
-    divisor = part.get("multipleOf")
-    if isinstance(divisor, int | float) and divisor > MAX_DIVISOR:
-        raise invalid_schema(param, f"multipleOf is above {MAX_DIVISOR}.")
+                raise invalid_schema(param, f"{at(place, name)} is above {most}.")
+    for name in ("anyOf", "oneOf", "allOf", "enum"):
+        value, most = part.get(name), MAX_ENUM if name == "enum" else MAX_ALTERNATIVES
+        if isinstance(value, list) and len(value) > most:
+            raise invalid_schema(param, f"{at(place, name)} has more than {most} members.")
     if any(len(pattern) > MAX_PATTERN for pattern in patterns_of(part)):
-        raise invalid_schema(param, f"a pattern is longer than {MAX_PATTERN} characters.")
+        raise invalid_schema(param, f"a pattern of {place or 'it'} is longer than {MAX_PATTERN} characters.")
+    if "x-guidance" in part:
+        raise invalid_schema(param, f"{at(place, 'x-guidance')} is the grammar's own and cannot be set.")
 
 
-def patterns_of(part: Schema) -> list[str]:
-    by_pattern = part.get("patternProperties")
-    found = [part.get("pattern"), *(by_pattern if isinstance(by_pattern, dict) else ())]
+def patterns_of(part: Part) -> list[str]:
+    found = [part.get("pattern"), *table(part, "patternProperties")]
     return [pattern for pattern in found if isinstance(pattern, str)]
 
 
-def check_references(schema: Schema, param: str) -> None:
-    """Check that references lead to schemas, rather than into data, which is not bounded, and never to themselves.
+def leave_out_references(schema: Part, left_out: dict[str, str], param: str) -> None:
+    """Take out references that lead to no schema in this one: others are never fetched, and data is not bounded.
 
-    A schema may contain itself in a property or an item, as a tree does.
+    Raises InvalidRequest for one that leads to itself. A schema may contain itself in a property or an item, as a tree
+    does.
     """
-    same = {id(part): [id(other) for other in same_value(schema, part, param)] for part, _ in parts_of(schema)}
-    if any(other not in same for others in same.values() for other in others):
-        raise invalid_schema(param, "a $ref leads to something that is not a schema.")
+    parts = {id(part): (part, place) for part, _, place in parts_of(schema)}
+    for part, place in parts.values():
+        target = followed(schema, part)
+        if "$ref" in part and not isinstance(target, bool) and id(target) not in parts:
+            del part["$ref"]
+            left_out.setdefault("$ref", place)
+    same = {key: [id(other) for other in same_value(schema, part)] for key, (part, _) in parts.items()}
     try:
         TopologicalSorter(same).prepare()
     except CycleError as error:
-        raise invalid_schema(param, "a $ref leads to itself.") from error
+        raise invalid_schema(param, f"{at(parts[error.args[1][0]][1], '$ref')} leads to itself.") from error
 
 
-def same_value(schema: Schema, part: Schema, param: str) -> Iterator[Schema]:
+def same_value(schema: Part, part: Part) -> Iterator[Part]:
     """The other schemas that a value of ``part`` must fit."""
-    reference = part.get("$ref")
-    if reference is not None:
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            raise invalid_schema(param, "a $ref leads out of the schema; only those that start with # are followed.")
-        other = look_up(schema, reference, param)
-        if isinstance(other, dict):
-            yield other
+    others = [followed(schema, part)] if "$ref" in part else []
     for name in ("allOf", "anyOf", "oneOf"):
-        members = part.get(name)
-        yield from (member for member in members if isinstance(member, dict)) if isinstance(members, list) else ()
+        others += listed(part.get(name))
+    yield from (other for other in others if isinstance(other, dict))
 
 
-def look_up(schema: Schema, reference: str, param: str) -> Any:
-    """What a JSON pointer such as ``#/$defs/shape`` names."""
+def followed(schema: Schema, part: Any) -> Any:
+    """What the part's ``$ref``, a JSON pointer such as ``#/$defs/shape``, names; the part itself without one, and None
+    if it leads nowhere."""
+    reference = part.get("$ref") if isinstance(part, dict) else None
+    if reference is None:
+        return part
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return None
     here: Any = schema
     for step in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
         name = unquote(step).replace("~1", "/").replace("~0", "~")
         if isinstance(here, dict) and name in here:
             here = here[name]
-        elif isinstance(here, list) and name.isdigit() and int(name) < len(here):
+        elif isinstance(here, list) and name.isdecimal() and len(name) < 6 and int(name) < len(here):
             here = here[int(name)]
         else:
-            raise invalid_schema(param, "a $ref leads nowhere.")
+            return None
     return here
 
 
-def check_special_texts(schema: Schema, specials: Collection[str], param: str) -> None:
+def check_special_texts(schema: ReadSchema, specials: Collection[str]) -> None:
     """Raises InvalidRequest for a schema that would have the model write the text of one of its special tokens.
 
     llguidance takes such a text for the token, which no answer may have.
     """
-    written = json.dumps(schema, ensure_ascii=False)
+    written = json.dumps(schema.kept, ensure_ascii=False)
     for special in specials:
         if len(special) > 2 and json.dumps(special, ensure_ascii=False)[1:-1] in written:
             raise invalid_schema(
-                param, f"it has the text of this model's special token {special}, which no answer may have."
+                schema.param, f"it has the text of this model's special token {special}, which no answer may have."
             )

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_api.chat.schema import MAX_BYTES, Schema, check_schema
+from llava_api.chat.keywords import Part, listed
+from llava_api.chat.schema import ReadSchema, read_schema
 from llava_api.errors import ErrorCode, InvalidRequest
 from llava_api.protocol import tools as wire
 
@@ -18,22 +19,22 @@ INTRODUCTION = (
 )
 MOST_CALLS = 8
 """Most calls in one answer: a small model may not end by itself."""
-NO_ARGUMENTS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
+MAX_CHARACTERS = 128_000
+"""Most characters of all descriptions together. They go into the prompt, and no LLaVA's context has room for more."""
+NO_ARGUMENTS: Part = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
     name: str
     description: str | None
-    schema: Schema
+    schema: ReadSchema
     """Schema of the arguments, an object."""
-    param: str = "tools"
-    """The field that the schema comes from."""
 
     def line(self) -> str:
         """The function's line in the system text."""
         described = {} if self.description is None else {"description": self.description}
-        return json.dumps({"name": self.name, **described, "parameters": self.schema}, ensure_ascii=False)
+        return json.dumps({"name": self.name, **described, "parameters": self.schema.given}, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +70,16 @@ def read_tools(
     for function, param in given:
         if function.name in tools:
             raise InvalidRequest("Two tools have the same name.", param=f"{param}.name")
-        schema_param = f"{param}.{schema_field}"
-        tools[function.name] = tool = Tool(
-            function.name, function.description, arguments_of(function, schema_param), schema_param
-        )
+        schema = arguments_of(function, f"{param}.{schema_field}")
+        tools[function.name] = tool = Tool(function.name, function.description, schema)
         size += len(tool.line())
-        # They all go into the prompt.
-        if size > MAX_BYTES:
-            raise InvalidRequest(f"The tools are larger than {MAX_BYTES} characters together.", param="tools")
+        if size > MAX_CHARACTERS:
+            raise InvalidRequest(
+                f"The tools are larger than {MAX_CHARACTERS} characters together, which exceeds the model's maximum "
+                "context length: send fewer, or shorter ones.",
+                param="tools",
+                code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+            )
     mode: Literal["auto", "required"] = "auto"
     names = list(tools)
     if choice == "none":
@@ -100,14 +103,14 @@ def name_of(tool: wire.NamedTool | wire.FlatNamedTool) -> str:
     return tool.function.name if isinstance(tool, wire.NamedTool) else tool.name
 
 
-def arguments_of(function: wire.Function, param: str) -> Schema:
+def arguments_of(function: wire.Function, param: str) -> ReadSchema:
     """Raises InvalidRequest if the schema exceeds a bound, or is not of type object."""
     if function.parameters is None:
-        return NO_ARGUMENTS
-    schema = {"type": "object", **function.parameters}
-    if schema["type"] != "object":
+        return ReadSchema(param, NO_ARGUMENTS, NO_ARGUMENTS)
+    schema = read_schema({"type": "object", **function.parameters}, param, function.strict)
+    if "object" not in listed(schema.kept.get("type", "object")):
         raise InvalidRequest(
             "A function's parameters are a schema of type object.", param=param, code=ErrorCode.INVALID_SCHEMA
         )
-    check_schema(schema, param)
+    schema.kept["type"] = "object"
     return schema

@@ -31,7 +31,7 @@ class JsonSchema(RequestObject):
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     """JSON Schema of the answer; default: any object."""
     strict: bool | None = None
-    """The answer fits the schema in any case."""
+    """Refuse a schema with keywords that cannot be enforced, instead of leaving them out."""
 
 
 class JsonSchemaFormat(RequestObject):

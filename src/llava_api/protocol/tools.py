@@ -22,7 +22,7 @@ class Function(RequestObject):
     parameters: PhpObject[dict[str, Any]] | None = None
     """JSON Schema of the arguments, with type object; default: no arguments."""
     strict: bool | None = None
-    """The arguments fit the schema in any case."""
+    """Refuse a schema with keywords that cannot be enforced, instead of leaving them out."""
 
 
 class FunctionTool(OfTypeFunction):

@@ -1,6 +1,5 @@
 """Fields of a request that have no effect: noted in its record, or refused if they hold an image or by setting."""
 
-import re
 from typing import Any
 
 from llava_api.errors import ErrorCode, InvalidRequest
@@ -9,12 +8,8 @@ from llava_api.protocol.wire import RequestObject, read_names
 from llava_api.telemetry.log_lines import cut
 from llava_api.telemetry.record import RequestRecord
 
-MAX_NAMES = 16
-"""Most names of ignored fields in the header and in the log."""
 MAX_LOOKED_AT = 5_000
 """Most texts, lists and objects of unknown fields that are searched for images. That takes a few milliseconds."""
-UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
-"""Characters of names that are not sent back in a header."""
 
 IMAGE_NAMES = frozenset(
     f"{name}{plural}"
@@ -27,25 +22,19 @@ IMAGE_STARTS = ("data:image/", "iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 CONTENT_NAMES = frozenset({"url", "data", "base64", "content", "path"})
 
 Path = tuple[str | int, ...]
-OTHER = "other"
 
 
 def check_unread(request: RequestObject, data: dict[str, Any], strict: bool, record: RequestRecord) -> None:
     """Note what is ignored; ``data`` is the body that ``request`` was made of. Raises InvalidRequest."""
-    unread = UnreadFields(strict)
-    unread.collect(request, data, "", ())
-    names = [UNSAFE.sub("?", name) for name in unread.names]
-    record.ignored = ", ".join([*names[:MAX_NAMES], *(["..."] if len(names) > MAX_NAMES else [])])
-    record.ignored_labels = frozenset(label_of(name) for name in names)
+    UnreadFields(strict, record).collect(request, data, "", ())
 
 
 class UnreadFields:
     """The unread fields of one request. ``strict``: refuse the first of them."""
 
-    def __init__(self, strict: bool) -> None:
+    def __init__(self, strict: bool, record: RequestRecord) -> None:
         self.strict = strict
-        self.names: dict[str, None] = {}
-        """Paths without indexes, in the order of the body; so many that the header can say that there are more."""
+        self.record = record
         self.left = MAX_LOOKED_AT
 
     def collect(self, made: object, data: object, prefix: str, path: Path) -> None:
@@ -71,8 +60,7 @@ class UnreadFields:
             return
         if self.strict:
             raise unrecognized((*path, name)) if sentence is None else unsupported((*path, name), sentence)
-        if len(self.names) <= MAX_NAMES:
-            self.names[prefix + cut(name)] = None
+        self.record.ignore(prefix + cut(name), KNOWN_STRANGERS)
 
     def holds_image(self, name: str, value: object) -> bool:
         """Raises InvalidRequest if there is too much to look at."""
@@ -103,12 +91,6 @@ def is_image_file(value: dict[str, object]) -> bool:
     return not CONTENT_NAMES.isdisjoint(value) and any(
         isinstance(inner, str) and inner.startswith("image/") for inner in value.values()
     )
-
-
-def label_of(name: str) -> str:
-    """The metric's label: the last name of the path if it is known, so that no client can add series."""
-    last = name.rpartition(".")[2]
-    return last if last in KNOWN_STRANGERS else OTHER
 
 
 def unrecognized(path: Path, remedy: str = "") -> InvalidRequest:

@@ -8,7 +8,9 @@ it. Without a request (on the command line, in a test) ``current()`` is a record
 A record must not hold images, their URLs, or keys.
 """
 
+import re
 from bisect import bisect_left
+from collections.abc import Collection
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter, time_ns
@@ -24,6 +26,11 @@ StepName = Literal["fetch", "decode"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "refused", "client_gone", "failed", "cut")
 FAILURES = frozenset({ErrorCode.ENGINE_FAILED, ErrorCode.ENGINE_STOPPED, ErrorCode.INTERNAL_ERROR})
 """Codes of errors that the server itself causes, whatever their status."""
+MAX_IGNORED = 16
+"""Most names of ignored fields in the header and in the log."""
+UNSAFE = re.compile(r"[^A-Za-z0-9_.$-]")
+"""Characters of names that are not sent back in a header."""
+OTHER = "other"
 GAP_BOUNDS_SECONDS = (
     *(0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1),
     *(0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0),
@@ -140,9 +147,9 @@ class RequestRecord:
     model: str | None = None
     """As the client named it; may be no model at all."""
     stream: bool = False
-    ignored: str = ""
-    """Names of the request's fields that were ignored, bounded and in characters that a header may have."""
-    ignored_labels: frozenset[str] = frozenset()
+    ignored_names: dict[str, None] = field(default_factory=dict)
+    """Paths without indexes of the request's fields that were ignored, in characters that a header may have."""
+    ignored_labels: set[str] = field(default_factory=set)
     """The same from a closed set."""
     prompt: str | None = None
     """The prompt, with ``<image>`` for each image; only if ``keeps_prompt``."""
@@ -166,6 +173,20 @@ class RequestRecord:
     def note_error(self, code: ErrorCode | None) -> None:
         """An error is sent, with a status or inside a stream."""
         self.error = code or ""
+
+    def ignore(self, path: str, known: Collection[str]) -> None:
+        """A field is ignored. ``known``: names that the metric may have, so that no client can add series."""
+        name = path.rpartition(".")[2]
+        self.ignored_labels.add(name if name in known else OTHER)
+        # One more than are shown, to know that there are more.
+        if len(self.ignored_names) <= MAX_IGNORED:
+            self.ignored_names[UNSAFE.sub("?", path)] = None
+
+    @property
+    def ignored(self) -> str:
+        """The ignored fields as a header names them."""
+        names = list(self.ignored_names)
+        return ", ".join([*names[:MAX_IGNORED], *(["..."] if len(names) > MAX_IGNORED else [])])
 
     def note_step(self, name: StepName, started: float, ok: bool) -> None:
         """A step that began at ``started`` has just ended."""
