@@ -175,7 +175,7 @@ def check_offsets(choice: dict[str, Any]) -> None:
     found = choice["logprobs"]
     assert len({len(column) for column in found.values()}) == 1
     for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
-        if "\ufffd" not in token:
+        if not token.startswith("bytes:"):
             assert choice["text"][offset : offset + len(token)] == token
 
 
@@ -184,6 +184,9 @@ async def test_offsets_are_places_in_the_text(client: httpx.AsyncClient, engine:
     choice = await completion(client)
     assert choice["text"] == " a\U0001f388 b"
     check_offsets(choice)
+    # OpenAI's names of parts of a letter, which differ from one another.
+    assert choice["logprobs"]["tokens"][2:6] == ["bytes:\\xf0", "bytes:\\x9f", "bytes:\\x8e", "bytes:\\x88"]
+    assert choice["logprobs"]["top_logprobs"][2] == {"bytes:\\xf0": -0.5}
     assert choice["logprobs"]["top_logprobs"][0] == {" ": -0.5}
 
 
@@ -199,6 +202,20 @@ async def test_offsets_of_an_echo_are_places_in_prompt_and_answer(
     assert choice["logprobs"]["token_logprobs"][:2] == [None, -0.5]
     # The text has neither BOS nor the space that the tokenizer puts first; what follows stands where it stands.
     check_offsets({**choice, "logprobs": {name: column[2:] for name, column in choice["logprobs"].items()}})
+
+
+@pytest.mark.parametrize(("spaces", "text"), [("", "Hi"), (" ", "Hi"), ("  ", " Hi")])
+async def test_an_echo_of_token_ids_is_the_text_that_they_stand_for(
+    client: httpx.AsyncClient, engine: ScriptedEngine, spaces: str, text: str
+) -> None:
+    prompt = [1, *ids(f"{spaces}Hi"), LETTER[0]]
+    engine.prompt_logprobs = (None, *(known(token) for token in prompt[1:]))
+    speak(engine, ("!", ids("!")))
+    choice = await completion(client, prompt=prompt, echo=True)
+    assert choice["text"] == f"{text}\ufffd!"
+    assert choice["logprobs"]["tokens"] == ["<s>", *spaces, "H", "i", "bytes:\\xf0", "!"]
+    where = choice["text"].index("H")
+    assert choice["logprobs"]["text_offset"][-4:-1] == [where, where + 1, where + 2]
 
 
 async def test_max_tokens_0_scores_the_prompt_alone(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:

@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from llava_api.chat.answers import Answers
 from llava_api.chat.chat_reply import ChunkedReply, ReplyMetadata
-from llava_api.chat.logprobs import CharacterCounter, WrittenToken, as_text
+from llava_api.chat.logprobs import CharacterCounter, WrittenToken
 from llava_api.chat.merge import merge
 from llava_api.chat.plain import Plain
 from llava_api.protocol import completions as wire
@@ -35,7 +35,15 @@ class Columns:
 
 def likeliest(token: WrittenToken) -> dict[str, float]:
     """The most likely tokens, and the token itself."""
-    return {as_text(written): logprob for written, logprob in (*token.top, (token.written, token.logprob))}
+    return {named(written): logprob for written, logprob in (*token.top, (token.written, token.logprob))}
+
+
+def named(written: bytes) -> str:
+    """A token as these lists name it: a part of a letter as OpenAI's API has it, ``bytes:\\xe2\\x80``."""
+    try:
+        return written.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in written)
 
 
 def joined(chunks: list[wire.CompletionChunkChoice]) -> wire.CompletionChoice:
@@ -51,6 +59,10 @@ def joined(chunks: list[wire.CompletionChunkChoice]) -> wire.CompletionChoice:
         logprobs=wire.CompletionLogprobs(**columns) if parts else None,
         finish_reason=chunks[-1].finish_reason or "stop",
     )
+
+
+def leading_spaces(text: bytes) -> int:
+    return len(text) - len(text.lstrip(b" "))
 
 
 class CompletionReply(ChunkedReply):
@@ -94,7 +106,9 @@ class CompletionReply(ChunkedReply):
                     continue
                 logprobs = None
                 if self.with_logprobs:
-                    logprobs = columns[part.index].fill([(token.text, token.letters, token) for token in tokens])
+                    logprobs = columns[part.index].fill(
+                        [(named(token.written), token.letters, token) for token in tokens]
+                    )
                 yield wire.CompletionChunkChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
 
     def echoed(self, place: int, index: int, columns: Columns) -> wire.CompletionChunkChoice:
@@ -104,12 +118,19 @@ class CompletionReply(ChunkedReply):
 
     def prompt_tokens(self, place: int) -> list[tuple[str, int, WrittenToken | None]]:
         """The text leaves out special tokens, and the space that the tokenizer puts before the prompt."""
-        counter = CharacterCounter(spaces_cut=not self.plain.texts[place].startswith(" "))
+        token_ids = self.plain.specs[place].request.token_ids
+        written = list(map(self.tokenizer.token_bytes, token_ids))
+        shown = [
+            b"" if self.tokenizer.is_special(token) else one for token, one in zip(token_ids, written, strict=True)
+        ]
+        spaces = max(0, leading_spaces(b"".join(shown)) - leading_spaces(self.plain.texts[place].encode()))
+        counter = CharacterCounter(spaces_cut=False)
         found: list[tuple[str, int, WrittenToken | None]] = []
-        for token, entry in zip_longest(self.plain.specs[place].request.token_ids, self.answers[place].prompt):
-            written = self.tokenizer.token_bytes(token)
-            letters = 0 if self.tokenizer.is_special(token) else counter.shown(written)[1]
-            found.append((as_text(written), letters, entry))
+        for token, token_shown, entry in zip_longest(written, shown, self.answers[place].prompt):
+            letters = counter.shown(token_shown)[1]
+            cut = min(spaces, letters)
+            spaces -= cut
+            found.append((named(token), letters - cut, entry))
         return found
 
     def choices(self) -> AsyncGenerator[wire.CompletionChunkChoice, None]:
