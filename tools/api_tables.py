@@ -82,7 +82,8 @@ def table(name: str, model: type[RequestObject]) -> list[str]:
     for field, described in sorted(schema.get("properties", {}).items(), key=lambda entry: entry[0] not in required):
         text = described.get("description", "")
         cell = f"**`{field}`**" if field in required else f"`{field}`"
-        lines.append(row(cell, status(text), values(described), text))
+        kind = "extension" if field in model.extensions else status(text)
+        lines.append(row(cell, kind, values(described), text))
     for status_word, fields in (("ignored", model.ignored), ("refused", model.refused)):
         shared = VLLM_IGNORED if status_word == "ignored" else VLLM
         lines += [row(f"`{field}`", status_word, "", fields[field]) for field in sorted(fields.keys() - shared.keys())]

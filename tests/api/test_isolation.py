@@ -69,18 +69,31 @@ class TestKeptResponses:
         keys = [f"{name}=sk-llava-for-{name}-0123456789" for name in ("anne", "ben")]
         return {"api_key": keys, "response_store_bytes": 100_000}
 
-    async def test_a_kept_response_is_there_for_its_own_key_alone(self, client: httpx.AsyncClient) -> None:
+    async def test_a_kept_response_is_there_only_for_its_own_key(self, client: httpx.AsyncClient) -> None:
         body = {"model": "tiny", "input": "x"}
-        made = (await client.post("/v1/responses", json=body, headers=ANNE)).json()["id"]
+        first = (await client.post("/v1/responses", json=body, headers=ANNE)).json()
+        made, item = first["id"], first["output"][0]["id"]
         address, following = f"/v1/responses/{made}", {**body, "previous_response_id": made}
+        given = (await client.get(f"{address}/input_items", headers=ANNE)).json()["data"][0]["id"]
         answers = [
             await client.get(address, headers=BEN),
             await client.delete(address, headers=BEN),
+            await client.get(f"{address}/input_items", headers=BEN),
+            await client.post(f"{address}/cancel", headers=BEN),
             await client.post("/v1/responses", json=following, headers=BEN),
+            await client.post("/v1/responses/input_tokens", json=following, headers=BEN),
         ]
-        assert [answer.status_code for answer in answers] == [404, 404, 400]
+        assert [answer.status_code for answer in answers] == [404, 404, 404, 404, 400, 400]
         # As if it had never been.
         nowhere = await client.get("/v1/responses/resp_0123", headers=BEN)
-        assert answers[0].json() == nowhere.json()
+        assert [answer.json() for answer in answers[:4]] == [nowhere.json()] * 4
+        for reference in (item, given):
+            referring = {
+                **body,
+                "input": [{"type": "item_reference", "id": reference}, {"role": "user", "content": "?"}],
+            }
+            refused = await client.post("/v1/responses", json=referring, headers=BEN)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (404, "input[0].id")
+            assert (await client.post("/v1/responses", json=referring, headers=ANNE)).status_code == 200
         assert (await client.post("/v1/responses", json=following, headers=ANNE)).status_code == 200
         assert (await client.delete(address, headers=ANNE)).status_code == 200

@@ -18,6 +18,7 @@ import pytest_asyncio
 from fastapi import FastAPI
 from PIL import Image
 
+from llava_api.chat.response_store import size_of
 from llava_api.server.services import Services
 from tests.api.test_chat import CHAT, RED, picture_message, text_body
 from tests.api.test_errors import error_of
@@ -239,7 +240,7 @@ class TestKeptResponses:
         kept: str,
         store: bool,
     ) -> None:
-        size = len(services.responses.kept[kept].conversation)
+        size = size_of(services.responses.kept[kept].conversation)
         assert size > 9_000_000
         body = {"model": "tiny", "previous_response_id": kept, "input": "Go on.", "store": store}
         engine.pause_seconds = 60

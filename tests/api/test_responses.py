@@ -138,7 +138,7 @@ async def test_an_empty_answer_is_a_message(client: httpx.AsyncClient, engine: S
 async def test_a_schema_is_kept_to(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     form = {"type": "json_schema", "name": "it", "schema": SCHEMA, "strict": True}
     data = (await client.post(URL, json=body(text={"format": form}))).json()
-    assert data["text"] == {"format": form}
+    assert data["text"] == {"format": form | {"description": None}}
     assert '"maximum": 9' in str(engine.requests[0].sampling.grammar)
     bad = form | {"schema": {"type": "object", "minProperties": 10**9}}
     error = (await client.post(URL, json=body(text={"format": bad}))).json()["error"]
@@ -224,7 +224,8 @@ REFUSED = [
     ({"tool_choice": {"type": "function", "name": "none of them"}, "tools": [TOOL]}, "tool_choice"),
     ({"include": [1]}, "include[0]"),
     ({"input": []}, "input"),
-    ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
+    ({"input": None}, "input"),
+    ({"input": [{"type": "mcp_call", "id": "mcp_1"}]}, "input[0]"),
     ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}, "input[0].content[0].type"),
     (
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x", "file_id": "f"}]}]},
@@ -280,8 +281,10 @@ async def test_a_function_may_return_a_picture(client: httpx.AsyncClient, engine
 
 async def test_a_kept_response_is_not_streamed_again(client: httpx.AsyncClient) -> None:
     made = (await client.post(URL, json=body())).json()
-    reply = await client.get(f"{URL}/{made['id']}?stream=true")
+    reply = await client.get(f"{URL}/{made['id']}?stream=true&starting_after=3")
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "stream")
+    for query in ("stream=false", "stream=False", "include=message.output_text.logprobs", "include_obfuscation=false"):
+        assert (await client.get(f"{URL}/{made['id']}?{query}")).json() == made
     assert (await client.post(f"{URL}/{made['id']}")).headers["allow"] == "DELETE, GET, HEAD"
 
 
@@ -301,6 +304,7 @@ async def test_what_is_kept_is_bounded_by_its_bytes(client: httpx.AsyncClient, a
         assert reply.status_code == 200
     store = app.state.services.responses
     assert 0 < store.size <= 100_000
-    assert store.size == sum(len(kept.reply) + len(kept.conversation) for kept in store.kept.values())
-    assert all(b"annotations" not in kept.conversation for kept in store.kept.values())
+    assert store.size == sum(map(len, store.kept.values()))
+    assert len(store.places) == sum(len(kept.conversation) for kept in store.kept.values())
+    assert all(b'"annotations":[]' in kept.given[1].json for kept in store.kept.values())
     assert (await client.post(URL, json=body(user="u" * 513))).status_code == 400

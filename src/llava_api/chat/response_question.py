@@ -6,28 +6,27 @@ from dataclasses import replace
 from llava_api.chat.conversation import Transcript, read_parts
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question, schema_of, with_format
-from llava_api.chat.sampling import Length, read_extensions, upper_bound
+from llava_api.chat.sampling import Length, read_sampling, upper_bound
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.errors import InvalidRequest
 from llava_api.protocol import responses as wire
 from llava_api.protocol import tools
 
 
-def given_items(request: wire.ResponseRequest) -> list[wire.InputItem]:
-    if isinstance(request.input, str):
-        return [wire.UserItem(role="user", content=request.input)]
-    return request.input
-
-
-def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.InputItem], model: ServedModel) -> Question:
-    """``earlier``: the items of previous_response_id. Raises InvalidRequest."""
+def response_question(
+    request: wire.ResponseRequest,
+    earlier: Sequence[wire.InputItem],
+    given: Sequence[wire.InputItem],
+    model: ServedModel,
+) -> Question:
+    """``earlier``: the items of previous_response_id; ``given``: those of input. Raises InvalidRequest."""
     transcript = Transcript()
     if request.instructions is not None:
         transcript.instruct([request.instructions])
     for item in earlier:
         # These are not in this request.
         read_item(item, "previous_response_id", transcript)
-    for place, item in enumerate(given_items(request)):
+    for place, item in enumerate(given):
         read_item(item, f"input[{place}]", transcript)
     conversation = transcript.finish()
     if conversation.continues:
@@ -36,7 +35,7 @@ def response_question(request: wire.ResponseRequest, earlier: Sequence[wire.Inpu
             "the model answers.",
             param="input",
         )
-    sampling = read_extensions(request, model)
+    sampling = read_sampling(request, model)
     with_logprobs = "message.output_text.logprobs" in (request.include or ()) or request.top_logprobs is not None
     question = Question(
         model=request.model,

@@ -1,32 +1,53 @@
-"""Responses that are kept for ``previous_response_id``, as JSON in memory. The oldest are dropped for new ones.
+"""Responses that are kept for ``previous_response_id`` and ``item_reference``, in memory. The oldest are dropped.
 
-Only requests with the same API key see a response.
+Only requests with the same API key see a response and its items.
 """
 
 import asyncio
+import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter
+import orjson
+from pydantic import BaseModel, TypeAdapter
 
-from llava_api.protocol.response_reply import OutputCall, Response
-from llava_api.protocol.responses import AssistantItem, CallItem, InputItem
+from llava_api.protocol.response_reply import Response
+from llava_api.protocol.responses import InputItem
 
 ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
+ITEM_BYTES = 400
+"""About what an item takes besides its JSON."""
+MAX_ID = 64
+"""Longest id that an item keeps; others get a new one."""
+MAX_GUESSED = 31
+"""Longest id that may be one which other callers can guess. Ours have 32 random digits."""
+PREFIXES = {"function_call": "fc", "function_call_output": "fco"}
+
+
+class StoredItem(NamedTuple):
+    id: str
+    json: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
     reply: bytes
-    """The response itself."""
-    conversation: bytes
-    """All items of the conversation, the response's included."""
+    """The response itself, as JSON."""
+    given: tuple[StoredItem, ...]
+    """The conversation before the response. Its items are shared with earlier responses."""
+    made: tuple[StoredItem, ...]
+    """The response's own items."""
     owner: str
     """The API key that it was made for; "" without keys."""
 
+    @property
+    def conversation(self) -> tuple[StoredItem, ...]:
+        return self.given + self.made
+
     def __len__(self) -> int:
-        return len(self.reply) + len(self.conversation)
+        return len(self.reply) + size_of(self.conversation)
 
 
 class ResponseStore:
@@ -36,6 +57,8 @@ class ResponseStore:
         self.max_bytes = max_bytes
         self.size = 0
         self.kept: OrderedDict[str, StoredResponse] = OrderedDict()
+        self.places: dict[tuple[str, str], str] = {}
+        """Owner and id of an item -> the newest response with it."""
         self.reading = asyncio.Lock()
 
     @property
@@ -50,41 +73,68 @@ class ResponseStore:
         self.kept.move_to_end(response_id)
         return found
 
-    async def read(self, conversation: bytes) -> list[InputItem]:
-        """Parse one at a time: many at once, requested in a few bytes each, would block the event loop for a second."""
-        async with self.reading:
-            return ITEMS.validate_json(conversation)
+    def find_item(self, item_id: str, owner: str) -> StoredItem | None:
+        """None if no stored response of this owner has such an item."""
+        found = self.get(self.places.get((owner, item_id), ""), owner)
+        return None if found is None else next(item for item in found.conversation if item.id == item_id)
 
-    def put(self, response: Response, conversation: Sequence[bytes], owner: str) -> None:
-        """``conversation``: the items before the response, in lists as ``items_json`` makes them."""
-        whole = joined([*conversation, items_json([*as_input(response)])])
-        kept = StoredResponse(response.model_dump_json().encode(), whole, owner)
+    async def read(self, items: Sequence[StoredItem]) -> list[InputItem]:
+        """Parse one list at a time: many at once, requested in a few bytes each, would block the event loop."""
+        async with self.reading:
+            return ITEMS.validate_json(json_list(items))
+
+    def put(self, response: Response, given: tuple[StoredItem, ...], owner: str) -> None:
+        """``given``: the conversation before the response."""
+        made = tuple(map(stored, response.output))
+        kept = StoredResponse(response.model_dump_json().encode(), given, made, owner)
         if len(kept) > self.max_bytes:
             return
         self.kept[response.id] = kept
         self.size += len(kept)
+        # Without keys, an item is only found by an id that cannot be guessed, which a client's own may be.
+        found = (item.id for item in kept.conversation if owner or len(item.id) > MAX_GUESSED)
+        self.places |= {(owner, item_id): response.id for item_id in found}
         while self.size > self.max_bytes:
-            _, oldest = self.kept.popitem(last=False)
-            self.size -= len(oldest)
+            self.delete(next(iter(self.kept)))
 
     def delete(self, response_id: str) -> None:
-        self.size -= len(self.kept.pop(response_id))
+        gone = self.kept.pop(response_id)
+        self.size -= len(gone)
+        for item in gone.conversation:
+            if self.places.get((gone.owner, item.id)) == response_id:
+                del self.places[gone.owner, item.id]
 
 
-def items_json(items: Sequence[InputItem]) -> bytes:
-    """The items as a JSON list."""
-    return ITEMS.dump_json([*items], exclude_none=True)
+def size_of(items: Iterable[StoredItem]) -> int:
+    return sum(len(item.json) + ITEM_BYTES for item in items)
 
 
-def joined(lists: Sequence[bytes]) -> bytes:
-    """Several JSON lists as one."""
-    return b"[" + b",".join(memoryview(one)[1:-1] for one in lists if one != b"[]") + b"]"
+def json_list(items: Iterable[StoredItem]) -> bytes:
+    return b"[" + b",".join(item.json for item in items) + b"]"
 
 
-def as_input(response: Response) -> Iterator[InputItem]:
-    """The model's answer, as the next request would send it."""
-    for item in response.output:
-        if isinstance(item, OutputCall):
-            yield CallItem(type="function_call", call_id=item.call_id, name=item.name, arguments=item.arguments)
-        else:
-            yield AssistantItem(role="assistant", content="".join(part.text for part in item.content))
+def stored(item: BaseModel) -> StoredItem:
+    """An item as OpenAI's API lists it: with an id and a status, and its content in parts."""
+    data: dict[str, Any] = {"type": "message", "status": "completed", **item.model_dump(exclude_none=True)}
+    if len(data.get("id", "")) not in range(1, MAX_ID + 1):
+        data["id"] = f"{PREFIXES.get(data['type'], 'msg')}_{uuid.uuid4().hex}"
+    for field in data.keys() & {"content", "output"}:
+        if field == "content" or isinstance(data[field], list):
+            parts = [{"text": data[field]}] if isinstance(data[field], str) else data[field]
+            data[field] = [listed_part(part, data.get("role") == "assistant") for part in parts]
+    return StoredItem(data["id"], orjson.dumps(data))
+
+
+def listed_part(part: dict[str, Any], spoken: bool) -> dict[str, Any]:
+    """A part in the form of the Responses API. ``spoken``: by the model."""
+    if "text" in part:
+        text = part["text"]
+        if spoken:
+            return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        return {"type": "input_text", "text": text}
+    if "image_url" in part:
+        image = part["image_url"]
+        if isinstance(image, str):
+            image = {"url": image, "detail": part.get("detail")}
+        return {"type": "input_image", "image_url": image["url"], "detail": image.get("detail") or "auto"}
+    return part

@@ -97,7 +97,7 @@ def read_extensions(request: wire.GeneratingRequest, model: ServedModel) -> Samp
 
 
 def read_sampling(request: wire.SamplingRequest, model: ServedModel) -> Sampling:
-    """Parameters of chat and text completions. Raises InvalidRequest."""
+    """Parameters of OpenAI's endpoints. Raises InvalidRequest."""
     sampling = read_extensions(request, model)
     stops = () if request.stop is None else (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     return replace(

@@ -7,7 +7,7 @@ from pydantic import FailFast, Field
 from llava_api.protocol.formats import ResponseFormat
 from llava_api.protocol.messages import Message
 from llava_api.protocol.refused import NOT_LLAVA, OLD_TOOLS, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
-from llava_api.protocol.sampling import MaxTokens, SamplingRequest
+from llava_api.protocol.sampling import ChoicesRequest, MaxTokens
 from llava_api.protocol.tools import MAX_TOOLS, FunctionTool, ToolChoice
 from llava_api.protocol.wire import Ignored
 
@@ -16,7 +16,7 @@ MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 
-class ChatCompletionRequest(SamplingRequest):
+class ChatCompletionRequest(ChoicesRequest):
     refused: ClassVar = {
         **NOT_LLAVA,
         **OLD_TOOLS,

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from llava_api.protocol.chat_reply import Usage
 from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
-from llava_api.protocol.sampling import MaxTokens, SamplingRequest, TokenId
+from llava_api.protocol.sampling import ChoicesRequest, MaxTokens, TokenId
 from llava_api.protocol.wire import JSON_PATHS, WireObject
 
 EndReason = Literal["stop", "length"]
@@ -22,7 +22,7 @@ def none_for_false(value: object) -> object:
     return None if value is False else value
 
 
-class CompletionRequest(SamplingRequest):
+class CompletionRequest(ChoicesRequest):
     refused: ClassVar = {
         **NOT_LLAVA,
         **VLLM,

@@ -40,11 +40,15 @@ class JsonSchemaFormat(RequestObject):
 
 
 class FlatJsonSchemaFormat(JsonSchema):
-    """The form of the Responses API."""
+    """The form of the Responses API, whose replies have all of its fields."""
 
     type: Literal["json_schema"]
+    description: str | None = None
+    """Not shown to the model."""
     schema_: dict[str, Any] = Field(alias="schema")
     """JSON Schema of the answer."""
+    strict: bool = False
+    """The answer fits the schema in any case."""
 
 
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type"), JSON_PATHS]

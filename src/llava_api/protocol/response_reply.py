@@ -6,7 +6,7 @@ from pydantic import Field
 
 from llava_api.protocol.chat import Metadata
 from llava_api.protocol.chat_reply import TokenLogprob
-from llava_api.protocol.responses import ItemStatus, TextOptions
+from llava_api.protocol.responses import InputItem, ItemStatus, TextOptions
 from llava_api.protocol.tools import FlatAllowedTools, FlatNamedTool, ToolMode
 from llava_api.protocol.wire import NamedEvent, WireObject
 
@@ -80,6 +80,13 @@ class ReturnedTool(WireObject):
     strict: bool | None
 
 
+class NoReasoning(WireObject):
+    """LLaVA does not reason before it answers."""
+
+    effort: None = None
+    summary: None = None
+
+
 class Response(WireObject):
     id: str
     object: Literal["response"] = "response"
@@ -90,14 +97,18 @@ class Response(WireObject):
     background: Literal[False] = False
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
+    frequency_penalty: float
     instructions: str | None
     max_output_tokens: int | None
+    max_tool_calls: None = None
     metadata: Metadata
     model: str
     output: list[OutputItem] = Field(default_factory=list)
     parallel_tool_calls: bool
+    presence_penalty: float
     previous_response_id: str | None
     prompt_cache_key: str | None
+    reasoning: NoReasoning = NoReasoning()
     safety_identifier: str | None
     service_tier: Literal["default"] = "default"
     store: bool
@@ -117,6 +128,22 @@ class DeletedResponse(WireObject):
     id: str
     object: Literal["response"] = "response"
     deleted: Literal[True] = True
+
+
+class InputItemList(WireObject):
+    object: Literal["list"] = "list"
+    data: list[InputItem]
+    """Items of the conversation before the answer, those of earlier responses too, each with an id."""
+    first_id: str | None
+    last_id: str | None
+    """For ``after``, which lists the next ones."""
+    has_more: bool
+
+
+class InputTokens(WireObject):
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
+    """Tokens of the whole prompt, images and descriptions of functions included."""
 
 
 class Event(NamedEvent):

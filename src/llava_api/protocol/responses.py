@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from llava_api.protocol.chat import Metadata
 from llava_api.protocol.formats import FlatResponseFormat
 from llava_api.protocol.messages import Content, InputTextPart, RefusalPart, TextPart, UserPart
 from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
-from llava_api.protocol.sampling import GeneratingRequest, MaxTokens, ResponseStreamOptions
+from llava_api.protocol.sampling import MaxTokens, ResponseStreamOptions, SamplingRequest
 from llava_api.protocol.tools import MAX_TOOLS, FlatTool, FlatToolChoice
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
@@ -76,12 +76,48 @@ class CallOutputItem(Item):
     output: Content[UserPart]
 
 
+class ItemReference(RequestObject):
+    """Stands for the item of this id, of any stored response; needs a server with --response-store-bytes."""
+
+    type: Literal["item_reference"] | None = None
+    id: str
+    status: Ignored = None
+
+
+class SkippedItem(RequestObject):
+    """What another model thought, or looked up with OpenAI's own tools. LLaVA is not shown it."""
+
+    type: Literal["reasoning", "web_search_call", "file_search_call"]
+    id: Ignored = None
+    status: Ignored = None
+    summary: Ignored = None
+    content: Ignored = None
+    encrypted_content: Ignored = None
+    action: Ignored = None
+    queries: Ignored = None
+    results: Ignored = None
+
+
+KINDS = {
+    "developer": "system",
+    "reasoning": "skipped",
+    "web_search_call": "skipped",
+    "file_search_call": "skipped",
+}
+
+
 def kind_of(item: Any) -> str | None:
     """The type of an item, or the role of a message."""
     given = item if isinstance(item, dict) else getattr(item, "__dict__", {})
-    kind = given.get("type") or "message"
+    unnamed = "item_reference" if "id" in given and "role" not in given else "message"
+    kind = given.get("type") or unnamed
     kind = given.get("role") if kind == "message" else kind
-    return "system" if kind == "developer" else kind if isinstance(kind, str) else None
+    return KINDS.get(kind, kind) if isinstance(kind, str) else None
+
+
+def user_item(item: Any) -> Any:
+    """A text among the items is a user's."""
+    return {"role": "user", "content": item} if isinstance(item, str) else item
 
 
 InputItem = Annotated[
@@ -89,14 +125,17 @@ InputItem = Annotated[
     | Annotated[SystemItem, Tag("system")]
     | Annotated[AssistantItem, Tag("assistant")]
     | Annotated[CallItem, Tag("function_call")]
-    | Annotated[CallOutputItem, Tag("function_call_output")],
+    | Annotated[CallOutputItem, Tag("function_call_output")]
+    | Annotated[ItemReference, Tag("item_reference")]
+    | Annotated[SkippedItem, Tag("skipped")],
     Discriminator(
         kind_of,
         custom_error_type="item_kind",
         custom_error_message="an item is a message with role user, assistant, system or developer, a function_call, "
-        "or a function_call_output",
+        "a function_call_output, or an item_reference",
     ),
     JSON_PATHS,
+    BeforeValidator(user_item),
 ]
 
 
@@ -114,7 +153,8 @@ RENAMED = {
 """Chat completions' name of a field -> its name here."""
 
 
-class ResponseRequest(GeneratingRequest):
+class ResponseRequest(SamplingRequest):
+    extensions: ClassVar = {"frequency_penalty", "logit_bias", "presence_penalty", "seed", "stop"}
     refused: ClassVar = {
         "moderation": NOT_LLAVA["moderation"],
         **VLLM,
@@ -134,8 +174,9 @@ class ResponseRequest(GeneratingRequest):
         "reasoning": "LLaVA does not reason before it answers: leave reasoning out.",
     }
 
-    input: Annotated[str | Annotated[list[InputItem], Field(fail_fast=True, min_length=1)], JSON_PATHS]
-    """A user's text, or items: messages with texts and images, function calls and what they returned."""
+    input: Annotated[str | Annotated[list[InputItem], Field(fail_fast=True)], JSON_PATHS] | None = None
+    """A user's text, or items: messages with texts and images, function calls and what they returned. Only a request
+    with previous_response_id may leave it out."""
     instructions: str | None = None
     """The system text. previous_response_id does not bring it back."""
     previous_response_id: str | None = None

@@ -59,10 +59,8 @@ class StreamOptions(ResponseStreamOptions):
 
 
 class SamplingRequest(GeneratingRequest):
-    """Fields of chat and text completions."""
+    """Fields of OpenAI's endpoints. On Responses they are extensions, as vLLM has them."""
 
-    stream_options: StreamOptions | None = None
-    """Has no effect without ``stream``."""
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     """Above 0: tokens that are already in the answer become less likely."""
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -75,6 +73,13 @@ class SamplingRequest(GeneratingRequest):
     """Texts that end the answer; they are not part of it. Empty ones have no effect."""
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     """Equal requests with the same seed are sampled alike."""
+
+
+class ChoicesRequest(SamplingRequest):
+    """Fields of chat and text completions, whose answers may have several choices."""
+
+    stream_options: StreamOptions | None = None
+    """Has no effect without ``stream``."""
     n: int | None = Field(None, ge=1)
     """Number of answers to one prompt, up to the server's --max-choices."""
     user: Ignored = None

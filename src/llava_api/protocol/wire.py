@@ -1,6 +1,6 @@
 """Base classes of the objects of requests and replies, and the reply of every error."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
@@ -83,6 +83,8 @@ class RequestObject(WireObject):
     """Known field that is not supported -> one sentence: why, and what to do."""
     ignored: ClassVar[Mapping[str, str]] = {}
     """Known field without effect, which ``--strict-fields`` refuses -> the sentence."""
+    extensions: ClassVar[Collection[str]] = ()
+    """Inherited fields that the API does not have here."""
 
     @model_validator(mode="before")
     @classmethod

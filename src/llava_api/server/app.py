@@ -98,5 +98,9 @@ def create_app(
 def served_endpoints(settings: Settings) -> list[Endpoint]:
     served = [each for each in (*ENDPOINTS, *docs.ENDPOINTS) if each.access(settings) != "off"]
     if settings.short_paths:
-        served += [replace(each, path=each.path.removeprefix("/v1")) for each in served if each.short_path]
+        served += [
+            replace(each, path=each.path.removeprefix("/v1"), route=each.route.removeprefix("/v1"))
+            for each in served
+            if each.short_path
+        ]
     return served
