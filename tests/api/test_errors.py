@@ -216,7 +216,6 @@ async def test_a_refusal_names_the_right_values(
         ({"tool_choice": {"type": "function", "function": {"name": "n"}}}, "tool_choice.name"),
         ({"text": {"format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}}, "text.format.name"),
         ({"input": [], "messages": [{"role": "user"}]}, "messages"),
-        ({"input": [{"role": "assistant", "content": "x"}]}, "input"),
         ({"max_tokens": 5}, "max_tokens"),
     ],
 )

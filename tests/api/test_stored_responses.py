@@ -183,6 +183,18 @@ async def test_an_item_of_no_stored_response(client: httpx.AsyncClient, engine: 
     assert len(engine.requests) == 3
 
 
+async def test_a_response_that_was_cut_is_continued_without_input(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    engine.finish_reason = "length"
+    cut = (await client.post(URL, json=body())).json()
+    engine.finish_reason = "stop"
+    whole = (await client.post(URL, json={"model": "tiny", "previous_response_id": cut["id"]})).json()
+    assert prompt_of(engine).endswith("USER: What is it? ASSISTANT: A red circle.")
+    await client.post(URL, json={"model": "tiny", "previous_response_id": whole["id"]})
+    assert prompt_of(engine).endswith("</s> USER:  ASSISTANT:")
+
+
 async def test_what_a_request_would_take_is_counted(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     request = body(
         input=[{"role": "user", "content": [{"type": "input_text", "text": "What?"}, IMAGE]}],

@@ -8,7 +8,6 @@ from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question, schema_of, with_format
 from llava_api.chat.sampling import Length, read_sampling, upper_bound
 from llava_api.chat.tools import Toolbox, read_tools
-from llava_api.errors import InvalidRequest
 from llava_api.protocol import responses as wire
 from llava_api.protocol import tools
 
@@ -28,18 +27,14 @@ def response_question(
         read_item(item, "previous_response_id", transcript)
     for place, item in enumerate(given):
         read_item(item, f"input[{place}]", transcript)
-    conversation = transcript.finish()
-    if conversation.continues:
-        raise InvalidRequest(
-            "The last item must be a user's message, or what a function returned (function_call_output): it is what "
-            "the model answers.",
-            param="input",
-        )
+    last = [*earlier, *given][-1:]
+    complete = last and isinstance(last[0], wire.MessageItem) and last[0].status == "completed"
     sampling = read_sampling(request, model)
     with_logprobs = "message.output_text.logprobs" in (request.include or ()) or request.top_logprobs is not None
     question = Question(
         model=request.model,
-        conversation=conversation,
+        # OpenAI's API, too, answers a complete message of an assistant with another one.
+        conversation=transcript.finish(False if complete else None),
         sampling=replace(sampling, logprobs=request.top_logprobs or 0 if with_logprobs else None),
         length=Length(upper_bound(request.max_output_tokens), "max_output_tokens", "input"),
     )
@@ -49,12 +44,10 @@ def response_question(
 
 def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:
     match item:
-        case wire.SystemItem():
+        case wire.MessageItem(role="system" | "developer"):
             transcript.instruct(read_parts(item.content, f"{param}.content", transcript))
-        case wire.UserItem():
-            transcript.say("user", read_parts(item.content, f"{param}.content", transcript))
-        case wire.AssistantItem():
-            transcript.say("assistant", read_parts(item.content, f"{param}.content", transcript))
+        case wire.MessageItem():
+            transcript.say(item.role, read_parts(item.content, f"{param}.content", transcript))
         case wire.CallItem():
             transcript.call(item.call_id, item.name, item.arguments)
         case wire.CallOutputItem():

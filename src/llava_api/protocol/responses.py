@@ -1,19 +1,27 @@
 """``POST /v1/responses``: the request."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from llava_api.protocol.chat import Metadata
 from llava_api.protocol.formats import FlatResponseFormat
-from llava_api.protocol.messages import Content, InputTextPart, RefusalPart, TextPart, UserPart
+from llava_api.protocol.messages import (
+    Content,
+    HasContent,
+    ImagePart,
+    InputImagePart,
+    InputTextPart,
+    RefusalPart,
+    TextPart,
+)
 from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
 from llava_api.protocol.sampling import MaxTokens, ResponseStreamOptions, SamplingRequest
 from llava_api.protocol.tools import MAX_TOOLS, FlatTool, FlatToolChoice
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
-SystemPart = Annotated[InputTextPart | TextPart, Field(discriminator="type"), JSON_PATHS]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
+STATUSES = get_args(ItemStatus)
 
 
 class OutputTextPart(RequestObject):
@@ -26,34 +34,26 @@ class OutputTextPart(RequestObject):
     parsed: Ignored = None
 
 
-AssistantPart = Annotated[OutputTextPart | RefusalPart | InputTextPart, Field(discriminator="type"), JSON_PATHS]
+AnyPart = Annotated[
+    TextPart | ImagePart | InputTextPart | InputImagePart | OutputTextPart | RefusalPart,
+    Field(discriminator="type"),
+    JSON_PATHS,
+]
 
 
 class Item(RequestObject):
     """Fields of all items. The model is not shown them."""
 
     id: str | None = None
-    status: ItemStatus | None = None
+    status: Annotated[ItemStatus | None, BeforeValidator(lambda given: given if given in STATUSES else None)] = None
 
 
-class MessageItem(Item):
-    type: Literal["message"] | None = None
-
-
-class UserItem(MessageItem):
-    role: Literal["user"]
-    content: Content[UserPart]
-
-
-class SystemItem(MessageItem):
-    role: Literal["system", "developer"]
-    content: Content[SystemPart]
-
-
-class AssistantItem(MessageItem):
-    role: Literal["assistant"]
-    content: Content[AssistantPart]
-    phase: Literal["commentary", "final_answer"] | None = None
+class MessageItem(Item, HasContent):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Content[AnyPart]
+    """If an assistant's message is the last and its status is not completed, the model continues it."""
+    phase: str | None = None
     """Accepted and not used."""
 
 
@@ -73,21 +73,25 @@ class CallOutputItem(Item):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: Content[UserPart]
+    output: Content[AnyPart]
 
 
 class ItemReference(RequestObject):
     """Stands for the item of this id, of any stored response; needs a server with --response-store-bytes."""
 
-    type: Literal["item_reference"] | None = None
+    type: Literal["item_reference"] = "item_reference"
     id: str
     status: Ignored = None
+
+
+SkippedType = Literal["reasoning", "web_search_call", "file_search_call"]
+SKIPPED = get_args(SkippedType)
 
 
 class SkippedItem(RequestObject):
     """What another model thought, or looked up with OpenAI's own tools. LLaVA is not shown it."""
 
-    type: Literal["reasoning", "web_search_call", "file_search_call"]
+    type: SkippedType
     id: Ignored = None
     status: Ignored = None
     summary: Ignored = None
@@ -98,21 +102,11 @@ class SkippedItem(RequestObject):
     results: Ignored = None
 
 
-KINDS = {
-    "developer": "system",
-    "reasoning": "skipped",
-    "web_search_call": "skipped",
-    "file_search_call": "skipped",
-}
-
-
 def kind_of(item: Any) -> str | None:
-    """The type of an item, or the role of a message."""
     given = item if isinstance(item, dict) else getattr(item, "__dict__", {})
     unnamed = "item_reference" if "id" in given and "role" not in given else "message"
     kind = given.get("type") or unnamed
-    kind = given.get("role") if kind == "message" else kind
-    return KINDS.get(kind, kind) if isinstance(kind, str) else None
+    return "skipped" if kind in SKIPPED else kind if isinstance(kind, str) else None
 
 
 def user_item(item: Any) -> Any:
@@ -121,9 +115,7 @@ def user_item(item: Any) -> Any:
 
 
 InputItem = Annotated[
-    Annotated[UserItem, Tag("user")]
-    | Annotated[SystemItem, Tag("system")]
-    | Annotated[AssistantItem, Tag("assistant")]
+    Annotated[MessageItem, Tag("message")]
     | Annotated[CallItem, Tag("function_call")]
     | Annotated[CallOutputItem, Tag("function_call_output")]
     | Annotated[ItemReference, Tag("item_reference")]
@@ -131,8 +123,7 @@ InputItem = Annotated[
     Discriminator(
         kind_of,
         custom_error_type="item_kind",
-        custom_error_message="an item is a message with role user, assistant, system or developer, a function_call, "
-        "a function_call_output, or an item_reference",
+        custom_error_message="an item is a message, a function_call, a function_call_output or an item_reference",
     ),
     JSON_PATHS,
     BeforeValidator(user_item),
@@ -176,7 +167,7 @@ class ResponseRequest(SamplingRequest):
 
     input: Annotated[str | Annotated[list[InputItem], Field(fail_fast=True)], JSON_PATHS] | None = None
     """A user's text, or items: messages with texts and images, function calls and what they returned. Only a request
-    with previous_response_id may leave it out."""
+    with instructions or previous_response_id may leave it out."""
     instructions: str | None = None
     """The system text. previous_response_id does not bring it back."""
     previous_response_id: str | None = None

@@ -14,7 +14,7 @@ from llava_api.chat.response_store import ResponseStore, StoredItem, StoredRespo
 from llava_api.errors import ErrorCode, InvalidRequest, NotFound
 from llava_api.protocol.response_reply import EVENTS, DeletedResponse, InputItemList, InputTokens
 from llava_api.protocol.response_reply import Response as ResponseObject
-from llava_api.protocol.responses import InputItem, ItemReference, ResponseRequest, SkippedItem, UserItem
+from llava_api.protocol.responses import InputItem, ItemReference, MessageItem, ResponseRequest, SkippedItem
 from llava_api.server.answer import Context, json_response
 from llava_api.server.body import COPIES
 from llava_api.server.endpoint import Endpoint
@@ -58,8 +58,10 @@ async def read(
     earlier: tuple[StoredItem, ...] = ()
     if wanted.previous_response_id:
         earlier = earlier_response(store, wanted.previous_response_id, owner).conversation
-    given = [UserItem(role="user", content=wanted.input)] if isinstance(wanted.input, str) else [*(wanted.input or ())]
-    if not given and not earlier:
+    given: list[InputItem] = (
+        [MessageItem(role="user", content=wanted.input)] if isinstance(wanted.input, str) else [*(wanted.input or ())]
+    )
+    if not given and not earlier and wanted.instructions is None:
         absent = "Missing required parameter: 'input'."
         raise InvalidRequest(absent, param="input", code=ErrorCode.MISSING_REQUIRED_PARAMETER)
     referenced = {
