@@ -158,7 +158,7 @@ def picture_request(
     """A question about an RGB image, made as the server makes it. ``name`` is the image's key in caches."""
     mode = model.image_mode.at(detail)
     length = mode.tokens(picture.size)
-    turn = Turn("user", "What is in this image?", (0,))
+    turn = Turn("user", (0, "What is in this image?"))
     prompt = tokenize(model.family.layout(None, [turn]), model.tokenizer, model.checkpoint.image_token_id, [length])
     image = EngineImage(
         pixels=render_pixels(Decoded(picture, picture.size), mode),

@@ -93,10 +93,7 @@ def as_transformers_writes(source: str, system: str | None, turns: Sequence[Turn
     if system is not None:
         messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
     for turn in turns:
-        parts = [
-            {"type": "image"} if isinstance(part, int) else {"type": "text", "text": part}
-            for part in turn.interleaved()
-        ]
+        parts = [{"type": "image"} if isinstance(part, int) else {"type": "text", "text": part} for part in turn.parts]
         messages.append({"role": turn.role, "content": parts})
     written, _ = render_jinja_template(
         [messages], chat_template=source, add_generation_prompt=True, bos_token="<s>", eos_token="</s>"
@@ -105,11 +102,11 @@ def as_transformers_writes(source: str, system: str | None, turns: Sequence[Turn
 
 
 CONVERSATIONS: dict[str, list[Turn]] = {
-    "one question": [Turn("user", "What is it?", (0,))],
-    "no picture": [Turn("user", "Who are you?")],
-    "later question": [Turn("user", "What?", (0,)), Turn("assistant", "A cat.\n"), Turn("user", " And here? ", (1,))],
-    "between": [Turn("user", "a\nb", (0, 1), ("a", 0, "b", 1))],
-    "marks of html and Jinja": [Turn("user", '<b>&amp; "quoted" {{ bos_token }} {% if %} {# no #}', (0,))],
+    "one question": [Turn("user", (0, "What is it?"))],
+    "no picture": [Turn("user", ("Who are you?",))],
+    "later question": [Turn("user", (0, "What?")), Turn("assistant", ("A cat.\n",)), Turn("user", (1, " And here? "))],
+    "between": [Turn("user", ("a", 0, "b", 1))],
+    "marks of html and Jinja": [Turn("user", (0, '<b>&amp; "quoted" {{ bos_token }} {% if %} {# no #}'))],
 }
 
 
@@ -121,16 +118,36 @@ def test_a_template_writes_what_transformers_makes_it_write(source: str, system:
 
 
 def test_pictures_stand_where_they_were_sent() -> None:
-    turn = Turn("user", "first\nsecond\nthird", (0, 1), ("first", 0, "second", 1, "third"))
-    later = Turn("user", "fourth", (2,), (2, "fourth"))
-    segments = hub(CHATML).layout(None, [turn, Turn("assistant", "yes"), later])
+    turn = Turn("user", ("first", 0, "second", 1, "third"))
+    later = Turn("user", (2, "fourth"))
+    segments = hub(CHATML).layout(None, [turn, Turn("assistant", ("yes",)), later])
     assert [segment.index for segment in segments if isinstance(segment, ImageSlot)] == [0, 1, 2]
     assert "first<image>\nsecond<image>\nthird<|im_end|>" in as_text(segments)
     assert "<image>\nfourth<|im_end|>" in as_text(segments)
 
 
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        ((0, "A red"), "<|im_start|>user\nDraw.<|im_end|>\n<|im_start|>assistant\n<image>\nA red"),
+        (("A red",), "<|im_start|>user\nDraw.<|im_end|>\n<|im_start|>assistant\nA red"),
+    ],
+    ids=["with an image", "words"],
+)
+def test_an_answer_that_is_continued_ends_the_prompt(answer: tuple[str | int, ...], wanted: str) -> None:
+    segments = hub(CHATML).layout(None, [Turn("user", ("Draw.",)), Turn("assistant", answer)])
+    assert as_text(segments) == wanted
+
+
+def test_images_of_an_answer_stand_in_it() -> None:
+    turns = [Turn("user", (0, "Draw.")), Turn("assistant", ("Here.", 1)), Turn("user", ("What?", 2))]
+    segments = hub(CHATML).layout(None, turns)
+    assert [segment.index for segment in segments if isinstance(segment, ImageSlot)] == [0, 1, 2]
+    assert "assistant\nHere.<image>\n<|im_end|>" in as_text(segments)
+
+
 def test_a_template_that_takes_text_gets_pictures_in_front_of_it() -> None:
-    turn = Turn("user", "one\ntwo", (0, 1), ("one", 0, "two", 1))
+    turn = Turn("user", ("one", 0, "two", 1))
     segments = hub("{% for m in messages %}[INST] {{ m['content'] + ' [/INST]' }}{% endfor %}").layout(None, [turn])
     assert as_text(segments) == "[INST] <image>\n<image>\none\ntwo [/INST]"
     assert [segment.index for segment in segments if isinstance(segment, ImageSlot)] == [0, 1]
@@ -141,7 +158,7 @@ def test_a_template_that_takes_text_gets_pictures_in_front_of_it() -> None:
 def test_bos_stands_once(text_model: str, start: str, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, text_model, template=start + CHATML)
     model = serve(folder, "hub")
-    turns = [Turn("user", "What?", (0,)), Turn("assistant", "A cat."), Turn("user", "Sure?", (1,))]
+    turns = [Turn("user", (0, "What?")), Turn("assistant", ("A cat.",)), Turn("user", (1, "Sure?"))]
     ids = tokenize(model.family.layout(None, turns), model.tokenizer, model.checkpoint.image_token_id, [3, 3]).token_ids
     bos = token_ids(text_model)["<|begin_of_text|>" if text_model == "llama3" else "<s>"]
     assert ids[0] == bos
@@ -150,38 +167,38 @@ def test_bos_stands_once(text_model: str, start: str, tmp_path: Path) -> None:
 
 def test_qwens_prompts_have_no_bos(tmp_path: Path) -> None:
     model = serve(write_checkpoint(tmp_path, "qwen2", template=CHATML), "hub")
-    ids = tokenize(model.family.layout(None, [Turn("user", "What?")]), model.tokenizer, 0, []).token_ids
+    ids = tokenize(model.family.layout(None, [Turn("user", ("What?",))]), model.tokenizer, 0, []).token_ids
     assert ids[0] == token_ids("qwen2")["<|im_start|>"]
 
 
 @pytest.mark.parametrize(
     ("turn", "wanted"),
     [
-        (Turn("user", "What?"), "USER: Be brief.\nWhat?"),
-        (Turn("user", "What?", (0,), (0, "What?")), "USER: Be brief.\n<image>What?"),
-        (Turn("user", "What?", (0,), ("What?", 0)), "USER: Be brief.\nWhat?<image>"),
+        (Turn("user", ("What?",)), "USER: Be brief.\nWhat?"),
+        (Turn("user", (0, "What?")), "USER: Be brief.\n<image>What?"),
+        (Turn("user", ("What?", 0)), "USER: Be brief.\nWhat?<image>"),
     ],
     ids=["text", "picture first", "picture last"],
 )
 def test_a_system_message_is_kept_where_the_template_would_drop_it(turn: Turn, wanted: str) -> None:
-    later = [Turn("assistant", "A cat."), Turn("user", "Sure?")]
+    later = [Turn("assistant", ("A cat.",)), Turn("user", ("Sure?",))]
     written = as_text(hub(WITHOUT_SYSTEM).layout("Be brief.", [turn, *later]))
     assert written == f"<s>{wanted} ASSISTANT: A cat.</s>USER: Sure? ASSISTANT:"
 
 
 def test_a_system_message_is_kept_where_the_template_refuses_one() -> None:
-    written = as_text(hub(STRICT).layout("Be brief.", [Turn("user", "What?")]))
+    written = as_text(hub(STRICT).layout("Be brief.", [Turn("user", ("What?",))]))
     assert written == "Be brief.\nWhat?"
 
 
 def test_a_system_message_is_written_once_where_the_template_takes_it() -> None:
-    assert as_text(hub(CHATML).layout("Be brief.", [Turn("user", "What?")])).count("Be brief.") == 1
+    assert as_text(hub(CHATML).layout("Be brief.", [Turn("user", ("What?",))])).count("Be brief.") == 1
 
 
 def test_a_templates_own_system_message_stands_where_the_caller_gives_none() -> None:
     source = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHATML
-    assert "Be kind." in as_text(hub(source).layout(None, [Turn("user", "What?")]))
-    assert "Be kind." not in as_text(hub(source).layout("Be brief.", [Turn("user", "What?")]))
+    assert "Be kind." in as_text(hub(source).layout(None, [Turn("user", ("What?",))]))
+    assert "Be kind." not in as_text(hub(source).layout("Be brief.", [Turn("user", ("What?",))]))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +238,7 @@ def refusal(template: HubTemplate, system: str | None, turns: Sequence[Turn]) ->
 
 def test_a_refusal_of_the_template_is_told_in_our_own_words() -> None:
     source = "{% if messages | length > 1 %}{{ raise_exception('path /secret') }}{% endif %}" + CHATML
-    turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")]
+    turns = [Turn("user", ("a",)), Turn("assistant", ("b",)), Turn("user", ("c",))]
     assert refusal(hub(source), None, turns) == REFUSED
 
 
@@ -241,7 +258,7 @@ def test_a_refusal_of_the_template_is_told_in_our_own_words() -> None:
 def test_a_template_that_crashes_refuses_the_request(crash: str) -> None:
     # Only where there is an answer already: the start-up's own questions to it go well.
     source = "{% if messages | length == 3 and messages[2].content | length == 2 %}" + crash + "{% endif %}" + CHATML
-    turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c", (0,))]
+    turns = [Turn("user", ("a",)), Turn("assistant", ("b",)), Turn("user", (0, "c"))]
     template = hub(source)
     assert template.takes_images()
     assert refusal(template, None, turns) == FAILED
@@ -254,7 +271,7 @@ def test_a_picture_that_the_template_leaves_out_is_refused() -> None:
     )
     template = hub(source)
     assert template.takes_images()
-    assert refusal(template, None, [Turn("user", "a", (0,), ("a", 0))]) == NO_PLACE
+    assert refusal(template, None, [Turn("user", ("a", 0))]) == NO_PLACE
 
 
 def test_a_template_that_is_no_jinja_is_told_at_the_start() -> None:
@@ -310,7 +327,7 @@ def only_for_two_pictures(expression: str) -> str:
 @pytest.mark.parametrize("opener", OPENERS)
 def test_a_template_that_reaches_for_python_is_not_used(opener: str, tmp_path: Path) -> None:
     source = opener.replace("%s", str(tmp_path / "it-ran")) + CHATML
-    assert refusal(hub(source), None, [Turn("user", "a", (0,))]) == FAILED
+    assert refusal(hub(source), None, [Turn("user", (0, "a"))]) == FAILED
     folder = write_checkpoint(tmp_path / "checkpoint", "qwen2", template=source)
     assert serve(folder).family.name == "qwen_1_5"
     with pytest.raises(StartupError):
@@ -322,13 +339,13 @@ def test_a_template_that_reaches_for_python_is_not_used(opener: str, tmp_path: P
 def test_a_template_that_reaches_for_python_later_refuses_the_request(opener: str, tmp_path: Path) -> None:
     template = hub(only_for_two_pictures(opener.replace("%s", str(tmp_path / "it-ran"))))
     assert template.takes_images()
-    assert refusal(template, None, [Turn("user", "a", (0, 1))]) == FAILED
+    assert refusal(template, None, [Turn("user", (0, 1, "a"))]) == FAILED
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("expression", OF_ONE_STEP)
 def test_a_template_that_names_pythons_insides_writes_nothing_of_them(expression: str) -> None:
-    turns = [Turn("user", "a", (0, 1))]
+    turns = [Turn("user", (0, 1, "a"))]
     assert hub(only_for_two_pictures(expression)).layout(None, turns) == hub(CHATML).layout(None, turns)
 
 

@@ -29,7 +29,7 @@ def turns_of(case: dict[str, Any]) -> list[Turn]:
     turns, images = [], 0
     for turn in case["turns"]:
         count = turn.get("images", 0)
-        turns.append(Turn(turn["role"], turn["text"], tuple(range(images, images + count))))
+        turns.append(Turn(turn["role"], (*range(images, images + count), turn["text"])))
         images += count
     return turns
 
@@ -46,7 +46,7 @@ def test_llama_3_form() -> None:
         "<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
-    assert as_text(FAMILIES["llava_llama_3"].layout("Be brief.", [Turn("user", "What?", (0,))])) == wanted
+    assert as_text(FAMILIES["llava_llama_3"].layout("Be brief.", [Turn("user", (0, "What?"))])) == wanted
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_typed_text_never_becomes_a_special_token(name: str, tokenizer: TextToke
     specials = {full.token_to_id(token) for token in (*SPECIALS, *ADDED)}
 
     def special_tokens(user: str, system: str, assistant: str) -> list[int]:
-        turns = [Turn("user", user, (0,)), Turn("assistant", assistant), Turn("user", user)]
+        turns = [Turn("user", (0, user)), Turn("assistant", (assistant,)), Turn("user", (user,))]
         segments = FAMILIES[name].layout(system, turns)
         ids = tokenize(segments, tokenizer, full.token_to_id("<image>"), [IMAGE_LENGTH]).token_ids
         return [token for token in ids if token in specials]

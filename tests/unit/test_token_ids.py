@@ -206,7 +206,7 @@ def turns_of(case: dict[str, Any]) -> list[Turn]:
     turns, images = [], 0
     for turn in case["turns"]:
         count = turn.get("images", 0)
-        turns.append(Turn(turn["role"], turn["text"], tuple(range(images, images + count))))
+        turns.append(Turn(turn["role"], (*range(images, images + count), turn["text"])))
         images += count
     return turns
 
@@ -298,7 +298,7 @@ def test_random_texts_have_the_original_ids(
 
 
 def test_picture_tokens_stand_where_the_prompt_says(checkpoint: Checkpoint) -> None:
-    turns = [Turn("user", "a", (0, 1)), Turn("assistant", "b"), Turn("user", "c", (2,))]
+    turns = [Turn("user", (0, 1, "a")), Turn("assistant", ("b",)), Turn("user", (2, "c"))]
     found = rendered(served(checkpoint, "vicuna_v1"), None, turns)
     assert [place.image for place in found.placeholders] == [0, 1, 2]
     image = checkpoint.image_token_id
@@ -323,7 +323,7 @@ def test_llama_3_prompts_have_bos_once_and_the_original_ids(
 ) -> None:
     kind = Kind("llama3", form)
     checkpoint = inspect_checkpoint(str(kind.write(tmp_path)))
-    found = rendered(served(checkpoint, None), "Be brief.", [Turn("user", text, (0,))]).token_ids
+    found = rendered(served(checkpoint, None), "Be brief.", [Turn("user", (0, text))]).token_ids
     assert found == kind.reference(checkpoint.image_token_id)(llama_3_prompt("Be brief.", text))
     assert found.count(token_ids("llama3")["<|begin_of_text|>"]) == 1
 
@@ -331,7 +331,7 @@ def test_llama_3_prompts_have_bos_once_and_the_original_ids(
 @pytest.mark.parametrize("text_model", ["llama", "mistral", "qwen2", "llama3"])
 def test_bos_stands_once_at_the_start_where_the_tokenizer_has_one(text_model: str, tmp_path: Path) -> None:
     checkpoint = inspect_checkpoint(str(Kind(text_model, "hub").write(tmp_path)))
-    turns = [Turn("user", "a", (0,)), Turn("assistant", "b"), Turn("user", "c", (1,))]
+    turns = [Turn("user", (0, "a")), Turn("assistant", ("b",)), Turn("user", (1, "c"))]
     ids = rendered(served(checkpoint, None), None, turns).token_ids
     name = {"llama": "<s>", "mistral": "<s>", "llama3": "<|begin_of_text|>"}.get(text_model)
     assert [at for at, token in enumerate(ids) if token == token_ids(text_model).get(name or "")] == (

@@ -12,8 +12,6 @@ from llava_api.protocol import messages as wire
 
 Parts = list[str | int]
 """Texts and indexes of images, in the order in which they were sent."""
-
-
 EMPTY = ("",)
 """The parts of a message without a word."""
 
@@ -43,7 +41,7 @@ class Conversation:
 
     def answered(self) -> "Conversation":
         """Have the model answer, not continue: an empty user's turn follows an assistant's last one."""
-        return replace(self, turns=(*self.turns, turn_of("user", EMPTY))) if self.continues else self
+        return replace(self, turns=(*self.turns, Turn("user", EMPTY))) if self.continues else self
 
 
 class Transcript:
@@ -70,11 +68,10 @@ class Transcript:
 
         LLaVA's system texts have no images, so those of a system message are shown in a user's turn in its place.
         """
-        texts = [part for part in parts if isinstance(part, str) and part]
-        images: Parts = [part for part in parts if isinstance(part, int)]
+        text, images = text_and_images(parts)
         self.begun = False
-        if texts or not images:
-            self.systems.append("\n".join(texts))
+        if text or not images:
+            self.systems.append(text)
         if images:
             self.say("user", images)
 
@@ -94,27 +91,26 @@ class Transcript:
         name = self.calls.get(call_id)
         if name is None:
             raise InvalidRequest("This answers a call that no message before it made.", param=param)
-        texts = [part for part in parts if isinstance(part, str)]
-        images: Parts = [part for part in parts if isinstance(part, int)]
-        self.say("user", [f"{name} returned: " + "\n".join(texts), *images])
+        text, images = text_and_images(parts)
+        self.say("user", [f"{name} returned: {text}", *images])
 
     def finish(self, continues: bool | None = None) -> Conversation:
         """``continues``: whether an assistant's last turn is continued; None: if the last message is its words."""
-        turns = [turn_of(role, [part for part in parts if part != ""] or EMPTY) for role, parts in self.spoken]
-        if turns and turns[-1] == turn_of("assistant", EMPTY) and not continues:
+        turns = [Turn(role, tuple(part for part in parts if part != "") or EMPTY) for role, parts in self.spoken]
+        if turns and turns[-1] == Turn("assistant", EMPTY) and not continues:
             # Nothing is begun. Chat pages send the message that the answer will fill.
             turns.pop()
         if not turns or turns[0].role == "assistant":
             # LLaVA's prompts begin with a user's turn, so a greeting of the assistant gets an empty one before it.
-            turns.insert(0, turn_of("user", EMPTY))
+            turns.insert(0, Turn("user", EMPTY))
         system = "\n".join(filter(None, self.systems)) if self.systems else None
         conversation = Conversation(system, tuple(turns), tuple(self.images))
         return conversation if continues or (continues is None and self.begun) else conversation.answered()
 
 
-def turn_of(role: str, parts: Sequence[str | int]) -> Turn:
-    texts = [part for part in parts if isinstance(part, str)]
-    return Turn(role, "\n".join(texts), tuple(part for part in parts if isinstance(part, int)), tuple(parts))
+def text_and_images(parts: Parts) -> tuple[str, Parts]:
+    texts = [part for part in parts if isinstance(part, str) and part]
+    return "\n".join(texts), [part for part in parts if isinstance(part, int)]
 
 
 def json_text(arguments: dict[str, Any], param: str) -> str:

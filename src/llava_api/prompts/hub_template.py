@@ -53,7 +53,7 @@ class HubTemplate:
     def takes_images(self) -> bool:
         """Whether it writes a place for an image."""
         try:
-            probe = self.layout(None, [Turn("user", PROBE, (0,))])
+            probe = self.layout(None, [Turn("user", (0, PROBE))])
         except InvalidRequest:
             return False
         return ImageSlot(0) in probe and any(isinstance(segment, str) and PROBE in segment.lower() for segment in probe)
@@ -66,8 +66,8 @@ class HubTemplate:
             turns = with_system(system, turns)
         elif system is not None:
             messages.append(self.message("system", (system,), mark))
-        messages += [self.message(turn.role, turn.interleaved(), mark) for turn in turns]
-        images = [part for turn in turns for part in turn.interleaved() if isinstance(part, int)]
+        messages += [self.message(turn.role, turn.parts, mark) for turn in turns]
+        images = [image for turn in turns for image in turn.images]
         if turns[-1].role != "assistant":
             return self.segments(self.write(messages), images, mark)
         messages[-1] = self.message("assistant", (*turns[-1].images, turns[-1].text + end), mark)
@@ -166,8 +166,8 @@ class HubTemplate:
 
 def with_system(system: str, turns: Sequence[Turn]) -> list[Turn]:
     """The turns with the system text before the first message, for templates that would silently drop it."""
-    first = turns[0]
-    return [Turn(first.role, first.text, first.images, (f"{system}\n", *first.interleaved())), *turns[1:]]
+    first, *others = turns
+    return [Turn(first.role, (f"{system}\n", *first.parts)), *others]
 
 
 def unused_letters(texts: Sequence[str]) -> tuple[str, str]:

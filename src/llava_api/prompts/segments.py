@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message: ``role`` is user or assistant; ``images`` are indexes into the request's images."""
-
     role: str
-    text: str
-    images: tuple[int, ...] = ()
-    parts: tuple[str | int, ...] = ()
-    """Texts and indexes of images in the order in which they were sent, for templates that interleave them."""
+    """user or assistant."""
+    parts: tuple[str | int, ...]
+    """Texts, and indexes into the request's images, in the order in which they were sent."""
 
-    def interleaved(self) -> tuple[str | int, ...]:
-        """The parts as they were sent; images first if no order was given."""
-        return self.parts or (*self.images, self.text)
+    @property
+    def text(self) -> str:
+        return "\n".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def images(self) -> list[int]:
+        return [part for part in self.parts if isinstance(part, int)]
 
 
 @dataclass(frozen=True, slots=True)
