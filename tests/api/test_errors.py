@@ -216,7 +216,7 @@ async def test_a_refusal_names_the_right_values(
         ({"tool_choice": {"type": "function", "function": {"name": "n"}}}, "tool_choice.name"),
         ({"text": {"format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}}, "text.format.name"),
         ({"input": [], "messages": [{"role": "user"}]}, "messages"),
-        ({"max_tokens": 5}, "max_tokens"),
+        ({"logprobs": True}, "logprobs"),
     ],
 )
 async def test_chat_fields_in_the_responses_api_are_refused(

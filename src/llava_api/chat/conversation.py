@@ -146,10 +146,9 @@ def read_parts(
 
 
 def read_image(part: wire.ImagePart | wire.InputImagePart, param: str) -> ImagePart:
-    if isinstance(part, wire.ImagePart) and isinstance(part.image_url, wire.ImageUrl):
+    if isinstance(part.image_url, wire.ImageUrl):
         return ImagePart(part.image_url.url, param, part.image_url.detail)
-    detail = part.detail if isinstance(part, wire.InputImagePart) else None
-    return ImagePart(str(part.image_url), param, detail)
+    return ImagePart(part.image_url, param, part.detail if isinstance(part, wire.InputImagePart) else None)
 
 
 def read_messages(messages: Sequence[wire.Message]) -> Transcript:

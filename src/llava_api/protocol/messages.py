@@ -49,8 +49,8 @@ class InputImagePart(RequestObject):
 
     refused: ClassVar = {"file_id": "This server stores no files: send the image itself, as image_url."}
     type: Literal["input_image"]
-    image_url: str
-    """A ``data:`` URL with the image in base64, an http or https URL, or, if the server allows it, ``file://``."""
+    image_url: Annotated[ImageUrl | str, JSON_PATHS]
+    """The URL, or an object as chat has it, as clients of both APIs send it."""
     detail: AnyDetail = None
     """low: only the base tile of LLaVA-1.6; auto (the default), high and original: its whole tile grid. No difference
     on LLaVA-1.5."""

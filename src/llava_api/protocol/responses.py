@@ -135,15 +135,6 @@ class TextOptions(RequestObject):
     format: FlatResponseFormat | None = None
 
 
-RENAMED = {
-    "max_tokens": "max_output_tokens",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "logprobs": "top_logprobs",
-}
-"""Chat completions' name of a field -> its name here."""
-
-
 class ResponseRequest(SamplingRequest):
     extensions: ClassVar = {"frequency_penalty", "logit_bias", "presence_penalty", "seed", "stop"}
     refused: ClassVar = {
@@ -153,12 +144,14 @@ class ResponseRequest(SamplingRequest):
         "conversation": "This server stores no conversations: send the earlier items in input.",
         "image": "Images are not compressed in the context: leave image out.",
         "prompt": "This server stores no prompt templates: send instructions and input.",
-        **{name: f"{name} is called {theirs} here." for name, theirs in RENAMED.items()},
+        "response_format": "response_format is called text.format here.",
+        "logprobs": "logprobs is called top_logprobs here.",
         "messages": "messages belong to /v1/chat/completions: send input here.",
     }
     ignored: ClassVar = {
         **{name: WITHOUT_EFFECT[name] for name in ("prompt_cache_options", "prompt_cache_retention")},
         **VLLM_IGNORED,
+        **{name: f"{name} is called max_output_tokens here." for name in ("max_tokens", "max_completion_tokens")},
         "access_programs": "access_programs belongs to OpenAI's own service: leave it out.",
         "context_management": "This server does not shorten conversations: leave context_management out.",
         "max_tool_calls": "max_tool_calls limits calls of built-in tools, and this server has none: leave it out.",
@@ -194,8 +187,11 @@ class ResponseRequest(SamplingRequest):
     """Accepted; nothing is left out of a request, and one that does not fit into the context is rejected."""
     service_tier: Ignored = None
     """Accepted; every request is served as ``default``, and the reply says so."""
-    user: str | None = Field(None, max_length=512)
-    """Accepted and sent back."""
+    user: Annotated[
+        Annotated[str, Field(max_length=512)] | None,
+        BeforeValidator(lambda given: given if isinstance(given, str) else None),
+    ] = None
+    """Accepted and sent back, if it is a string."""
     safety_identifier: str | None = Field(None, max_length=64)
     """Accepted and sent back."""
     prompt_cache_key: str | None = Field(None, max_length=512)
