@@ -63,7 +63,6 @@ def result_of(call_id: str) -> dict[str, Any]:
             "messages[2].content[0].content[0].source.url",
             "invalid_image",
         ),
-        (body([result_of("toolu_2")]), 400, INVALID, "messages[0].content[0].tool_use_id", None),
         (body("word " * 3000), 400, INVALID, "messages", "context_length_exceeded"),
         (body(tools=[{"name": "look"}]), 400, INVALID, "tools[0].input_schema", "missing_required_parameter"),
         (body(tools=[{"type": "web_search_20250305", "name": "web_search"}]), 400, INVALID, "tools[0].type", None),

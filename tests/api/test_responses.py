@@ -11,6 +11,7 @@ from PIL import Image
 
 from llava_api.chat.grammar import call_prefix
 from llava_api.engine.base import TokenLogprob
+from tests.api.test_chat import prompt_of
 from tests.support.questions import data_url
 from tests.support.scripted_engine import ScriptedEngine
 
@@ -108,16 +109,17 @@ async def test_calls_are_items_of_their_own(client: httpx.AsyncClient, engine: S
 
 
 async def test_a_calls_result_is_told(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
-    items = [
+    items: list[dict[str, Any]] = [
         {"role": "user", "content": "Count."},
         {"type": "function_call", "call_id": "call_1", "name": "count", "arguments": "{}", "id": "fc_1"},
         {"type": "function_call_output", "call_id": "call_1", "output": "three"},
     ]
     assert (await client.post(URL, json=body(input=items))).status_code == 200
-    items[-1]["call_id"] = "call_2"
-    error = (await client.post(URL, json=body(input=items))).json()["error"]
-    assert error["param"] == "input[2].call_id"
-    assert len(engine.requests) == 1
+    assert "count returned: three" in prompt_of(engine)
+    items[1] |= {"arguments": {"to": 3}}
+    items[2] |= {"call_id": "call_2", "output": None}
+    assert (await client.post(URL, json=body(input=items))).status_code == 200
+    assert '{"name": "count", "arguments": {"to": 3}}</s> USER: count returned: ASSISTANT:' in prompt_of(engine)
 
 
 async def test_an_answer_cut_short_is_incomplete(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:

@@ -303,11 +303,29 @@ async def test_calls_and_their_results_are_told_in_order(client: httpx.AsyncClie
     assert shown in prompt
 
 
-async def test_a_result_without_its_call_is_refused(client: httpx.AsyncClient) -> None:
-    body = text_body()
-    body["messages"].append({"role": "tool", "tool_call_id": "a", "content": "x"})
-    reply = await client.post(CHAT, json=body)
-    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "messages[1].tool_call_id")
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("choice", "said", "reason"),
+    [
+        (named("look"), LOOK, "stop"),
+        ("required", LOOK, "tool_calls"),
+        ("auto", LOOK, "tool_calls"),
+        (allowed("look", mode="required"), LOOK, "tool_calls"),
+        (named("look"), LOOK[:40], "length"),
+    ],
+    ids=["named", "required", "auto", "allowed", "named, cut"],
+)
+async def test_a_named_function_ends_with_stop_as_in_openais_api(
+    client: httpx.AsyncClient, engine: ScriptedEngine, choice: Any, said: str, reason: str, stream: bool
+) -> None:
+    engine.say(*cut(said, 9))
+    reply = await client.post(CHAT, json=text_body(tools=TOOLS, tool_choice=choice, stream=stream))
+    if stream:
+        _, calls, found = joined(chunks(reply.content))
+        assert (len(calls), found) == (1, reason)
+        return
+    (made,) = reply.json()["choices"]
+    assert (len(made["message"]["tool_calls"]), made["finish_reason"]) == (1, reason)
 
 
 async def test_an_answer_may_not_end_inside_a_call_for_a_stop_text(

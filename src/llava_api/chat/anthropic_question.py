@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llava_api.chat.conversation import Parts, Transcript, json_text
+from llava_api.chat.conversation import Parts, Transcript
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question, with_format
 from llava_api.chat.sampling import Length, read_extensions
@@ -47,11 +47,11 @@ def read_message(message: wire.InputMessage | wire.SystemInputMessage, param: st
             case wire.TextBlock() | wire.ImageBlock():
                 transcript.say(message.role, [read_block(block, here, transcript)])
             case wire.ToolUseBlock():
-                transcript.call(block.id, block.name, json_text(block.input, f"{here}.input"))
+                transcript.call(block.id, block.name, block.input)
             case wire.ToolResultBlock():
                 parts: Parts = ["Error:"] if block.is_error else []
                 parts += read_blocks(block.content or "", f"{here}.content", transcript)
-                transcript.result(block.tool_use_id, parts, f"{here}.tool_use_id")
+                transcript.result(block.tool_use_id, None, parts)
 
 
 def read_blocks(content: str | Sequence[wire.TextBlock | wire.ImageBlock], param: str, transcript: Transcript) -> Parts:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from llava_api.chat.answers import AnswerPart, Answers
+from llava_api.chat.answers import AnswerPart, Answers, EndReason
 from llava_api.chat.calls import CallPart
 from llava_api.chat.logprobs import WrittenToken, as_text
 from llava_api.errors import ApiError
@@ -52,9 +52,13 @@ class ChatReply(ChunkedReply):
         metadata: ReplyMetadata,
         stream: bool | None,
         options: StreamOptions | None,
+        named_call: bool = False,
     ) -> None:
+        """``named_call``: the request named the function to call."""
         super().__init__(metadata, stream, options)
         self.answers = answers
+        # OpenAI's server says stop after a call of a named function, in streams too (vllm-project/vllm#25054).
+        self.end_of_calls: EndReason = "stop" if named_call else "tool_calls"
         self.with_logprobs = answers.spec.request.sampling.logprobs is not None
 
     async def whole(self) -> wire.ChatCompletion:
@@ -83,8 +87,11 @@ class ChatReply(ChunkedReply):
                 content=None if calls else "".join(part.text for part in parts), tool_calls=calls or None
             ),
             logprobs=None if calls else self.logprobs([token for part in parts for token in part.logprobs]),
-            finish_reason=parts[-1].finish_reason or "stop",
+            finish_reason=self.finish_reason(parts[-1]) or "stop",
         )
+
+    def finish_reason(self, part: AnswerPart) -> EndReason | None:
+        return self.end_of_calls if part.finish_reason == "tool_calls" else part.finish_reason
 
     def logprobs(self, tokens: Sequence[WrittenToken]) -> wire.ChoiceLogprobs | None:
         return wire.ChoiceLogprobs(content=list(map(logprob_of, tokens))) if self.with_logprobs else None
@@ -117,9 +124,9 @@ class ChatReply(ChunkedReply):
         if part.call is not None:
             delta = wire.DeltaMessage(tool_calls=[call_delta(part.call)])
             found.append(wire.ChunkChoice(index=part.index, delta=delta))
-        if part.finish_reason is not None:
-            end = wire.ChunkChoice(index=part.index, delta=wire.DeltaMessage(), finish_reason=part.finish_reason)
-            found.append(end)
+        reason = self.finish_reason(part)
+        if reason is not None:
+            found.append(wire.ChunkChoice(index=part.index, delta=wire.DeltaMessage(), finish_reason=reason))
         return found
 
     def chunk(self, choices: list[wire.ChunkChoice]) -> wire.ChatCompletionChunk:

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from itertools import islice
+from typing import Protocol
 
-from llava_api.errors import InvalidRequest
 from llava_api.images.load import ImagePart
 from llava_api.prompts.segments import Turn
 from llava_api.protocol import messages as wire
@@ -14,6 +14,8 @@ Parts = list[str | int]
 """Texts and indexes of images, in the order in which they were sent."""
 EMPTY = ("",)
 """The parts of a message without a word."""
+MOST_SEARCHED = 128
+"""Most calls without a result among which one is looked for by its function's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Transcript:
         self.images: list[ImagePart] = []
         self.calls: dict[str, str] = {}
         """Id of a call -> name of its function."""
+        self.unanswered: dict[str, str] = {}
+        """Those without a result."""
         self.begun = False
         """Whether the last message is an assistant's words, which the model may continue."""
 
@@ -80,19 +84,26 @@ class Transcript:
         self.images.append(image)
         return len(self.images) - 1
 
-    def call(self, call_id: str, name: str, arguments: str) -> None:
+    def call(self, call_id: str | None, name: str, arguments: str) -> None:
         """Say a call as the model wrote it. Later results refer to it."""
-        self.calls[call_id] = name
+        call_id = call_id or f"call {len(self.calls)}"
+        self.calls[call_id] = self.unanswered[call_id] = name
         self.say("assistant", [f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'])
         self.begun = False
 
-    def result(self, call_id: str, parts: Parts, param: str) -> None:
-        """Give a function's result to the model as a user's message. Raises InvalidRequest."""
-        name = self.calls.get(call_id)
-        if name is None:
-            raise InvalidRequest("This answers a call that no message before it made.", param=param)
+    def result(self, call_id: str | None, name: str | None, parts: Parts) -> None:
+        """Give a function's result to the model as a user's message.
+
+        It belongs to the call of that id. If there is none, because the client writes no ids or has dropped the call,
+        it belongs to the first call without a result, of the function ``name`` if that is known.
+        """
+        if call_id not in self.calls:
+            waiting = islice(self.unanswered.items(), MOST_SEARCHED)
+            call_id = next((other for other, called in waiting if name in (None, called)), None)
+        name = self.calls.get(call_id or "", name or "A function")
+        self.unanswered.pop(call_id or "", None)
         text, images = text_and_images(parts)
-        self.say("user", [f"{name} returned: {text}", *images])
+        self.say("user", [f"{name} returned: {text}" if text else f"{name} returned:", *images])
 
     def finish(self, continues: bool | None = None) -> Conversation:
         """``continues``: whether an assistant's last turn is continued; None: if the last message is its words."""
@@ -111,14 +122,6 @@ class Transcript:
 def text_and_images(parts: Parts) -> tuple[str, Parts]:
     texts = [part for part in parts if isinstance(part, str) and part]
     return "\n".join(texts), [part for part in parts if isinstance(part, int)]
-
-
-def json_text(arguments: dict[str, Any], param: str) -> str:
-    """Arguments of a call as the model writes them. Raises InvalidRequest."""
-    try:
-        return json.dumps(arguments, ensure_ascii=False)
-    except RecursionError:
-        raise InvalidRequest(f"'{param}' is nested too deeply.", param=param) from None
 
 
 class HasText(Protocol):
@@ -152,7 +155,6 @@ def read_image(part: wire.ImagePart | wire.InputImagePart, param: str) -> ImageP
 
 
 def read_messages(messages: Sequence[wire.Message]) -> Transcript:
-    """Raises InvalidRequest."""
     transcript = Transcript()
     for position, message in enumerate(messages):
         param = f"messages[{position}]"
@@ -166,6 +168,8 @@ def read_messages(messages: Sequence[wire.Message]) -> Transcript:
                 transcript.say("assistant", [*parts, message.refusal or ""])
                 for made in message.tool_calls or ():
                     transcript.call(made.id, made.function.name, made.function.arguments)
+                if message.function_call is not None:
+                    transcript.call(None, message.function_call.name, message.function_call.arguments)
             case wire.ToolMessage():
-                transcript.result(message.tool_call_id, parts, f"{param}.tool_call_id")
+                transcript.result(message.tool_call_id, message.name, parts)
     return transcript

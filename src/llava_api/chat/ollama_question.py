@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llava_api.chat.conversation import Parts, Transcript, json_text
+from llava_api.chat.conversation import Parts, Transcript
 from llava_api.chat.grammar import ANY_OBJECT
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question, with_format
 from llava_api.chat.sampling import Length, read_sampling, upper_bound
 from llava_api.chat.schema import ReadSchema, read_schema
 from llava_api.chat.tools import Toolbox, read_tools
-from llava_api.errors import InvalidRequest
 from llava_api.images.load import ImagePart
 from llava_api.protocol import ollama as wire
 from llava_api.protocol.sampling import SamplingRequest
@@ -27,9 +26,8 @@ def served_name(name: str, model: ServedModel) -> str:
 def chat_question(request: wire.OllamaChatRequest, model: ServedModel) -> Question:
     """Raises InvalidRequest. Images and length are checked later."""
     transcript = Transcript()
-    called: dict[str, str] = {}
     for position, message in enumerate(request.messages):
-        read_message(message, f"messages[{position}]", transcript, called)
+        read_message(message, f"messages[{position}]", transcript)
     functions = [(tool.function, f"tools[{index}].function") for index, tool in enumerate(request.tools or ())]
     return question_of(request, transcript, "messages", read_tools(functions, None, parallel=True), model)
 
@@ -43,34 +41,17 @@ def generate_question(request: wire.OllamaGenerateRequest, model: ServedModel) -
     return question_of(request, transcript, "prompt", None, model)
 
 
-def read_message(message: wire.OllamaMessage, param: str, transcript: Transcript, called: dict[str, str]) -> None:
-    """``called``: id of each call without a result -> name of its function."""
+def read_message(message: wire.OllamaMessage, param: str, transcript: Transcript) -> None:
     images = read_images(message.images, f"{param}.images", transcript)
     match message.role:
         case "system":
             transcript.instruct([*images, message.content])
         case "tool":
-            call_id = answered_call(message, called)
-            if call_id is None:
-                raise InvalidRequest("This answers a call that no message before it made.", param=param)
-            called.pop(call_id)
-            transcript.result(call_id, [message.content, *images], param)
+            transcript.result(message.tool_call_id, message.tool_name, [message.content, *images])
         case role:
             transcript.say(role, [*images, message.content])
-    for index, call in enumerate(message.tool_calls or ()):
-        here = f"{param}.tool_calls[{index}]"
-        # Older clients' calls have no ids.
-        call_id = call.id or here
-        called[call_id] = call.function.name
-        transcript.call(call_id, call.function.name, json_text(call.function.arguments, f"{here}.function.arguments"))
-
-
-def answered_call(message: wire.OllamaMessage, called: dict[str, str]) -> str | None:
-    """The id of the call whose result a message is: the first that fits what the message says of it."""
-    for call_id, name in called.items():
-        if message.tool_call_id in (None, call_id) and message.tool_name in (None, name):
-            return call_id
-    return None
+    for call in message.tool_calls or ():
+        transcript.call(call.id, call.function.name, call.function.arguments)
 
 
 def read_images(images: Sequence[str] | None, param: str, transcript: Transcript) -> Parts:

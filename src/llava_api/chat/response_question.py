@@ -51,7 +51,7 @@ def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:
         case wire.CallItem():
             transcript.call(item.call_id, item.name, item.arguments)
         case wire.CallOutputItem():
-            transcript.result(item.call_id, read_parts(item.output, f"{param}.output", transcript), f"{param}.call_id")
+            transcript.result(item.call_id, None, read_parts(item.output, f"{param}.output", transcript))
 
 
 def toolbox_of(request: wire.ResponseRequest) -> Toolbox | None:

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, FailFast, Field
 
 from llava_api.protocol.messages import Content, HasContent
 from llava_api.protocol.sampling import GeneratingRequest, Stop
-from llava_api.protocol.tools import MAX_TOOLS
+from llava_api.protocol.tools import MAX_TOOLS, Arguments
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
 MAX_STOPS = 64
@@ -45,7 +45,8 @@ class ToolUseBlock(RequestObject):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: dict[str, Any]
+    input: Arguments = "{}"
+    """An object, or its JSON."""
 
 
 class ToolResultBlock(RequestObject):

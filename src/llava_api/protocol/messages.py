@@ -4,8 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from llava_api.protocol.refused import OLD_TOOLS
-from llava_api.protocol.tools import ToolCall
+from llava_api.protocol.tools import FunctionCall, ToolCall
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
 MAX_PARTS = 2_000
@@ -128,10 +127,7 @@ class UserMessage(HasContent):
 
 class AssistantMessage(HasContent):
     # OpenAI's own replies have these fields, so that a reply can be sent back as it came.
-    refused: ClassVar = {
-        "audio": "LLaVA neither hears nor speaks: leave audio out.",
-        "function_call": OLD_TOOLS["function_call"],
-    }
+    refused: ClassVar = {"audio": "LLaVA neither hears nor speaks: leave audio out."}
     ignored: ClassVar = {"annotations": "LLaVA reads no annotations: leave them out."}
     role: Literal["assistant"]
     content: Content[AssistantPart] = ""
@@ -141,18 +137,21 @@ class AssistantMessage(HasContent):
     """What the model said when it refused; shown to the model like any other answer."""
     tool_calls: list[ToolCall] | None = Field(None, max_length=128, fail_fast=True)
     """Calls that the model made."""
+    function_call: FunctionCall | None = None
+    """Older form of ``tool_calls``."""
     parsed: Ignored = None
     """Accepted and not used: the openai client's parsed form of the content."""
 
 
 class ToolMessage(HasContent):
-    role: Literal["tool"]
-    content: Content[UserPart]
+    role: Literal["tool", "function"]
+    """function: the older form."""
+    content: Content[UserPart] = ""
     """What the function returned; images in it are an extension."""
-    tool_call_id: str
+    tool_call_id: str | None = None
     """The call that it answers: an id of an earlier ``tool_calls``."""
-    name: Ignored = None
-    """Accepted; the function's name is known from the call."""
+    name: str | None = None
+    """The function, if no call has that id; default: the first that was called and has no result yet."""
 
 
 Message = Annotated[

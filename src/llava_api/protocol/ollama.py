@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, FailFast, Field
 
 from llava_api.protocol.sampling import MAX_STOPS, MAX_TEMPERATURE, MaxTokens, StopText
-from llava_api.protocol.tools import MAX_TOOLS, Function
+from llava_api.protocol.tools import MAX_TOOLS, Arguments, Function
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
 MAX_CALLS = 128
@@ -59,7 +59,8 @@ class OllamaRequest(RequestObject):
 
 class OllamaCalledFunction(RequestObject):
     name: str
-    arguments: dict[str, Any]
+    arguments: Arguments = "{}"
+    """An object, or its JSON."""
     index: Ignored = None
     """Accepted and not used."""
 

@@ -17,7 +17,7 @@ from llava_api.protocol.messages import (
 )
 from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
 from llava_api.protocol.sampling import MaxTokens, ResponseStreamOptions, SamplingRequest
-from llava_api.protocol.tools import MAX_TOOLS, FlatTool, FlatToolChoice
+from llava_api.protocol.tools import MAX_TOOLS, Arguments, FlatTool, FlatToolChoice
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -63,7 +63,8 @@ class CallItem(Item):
     type: Literal["function_call"]
     call_id: str
     name: str
-    arguments: str
+    arguments: Arguments = "{}"
+    """JSON, or the object itself."""
     parsed_arguments: Ignored = None
     """Accepted and not used: the openai client's parsed form of the arguments."""
 
@@ -73,7 +74,7 @@ class CallOutputItem(Item):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: Content[AnyPart]
+    output: Content[AnyPart] = ""
 
 
 class ItemReference(RequestObject):

@@ -1,8 +1,9 @@
 """Functions that the model may call, the choice among them, and calls. Flat: the form of the Responses API."""
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from llava_api.protocol.wire import JSON_PATHS, Ignored, PhpObject, RequestObject
 
@@ -25,7 +26,8 @@ class Function(RequestObject):
     """Refuse a schema with keywords that cannot be enforced, instead of leaving them out."""
 
 
-class FunctionTool(OfTypeFunction):
+class FunctionTool(RequestObject):
+    type: Literal["function"] = "function"
     function: Function
 
 
@@ -74,17 +76,32 @@ FlatToolObject = Annotated[FlatNamedTool | FlatAllowedTools, Field(discriminator
 FlatToolChoice = Annotated[ToolMode | FlatToolObject, JSON_PATHS]
 
 
+def json_text(given: object) -> object:
+    """Arguments as the model writes them."""
+    try:
+        return json.dumps(given, ensure_ascii=False) if isinstance(given, dict) else given or "{}"
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+Arguments = Annotated[
+    str, BeforeValidator(json_text), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})
+]
+"""JSON as a text, or the object itself; null and an empty text: no arguments."""
+
+
 class FunctionCall(RequestObject):
     name: str
-    arguments: str
-    """JSON."""
+    arguments: Arguments = "{}"
+    """JSON, or the object itself."""
     parsed_arguments: Ignored = None
     """Accepted and not used: the openai client's parsed form of the arguments."""
 
 
 class ToolCall(RequestObject):
-    id: str
-    type: Literal["function"]
+    id: str | None = None
+    """For ``tool_call_id`` of the result."""
+    type: Literal["function"] = "function"
     function: FunctionCall
     index: int | None = None
     """Accepted and not used: the number of a streamed call."""

@@ -6,6 +6,7 @@ from llava_api.chat.chat_reply import ChatReply, ReplyMetadata
 from llava_api.chat.question import chat_question
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.chat_reply import ChatCompletion, ChatCompletionChunk, ChunkWithUsage
+from llava_api.protocol.tools import NamedTool
 from llava_api.protocol.wire import ErrorReply
 from llava_api.server.answer import Context
 from llava_api.server.endpoint import Endpoint
@@ -19,7 +20,8 @@ async def prepare(context: Context, wanted: ChatCompletionRequest) -> ChatReply:
     spec = await services.preparer.prepare(question, metadata.id, account)
     account.memory.keep(spec.request.pixel_bytes)
     answers = context.answers(spec)
-    return ChatReply(answers, metadata, wanted.stream, wanted.stream_options)
+    named_call = isinstance(wanted.tool_choice, NamedTool)
+    return ChatReply(answers, metadata, wanted.stream, wanted.stream_options, named_call)
 
 
 ENDPOINTS = (
