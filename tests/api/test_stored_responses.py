@@ -169,6 +169,25 @@ async def test_items_are_referred_to(client: httpx.AsyncClient, engine: Scripted
     assert (await client.post(URL, json=body(input=[*references, result]))).status_code == 200
 
 
+async def test_an_item_is_found_as_long_as_a_response_has_it(client: httpx.AsyncClient) -> None:
+    first = (await client.post(URL, json=body())).json()
+    others = [(await client.post(URL, json=body(previous_response_id=first["id"]))).json()["id"] for _ in range(2)]
+    referring = body(input=[{"role": "user", "content": "x"}, {"id": first["output"][0]["id"]}], store=False)
+    for gone, status in ((others[0], 200), (first["id"], 200), (others[1], 404)):
+        await client.delete(f"{URL}/{gone}")
+        assert (await client.post(URL, json=referring)).status_code == status
+
+
+async def test_ids_that_are_there_twice(client: httpx.AsyncClient) -> None:
+    """A page is found by an id, so each id is there once."""
+    twice = [{"role": "user", "content": text, "id": "msg_1"} for text in ("a", "b")]
+    first = (await client.post(URL, json=body(input=twice))).json()
+    second = (await client.post(URL, json=body(input=twice, previous_response_id=first["id"]))).json()
+    ids = [item["id"] for item in (await listed(client, second["id"]))["data"]]
+    assert ids[0] == "msg_1"
+    assert len({*ids}) == len(ids) == 5
+
+
 async def test_an_item_of_no_stored_response(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     made = (await client.post(URL, json=body())).json()
     await client.delete(f"{URL}/{made['id']}")

@@ -15,38 +15,30 @@ from llava_api.protocol.formats import TextFormat
 from llava_api.protocol.responses import ItemStatus, ResponseRequest, TextOptions
 
 Event = TypeVar("Event", bound=wire.Event)
+RETURNED = (
+    *("instructions", "max_output_tokens", "model", "previous_response_id", "prompt_cache_key"),
+    *("safety_identifier", "user"),
+)
+"""Fields of the request."""
+USED = ("frequency_penalty", "presence_penalty", "temperature", "top_p")
+"""Parameters of the engine's request."""
 
 
 def described(request: ResponseRequest, spec: AnswerSpec, created: int, store: bool) -> wire.Response:
     """The response before there is any answer: the request's fields, with defaults filled in."""
-    sampling = spec.request.sampling
     return wire.Response(
+        **{name: getattr(request, name) for name in RETURNED},
+        **{name: getattr(spec.request.sampling, name) for name in USED},
         id=spec.request.request_id,
         created_at=created,
         status="in_progress",
-        frequency_penalty=sampling.frequency_penalty,
-        instructions=request.instructions,
-        max_output_tokens=request.max_output_tokens,
         metadata=request.metadata or {},
-        model=request.model,
         parallel_tool_calls=request.parallel_tool_calls is not False,
-        presence_penalty=sampling.presence_penalty,
-        previous_response_id=request.previous_response_id,
-        prompt_cache_key=request.prompt_cache_key,
-        safety_identifier=request.safety_identifier,
         store=store,
-        temperature=sampling.temperature,
         text=request.text if request.text and request.text.format else TextOptions(format=TextFormat(type="text")),
         tool_choice=request.tool_choice or "auto",
-        tools=[
-            wire.ReturnedTool(
-                name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
-            )
-            for tool in request.tools or ()
-        ],
+        tools=[wire.ReturnedTool.model_validate(tool, from_attributes=True) for tool in request.tools or ()],
         top_logprobs=request.top_logprobs or 0,
-        top_p=sampling.top_p,
-        user=request.user,
     )
 
 

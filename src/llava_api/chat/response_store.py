@@ -17,7 +17,7 @@ from llava_api.protocol.response_reply import Response
 from llava_api.protocol.responses import InputItem
 
 ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
-ITEM_BYTES = 400
+ITEM_BYTES = 600
 """About what an item takes besides its JSON."""
 MAX_ID = 64
 """Longest id that an item keeps; others get a new one."""
@@ -57,8 +57,8 @@ class ResponseStore:
         self.max_bytes = max_bytes
         self.size = 0
         self.kept: OrderedDict[str, StoredResponse] = OrderedDict()
-        self.places: dict[tuple[str, str], str] = {}
-        """Owner and id of an item -> the newest response with it."""
+        self.places: dict[tuple[str, str], dict[str, None]] = {}
+        """Owner and id of an item -> the responses with it, the newest last."""
         self.reading = asyncio.Lock()
 
     @property
@@ -75,7 +75,8 @@ class ResponseStore:
 
     def find_item(self, item_id: str, owner: str) -> StoredItem | None:
         """None if no stored response of this owner has such an item."""
-        found = self.get(self.places.get((owner, item_id), ""), owner)
+        places = self.places.get((owner, item_id))
+        found = None if places is None else self.get(next(reversed(places)), owner)
         return None if found is None else next(item for item in found.conversation if item.id == item_id)
 
     async def read(self, items: Sequence[StoredItem]) -> list[InputItem]:
@@ -85,15 +86,16 @@ class ResponseStore:
 
     def put(self, response: Response, given: tuple[StoredItem, ...], owner: str) -> None:
         """``given``: the conversation before the response."""
-        made = tuple(map(stored, response.output))
+        made = stored((), response.output)
         kept = StoredResponse(response.model_dump_json().encode(), given, made, owner)
         if len(kept) > self.max_bytes:
             return
         self.kept[response.id] = kept
         self.size += len(kept)
-        # Without keys, an item is only found by an id that cannot be guessed, which a client's own may be.
-        found = (item.id for item in kept.conversation if owner or len(item.id) > MAX_GUESSED)
-        self.places |= {(owner, item_id): response.id for item_id in found}
+        for item in kept.conversation:
+            # Without keys, an item is only found by an id that cannot be guessed, which a client's own may be.
+            if owner or len(item.id) > MAX_GUESSED:
+                self.places.setdefault((owner, item.id), {})[response.id] = None
         while self.size > self.max_bytes:
             self.delete(next(iter(self.kept)))
 
@@ -101,8 +103,10 @@ class ResponseStore:
         gone = self.kept.pop(response_id)
         self.size -= len(gone)
         for item in gone.conversation:
-            if self.places.get((gone.owner, item.id)) == response_id:
-                del self.places[gone.owner, item.id]
+            places = self.places.get((gone.owner, item.id), {})
+            places.pop(response_id, None)
+            if not places:
+                self.places.pop((gone.owner, item.id), None)
 
 
 def size_of(items: Iterable[StoredItem]) -> int:
@@ -113,16 +117,28 @@ def json_list(items: Iterable[StoredItem]) -> bytes:
     return b"[" + b",".join(item.json for item in items) + b"]"
 
 
-def stored(item: BaseModel) -> StoredItem:
-    """An item as OpenAI's API lists it: with an id and a status, and its content in parts."""
-    data: dict[str, Any] = {"type": "message", "status": "completed", **item.model_dump(exclude_none=True)}
-    if len(data.get("id", "")) not in range(1, MAX_ID + 1):
-        data["id"] = f"{PREFIXES.get(data['type'], 'msg')}_{uuid.uuid4().hex}"
-    for field in data.keys() & {"content", "output"}:
-        if field == "content" or isinstance(data[field], list):
-            parts = [{"text": data[field]}] if isinstance(data[field], str) else data[field]
-            data[field] = [listed_part(part, data.get("role") == "assistant") for part in parts]
-    return StoredItem(data["id"], orjson.dumps(data))
+def stored(earlier: Iterable[StoredItem], items: Iterable[BaseModel]) -> tuple[StoredItem, ...]:
+    """``items`` as OpenAI's API lists them. Each has an id that no other one has, ``earlier`` ones included."""
+    ids = {"", *(item.id for item in earlier)}
+    made = []
+    for item in items:
+        data = listed(item)
+        if data.setdefault("id", "") in ids or len(data["id"]) > MAX_ID:
+            data["id"] = f"{PREFIXES.get(data['type'], 'msg')}_{uuid.uuid4().hex}"
+        ids.add(data["id"])
+        made.append(StoredItem(data["id"], orjson.dumps(data)))
+    return tuple(made)
+
+
+def listed(item: BaseModel) -> dict[str, Any]:
+    """An item with a status, and its content in parts."""
+    data: dict[str, Any] = {"status": "completed", **item.model_dump(exclude_none=True)}
+    if data["type"] == "message" and isinstance(data["content"], str):
+        data["content"] = [{"text": data["content"]}]
+    for field in ("content", "output"):
+        if isinstance(data.get(field), list):
+            data[field] = [listed_part(part, data.get("role") == "assistant") for part in data[field]]
+    return data
 
 
 def listed_part(part: dict[str, Any], spoken: bool) -> dict[str, Any]:

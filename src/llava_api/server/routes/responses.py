@@ -32,7 +32,7 @@ async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
     spec = await services.preparer.prepare(question, context.reply_id("resp_"), account)
     store = services.responses
     keeping = store.keeps and wanted.store is not False
-    conversation = (*earlier, *(stored(item) for item in given)) if keeping else ()
+    conversation = earlier + stored(earlier, given) if keeping else ()
     account.memory.keep(spec.request.pixel_bytes + size_of(conversation))
     return ResponseReply(
         context.answers(spec),
