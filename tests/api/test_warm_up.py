@@ -6,6 +6,7 @@ import logging
 import pytest
 from fastapi import FastAPI
 
+from llava_api.errors import StartupError
 from llava_api.server import warm_up as module
 from llava_api.server.warm_up import warm_up
 from tests.support.scripted_engine import ScriptedEngine
@@ -26,6 +27,12 @@ async def test_an_engine_that_fails_is_told_and_stops_nothing(
     with caplog.at_level(logging.WARNING):
         await warm_up(app.state.services)
     assert "EngineFailed" in caplog.text
+
+
+async def test_an_engine_that_does_not_survive_it_ends_the_start(app: FastAPI, engine: ScriptedEngine) -> None:
+    engine.dead = True
+    with pytest.raises(StartupError, match="ended at its first answer"):
+        await warm_up(app.state.services)
 
 
 async def test_one_that_takes_too_long_is_left(

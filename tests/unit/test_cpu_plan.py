@@ -22,15 +22,15 @@ SEVEN_B = CheckpointFacts(
     weights=lambda dtype: PARAMETERS * (4 if dtype == "float32" else 2),
     quantized={"--load-8bit": 7_600_000_000, "--load-4bit": 4_500_000_000},
 )
-EIGHT_BIT = replace(SEVEN_B, weights=lambda dtype: 7_600_000_000, quantized={})
-FOUR_BIT = replace(SEVEN_B, weights=lambda dtype: 4_500_000_000, quantized={}, four_bit=True)
+EIGHT_BIT = replace(SEVEN_B, weights=lambda dtype: 7_600_000_000, quantized={}, bits=8)
+FOUR_BIT = replace(SEVEN_B, weights=lambda dtype: 4_500_000_000, quantized={}, bits=4)
 
 
 @pytest.mark.parametrize(
     ("stored", "features", "chosen"),
     [
         ("float16", AVX512, "bfloat16"),
-        ("float16", AVX512 | {"avx512_fp16"}, "float16"),
+        ("float16", AVX512 | {"avx512_fp16", "amx_bf16"}, "bfloat16"),
         ("float16", AVX512 | {"amx_fp16"}, "float16"),
         ("float16", frozenset({"avx2"}), "float32"),
         ("bfloat16", frozenset({"avx2"}), "float32"),
@@ -45,6 +45,16 @@ def test_precision(stored: str, features: frozenset[str], chosen: str) -> None:
     assert made.dtype == chosen
     assert made.sentences[0].startswith(f"precision {chosen}: ")
     assert plan(machine, replace(SEVEN_B, stored_dtype=stored), Settings(dtype="float16")).dtype == "float16"
+
+
+@pytest.mark.parametrize("stored", ["float16", "float32"])
+def test_eight_bits_are_computed_in_what_the_processors_kernel_takes(stored: str) -> None:
+    machine = replace(HOME, features=AVX512 | {"amx_int8", "amx_bf16"})
+    checkpoint = replace(EIGHT_BIT, stored_dtype=stored)
+    assert plan(machine, checkpoint, Settings()).dtype == "bfloat16"
+    assert plan(HOME, checkpoint, Settings(dtype="float16")).dtype == "float16"
+    with pytest.raises(StartupError, match="leave out --dtype float16"):
+        plan(machine, checkpoint, Settings(dtype="float16"))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ SHARED_MEMORY_BYTES = 40 * 2**20
 """For the queues between vLLM's processes as small as they may get (``engine/vllm_plugin.py``)."""
 WIDTHS = {"float32": "float32", "float": "float32"}
 """--dtype -> the names of ``size.BYTES``; all others have 16 bits."""
+BITS = {None: 16, "8bit": 8, "4bit": 4}
 GPU_SHARE = 0.92
 """vLLM's default gpu_memory_utilization; older versions have 0.9."""
 
@@ -78,7 +79,7 @@ def cpu_plan(model: ServedModel, weights: Weights | None, settings: Settings) ->
             cache_numbers=parameters.cached,
             weights=partial(weight_bytes, model, weights, settings),
             quantized={f"--load-{name}": sizes[size] for name, size in PRECISIONS.items()} if precision is None else {},
-            four_bit=(model.precision or precision) == "4bit",
+            bits=BITS[model.precision or precision],
         ),
         settings,
     )

@@ -8,7 +8,7 @@ import asyncio
 import logging
 
 from llava_api.chat.question import chat_question
-from llava_api.errors import ApiError
+from llava_api.errors import ApiError, EngineStopped, StartupError
 from llava_api.limits.account import Account
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.server.services import Services
@@ -20,7 +20,7 @@ SECONDS = 30.0
 
 
 async def warm_up(services: Services) -> None:
-    """Raises nothing: without it, only the first JSON answer is slower."""
+    """Without it, only the first JSON answer is slower. Raises StartupError if the engine does not survive it."""
     body = {
         "model": services.model.names[0],
         "messages": [{"role": "user", "content": "Hello"}],
@@ -37,5 +37,7 @@ async def warm_up(services: Services) -> None:
                     pass
             finally:
                 await answer.aclose()
+    except EngineStopped as error:
+        raise StartupError("the engine ended at its first answer; the lines above say why") from error
     except (ApiError, TimeoutError) as error:
         log.warning("the first JSON answer will take longer: the warm-up did not end (%s)", type(error).__name__)
