@@ -224,3 +224,70 @@ async def test_max_tokens_0_scores_the_prompt_alone(client: httpx.AsyncClient, e
     choice = await completion(client, echo=True, max_tokens=0)
     assert choice["text"] == "Hi \U0001f388"
     assert len(choice["logprobs"]["tokens"]) == 9
+
+
+# The log-probabilities of the prompt
+
+
+def ranked(*tokens: int) -> tuple[TokenLogprob | None, ...]:
+    """None for the first token; the others are third, behind the letters a and b."""
+    likeliest = ((ids("a")[0], -0.5), (ids("b")[0], -1.0))
+    return (None, *(TokenLogprob(token, -2.0, (*likeliest, (token, -2.0)), rank=3) for token in tokens))
+
+
+@pytest.mark.parametrize(("top", "letters"), [(0, ""), (1, "a"), (2, "ab")])
+async def test_the_prompts_tokens_in_vllms_form(
+    client: httpx.AsyncClient, engine: ScriptedEngine, top: int, letters: str
+) -> None:
+    engine.prompt_logprobs = (*ranked(*ids("x")), None, None)
+    reply = (await client.post(CHAT, json=text_body(prompt_logprobs=top, max_tokens=1))).json()
+    likeliest = {str(ids(letter)[0]): (place, letter) for place, letter in enumerate(letters, 1)}
+    first, known, *images = reply["prompt_logprobs"]
+    assert [first, *images] == [None] * 3
+    assert known == {
+        str(ids("x")[0]): {"logprob": -2.0, "rank": 3, "decoded_token": "x"},
+        **{
+            token: {"logprob": -0.5 * rank, "rank": rank, "decoded_token": letter}
+            for token, (rank, letter) in likeliest.items()
+        },
+    }
+    assert engine.requests[-1].sampling.prompt_logprobs == top
+
+
+async def test_each_choice_of_a_completion_has_its_prompts(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.prompt_logprobs = ranked(*ids(" Hi"))
+    sent = {"model": "tiny", "prompt": ["Hi", "Hi"], "prompt_logprobs": 1, "n": 2, "temperature": 1}
+    found = (await client.post(COMPLETIONS, json=sent)).json()["choices"]
+    assert [len(choice["prompt_logprobs"]) for choice in found] == [4] * 4
+    assert found[0]["prompt_logprobs"][0] is None
+    assert found[0]["logprobs"] is None
+
+
+async def test_an_echo_has_as_many_likely_tokens_as_its_logprobs_say(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    engine.prompt_logprobs = ranked(*ids(" Hi"))
+    choice = await completion(client, prompt="Hi", echo=True, prompt_logprobs=2, logprobs=0)
+    assert choice["logprobs"]["top_logprobs"][1:4] == [{" ": -2.0}, {"H": -2.0}, {"i": -2.0}]
+    assert [len(entry) for entry in choice["prompt_logprobs"][1:]] == [3] * 3
+    assert engine.requests[-1].sampling.prompt_logprobs == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(CHAT, text_body()), (COMPLETIONS, {"model": "tiny", "prompt": "a"})], ids=["chat", "completion"]
+)
+@pytest.mark.parametrize(
+    "fields", [{"prompt_logprobs": 0, "stream": True}, {"prompt_logprobs": 21}, {"prompt_logprobs": -1}]
+)
+async def test_prompt_logprobs_that_are_refused(
+    client: httpx.AsyncClient, engine: ScriptedEngine, path: str, body: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    reply = await client.post(path, json=body | fields)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt_logprobs")
+    assert engine.requests == []
+
+
+async def test_false_asks_for_no_prompt_logprobs(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    reply = (await client.post(CHAT, json=text_body(prompt_logprobs=False, stream=False))).json()
+    assert "prompt_logprobs" not in reply
+    assert engine.requests[-1].sampling.prompt_logprobs is None

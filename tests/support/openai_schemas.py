@@ -25,8 +25,29 @@ from tests.support import anthropic_shapes, ollama_shapes
 
 FOLDER = Path(__file__).parents[1] / "openai_schemas"
 
+
+def closed(**fields: Any) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "required": [*fields], "properties": fields}
+
+
+SCORED = {
+    "type": "array",
+    "items": closed(choice={"type": "string"}, logprob={"type": "number"}, probability={"type": "number"}),
+}
+PROMPT_LOGPROB = closed(logprob={"type": "number"}, rank={"type": "integer"}, decoded_token={"type": "string"})
+PROMPT_LOGPROBS = {
+    "type": "array",
+    "items": {"type": ["object", "null"], "additionalProperties": PROMPT_LOGPROB},
+}
+"""As vLLM's server sends them."""
 EXTENSIONS = (
     # file, definition in it, field, schema: what this server sends beyond the API
+    ("chat_completion.json", None, "prompt_logprobs", PROMPT_LOGPROBS),
+    ("completion.json", "choice", "prompt_logprobs", PROMPT_LOGPROBS),
+    ("chat_completion.json", "choice", "choice_logprobs", SCORED),
+    ("chat_completion_chunk.json", "choice", "choice_logprobs", SCORED),
+    ("completion.json", "choice", "choice_logprobs", SCORED),
+    ("completion_chunk.json", "choice", "choice_logprobs", SCORED),
     ("model_list.json", "model", "max_model_len", {"type": "integer"}),
     ("model_list.json", "model", "parent", {"type": ["string", "null"]}),
     ("model_list.json", "model", "root", {"type": "string"}),
@@ -58,7 +79,8 @@ def schemas() -> dict[str, Any]:
         # It would bring back the validator that Strict was made from.
         del schema["$schema"]
     for file, definition, field, schema in EXTENSIONS:
-        found[file]["$defs"][definition]["properties"][field] = schema
+        place = found[file] if definition is None else found[file]["$defs"][definition]
+        place["properties"][field] = schema
     return found
 
 

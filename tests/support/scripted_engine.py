@@ -20,6 +20,10 @@ class ScriptedEngine:
         self.logprobs: list[tuple[TokenLogprob, ...]] = [()] * len(texts)
         """Log-probabilities of the tokens of each text."""
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+        self.letters: dict[int, float] = {}
+        """Log-probabilities of tokens whose prompt is scored; -1 for the others."""
+        self.cached_tail = False
+        """Whether the prefix cache has the end of a prompt, too."""
         self.other_choices: dict[int, tuple[str, ...]] = {}
         """Texts of the choices that do not say ``texts``, as many as those."""
         self.dead = False
@@ -40,6 +44,9 @@ class ScriptedEngine:
         self.requests.append(request)
         if self.dead:
             raise EngineStopped("The engine has stopped.")
+        if request.sampling.scored_tail is not None or request.request_id.partition("-choice-")[1]:
+            yield self.scored(request)
+            return
         self.unfinished += 1
         try:
             for index, text in enumerate(self.texts):
@@ -62,6 +69,12 @@ class ScriptedEngine:
             self.unfinished -= 1
             raise
         self.unfinished -= 1
+
+    def scored(self, request: GenerationRequest) -> Delta:
+        tail = request.sampling.scored_tail
+        ids = request.token_ids if tail is None else request.token_ids[-tail:]
+        known = tuple(TokenLogprob(token, self.letters.get(token, -1.0), ()) for token in ids)
+        return Delta("", 1, 0, "length", prompt_logprobs=() if tail and self.cached_tail else known)
 
     async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
         pass

@@ -1,18 +1,20 @@
 """Deltas of the engine -> parts of answers, for every endpoint."""
 
-import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from llava_api.chat.calls import CallPart, CallReader
-from llava_api.chat.logprobs import LogprobAligner, WrittenToken, written_token
+from llava_api.chat.choice_scores import scored_choices
+from llava_api.chat.forms import Form
+from llava_api.chat.logprobs import LogprobAligner, WrittenToken
 from llava_api.concurrency.admission import Admission
-from llava_api.engine.base import Delta, Engine, GenerationRequest
+from llava_api.engine.base import Delta, Engine, GenerationRequest, Sampling, TokenLogprob
 from llava_api.errors import EngineFailed
 from llava_api.limits.account import Account
 from llava_api.prompts.tokenizer import TextTokenizer
+from llava_api.protocol.chat_reply import ScoredChoice
 from llava_api.telemetry.record import current
 
 UNFINISHED = "The engine ended this answer without saying why."
@@ -44,8 +46,10 @@ class AnswerSpec:
     """Whether to leave out an answer's leading spaces, which follow "ASSISTANT:"."""
     call_names: tuple[str, ...] = ()
     """Functions that the answer may call."""
-    json: bool = False
-    """Whether an answer that calls nothing is JSON."""
+    form: Form | None = None
+    """What an answer that calls nothing must be."""
+    scored: tuple[GenerationRequest, ...] = ()
+    """If the probabilities of the form's choices are wanted, one request for each of them."""
 
 
 class AnswerReader:
@@ -55,8 +59,9 @@ class AnswerReader:
         sampling = spec.request.sampling
         self.started = not spec.spaces_cut
         self.calls = CallReader(spec.call_names) if spec.call_names else None
-        self.json: list[str] | None = [] if spec.json else None
-        """The text so far of an answer that is JSON."""
+        self.form = spec.form
+        self.said: list[str] = []
+        """The text so far of an answer that has a form."""
         self.aligner: LogprobAligner | None = None
         if sampling.logprobs is not None:
             self.aligner = LogprobAligner(
@@ -69,13 +74,13 @@ class AnswerReader:
         self.started = self.started or bool(text)
         found: list[str | CallPart] = [text] if self.calls is None else self.calls.read(text)
         reason: EndReason | None = delta.finish_reason
-        if self.calls is None and self.json is None and self.aligner is None:
+        if self.calls is None and self.form is None and self.aligner is None:
             return [AnswerPart(delta.index, text, finish_reason=reason)]
         if self.calls is not None and reason is not None:
             found.append(self.calls.finish())
         said = "".join(part for part in found if isinstance(part, str))
-        if self.json is not None:
-            self.json.append(said)
+        if self.form is not None:
+            self.said.append(said)
         if reason == "stop":
             reason = self.end_reason()
         calls = [part for part in found if isinstance(part, CallPart)]
@@ -89,22 +94,14 @@ class AnswerReader:
         return parts
 
     def end_reason(self) -> EndReason:
-        """The reason of an answer that ended by itself: ``length`` if its JSON or its last call is incomplete.
+        """The reason of an answer that ended by itself: ``length`` if its form or its last call is incomplete.
 
         It may have been cut off by one of the caller's stop texts or tokens; and if a grammar exceeds llguidance's
         bounds, vLLM ends the answer as if it were complete.
         """
         if self.calls is not None and self.calls.calls:
             return "tool_calls" if self.calls.complete else "length"
-        return "stop" if self.json is None or is_json("".join(self.json)) else "length"
-
-
-def is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
+        return "stop" if self.form is None or self.form.is_whole("".join(self.said)) else "length"
 
 
 class Answers:
@@ -127,8 +124,10 @@ class Answers:
         self.cached_tokens = 0
         self.stop_text: str | None = None
         """What ended the latest choice, if it was one of the stop texts."""
-        self.prompt: list[WrittenToken | None] = []
-        """The prompt's tokens if their log-probabilities were asked for; known with the first part."""
+        self.prompt: tuple[TokenLogprob | None, ...] = ()
+        """For the prompt's tokens if their log-probabilities were asked for; known with the first part."""
+        self.choice_logprobs: list[ScoredChoice] | None = None
+        """If they were asked for; known with the first finish reason."""
 
     async def parts(self) -> AsyncGenerator[AnswerPart, None]:
         """Parts of all choices as they come; those of one choice in order.
@@ -147,7 +146,9 @@ class Answers:
             async with aclosing(self.engine.generate(request)) as deltas:
                 async for delta in deltas:
                     self.count(delta, copies)
-                    unfinished -= delta.finish_reason is not None
+                    if delta.finish_reason is not None:
+                        unfinished -= 1
+                        await self.score()
                     for part in readers[delta.index].read(delta):
                         if part.finish_reason is not None:
                             self.record.finish_reasons += [part.finish_reason] * copies
@@ -166,8 +167,25 @@ class Answers:
         self.completion_tokens += delta.completion_tokens * copies
         self.cached_tokens = delta.cached_tokens
         self.stop_text = delta.stop_text
-        if delta.prompt_logprobs:
-            tokenizer, top = self.spec.tokenizer, self.spec.request.sampling.prompt_logprobs or 0
-            self.prompt = [
-                None if entry is None else written_token(entry, tokenizer, top) for entry in delta.prompt_logprobs
-            ]
+        self.prompt = delta.prompt_logprobs or self.prompt
+
+    async def score(self) -> None:
+        """Find out how likely the choices are, one after the other, since there is one slot. Raises EngineFailed.
+
+        The answer comes first, so that what all of them begin with is in the prefix cache.
+        """
+        form, scored = self.spec.form, self.spec.scored
+        if form is not None and scored and self.choice_logprobs is None:
+            logprobs = [await self.logprob_of(request) for request in scored]
+            self.choice_logprobs = scored_choices(form.choices, scored, logprobs)
+
+    async def logprob_of(self, request: GenerationRequest) -> float:
+        """The sum for the tokens that ``request`` is about."""
+        tail = request.sampling.scored_tail or 0
+        # Without the prefix cache if it has some of these tokens.
+        for sampling in (request.sampling, Sampling(0.0, prompt_logprobs=0)):
+            async with aclosing(self.engine.generate(replace(request, sampling=sampling))) as deltas:
+                async for delta in deltas:
+                    if delta.prompt_logprobs:
+                        return sum(entry.logprob for entry in delta.prompt_logprobs[-tail:] if entry is not None)
+        raise EngineFailed(UNFINISHED)

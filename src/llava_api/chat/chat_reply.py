@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llava_api.chat.answers import AnswerPart, Answers, EndReason
 from llava_api.chat.calls import CallPart
-from llava_api.chat.logprobs import WrittenToken, as_text
+from llava_api.chat.logprobs import WrittenToken, as_text, prompt_logprobs
 from llava_api.errors import ApiError
 from llava_api.protocol import chat_reply as wire
 from llava_api.protocol.chat_reply import Usage, usage_of
@@ -66,8 +66,13 @@ class ChatReply(ChunkedReply):
         async with aclosing(self.answers.parts()) as parts:
             async for part in parts:
                 gathered[part.index].append(part)
-        choices = list(map(self.choice, gathered))
-        return wire.ChatCompletion(**vars(self.metadata), choices=choices, usage=self.usage())
+        top, tokenizer = self.answers.spec.request.sampling.prompt_logprobs, self.answers.spec.tokenizer
+        return wire.ChatCompletion(
+            **vars(self.metadata),
+            choices=list(map(self.choice, gathered)),
+            usage=self.usage(),
+            prompt_logprobs=None if top is None else prompt_logprobs(self.answers.prompt, tokenizer, top),
+        )
 
     def usage(self) -> Usage:
         answers, request = self.answers, self.answers.spec.request
@@ -88,6 +93,7 @@ class ChatReply(ChunkedReply):
             ),
             logprobs=None if calls else self.logprobs([token for part in parts for token in part.logprobs]),
             finish_reason=self.finish_reason(parts[-1]) or "stop",
+            choice_logprobs=self.answers.choice_logprobs,
         )
 
     def finish_reason(self, part: AnswerPart) -> EndReason | None:
@@ -126,7 +132,11 @@ class ChatReply(ChunkedReply):
             found.append(wire.ChunkChoice(index=part.index, delta=delta))
         reason = self.finish_reason(part)
         if reason is not None:
-            found.append(wire.ChunkChoice(index=part.index, delta=wire.DeltaMessage(), finish_reason=reason))
+            scores = self.answers.choice_logprobs
+            end = wire.ChunkChoice(
+                index=part.index, delta=wire.DeltaMessage(), finish_reason=reason, choice_logprobs=scores
+            )
+            found.append(end)
         return found
 
     def chunk(self, choices: list[wire.ChunkChoice]) -> wire.ChatCompletionChunk:

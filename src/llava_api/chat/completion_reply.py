@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from llava_api.chat.answers import Answers
 from llava_api.chat.chat_reply import ChunkedReply, ReplyMetadata
-from llava_api.chat.logprobs import CharacterCounter, WrittenToken
+from llava_api.chat.logprobs import CharacterCounter, WrittenToken, prompt_logprobs, written_token
 from llava_api.chat.merge import merge
 from llava_api.chat.plain import Plain
 from llava_api.protocol import completions as wire
@@ -58,6 +58,7 @@ def joined(chunks: list[wire.CompletionChunkChoice]) -> wire.CompletionChoice:
         text="".join(chunk.text for chunk in chunks),
         logprobs=wire.CompletionLogprobs(**columns) if parts else None,
         finish_reason=chunks[-1].finish_reason or "stop",
+        choice_logprobs=chunks[-1].choice_logprobs,
     )
 
 
@@ -109,7 +110,10 @@ class CompletionReply(ChunkedReply):
                     logprobs = columns[part.index].fill(
                         [(named(token.written), token.letters, token) for token in tokens]
                     )
-                yield wire.CompletionChunkChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
+                scores = self.answers[place].choice_logprobs if reason else None
+                yield wire.CompletionChunkChoice(
+                    index=index, text=text, logprobs=logprobs, finish_reason=reason, choice_logprobs=scores
+                )
 
     def echoed(self, place: int, index: int, columns: Columns) -> wire.CompletionChunkChoice:
         """The prompt, before its answer."""
@@ -119,6 +123,7 @@ class CompletionReply(ChunkedReply):
     def prompt_tokens(self, place: int) -> list[tuple[str, int, WrittenToken | None]]:
         """The text leaves out special tokens, and the space that the tokenizer puts before the prompt."""
         token_ids = self.plain.specs[place].request.token_ids
+        top = self.plain.specs[place].request.sampling.logprobs or 0
         written = list(map(self.tokenizer.token_bytes, token_ids))
         shown = [
             b"" if self.tokenizer.is_special(token) else one for token, one in zip(token_ids, written, strict=True)
@@ -130,7 +135,8 @@ class CompletionReply(ChunkedReply):
             letters = counter.shown(token_shown)[1]
             cut = min(spaces, letters)
             spaces -= cut
-            found.append((named(token), letters - cut, entry))
+            known = None if entry is None else written_token(entry, self.tokenizer, top)
+            found.append((named(token), letters - cut, known))
         return found
 
     def choices(self) -> AsyncGenerator[wire.CompletionChunkChoice, None]:
@@ -143,7 +149,12 @@ class CompletionReply(ChunkedReply):
         async with aclosing(self.choices()) as choices:
             async for choice in choices:
                 gathered[choice.index].append(choice)
-        return wire.Completion(**vars(self.metadata), choices=list(map(joined, gathered)), usage=self.usage())
+        reply = wire.Completion(**vars(self.metadata), choices=list(map(joined, gathered)), usage=self.usage())
+        top = self.plain.prompt_top
+        for made in reply.choices if top is not None else ():
+            prompt = self.answers[made.index // self.plain.choices].prompt
+            made.prompt_logprobs = prompt_logprobs(prompt, self.tokenizer, top or 0)
+        return reply
 
     async def items(self) -> AsyncGenerator[wire.CompletionChunk, None]:
         """The first chunk comes with the engine's first output, so that a refusal by the engine still has a status."""

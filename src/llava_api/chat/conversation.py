@@ -36,6 +36,14 @@ class Conversation:
         """Length of all texts together."""
         return len(self.system or "") + sum(len(turn.text) for turn in self.turns)
 
+    def with_answer(self, text: str) -> "Conversation":
+        """With what the assistant says next."""
+        *earlier, last = self.turns
+        if last.role == "assistant":
+            return replace(self, turns=(*earlier, Turn("assistant", (last.text + text,))))
+        # The space before an answer is the prompt's.
+        return replace(self, turns=(*self.turns, Turn("assistant", (text.lstrip(" ") or text,))))
+
     def with_system(self, default: str, addition: str) -> "Conversation":
         """Add to the system text, which is ``default`` if the caller gave none."""
         system = default if self.system is None else self.system

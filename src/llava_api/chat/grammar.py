@@ -6,6 +6,7 @@ of white space, which a small model might never end. A space may come first, bec
 """
 
 import json
+import re
 from collections.abc import Sequence
 
 from llava_api.chat.schema import Schema, followed
@@ -31,6 +32,19 @@ def differs_from_calls(schema: Schema) -> bool:
 def json_grammar(schema: Schema) -> str:
     """An answer that is JSON of this schema."""
     return f"start: / ?/ answer\nanswer: {json_value(schema)}\n"
+
+
+def text_grammar(schema: Schema, space_first: bool) -> str:
+    """An answer that is one of an enum's texts, or that a pattern matches, after a space if ``space_first``.
+
+    It is one terminal, because llguidance would not go back from a choice to a longer one that begins like it.
+    """
+    choices = " | ".join(json.dumps(choice) for choice in schema.get("enum", ()))
+    if not choices:
+        # Lark writes a pattern between slashes.
+        pattern = re.sub(r"(\\.)|/", lambda found: found[1] or "\\/", schema["pattern"], flags=re.DOTALL)
+        choices = f"/{pattern}/"
+    return f"start: ANSWER\nANSWER: {'/ ?/ ' if space_first else ''}({choices})\n"
 
 
 def call_prefix(name: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from llava_api.engine.base import TokenLogprob
 from llava_api.prompts.tokenizer import TextTokenizer
+from llava_api.protocol import chat_reply as wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,20 @@ def written_token(entry: TokenLogprob, tokenizer: TextTokenizer, top: int) -> Wr
     """``top``: number of the most likely tokens that are listed beside the chosen one."""
     likeliest = tuple((tokenizer.token_bytes(token), logprob) for token, logprob in entry.top[:top])
     return WrittenToken(tokenizer.token_bytes(entry.token_id), entry.logprob, likeliest)
+
+
+def prompt_logprobs(entries: Sequence[TokenLogprob | None], tokenizer: TextTokenizer, top: int) -> wire.PromptLogprobs:
+    """In vLLM's form: the token itself and the ``top`` likeliest in its place, by id."""
+
+    def written(token: int, logprob: float, rank: int) -> wire.PromptLogprob:
+        return wire.PromptLogprob(logprob=logprob, rank=rank, decoded_token=as_text(tokenizer.token_bytes(token)))
+
+    def known(entry: TokenLogprob) -> dict[str, wire.PromptLogprob]:
+        likeliest = [(token, logprob, rank) for rank, (token, logprob) in enumerate(entry.top[:top], 1)]
+        every = [(entry.token_id, entry.logprob, entry.rank), *likeliest]
+        return {str(token): written(token, logprob, rank) for token, logprob, rank in every}
+
+    return [None if entry is None else known(entry) for entry in entries]
 
 
 class CharacterCounter:

@@ -5,8 +5,20 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from llava_api.chat.answers import AnswerSpec
+from llava_api.chat.choice_scores import ScoredPrompts, check_scored, scored_prompts
+from llava_api.chat.forms import read_form
 from llava_api.chat.prepare import Preparer, engine_choices
-from llava_api.chat.sampling import Length, answer_room, check_ids, choices_of, read_sampling, upper_bound
+from llava_api.chat.sampling import (
+    Length,
+    answer_room,
+    check_ids,
+    choices_of,
+    prompt_logprobs_of,
+    read_sampling,
+    upper_bound,
+    with_grammar,
+)
+from llava_api.chat.schema import check_special_texts
 from llava_api.engine.base import GenerationRequest, Sampling
 from llava_api.errors import InvalidRequest
 from llava_api.limits.account import Account
@@ -26,6 +38,8 @@ class Plain:
     """One for each text."""
     echo: bool
     """Whether the prompt is sent before the answer."""
+    prompt_top: int | None
+    """Number of the most likely tokens at each position of the prompt, if its log-probabilities are to be sent."""
     silent: bool
     """Whether only the prompt is wanted (max_tokens 0). The one token that the engine makes is left out."""
 
@@ -59,7 +73,14 @@ async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_
     if request.best_of is not None and request.best_of != choices:
         raise InvalidRequest("best_of must equal n: answers are not ranked here.", param="best_of")
     sampling = read_sampling(request, model)
-    sampling = replace(sampling, logprobs=request.logprobs, prompt_logprobs=request.logprobs if echo else None)
+    prompt_top = prompt_logprobs_of(request)
+    echoed = [top for top in (request.logprobs if echo else None, prompt_top) if top is not None]
+    sampling = replace(sampling, logprobs=request.logprobs, prompt_logprobs=max(echoed, default=None))
+    form = read_form(request)
+    if form is not None:
+        check_special_texts(form.schema, model.tokenizer.special_ids)
+        sampling = with_grammar(sampling, form.grammar(space_first=False), model, texts_too=False)
+        await preparer.check_grammar(sampling.grammar, (form.schema,), account.caller)
     # The engine makes one token at least.
     asked_tokens = 1 if request.max_tokens == 0 else upper_bound(request.max_tokens)
     length = Length(asked_tokens, "max_tokens", "prompt").within(account)
@@ -70,15 +91,31 @@ async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_
     if record.keeps_prompt:
         record.prompt = "\n\n".join(text for text, _ in prompts)
     specs = []
-    for place, (_, token_ids) in enumerate(prompts):
+    new_tokens = 0
+    for place, (text, token_ids) in enumerate(prompts):
         room = answer_room(length, len(token_ids), 0, preparer.max_model_len, sampling)
         made = engine_choices(sampling, choices)
         name = f"{request_id}-{place}"
         salt = preparer.cache_salt(account.caller)
         engine_request = GenerationRequest(name, token_ids, (), sampling, room, adapter, made, salt)
-        specs.append(AnswerSpec(engine_request, choices, model.tokenizer, spaces_cut=False))
-    await account.spend_prompt(sum(len(token_ids) for _, token_ids in prompts))
-    return Plain([text for text, _ in prompts], specs, echo, request.max_tokens == 0)
+        scored = ScoredPrompts(0, [])
+        if form is not None and form.choices and request.logprobs is not None and isinstance(given[place], str):
+            check_scored(len(form.choices) * len(given), len(text))
+            answered = [(await read_prompt(preparer, text + choice))[1] for choice in form.choices]
+            scored = scored_prompts(token_ids, answered, preparer.max_model_len, "prompt")
+        new_tokens += len(token_ids) + scored.new_tokens
+        specs.append(
+            AnswerSpec(
+                engine_request,
+                choices,
+                model.tokenizer,
+                spaces_cut=False,
+                form=form,
+                scored=scored.requests(engine_request),
+            )
+        )
+    await account.spend_prompt(new_tokens)
+    return Plain([text for text, _ in prompts], specs, echo, prompt_top, request.max_tokens == 0)
 
 
 async def read_prompt(preparer: Preparer, prompt: str | list[int]) -> tuple[str, list[int]]:

@@ -2,16 +2,18 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llava_api.chat.answers import AnswerSpec
+from llava_api.chat.choice_scores import ScoredPrompts, check_scored, scored_prompts
 from llava_api.chat.conversation import Conversation
 from llava_api.chat.grammar import json_grammar
 from llava_api.chat.keywords import LEFT_OUT
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question
 from llava_api.chat.sampling import answer_room, context_length_exceeded
-from llava_api.chat.schema import at, invalid_schema
+from llava_api.chat.schema import ReadSchema, at, invalid_schema
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ErrorCode, InvalidRequest, NotFound
@@ -92,7 +94,7 @@ class Preparer:
         length = question.length.within(account)
         # Before images, which may have to be fetched.
         self.check_length(question.conversation.characters(), length.prompt_param)
-        await self.check_grammar(question, account.caller)
+        await self.check_grammar(question.sampling.grammar, question.schemas, account.caller)
         laid_out = await self.lay_out(question.conversation, account, length.prompt_param)
         record = current()
         if record.keeps_prompt:
@@ -100,9 +102,10 @@ class Preparer:
         max_tokens = answer_room(
             length, laid_out.text_tokens, laid_out.image_tokens, self.max_model_len, question.sampling
         )
-        await account.spend_prompt(len(laid_out.prompt.token_ids))
-        rendered = await self.images.render(laid_out.measured, account.caller)
         prompt = laid_out.prompt
+        scored = await self.write_choices(question, laid_out)
+        await account.spend_prompt(len(prompt.token_ids) + scored.new_tokens)
+        rendered = await self.images.render(laid_out.measured, account.caller)
         request = GenerationRequest(
             request_id=request_id,
             token_ids=prompt.token_ids,
@@ -119,35 +122,47 @@ class Preparer:
             request,
             question.choices,
             self.model.tokenizer,
-            spaces_cut=not question.conversation.continues,
+            spaces_cut=not (question.conversation.continues or question.exact),
             call_names=question.call_names,
-            json=question.json,
+            form=question.form,
+            scored=scored.requests(request),
         )
+
+    async def write_choices(self, question: Question, laid_out: LaidOut) -> ScoredPrompts:
+        """The prompt with each choice as the answer, if their probabilities are wanted. Raises InvalidRequest."""
+        conversation, form = question.conversation, question.form
+        if form is None or not form.choices or question.sampling.logprobs is None:
+            return ScoredPrompts(0, [])
+        check_scored(len(form.choices), conversation.characters())
+        answered = [conversation.with_answer(choice) for choice in form.choices]
+        prompts = await asyncio.to_thread(
+            lambda: [self.write(each, laid_out.measured)[1].token_ids for each in answered]
+        )
+        return scored_prompts(laid_out.prompt.token_ids, prompts, self.max_model_len, question.length.prompt_param)
 
     def cache_salt(self, caller: str) -> str | None:
         """Keeps the engine's prefix cache of this caller separate; None if all callers share it."""
         # Never empty, because the engine takes an empty salt for none.
         return f"of {caller}" if self.settings.isolate_caches else None
 
-    async def check_grammar(self, question: Question, caller: str) -> None:
-        """Raises InvalidRequest for a schema that the engine could not keep to."""
-        for schema in question.schemas:
+    async def check_grammar(self, grammar: str | None, schemas: Sequence[ReadSchema], caller: str) -> None:
+        """Raises InvalidRequest for one of the grammar's schemas that the engine could not keep to."""
+        for schema in schemas:
             for keyword, place in schema.left_out.items():
                 if schema.strict or self.settings.strict_fields:
                     why = f"this server cannot enforce {at(place, keyword)}: leave it out, or strict."
                     raise invalid_schema(schema.param, why)
                 current().ignore(f"{INDEX.sub('', schema.param)}.{keyword}", LEFT_OUT)
-        grammar = question.sampling.grammar
         complaint = "" if grammar is None else await self.grammars.check(grammar, caller)
         if not complaint:
             return
-        if len(question.schemas) > 1:
+        if len(schemas) > 1:
             # To name the one that fails.
-            for schema in question.schemas:
+            for schema in schemas:
                 own_complaint = await self.grammars.check(json_grammar(schema.kept), caller)
                 if own_complaint:
                     raise invalid_schema(schema.param, own_complaint)
-        raise invalid_schema(question.schemas[0].param, complaint)
+        raise invalid_schema(schemas[0].param, complaint)
 
     async def lay_out(self, conversation: Conversation, account: Account, param: str = "messages") -> LaidOut:
         """Prompt and token counts, for which only the images' headers are read.

@@ -3,9 +3,17 @@
 from dataclasses import dataclass, replace
 
 from llava_api.chat.conversation import Conversation, read_messages
+from llava_api.chat.forms import Form, read_form
 from llava_api.chat.grammar import ANY_OBJECT, differs_from_calls, json_grammar, tools_grammar
 from llava_api.chat.model import ServedModel
-from llava_api.chat.sampling import Length, choices_of, read_sampling, upper_bound, with_grammar
+from llava_api.chat.sampling import (
+    Length,
+    choices_of,
+    prompt_logprobs_of,
+    read_sampling,
+    upper_bound,
+    with_grammar,
+)
 from llava_api.chat.schema import ReadSchema, check_special_texts, read_schema
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.engine.base import Sampling
@@ -23,8 +31,10 @@ class Question:
     length: Length
     call_names: tuple[str, ...] = ()
     """Functions that the answer may call; empty for none."""
-    json: bool = False
-    """Whether an answer that calls nothing is JSON."""
+    form: Form | None = None
+    """What an answer that calls nothing must be."""
+    exact: bool = False
+    """Whether an answer's leading spaces are part of it."""
     choices: int = 1
     schemas: tuple[ReadSchema, ...] = ()
     """The schemas that the answer's grammar is made of."""
@@ -50,7 +60,7 @@ def with_format(question: Question, model: ServedModel, schema: ReadSchema | Non
     question = replace(question, conversation=conversation)
     if conversation.continues:
         return question
-    question = replace(question, schemas=schemas, json=schema is not None)
+    question = replace(question, schemas=schemas, form=None if schema is None else Form(schema))
     if toolbox is None:
         assert schema is not None
         sampling = with_grammar(question.sampling, json_grammar(schema.kept), model, texts_too=False)
@@ -68,6 +78,14 @@ def with_format(question: Question, model: ServedModel, schema: ReadSchema | Non
         sampling=with_grammar(question.sampling, tools_grammar(toolbox, answer), model, texts_too=free_text),
         call_names=tuple(tool.name for tool in toolbox.tools),
     )
+
+
+def with_text_form(question: Question, model: ServedModel, form: Form) -> Question:
+    """Have the answer be one of the form's choices, or fit its pattern. Raises InvalidRequest."""
+    check_special_texts(form.schema, model.tokenizer.special_ids)
+    exact = question.conversation.continues or form.begins_with_space
+    sampling = with_grammar(question.sampling, form.grammar(space_first=not exact), model, texts_too=False)
+    return replace(question, sampling=sampling, form=form, exact=exact, schemas=(form.schema,))
 
 
 def schema_of(
@@ -91,14 +109,25 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
         "response_format.schema" if isinstance(form, JsonObjectFormat) else "response_format.json_schema.schema"
     )
     schema = schema_of(form, schema_param)
+    wanted = read_form(request)
+    if wanted is not None and (schema is not None or toolbox is not None):
+        other = "tools" if schema is None else "response_format"
+        raise InvalidRequest(
+            f"An answer has one form: send {other} or {wanted.schema.param}.", param=wanted.schema.param
+        )
     question = Question(
         model=request.model,
         conversation=read_messages(request.messages).finish(continues),
-        sampling=replace(read_sampling(request, model), logprobs=logprobs_of(request)),
+        sampling=replace(
+            read_sampling(request, model), logprobs=logprobs_of(request), prompt_logprobs=prompt_logprobs_of(request)
+        ),
         choices=choices_of(request.n, most_choices),
         length=length_of(request),
     )
-    question = with_format(question, model, schema, toolbox)
+    if wanted is not None and wanted.bare:
+        question = with_text_form(question, model, wanted)
+    else:
+        question = with_format(question, model, schema if wanted is None else wanted.schema, toolbox)
     if continues and not question.conversation.continues:
         param = "add_generation_prompt" if request.continue_final_message is None else "continue_final_message"
         raise InvalidRequest(

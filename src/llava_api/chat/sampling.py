@@ -110,6 +110,13 @@ def read_sampling(request: wire.SamplingRequest, model: ServedModel) -> Sampling
     )
 
 
+def prompt_logprobs_of(request: wire.ChoicesRequest) -> int | None:
+    """Raises InvalidRequest."""
+    if request.stream and request.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs are not sent in a stream: leave stream out.", param="prompt_logprobs")
+    return request.prompt_logprobs
+
+
 def read_bias(biases: dict[str, float], model: ServedModel) -> tuple[tuple[int, float], ...]:
     wrong = next((token for token in biases if not (token.isdecimal() and len(token) < 10)), None)
     if wrong is not None:
@@ -130,7 +137,8 @@ def with_grammar(sampling: Sampling, grammar: str, model: ServedModel, texts_too
     for name, given in (("min_tokens", sampling.min_tokens), ("ignore_eos", sampling.ignore_eos)):
         if given:
             raise InvalidRequest(
-                f"{name} cannot be combined with response_format or tools: their answer ends when it is complete.",
+                f"{name} cannot be combined with a form of the answer or with tools: such an answer ends when it is "
+                "complete.",
                 param=name,
             )
     stops = sampling.stop if texts_too else tuple(text for text in sampling.stop if text not in model.stop_texts)

@@ -10,6 +10,8 @@ from llava_api.vision.geometry import PatchMerge, Pinpoints, Size
 from llava_api.vision.normalisation import Normalisation, Pixels
 
 FinishReason = Literal["stop", "length"]
+LOGPROB_BYTES = 1000
+"""Memory that one log-probability takes on its way from the engine into a reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,9 @@ class Sampling:
     """Number of likeliest tokens to return for each position, besides the chosen one; None for no log-probabilities."""
     prompt_logprobs: int | None = None
     """``logprobs`` for the prompt's tokens."""
+    scored_tail: int | None = None
+    """Return the log-probabilities of this number of the prompt's last tokens only, so that the others may come from
+    the prefix cache; none if one of these came from it, too."""
     grammar: str | None = None
     """llguidance's Lark grammar that the answer must fit; checked by ``grammar_check`` beforehand."""
 
@@ -109,8 +114,11 @@ class GenerationRequest:
         return sum(image.length for image in self.images)
 
     @property
-    def pixel_bytes(self) -> int:
-        return sum(image.pixels.nbytes for image in self.images)
+    def held_bytes(self) -> int:
+        """Memory for pixels and for the log-probabilities of the prompt."""
+        wanted = self.sampling.prompt_logprobs
+        entries = 0 if wanted is None else (len(self.token_ids) - self.image_tokens) * (wanted + 1)
+        return sum(image.pixels.nbytes for image in self.images) + entries * LOGPROB_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,8 @@ class TokenLogprob:
     logprob: float
     top: tuple[tuple[int, float], ...]
     """(token id, log-probability) of the likeliest, the likeliest first."""
+    rank: int = 1
+    """The token's place among all tokens, the likeliest being 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +148,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     """For the tokens in this delta, if requested."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
-    """For the prompt's tokens, in the first delta, if requested; None for the first token."""
+    """For the prompt's tokens, in the first delta, if requested; None for the first token and for those of images."""
     stop_text: str | None = None
     """The one of ``Sampling.stop`` that ended the choice."""
 

@@ -15,6 +15,7 @@ from llguidance import LLMatcher, LLTokenizer
 MAX_BYTES = 4_000_000_000
 """Bytes of address space, of which llguidance uses little, even with a large vocabulary."""
 SOURCE_LINE = re.compile(r"\n\s*\d+ \|")
+POSITION = re.compile(r"^at \d+\(\d+\): ")
 OPENERS = ("[", "{", '"', "[[", '{"')
 """Text that leads deeper into a grammar, where a costly one costs most."""
 STEPS = 100
@@ -40,7 +41,7 @@ def complaint_about(grammar: str, tokenizer: LLTokenizer) -> str:
 def in_words(found: str) -> str:
     """llguidance's words without position and source lines, which belong to the grammar that the server made."""
     first = SOURCE_LINE.split(found)[0].partition("failed to compile JSON schema: ")
-    words = " ".join((first[2] or first[0]).split())[:300]
+    words = POSITION.sub("", " ".join((first[2] or first[0]).split()))[:300]
     return words.replace("Unimplemented keys:", "this server does not support these keywords, leave them out:")
 
 

@@ -103,9 +103,10 @@ class VllmEngine:
         )
         try:
             async for output in outputs:
-                prompt = token_logprobs(request.token_ids, output.prompt_logprobs)
+                cached = output.num_cached_tokens or 0
+                prompt = prompt_logprobs(request, output.prompt_logprobs, cached)
                 for completion in output.outputs:
-                    yield delta_of(completion, output.num_cached_tokens or 0, prompt)
+                    yield delta_of(completion, cached, prompt)
         except EngineDeadError as error:
             raise EngineStopped(DEAD) from error
         except EngineFailed:
@@ -211,6 +212,10 @@ def sampling_params(request: GenerationRequest) -> SamplingParams:
     if wanted.seed is not None:
         # The last answer's seed, seed + n - 1, must fit into 64 bits: on a GPU a larger one ends the engine.
         arguments["seed"] = min(wanted.seed, LARGEST_SEED - request.choices + 1)
+    tail = arguments.pop("scored_tail")
+    if tail is not None:
+        # What vLLM returns for cached tokens is undefined, so it must not look up what they are.
+        arguments |= {"prompt_logprobs": 0, "skip_reading_prefix_cache": False, "detokenize": False}
     grammar = arguments.pop("grammar")
     if grammar is not None:
         arguments["structured_outputs"] = StructuredOutputsParams(grammar=grammar)
@@ -219,10 +224,27 @@ def sampling_params(request: GenerationRequest) -> SamplingParams:
     )
 
 
+def prompt_logprobs(
+    request: GenerationRequest, tables: Sequence[Mapping[int, Logprob] | None] | None, cached_tokens: int
+) -> tuple[TokenLogprob | None, ...]:
+    """For the prompt's tokens without those of images, or for the last ones if only they were asked for."""
+    tail = request.sampling.scored_tail
+    if not tables:
+        return ()
+    if tail is not None:
+        # The model says how likely a token is where it computes the token before it.
+        computed = tail < len(request.token_ids) - cached_tokens
+        return token_logprobs(request.token_ids[-tail:], tables[-tail:]) if computed else ()
+    texts = list(tables)
+    for image in request.images:
+        texts[image.offset : image.offset + image.length] = [None] * image.length
+    return token_logprobs(request.token_ids, texts)
+
+
 def token_logprobs(
     token_ids: Sequence[int], logprobs: Sequence[Mapping[int, Logprob] | None] | None
 ) -> tuple[TokenLogprob | None, ...]:
-    """From vLLM's tables, one for each token. None for the prompt's first token, about which nothing is known."""
+    """From vLLM's tables, one for each token. None for a token about which nothing is known."""
     if not logprobs:
         return ()
     return tuple(
@@ -234,7 +256,7 @@ def token_logprobs(
 def token_logprob(token: int, table: Mapping[int, Logprob]) -> TokenLogprob:
     likeliest = sorted(table.items(), key=lambda entry: entry[1].rank or 0)
     top = tuple((other, finite(entry.logprob)) for other, entry in likeliest)
-    return TokenLogprob(token, finite(table[token].logprob), top)
+    return TokenLogprob(token, finite(table[token].logprob), top, table[token].rank or 1)
 
 
 def finite(logprob: float) -> float:

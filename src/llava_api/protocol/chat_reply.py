@@ -50,6 +50,26 @@ class ChoiceLogprobs(WireObject):
     refusal: None = None
 
 
+class ScoredChoice(WireObject):
+    """One of ``structured_outputs.choice``."""
+
+    choice: str
+    logprob: float
+    """Sum of the log-probabilities of its tokens after the prompt, as if no form had been asked for."""
+    probability: float
+    """Its share among the choices, which is 1 for all together. A longer choice that begins with it has its own."""
+
+
+class PromptLogprob(WireObject):
+    logprob: float
+    rank: int
+    """Place among all tokens; 1 is the most likely."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
 class ReplyFunction(WireObject):
     name: str
     arguments: str
@@ -74,6 +94,8 @@ class Choice(WireObject):
     message: ReplyMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason
+    choice_logprobs: list[ScoredChoice] | None = Field(default=None, exclude_if=is_none)
+    """With ``structured_outputs.choice`` and ``logprobs``: each choice, in the order of the request."""
 
 
 class ChatCompletion(WireObject):
@@ -87,6 +109,9 @@ class ChatCompletion(WireObject):
     service_tier: Literal["default"] = "default"
     system_fingerprint: str
     """Changes when the server's version, checkpoint or settings change."""
+    prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=is_none)
+    """For each token of the prompt, if asked for: ids of that token and of the most likely ones in its place. Null for
+    the first token and for those of images."""
 
 
 class FunctionDelta(WireObject):
@@ -117,6 +142,8 @@ class ChunkChoice(WireObject):
     delta: DeltaMessage
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
+    choice_logprobs: list[ScoredChoice] | None = Field(default=None, exclude_if=is_none)
+    """In a choice's last chunk."""
 
 
 class ChatCompletionChunk(WireObject):

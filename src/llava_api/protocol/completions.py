@@ -4,10 +4,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from llava_api.protocol.chat_reply import Usage
+from llava_api.protocol.chat_reply import PromptLogprobs, ScoredChoice, Usage
 from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
-from llava_api.protocol.sampling import ChoicesRequest, MaxTokens, TokenId
-from llava_api.protocol.wire import JSON_PATHS, WireObject
+from llava_api.protocol.sampling import ChoicesRequest, MaxTokens, TokenId, none_for_false
+from llava_api.protocol.wire import JSON_PATHS, WireObject, is_none
 
 EndReason = Literal["stop", "length"]
 Tokens = Annotated[list[TokenId], Field(fail_fast=True)]
@@ -15,11 +15,6 @@ Prompt = Annotated[
     str | Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Tokens], Field(fail_fast=True)],
     JSON_PATHS,
 ]
-
-
-def none_for_false(value: object) -> object:
-    """Chat's ``logprobs: false`` asks for none, but 0 for those of the tokens that were chosen."""
-    return None if value is False else value
 
 
 class CompletionRequest(ChoicesRequest):
@@ -64,6 +59,9 @@ class CompletionChoice(WireObject):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: EndReason
+    choice_logprobs: list[ScoredChoice] | None = Field(default=None, exclude_if=is_none)
+    """With ``structured_outputs.choice`` and ``logprobs``, for a prompt that is a text."""
+    prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=is_none)
 
 
 class Completion(WireObject):
@@ -82,6 +80,8 @@ class CompletionChunkChoice(WireObject):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: EndReason | None = None
+    choice_logprobs: list[ScoredChoice] | None = Field(default=None, exclude_if=is_none)
+    """In a choice's last chunk."""
 
 
 class CompletionChunk(WireObject):

@@ -1,9 +1,10 @@
 """Formats of an answer: text, any JSON object, or JSON that fits a schema."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, Json
 
+from llava_api.protocol.refused import GRAMMARS, sentences
 from llava_api.protocol.tools import Name
 from llava_api.protocol.wire import JSON_PATHS, RequestObject, is_none
 
@@ -55,3 +56,25 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 FlatResponseFormat = Annotated[
     TextFormat | JsonObjectFormat | FlatJsonSchemaFormat, Field(discriminator="type"), JSON_PATHS
 ]
+
+ChoiceTexts = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=512)]], Field(min_length=1, max_length=1000, fail_fast=True)
+]
+Regex = Annotated[str, Field(min_length=1, max_length=512)]
+SchemaOrText = Annotated[dict[str, Any] | Json[dict[str, Any]], JSON_PATHS]
+
+
+class StructuredOutputs(RequestObject):
+    """vLLM's forms of an answer, one of which must be given."""
+
+    model_config = ConfigDict(validate_by_alias=True)
+    refused: ClassVar = sentences((GRAMMARS, ("grammar", "structural_tag")))
+
+    choice: ChoiceTexts | None = None
+    """The answer is one of these texts, without quotes. With ``logprobs`` the reply has the probability of each."""
+    regex: Regex | None = None
+    """The whole answer matches this regular expression, in the syntax of Rust."""
+    json_: SchemaOrText | None = Field(None, alias="json")
+    """The answer is JSON of this schema, which may be written as a text."""
+    json_object: bool | None = None
+    """The answer is a JSON object."""

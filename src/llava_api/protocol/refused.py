@@ -28,7 +28,8 @@ WITHOUT_EFFECT = {
 OWN_PROMPT = "This server writes prompts as the checkpoint was trained: leave {} out."
 OWN_IMAGES = "This server prepares images as the checkpoint was trained: leave {} out."
 OWN_TOKENS = "This server turns tokens into text as the checkpoint's tokenizer says: leave {} out."
-FORMATS = "{} belongs to vLLM's server: send response_format or tools instead."
+GRAMMARS = "{} belongs to vLLM's server: send a choice, a regex or a JSON schema instead."
+FORMATS = "{} belongs to vLLM's server: send text.format or tools instead."
 INTERNAL = "{} is internal to the engine, and callers cannot set it: leave it out."
 NOT_SUPPORTED = "{} belongs to vLLM's server and is not supported here: leave it out."
 NO_REASONING = "LLaVA does not reason before it answers: leave {} out."
@@ -41,15 +42,19 @@ def sentences(*groups: tuple[str, tuple[str, ...]]) -> dict[str, str]:
 VLLM = sentences(
     (OWN_PROMPT, ("add_special_tokens", "chat_template", "documents", "truncate_prompt_tokens")),
     (OWN_IMAGES, ("media_io_kwargs", "mm_processor_kwargs")),
-    (FORMATS, ("structured_outputs", "structural_tag")),
-    (FORMATS, ("guided_json", "guided_regex", "guided_choice", "guided_grammar")),
+    (GRAMMARS, ("guided_grammar", "structural_tag")),
     (INTERNAL, ("cache_salt", "ec_transfer_params", "kv_transfer_params", "priority")),
     (INTERNAL, ("prompt_embeds", "vllm_xargs")),
     (NOT_SUPPORTED, ("allowed_token_ids", "bad_words", "include_stop_str_in_output")),
-    (NOT_SUPPORTED, ("logits_processors", "logprob_token_ids", "prompt_logprobs")),
+    (NOT_SUPPORTED, ("logits_processors", "logprob_token_ids")),
     (NOT_SUPPORTED, ("repetition_detection", "return_token_ids", "return_tokens_as_token_ids")),
     (NOT_SUPPORTED, ("use_beam_search", "watermarking")),
 )
+VLLM_COMPLETIONS = sentences(
+    (FORMATS, ("structured_outputs", "guided_choice", "guided_json", "guided_regex")),
+    (NOT_SUPPORTED, ("prompt_logprobs",)),
+)
+"""Those that chat and text completions have."""
 VLLM_IGNORED = sentences(
     (OWN_PROMPT, ("chat_template_kwargs", "truncation_side")),
     (OWN_TOKENS, ("spaces_between_special_tokens",)),

@@ -15,7 +15,7 @@ from llava_api.protocol.messages import (
     RefusalPart,
     TextPart,
 )
-from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
+from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_COMPLETIONS, VLLM_IGNORED, WITHOUT_EFFECT
 from llava_api.protocol.sampling import MaxTokens, ResponseStreamOptions, SamplingRequest
 from llava_api.protocol.tools import MAX_TOOLS, Arguments, FlatTool, FlatToolChoice
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
@@ -141,6 +141,7 @@ class ResponseRequest(SamplingRequest):
     refused: ClassVar = {
         "moderation": NOT_LLAVA["moderation"],
         **VLLM,
+        **VLLM_COMPLETIONS,
         "background": "Responses are not generated in the background: leave background out.",
         "conversation": "This server stores no conversations: send the earlier items in input.",
         "image": "Images are not compressed in the context: leave image out.",

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from llava_api.protocol.formats import ChoiceTexts, Regex, SchemaOrText, StructuredOutputs
 from llava_api.protocol.wire import JSON_PATHS, Ignored, PhpObject, RequestObject
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
@@ -17,6 +18,11 @@ MAX_TEMPERATURE = 100
 about as likely; larger numbers are no use, and could overflow."""
 MAX_STOPS = 64
 """OpenAI allows 4, but front ends for role play send one for each name of a scene."""
+
+
+def none_for_false(value: object) -> object:
+    """False asks for no log-probabilities, but 0 for those of the tokens themselves."""
+    return None if value is False else value
 
 
 class GeneratingRequest(RequestObject):
@@ -82,5 +88,16 @@ class ChoicesRequest(SamplingRequest):
     """Has no effect without ``stream``."""
     n: int | None = Field(None, ge=1)
     """Number of answers to one prompt, up to the server's --max-choices."""
+    structured_outputs: StructuredOutputs | None = None
+    """A form for the answer. An extension, as vLLM has it."""
+    guided_choice: ChoiceTexts | None = None
+    """Older name of ``structured_outputs.choice``. An extension."""
+    guided_regex: Regex | None = None
+    """Older name of ``structured_outputs.regex``. An extension."""
+    guided_json: SchemaOrText | None = None
+    """Older name of ``structured_outputs.json``. An extension."""
+    prompt_logprobs: Annotated[int | None, BeforeValidator(none_for_false)] = Field(None, ge=0, le=20)
+    """Send the log-probabilities of the prompt's tokens, and this number of most likely tokens at each position. Not
+    with ``stream``. An extension, as vLLM has it."""
     user: Ignored = None
     """Accepted and not used."""
