@@ -99,7 +99,7 @@ def test_right_replies(path: str, body: object) -> None:
         (RESPONSES, changed(RESPONSE, "output.0.content.0.logprobs", ABSENT), "'logprobs' is a required property"),
         (RESPONSES, changed(RESPONSE, "output_text", "é"), "'output_text' was unexpected"),
         ("/v1/models", [MODEL], "is not of type 'object'"),
-        ("/v1/models/m", changed(MODEL, "root", "m"), "'root' was unexpected"),
+        ("/v1/models/m", changed(MODEL, "family", "m"), "'family' was unexpected"),
         ("/v1/embeddings", {}, "no schema"),
     ],
 )

@@ -17,7 +17,7 @@ from llava_api.protocol.messages import (
 )
 from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_COMPLETIONS, VLLM_IGNORED, WITHOUT_EFFECT
 from llava_api.protocol.sampling import MaxTokens, ResponseStreamOptions, SamplingRequest
-from llava_api.protocol.tools import MAX_TOOLS, Arguments, FlatTool, FlatToolChoice
+from llava_api.protocol.tools import MAX_TOOLS, Arguments, FlatTool, FlatToolChoice, json_text
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -69,12 +69,17 @@ class CallItem(Item):
     """Accepted and not used: the openai client's parsed form of the arguments."""
 
 
+def output_text(given: object) -> object:
+    return json_text(given) if isinstance(given, dict) else given
+
+
 class CallOutputItem(Item):
     """What the function returned."""
 
     type: Literal["function_call_output"]
     call_id: str
-    output: Content[AnyPart] = ""
+    output: Annotated[Content[AnyPart], BeforeValidator(output_text)] = ""
+    """A text, parts, or an object, which the model is shown as JSON."""
 
 
 class ItemReference(RequestObject):
