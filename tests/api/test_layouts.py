@@ -340,5 +340,5 @@ async def test_an_empty_content(client: httpx.AsyncClient, engine: ScriptedEngin
     messages = [chat_message("user", "Look."), chat_message("call"), {"role": role, "content": content, **fields}]
     reply = await client.post(CHAT, json={"model": "tiny", "messages": [*messages, chat_message("user", "So?")]})
     assert reply.status_code == 200, reply.text
-    returned = "look returned: \n" if role == "tool" else ""
+    returned = "look returned:\n" if role == "tool" else ""
     assert prompt_of(engine).endswith(f"ASSISTANT: {CALL}</s> USER: {returned}So? ASSISTANT:")

@@ -9,6 +9,9 @@ from llava_api.errors import ErrorCode, InvalidRequest
 from llava_api.limits.account import Account
 from llava_api.protocol import sampling as wire
 
+MAX_TEMPERATURE = 2
+"""vLLM takes no more. Front ends for role play send up to 5, with which answers are noise as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class Length:
@@ -81,9 +84,11 @@ def read_extensions(request: wire.GeneratingRequest, model: ServedModel) -> Samp
     check_ids(own_stops, model, "stop_token_ids")
     ignore_end = bool(request.ignore_eos)
     temperature, top_p = request.temperature, request.top_p
+    if temperature is None:
+        temperature = model.checkpoint.default_temperature
     return Sampling(
         # The most likely tokens that have no probability together: the most likely one, as in llama.cpp's server.
-        temperature=0 if top_p == 0 else model.checkpoint.default_temperature if temperature is None else temperature,
+        temperature=0 if top_p == 0 else min(temperature, MAX_TEMPERATURE),
         top_p=top_p or (model.checkpoint.default_top_p if top_p is None else 1),
         stop=() if ignore_end else model.stop_texts,
         stop_token_ids=own_stops if ignore_end else (*model.stop_token_ids, *own_stops),

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, FailFast, Field
 
-from llava_api.protocol.sampling import MAX_STOPS, MAX_TEMPERATURE, MaxTokens, StopText
+from llava_api.protocol.sampling import MAX_STOPS, MaxTokens, StopText
 from llava_api.protocol.tools import MAX_TOOLS, Arguments, Function
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
@@ -14,8 +14,8 @@ MAX_CALLS = 128
 class OllamaOptions(RequestObject):
     """Defaults are the checkpoint's, not Ollama's. Options for loading a model, such as num_ctx, are ignored."""
 
-    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE)
-    """0 takes the most likely token each time."""
+    temperature: float | None = Field(None, ge=0)
+    """0 takes the most likely token each time; more than 2 is read as 2."""
     top_p: float | None = Field(None, ge=0, le=1)
     """Sample from the most likely tokens that together have this probability; 0 takes the most likely token."""
     top_k: int | None = Field(None, ge=-1, lt=2**31)

@@ -13,9 +13,6 @@ Stop = Annotated[StopText, Field(min_length=1)]
 MaxTokens = Annotated[int, Field(ge=-2)]
 """0 and the negative numbers of llama.cpp and Ollama ask for as many as fit."""
 LOGIT_BIASES = 1024
-MAX_TEMPERATURE = 100
-"""OpenAI allows 2, but front ends for role play go beyond, and vLLM and llama.cpp have no limit. At 100 every token is
-about as likely; larger numbers are no use, and could overflow."""
 MAX_STOPS = 64
 """OpenAI allows 4, but front ends for role play send one for each name of a scene."""
 
@@ -32,8 +29,9 @@ class GeneratingRequest(RequestObject):
     """A name of ``GET /v1/models``. With ``--any-model`` it may be another, or missing."""
     stream: bool | None = None
     """Send the answer as Server-Sent Events while it is generated."""
-    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE)
-    """0 takes the most likely token each time; default: the checkpoint's generation_config.json."""
+    temperature: float | None = Field(None, ge=0)
+    """0 takes the most likely token each time; more than 2 is read as 2; default: the checkpoint's
+    generation_config.json."""
     top_p: float | None = Field(None, ge=0, le=1)
     """Sample from the most likely tokens that together have this probability; 0: take the most likely one."""
     top_k: int | None = Field(None, ge=-1, lt=2**31)
