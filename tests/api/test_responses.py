@@ -307,6 +307,6 @@ async def test_what_is_kept_is_bounded_by_its_bytes(client: httpx.AsyncClient, a
     store = app.state.services.responses
     assert 0 < store.size <= 100_000
     assert store.size == sum(map(len, store.kept.values()))
-    assert len(store.places) == sum(len(kept.conversation) for kept in store.kept.values())
+    assert len(store.items) == sum(len(kept.conversation) for kept in store.kept.values())
     assert all(b'"annotations":[]' in kept.given[1].json for kept in store.kept.values())
     assert (await client.post(URL, json=body(user="u" * 513))).status_code == 400

@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from llava_api.chat.answers import AnswerPart, Answers, AnswerSpec
@@ -15,6 +16,7 @@ from llava_api.protocol.formats import TextFormat
 from llava_api.protocol.responses import ItemStatus, ResponseRequest, TextOptions
 
 Event = TypeVar("Event", bound=wire.Event)
+CUT = wire.IncompleteDetails()
 RETURNED = (
     *("instructions", "max_output_tokens", "model", "previous_response_id", "prompt_cache_key"),
     *("safety_identifier", "user"),
@@ -24,13 +26,13 @@ USED = ("frequency_penalty", "presence_penalty", "temperature", "top_p")
 """Parameters of the engine's request."""
 
 
-def described(request: ResponseRequest, spec: AnswerSpec, created: int, store: bool) -> wire.Response:
+def described(request: ResponseRequest, spec: AnswerSpec, store: bool) -> wire.Response:
     """The response before there is any answer: the request's fields, with defaults filled in."""
     return wire.Response(
         **{name: getattr(request, name) for name in RETURNED},
         **{name: getattr(spec.request.sampling, name) for name in USED},
         id=spec.request.request_id,
-        created_at=created,
+        created_at=int(time.time()),
         status="in_progress",
         metadata=request.metadata or {},
         parallel_tool_calls=request.parallel_tool_calls is not False,
@@ -42,18 +44,18 @@ def described(request: ResponseRequest, spec: AnswerSpec, created: int, store: b
     )
 
 
+@dataclass(slots=True)
 class OpenItem:
     """An output item that is not complete yet."""
 
-    def __init__(self, index: int, name: str | None) -> None:
-        self.index = index
-        self.name = name
-        """The called function; None for a message."""
-        self.id = f"{'msg' if name is None else 'fc'}_{uuid.uuid4().hex}"
-        self.call_id = new_call_id()
-        self.text = ""
-        """The message's text, or the call's arguments."""
-        self.logprobs: list[TokenLogprob] = []
+    index: int
+    name: str | None
+    """The called function; None for a message."""
+    id: str
+    call_id: str = field(default_factory=new_call_id)
+    text: str = ""
+    """The message's text, or the call's arguments."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def part(self) -> wire.OutputText:
         return wire.OutputText(text=self.text, logprobs=list(self.logprobs))
@@ -105,25 +107,18 @@ class ResponseReply:
                 reason = part.finish_reason
                 for event in self.part_events(part):
                     yield event
-        cut = reason == "length"
-        if self.open is None and not self.output:
-            # An empty answer is still a message.
-            for event in self.begin(None):
-                yield event
-        for event in self.close("incomplete" if cut else "completed"):
+        status: ItemStatus = "incomplete" if reason == "length" else "completed"
+        # An empty answer is still a message.
+        empty = self.open is None and not self.output
+        for event in [*(self.begin(None) if empty else ()), *self.close(status)]:
             yield event
+        end = {"completed_at": int(time.time())} if status == "completed" else {"incomplete_details": CUT}
         self.response = self.response.model_copy(
-            update={
-                "status": "incomplete" if cut else "completed",
-                "completed_at": None if cut else int(time.time()),
-                "incomplete_details": wire.IncompleteDetails() if cut else None,
-                "output": self.output,
-                "usage": self.usage(),
-            }
+            update={"status": status, "output": self.output, "usage": self.usage(), **end}
         )
         if self.response.store:
             self.keep(self.response)
-        yield self.response_event("response.incomplete" if cut else "response.completed")
+        yield self.response_event(f"response.{status}")
 
     def event(self, kind: type[Event], **fields: Any) -> Event:
         self.sequence += 1
@@ -163,7 +158,8 @@ class ResponseReply:
 
     def begin(self, name: str | None) -> Iterator[wire.Event]:
         """Open an output item: a message, or a call of the function ``name``."""
-        opened = self.open = OpenItem(len(self.output), name)
+        item_id = f"{'msg' if name is None else 'fc'}_{uuid.uuid4().hex}"
+        opened = self.open = OpenItem(len(self.output), name, item_id)
         added, item = "response.output_item.added", opened.item("in_progress")
         yield self.event(wire.ItemEvent, type=added, output_index=opened.index, item=item)
         if name is None:

@@ -57,8 +57,8 @@ class ResponseStore:
         self.max_bytes = max_bytes
         self.size = 0
         self.kept: OrderedDict[str, StoredResponse] = OrderedDict()
-        self.places: dict[tuple[str, str], dict[str, None]] = {}
-        """Owner and id of an item -> the responses with it, the newest last."""
+        self.items: dict[tuple[str, str], dict[str, StoredItem]] = {}
+        """Owner and id of an item -> the responses that have it, the newest last, with the item."""
         self.reading = asyncio.Lock()
 
     @property
@@ -75,9 +75,12 @@ class ResponseStore:
 
     def find_item(self, item_id: str, owner: str) -> StoredItem | None:
         """None if no stored response of this owner has such an item."""
-        places = self.places.get((owner, item_id))
-        found = None if places is None else self.get(next(reversed(places)), owner)
-        return None if found is None else next(item for item in found.conversation if item.id == item_id)
+        found = self.items.get((owner, item_id))
+        if found is None:
+            return None
+        response_id, item = next(reversed(found.items()))
+        self.kept.move_to_end(response_id)
+        return item
 
     async def read(self, items: Sequence[StoredItem]) -> list[InputItem]:
         """Parse one list at a time: many at once, requested in a few bytes each, would block the event loop."""
@@ -95,7 +98,7 @@ class ResponseStore:
         for item in kept.conversation:
             # Without keys, an item is only found by an id that cannot be guessed, which a client's own may be.
             if owner or len(item.id) > MAX_GUESSED:
-                self.places.setdefault((owner, item.id), {})[response.id] = None
+                self.items.setdefault((owner, item.id), {})[response.id] = item
         while self.size > self.max_bytes:
             self.delete(next(iter(self.kept)))
 
@@ -103,10 +106,10 @@ class ResponseStore:
         gone = self.kept.pop(response_id)
         self.size -= len(gone)
         for item in gone.conversation:
-            places = self.places.get((gone.owner, item.id), {})
-            places.pop(response_id, None)
-            if not places:
-                self.places.pop((gone.owner, item.id), None)
+            having = self.items.get((gone.owner, item.id), {})
+            having.pop(response_id, None)
+            if not having:
+                self.items.pop((gone.owner, item.id), None)
 
 
 def size_of(items: Iterable[StoredItem]) -> int:

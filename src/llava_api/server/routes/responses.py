@@ -1,7 +1,6 @@
 """``/v1/responses``, and the addresses below it for stored responses."""
 
 import json
-import time
 from collections.abc import Sequence
 
 from fastapi import Request
@@ -36,7 +35,7 @@ async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
     account.memory.keep(spec.request.held_bytes + size_of(conversation))
     return ResponseReply(
         context.answers(spec),
-        described(wanted, spec, int(time.time()), keeping),
+        described(wanted, spec, keeping),
         keep=lambda response: store.put(response, conversation, owner),
         streamed=bool(wanted.stream),
     )
