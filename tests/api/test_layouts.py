@@ -306,7 +306,8 @@ URL = RED["image_url"]["url"]
         [{"text": "What?"}, {"image_url": URL, "detail": "low"}],
         [{"text": "What?", "type": None}, {"image_url": URL, "type": ""}],
         [{"type": "input_text", "text": "What?"}, {"type": "input_image", "image_url": URL}],
-        ["", RED, "What?", ""],
+        [{"type": "output_text", "text": "What?", "annotations": []}, RED],
+        ["", RED, "What?", {"type": "text", "text": None}],
     ],
 )
 @pytest.mark.parametrize("role", ["user", "system", "assistant"])

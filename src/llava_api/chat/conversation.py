@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol
 
 from llava_api.images.load import ImagePart
 from llava_api.prompts.segments import Turn
@@ -132,34 +131,26 @@ def text_and_images(parts: Parts) -> tuple[str, Parts]:
     return "\n".join(texts), [part for part in parts if isinstance(part, int)]
 
 
-class HasText(Protocol):
-    """A text part of any API."""
-
-    text: str
-
-
-def read_parts(
-    content: str | Sequence[wire.UserPart | wire.RefusalPart | HasText], param: str, transcript: Transcript
-) -> Parts:
+def read_parts(content: str | Sequence[wire.ContentPart], param: str, transcript: Transcript) -> Parts:
     """``param``: the place of the content in the request, for errors about an image."""
     if isinstance(content, str):
         return [content]
     parts: Parts = []
     for index, part in enumerate(content):
         match part:
-            case wire.ImagePart() | wire.InputImagePart():
-                parts.append(transcript.show(read_image(part, f"{param}[{index}].image_url")))
+            case wire.TextPart():
+                parts.append(part.text)
             case wire.RefusalPart():
                 parts.append(part.refusal)
-            case _:
-                parts.append(part.text)
+            case wire.ImagePart():
+                parts.append(transcript.show(read_image(part, f"{param}[{index}].image_url")))
     return parts
 
 
-def read_image(part: wire.ImagePart | wire.InputImagePart, param: str) -> ImagePart:
-    if isinstance(part.image_url, wire.ImageUrl):
-        return ImagePart(part.image_url.url, param, part.image_url.detail)
-    return ImagePart(part.image_url, param, part.detail if isinstance(part, wire.InputImagePart) else None)
+def read_image(part: wire.ImagePart, param: str) -> ImagePart:
+    if isinstance(part.image_url, str):
+        return ImagePart(part.image_url, param, part.detail)
+    return ImagePart(part.image_url.url, param, part.image_url.detail or part.detail)
 
 
 def read_messages(messages: Sequence[wire.Message]) -> Transcript:

@@ -18,8 +18,13 @@ AnyDetail = Annotated[
 
 
 class TextPart(RequestObject):
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"]
+    """input_text and output_text: the names of the Responses API."""
     text: str
+    annotations: Ignored = None
+    logprobs: Ignored = None
+    parsed: Ignored = None
+    """Accepted and not used: replies have them."""
 
 
 class ImageUrl(RequestObject):
@@ -31,28 +36,13 @@ class ImageUrl(RequestObject):
 
 
 class ImagePart(RequestObject):
-    type: Literal["image_url"]
-    image_url: Annotated[ImageUrl | str, JSON_PATHS]
-    """An object, as in OpenAI's API, or only the URL, as many clients send it."""
-
-
-class InputTextPart(RequestObject):
-    """A text as the Responses API writes it."""
-
-    type: Literal["input_text"]
-    text: str
-
-
-class InputImagePart(RequestObject):
-    """An image as the Responses API writes it. Clients also send it to chat."""
-
     refused: ClassVar = {"file_id": "This server stores no files: send the image itself, as image_url."}
-    type: Literal["input_image"]
+    type: Literal["image_url", "input_image"]
+    """input_image: the name of the Responses API."""
     image_url: Annotated[ImageUrl | str, JSON_PATHS]
-    """The URL, or an object as chat has it, as clients of both APIs send it."""
+    """An object, as in chat, or only the URL, as in the Responses API and from many clients."""
     detail: AnyDetail = None
-    """low: only the base tile of LLaVA-1.6; auto (the default), high and original: its whole tile grid. No difference
-    on LLaVA-1.5."""
+    """Place of ``image_url.detail`` in the Responses API."""
 
 
 class RefusalPart(RequestObject):
@@ -60,10 +50,7 @@ class RefusalPart(RequestObject):
     refusal: str
 
 
-UserPart = Annotated[TextPart | ImagePart | InputTextPart | InputImagePart, Field(discriminator="type"), JSON_PATHS]
-AssistantPart = Annotated[
-    TextPart | ImagePart | InputTextPart | InputImagePart | RefusalPart, Field(discriminator="type"), JSON_PATHS
-]
+ContentPart = Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type"), JSON_PATHS]
 TYPES = {
     "image_url": "image_url",
     "source": "image",
@@ -90,10 +77,12 @@ def normalize_parts(content: object) -> object:
 def with_type(part: object) -> object:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    if isinstance(part, dict) and not part.get("type"):
-        found = next((kind for name, kind in TYPES.items() if part.get(name) is not None), None)
-        return part if found is None else {**part, "type": found}
-    return part
+    if not isinstance(part, dict):
+        return part
+    if part.get("text", "") is None:
+        part = {**part, "text": ""}
+    found = [kind for name, kind in TYPES.items() if part.get(name) is not None]
+    return {**part, "type": found[0]} if len(found) == 1 and not part.get("type") else part
 
 
 Part = TypeVar("Part", bound=RequestObject)
@@ -112,7 +101,7 @@ class HasContent(RequestObject):
 
 class SystemMessage(HasContent):
     role: Literal["system", "developer"]
-    content: Content[UserPart]
+    content: Content[ContentPart]
     """Images in it are shown in a user's turn in its place."""
     name: Ignored = None
     """Accepted and not shown to the model."""
@@ -120,7 +109,7 @@ class SystemMessage(HasContent):
 
 class UserMessage(HasContent):
     role: Literal["user"]
-    content: Content[UserPart]
+    content: Content[ContentPart]
     name: Ignored = None
     """Accepted and not shown to the model."""
 
@@ -130,7 +119,7 @@ class AssistantMessage(HasContent):
     refused: ClassVar = {"audio": "LLaVA neither hears nor speaks: leave audio out."}
     ignored: ClassVar = {"annotations": "LLaVA reads no annotations: leave them out."}
     role: Literal["assistant"]
-    content: Content[AssistantPart] = ""
+    content: Content[ContentPart] = ""
     name: Ignored = None
     """Accepted and not shown to the model."""
     refusal: str | None = None
@@ -146,7 +135,7 @@ class AssistantMessage(HasContent):
 class ToolMessage(HasContent):
     role: Literal["tool", "function"]
     """function: the older form."""
-    content: Content[UserPart] = ""
+    content: Content[ContentPart] = ""
     """What the function returned; images in it are an extension."""
     tool_call_id: str | None = None
     """The call that it answers: an id of an earlier ``tool_calls``."""

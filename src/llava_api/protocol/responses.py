@@ -6,15 +6,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from llava_api.protocol.chat import Metadata
 from llava_api.protocol.formats import FlatResponseFormat
-from llava_api.protocol.messages import (
-    Content,
-    HasContent,
-    ImagePart,
-    InputImagePart,
-    InputTextPart,
-    RefusalPart,
-    TextPart,
-)
+from llava_api.protocol.messages import Content, ContentPart, HasContent
 from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_COMPLETIONS, VLLM_IGNORED, WITHOUT_EFFECT
 from llava_api.protocol.sampling import MaxTokens, ResponseStreamOptions, SamplingRequest
 from llava_api.protocol.tools import MAX_TOOLS, Arguments, FlatTool, FlatToolChoice, json_text
@@ -22,23 +14,6 @@ from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 STATUSES = get_args(ItemStatus)
-
-
-class OutputTextPart(RequestObject):
-    """What the model said before. Only ``text`` is used."""
-
-    type: Literal["output_text"]
-    text: str
-    annotations: Ignored = None
-    logprobs: Ignored = None
-    parsed: Ignored = None
-
-
-AnyPart = Annotated[
-    TextPart | ImagePart | InputTextPart | InputImagePart | OutputTextPart | RefusalPart,
-    Field(discriminator="type"),
-    JSON_PATHS,
-]
 
 
 class Item(RequestObject):
@@ -51,7 +26,7 @@ class Item(RequestObject):
 class MessageItem(Item, HasContent):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: Content[AnyPart]
+    content: Content[ContentPart]
     """If an assistant's message is the last and its status is not completed, the model continues it."""
     phase: str | None = None
     """Accepted and not used."""
@@ -78,7 +53,7 @@ class CallOutputItem(Item):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: Annotated[Content[AnyPart], BeforeValidator(output_text)] = ""
+    output: Annotated[Content[ContentPart], BeforeValidator(output_text)] = ""
     """A text, parts, or an object, which the model is shown as JSON."""
 
 
