@@ -37,6 +37,7 @@ def optional(fields: int) -> dict[str, Any]:
     return {"type": "object", "properties": names, "additionalProperties": False}
 
 
+SIDES = {"type": "object", "properties": {"sides": {"type": "integer"}}, "required": ["sides"]}
 LOOP = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
 BAD: dict[str, Any] = {
     "too deep": deep(33),
@@ -176,8 +177,7 @@ async def test_a_good_schema_is_taken(client: httpx.AsyncClient, engine: Scripte
 
 
 async def test_the_engine_is_given_a_grammar_of_the_schema(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
-    schema = {"type": "object", "properties": {"sides": {"type": "integer"}}, "required": ["sides"]}
-    await client.post(CHAT, json=text_body(response_format=form(schema)))
+    await client.post(CHAT, json=text_body(response_format=form(SIDES)))
     grammar = engine.requests[-1].sampling.grammar
     assert grammar is not None
     assert fits(grammar, '{"sides": 4}')
@@ -190,6 +190,31 @@ async def test_the_engine_is_given_a_grammar_of_the_schema(client: httpx.AsyncCl
         assert not fits(grammar, "4")
     await client.post(CHAT, json=text_body(response_format={"type": "text"}))
     assert engine.requests[-1].sampling.grammar is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"type": "json_object", "schema": SIDES},
+        {"type": "json_object", "value": SIDES},
+        {"type": "json", "value": SIDES},
+        {"type": "json_schema", "schema": SIDES},
+        {"type": "json_schema", "value": {"name": "it", "schema": SIDES}},
+        {"type": "json_schema", "json_schema": {"schema": SIDES}},
+        {"type": "json_schema", "json_schema": {"name": "calendar event", "schema": SIDES, "strict": None}},
+    ],
+    ids=str,
+)
+async def test_the_schema_may_be_where_other_servers_have_it(
+    client: httpx.AsyncClient, engine: ScriptedEngine, given: dict[str, Any]
+) -> None:
+    reply = await client.post(CHAT, json=text_body(response_format=given))
+    assert reply.status_code == 200
+    assert "x-llava-ignored" not in reply.headers
+    grammar = engine.requests[-1].sampling.grammar
+    assert grammar is not None
+    assert fits(grammar, '{"sides": 4}')
+    assert not fits(grammar, '{"sides": "four"}')
 
 
 @pytest.mark.parametrize("knob", [{"min_tokens": 5}, {"ignore_eos": True}])

@@ -211,7 +211,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("twice", {"tools": [*TOOLS, function("look")]}, "tools[2].function.name"),
     ("custom tool", {"tools": [{"type": "custom", "custom": {"name": "look"}}]}, "tools[0].type"),
     ("bad name", {"tools": [function("look around")]}, "tools[0].function.name"),
-    ("long name", {"tools": [function("a" * 65)]}, "tools[0].function.name"),
+    ("long name", {"tools": [function("a" * 129)]}, "tools[0].function.name"),
     ("no object", {"tools": [function("look", {"type": "string"})]}, "tools[0].function.parameters"),
     ("parameters are a list", {"tools": [function("look", [1])]}, "tools[0].function.parameters"),
     ("129", {"tools": [function(f"look{place}") for place in range(129)]}, "tools"),

@@ -82,10 +82,9 @@ def schema_of(request: wire.MessagesRequest) -> ReadSchema | None:
 
 def toolbox_of(request: wire.MessagesRequest) -> Toolbox | None:
     functions = [
-        # Not validated: Anthropic's names may be longer than OpenAI's.
         (
-            tools.Function.model_construct(
-                name=tool.name, description=tool.description, parameters=tool.input_schema, strict=None
+            tools.Function(
+                name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict
             ),
             f"tools[{index}]",
         )

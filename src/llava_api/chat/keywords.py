@@ -65,6 +65,8 @@ def mend(part: Part) -> None:
             del part[name]
         elif name in NUMBERS:
             part[name] = read_number(value)
+        elif name == "items" and isinstance(value, str):
+            part[name] = {"type": value}
     if part.get("format") not in FORMATS:
         part.pop("format", None)
     if part.get("uniqueItems") is False:

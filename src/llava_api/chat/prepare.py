@@ -13,7 +13,7 @@ from llava_api.chat.keywords import LEFT_OUT
 from llava_api.chat.model import ServedModel
 from llava_api.chat.question import Question
 from llava_api.chat.sampling import answer_room, context_length_exceeded
-from llava_api.chat.schema import ReadSchema, at, invalid_schema
+from llava_api.chat.schema import ReadSchema, at, invalid_schema, refused_by_engine
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.errors import ErrorCode, InvalidRequest, NotFound
@@ -161,8 +161,8 @@ class Preparer:
             for schema in schemas:
                 own_complaint = await self.grammars.check(json_grammar(schema.kept), caller)
                 if own_complaint:
-                    raise invalid_schema(schema.param, own_complaint)
-        raise invalid_schema(schemas[0].param, complaint)
+                    raise refused_by_engine(schema, own_complaint)
+        raise refused_by_engine(schemas[0], complaint)
 
     async def lay_out(self, conversation: Conversation, account: Account, param: str = "messages") -> LaidOut:
         """Prompt and token counts, for which only the images' headers are read.

@@ -17,7 +17,7 @@ from llava_api.chat.sampling import (
 from llava_api.chat.schema import ReadSchema, check_special_texts, read_schema
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.engine.base import Sampling
-from llava_api.errors import InvalidRequest
+from llava_api.errors import ErrorCode, InvalidRequest
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.protocol.formats import FlatJsonSchemaFormat, JsonObjectFormat, JsonSchemaFormat, TextFormat
 
@@ -91,12 +91,26 @@ def with_text_form(question: Question, model: ServedModel, form: Form) -> Questi
 def schema_of(
     form: TextFormat | JsonObjectFormat | JsonSchemaFormat | FlatJsonSchemaFormat | None, param: str
 ) -> ReadSchema | None:
-    """The schema that the answer must fit; None for free text. Raises InvalidRequest."""
-    wanted = form.json_schema if isinstance(form, JsonSchemaFormat) else form
-    if wanted is None or isinstance(wanted, TextFormat):
+    """The schema that the answer must fit; None for free text. ``param``: the field of ``form``.
+
+    Raises InvalidRequest.
+    """
+    if form is None or isinstance(form, TextFormat):
         return None
-    strict = not isinstance(wanted, JsonObjectFormat) and wanted.strict
-    return read_schema(ANY_OBJECT if wanted.schema_ is None else wanted.schema_, param, strict)
+    schema, strict = form.schema_, None
+    place = "schema"
+    if isinstance(form, FlatJsonSchemaFormat):
+        strict = form.strict
+    elif schema is None and isinstance(form, JsonObjectFormat) and form.value is not None:
+        schema, place = form.value, "value"
+    elif schema is None and isinstance(form, JsonSchemaFormat):
+        inner, place = (form.json_schema, "json_schema") if form.value is None else (form.value, "value")
+        if inner is None:
+            param = f"{param}.json_schema"
+            message, code = f"Missing required parameter: '{param}'.", ErrorCode.MISSING_REQUIRED_PARAMETER
+            raise InvalidRequest(message, param=param, code=code)
+        schema, strict, place = inner.schema_, inner.strict, f"{place}.schema"
+    return read_schema(ANY_OBJECT if schema is None else schema, f"{param}.{place}", strict)
 
 
 def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choices: int) -> Question:
@@ -104,11 +118,7 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
     continues = continuation(request)
     functions = [(tool.function, f"tools[{index}].function") for index, tool in enumerate(request.tools or ())]
     toolbox = read_tools(functions, request.tool_choice, request.parallel_tool_calls is not False)
-    form = request.response_format
-    schema_param = (
-        "response_format.schema" if isinstance(form, JsonObjectFormat) else "response_format.json_schema.schema"
-    )
-    schema = schema_of(form, schema_param)
+    schema = schema_of(request.response_format, "response_format")
     wanted = read_form(request)
     if wanted is not None and (schema is not None or toolbox is not None):
         other = "tools" if schema is None else "response_format"

@@ -39,7 +39,7 @@ def response_question(
         length=Length(upper_bound(request.max_output_tokens), "max_output_tokens", "input"),
     )
     form = None if request.text is None else request.text.format
-    return with_format(question, model, schema_of(form, "text.format.schema"), toolbox_of(request))
+    return with_format(question, model, schema_of(form, "text.format"), toolbox_of(request))
 
 
 def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:

@@ -26,6 +26,12 @@ MAX_LENGTH = 100_000
 MAX_PATTERNS = 50
 MAX_ALTERNATIVES = 64
 MAX_DIVISOR = 1_000
+MOST_MEMBERS = {**dict.fromkeys(("allOf", "anyOf", "oneOf"), MAX_ALTERNATIVES), "enum": MAX_ENUM}
+BOUNDS = {
+    **dict.fromkeys(COUNTS, MAX_COUNT),
+    **dict.fromkeys(LENGTHS, MAX_LENGTH),
+    "multipleOf": MAX_DIVISOR,
+}
 VALUES = ("enum", "const")
 """The values of these keys are data, not schemas."""
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -105,6 +111,14 @@ def invalid_schema(param: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid schema for '{param}': {why}", param=param, code=ErrorCode.INVALID_SCHEMA)
 
 
+def refused_by_engine(schema: ReadSchema, complaint: str) -> InvalidRequest:
+    """``complaint``: llguidance's words, which quote a pattern that they are about."""
+    for part, _, place in parts_of(schema.kept):
+        if any(f" {pattern} " in complaint or f"/{pattern}/" in complaint for pattern in patterns_of(part)):
+            return invalid_schema(schema.param, f"{place or 'it'} has a pattern that does not work: {complaint}")
+    return invalid_schema(schema.param, complaint)
+
+
 def parts_of(schema: Part) -> Iterator[tuple[Part, int, str]]:
     """Every schema in a schema, with its depth and its place; data in it (enum, const) is left out."""
     waiting: list[tuple[Any, int, str, bool]] = [(schema, 1, "", False)]
@@ -137,20 +151,37 @@ def combines(part: Part) -> bool:
 
 
 def check_part(part: Part, param: str, place: str) -> None:
-    """Raises InvalidRequest for a keyword that exceeds its bound."""
-    for names, most in ((COUNTS, MAX_COUNT), (LENGTHS, MAX_LENGTH), (("multipleOf",), MAX_DIVISOR)):
-        for name in names:
-            value = part.get(name)
-            if isinstance(value, int | float) and value > most:
-                raise invalid_schema(param, f"{at(place, name)} is above {most}.")
-    for name in ("anyOf", "oneOf", "allOf", "enum"):
-        value, most = part.get(name), MAX_ENUM if name == "enum" else MAX_ALTERNATIVES
-        if isinstance(value, list) and len(value) > most:
-            raise invalid_schema(param, f"{at(place, name)} has more than {most} members.")
+    """Raises InvalidRequest for a keyword whose value is of the wrong kind or exceeds its bound."""
+    for name, value in part.items():
+        why = wrong_with(name, value)
+        if why:
+            raise invalid_schema(param, f"{at(place, name)} {why}.")
     if any(len(pattern) > MAX_PATTERN for pattern in patterns_of(part)):
         raise invalid_schema(param, f"a pattern of {place or 'it'} is longer than {MAX_PATTERN} characters.")
-    if "x-guidance" in part:
-        raise invalid_schema(param, f"{at(place, 'x-guidance')} is the grammar's own and cannot be set.")
+
+
+def wrong_with(name: str, value: Any) -> str | None:
+    members: Iterable[Any] = ()
+    if name in MOST_MEMBERS:
+        if not isinstance(value, list):
+            return "must be a list"
+        if len(value) > MOST_MEMBERS[name]:
+            return f"has more than {MOST_MEMBERS[name]} members"
+        members = value if name != "enum" else ()
+    elif name in BOUNDS:
+        if not isinstance(value, int | float) or value < 0:
+            return "must be a number of 0 or more"
+        if value > BOUNDS[name]:
+            return f"is above {BOUNDS[name]}"
+    elif name in NAMED:
+        if not isinstance(value, dict):
+            return "must be an object"
+        members = value.values()
+    elif name in ("items", "additionalProperties"):
+        members = listed(value)
+    elif name == "x-guidance":
+        return "is the grammar's own and cannot be set"
+    return None if all(isinstance(member, dict | bool) for member in members) else "must have schemas"
 
 
 def patterns_of(part: Part) -> list[str]:

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, FailFast, Field
 
 from llava_api.protocol.messages import Content, HasContent
 from llava_api.protocol.sampling import GeneratingRequest, Stop
-from llava_api.protocol.tools import MAX_TOOLS, Arguments
+from llava_api.protocol.tools import MAX_TOOLS, Arguments, Name
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
 MAX_STOPS = 64
@@ -83,11 +83,13 @@ class SystemInputMessage(HasContent):
 class ToolDefinition(RequestObject):
     type: Literal["custom"] | None = None
     """Tools that Anthropic runs or defines are not offered."""
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
+    name: Name
     description: str | None = None
     """Shown to the model."""
     input_schema: dict[str, Any]
     """JSON Schema of the input, with type object."""
+    strict: bool | None = None
+    """Refuse a schema with keywords that cannot be enforced, instead of leaving them out."""
 
 
 class ToolChoiceMode(RequestObject):

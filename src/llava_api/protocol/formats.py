@@ -5,7 +5,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, Json
 
 from llava_api.protocol.refused import GRAMMARS, sentences
-from llava_api.protocol.tools import Name
 from llava_api.protocol.wire import JSON_PATHS, RequestObject, is_none
 
 
@@ -16,16 +15,19 @@ class TextFormat(RequestObject):
 class JsonObjectFormat(RequestObject):
     model_config = ConfigDict(validate_by_alias=True)
 
-    type: Literal["json_object"]
+    type: Literal["json_object", "json"]
+    """json: Hugging Face's name."""
     schema_: dict[str, Any] | None = Field(None, alias="schema", exclude_if=is_none)
     """JSON Schema of the answer; default: any object. An extension, as llama.cpp's server has it."""
+    value: dict[str, Any] | None = Field(None, exclude_if=is_none)
+    """The same by Hugging Face's name. An extension."""
 
 
 class JsonSchema(RequestObject):
     # The field is called "schema", but a pydantic model has a method of that name.
     model_config = ConfigDict(validate_by_alias=True)
 
-    name: Name
+    name: str = Field("answer", max_length=256)
     """Not shown to the model."""
     description: str | None = Field(default=None, exclude_if=is_none)
     """Not shown to the model."""
@@ -36,8 +38,14 @@ class JsonSchema(RequestObject):
 
 
 class JsonSchemaFormat(RequestObject):
+    model_config = ConfigDict(validate_by_alias=True)
+
     type: Literal["json_schema"]
-    json_schema: JsonSchema
+    json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    """JSON Schema of the answer, without ``json_schema`` around it. An extension, as llama.cpp's server has it."""
+    value: JsonSchema | None = None
+    """``json_schema`` by Hugging Face's name. An extension."""
 
 
 class FlatJsonSchemaFormat(JsonSchema):

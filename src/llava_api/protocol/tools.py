@@ -7,7 +7,8 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from llava_api.protocol.wire import JSON_PATHS, Ignored, PhpObject, RequestObject
 
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
+"""OpenAI's API has no dots, colons and slashes, which tools of MCP servers have."""
 ToolMode = Literal["none", "auto", "required"]
 MAX_TOOLS = 128
 
@@ -70,10 +71,17 @@ class FlatAllowedTools(RequestObject):
     tools: list[FlatNamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
 
 
+def with_type(choice: object) -> object:
+    """Mistral's word for required, and a function without ``type``."""
+    if isinstance(choice, dict) and "type" not in choice:
+        return {**choice, "type": "function"}
+    return "required" if choice == "any" else choice
+
+
 ToolObject = Annotated[NamedTool | AllowedTools, Field(discriminator="type"), JSON_PATHS]
-ToolChoice = Annotated[ToolMode | ToolObject, JSON_PATHS]
+ToolChoice = Annotated[ToolMode | ToolObject, JSON_PATHS, BeforeValidator(with_type)]
 FlatToolObject = Annotated[FlatNamedTool | FlatAllowedTools, Field(discriminator="type"), JSON_PATHS]
-FlatToolChoice = Annotated[ToolMode | FlatToolObject, JSON_PATHS]
+FlatToolChoice = Annotated[ToolMode | FlatToolObject, JSON_PATHS, BeforeValidator(with_type)]
 
 
 def json_text(given: object) -> object:
