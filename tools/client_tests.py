@@ -1,9 +1,9 @@
-"""Try other people's clients against a running server: openai, anthropic, langchain, litellm, Vercel's ai and more.
+"""Try other people's clients against a running server: openai, anthropic, langchain, pydantic-ai, Vercel's ai and more.
 
 ``python -m tools.client_tests`` makes the clients' environments under ``.venv-clients`` (Python, by pip) and
 ``tests/clients/node/node_modules`` (Node, by npm) unless they are up to date, serves the demo checkpoint, and runs each
-client's tests against it. The clients fit neither into the server's environment nor all into one: litellm and
-llama-index need openai 2, langchain runs on openai 3.
+client's tests against it. The clients fit neither into the server's environment nor all into one: litellm,
+llama-index and strands-agents need openai 2, the others run on openai 3.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.serve import running_server
-from tools.setup_venv import ROOT, Pip, SetupError
+from tools.setup_venv import ROOT, TORCH_CPU_INDEX, Pip, SetupError, torch_index_needed
 
 MODEL = "llava-tiny-1.5"
 ENVIRONMENTS = ROOT / ".venv-clients"
@@ -82,10 +82,17 @@ CLIENTS: dict[str, Client] = {
     "instructor": PythonClient("instructor", "openai-2", "test_instructor.py"),
     "anthropic": PythonClient("anthropic", "openai-2", "test_anthropic.py"),
     "ollama": PythonClient("ollama", "openai-3", "test_ollama.py"),
+    "huggingface-hub": PythonClient("huggingface_hub", "agents", "test_huggingface_hub.py"),
+    "pydantic-ai": PythonClient("pydantic-ai-slim", "agents", "test_pydantic_ai.py"),
+    "openai-agents": PythonClient("openai-agents", "agents", "test_openai_agents.py"),
+    "ag2": PythonClient("ag2", "agents", "test_ag2.py"),
+    "strands": PythonClient("strands-agents", "strands", "test_strands.py"),
+    "guidellm": PythonClient("guidellm", "guidellm", "test_guidellm.py"),
     "openai-node": NodeClient("openai", "openai.test.mjs"),
     "anthropic-node": NodeClient("@anthropic-ai/sdk", "anthropic.test.mjs"),
     "ollama-node": NodeClient("ollama", "ollama.test.mjs"),
     "ai-node": NodeClient("ai", "ai.test.mjs"),
+    "openai-agents-node": NodeClient("@openai/agents", "openai-agents.test.mjs"),
 }
 
 
@@ -115,8 +122,11 @@ def virtual_environment(folder: Path, made_from: list[bytes], packages: list[str
 
     def install() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = Pip(ROOT, folder)
         arguments = ["-q", "--progress-bar", "off", *packages]
-        Pip(ROOT, folder).require("install", *arguments, doing=f"installing {folder.name}")
+        if any(b"\ntorch==" in each for each in made_from) and torch_index_needed(pip):
+            arguments += ["--extra-index-url", TORCH_CPU_INDEX]
+        pip.require("install", *arguments, doing=f"installing {folder.name}")
 
     install_once(folder, [platform.python_version().encode(), *made_from], install)
 
@@ -171,7 +181,7 @@ def try_client(client: Client, base_url: str) -> Outcome:
     """The client's tests against the server at ``base_url``. Raises SetupError if its environment cannot be made."""
     command = client.command()
     # Without the project's PYTHONPATH and the developer's own account, which a client would use instead.
-    others = ("PYTHON", "PYTEST_", "OPENAI_", "OLLAMA_")
+    others = ("PYTHON", "PYTEST_", "OPENAI_", "OLLAMA_", "ANTHROPIC_", "HF_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environment |= {"CLIENTS_BASE_URL": base_url, "CLIENTS_MODEL": MODEL}
     started = time.monotonic()
@@ -197,7 +207,7 @@ def try_clients(names: list[str], base_url: str) -> bool:
         if not outcome.passed:
             print(outcome.output)
         verdict = "passed" if outcome.passed else "FAILED"
-        say(f"{name:12} {client.package} {client.version}: {verdict} in {outcome.seconds:.0f} s")
+        say(f"{name:18} {client.package} {client.version}: {verdict} in {outcome.seconds:.0f} s")
     return passed
 
 
