@@ -20,9 +20,9 @@ def messages_question(request: wire.MessagesRequest, model: ServedModel) -> Ques
     """Raises InvalidRequest for what is wrong with the request as a whole, apart from images and length."""
     transcript = Transcript()
     if request.system is not None:
-        transcript.instruct(read_blocks(request.system, "system", transcript))
+        read_content("system", request.system, "system", transcript)
     for position, message in enumerate(request.messages):
-        read_message(message, f"messages[{position}].content", transcript)
+        read_content(message.role, message.content, f"messages[{position}].content", transcript)
     schema = schema_of(request)
     sampling = read_extensions(request, model)
     question = Question(
@@ -34,18 +34,15 @@ def messages_question(request: wire.MessagesRequest, model: ServedModel) -> Ques
     return with_format(question, model, schema, toolbox_of(request))
 
 
-def read_message(message: wire.InputMessage | wire.SystemInputMessage, param: str, transcript: Transcript) -> None:
-    if isinstance(message, wire.SystemInputMessage):
-        transcript.instruct(read_blocks(message.content, param, transcript))
+def read_content(role: str, content: str | Sequence[wire.Block], param: str, transcript: Transcript) -> None:
+    if isinstance(content, str):
+        transcript.say(role, [content])
         return
-    if isinstance(message.content, str):
-        transcript.say(message.role, [message.content])
-        return
-    for index, block in enumerate(message.content):
+    for index, block in enumerate(content):
         here = f"{param}[{index}]"
         match block:
             case wire.TextBlock() | wire.ImageBlock():
-                transcript.say(message.role, [read_block(block, here, transcript)])
+                transcript.say(role, [read_block(block, here, transcript)])
             case wire.ToolUseBlock():
                 transcript.call(block.id, block.name, block.input)
             case wire.ToolResultBlock():
@@ -68,8 +65,8 @@ def read_image(block: wire.ImageBlock, param: str) -> ImagePart:
     """Bare base64 becomes a ``data:`` URL. The copy is within ``COPIES_GROWN`` of the body, which is gone by now."""
     source = block.source
     if isinstance(source, wire.UrlSource):
-        return ImagePart(source.url, f"{param}.source.url", None)
-    return ImagePart(f"data:;base64,{source.data}", f"{param}.source.data", None)
+        return ImagePart(source.url, f"{param}.source.url")
+    return ImagePart(f"data:;base64,{source.data}", f"{param}.source.data")
 
 
 def schema_of(request: wire.MessagesRequest) -> ReadSchema | None:

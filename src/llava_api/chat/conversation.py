@@ -68,23 +68,23 @@ class Transcript:
         """Whether the last message is an assistant's words, which the model may continue."""
 
     def say(self, role: str, parts: Parts) -> None:
+        """``role``: user, assistant, system or developer.
+
+        A system message is part of the system text, wherever it is. LLaVA's system texts have no images, so they are
+        shown in a user's turn in its place.
+        """
         self.begun = role == "assistant"
+        if role in ("system", "developer"):
+            text, images = text_and_images(parts)
+            if text or not images:
+                self.systems.append(text)
+            if not images:
+                return
+            role, parts = "user", images
         if self.spoken and self.spoken[-1][0] == role:
             self.spoken[-1][1].extend(parts)
         else:
             self.spoken.append((role, list(parts)))
-
-    def instruct(self, parts: Parts) -> None:
-        """Add a system message, wherever it is, to the system text.
-
-        LLaVA's system texts have no images, so those of a system message are shown in a user's turn in its place.
-        """
-        text, images = text_and_images(parts)
-        self.begun = False
-        if text or not images:
-            self.systems.append(text)
-        if images:
-            self.say("user", images)
 
     def show(self, image: ImagePart) -> int:
         """Returns the image's index."""
@@ -159,10 +159,8 @@ def read_messages(messages: Sequence[wire.Message]) -> Transcript:
         param = f"messages[{position}]"
         parts = read_parts(message.content, f"{param}.content", transcript)
         match message:
-            case wire.SystemMessage():
-                transcript.instruct(parts)
-            case wire.UserMessage():
-                transcript.say("user", parts)
+            case wire.SystemMessage() | wire.UserMessage():
+                transcript.say(message.role, parts)
             case wire.AssistantMessage():
                 transcript.say("assistant", [*parts, message.refusal or ""])
                 for made in message.tool_calls or ():

@@ -36,26 +36,23 @@ def generate_question(request: wire.OllamaGenerateRequest, model: ServedModel) -
     """Raises InvalidRequest. Images and length are checked later."""
     transcript = Transcript()
     if request.system is not None:
-        transcript.instruct([request.system])
+        transcript.say("system", [request.system])
     transcript.say("user", [*read_images(request.images, "images", transcript), request.prompt])
     return question_of(request, transcript, "prompt", None, model)
 
 
 def read_message(message: wire.OllamaMessage, param: str, transcript: Transcript) -> None:
     images = read_images(message.images, f"{param}.images", transcript)
-    match message.role:
-        case "system":
-            transcript.instruct([*images, message.content])
-        case "tool":
-            transcript.result(message.tool_call_id, message.tool_name, [message.content, *images])
-        case role:
-            transcript.say(role, [*images, message.content])
+    if message.role == "tool":
+        transcript.result(message.tool_call_id, message.tool_name, [message.content, *images])
+    else:
+        transcript.say(message.role, [*images, message.content])
     for call in message.tool_calls or ():
         transcript.call(call.id, call.function.name, call.function.arguments)
 
 
 def read_images(images: Sequence[str] | None, param: str, transcript: Transcript) -> Parts:
-    return [transcript.show(ImagePart(image, f"{param}[{index}]", None)) for index, image in enumerate(images or ())]
+    return [transcript.show(ImagePart(image, f"{param}[{index}]")) for index, image in enumerate(images or ())]
 
 
 def question_of(

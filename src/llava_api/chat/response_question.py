@@ -21,7 +21,7 @@ def response_question(
     """``earlier``: the items of previous_response_id; ``given``: those of input. Raises InvalidRequest."""
     transcript = Transcript()
     if request.instructions is not None:
-        transcript.instruct([request.instructions])
+        transcript.say("system", [request.instructions])
     for item in earlier:
         # These are not in this request.
         read_item(item, "previous_response_id", transcript)
@@ -44,8 +44,6 @@ def response_question(
 
 def read_item(item: wire.InputItem, param: str, transcript: Transcript) -> None:
     match item:
-        case wire.MessageItem(role="system" | "developer"):
-            transcript.instruct(read_parts(item.content, f"{param}.content", transcript))
         case wire.MessageItem():
             transcript.say(item.role, read_parts(item.content, f"{param}.content", transcript))
         case wire.CallItem():

@@ -71,13 +71,8 @@ Block = Annotated[
 
 
 class InputMessage(HasContent):
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: Content[Block]
-
-
-class SystemInputMessage(HasContent):
-    role: Literal["system"]
-    content: Content[ShownBlock]
 
 
 class ToolDefinition(RequestObject):
@@ -125,9 +120,7 @@ class MessagesRequest(GeneratingRequest):
         "mcp_servers": "This server calls no MCP servers: call them yourself, and send their tools in tools.",
     }
 
-    messages: Annotated[
-        list[Annotated[InputMessage | SystemInputMessage, Field(discriminator="role"), JSON_PATHS]], FailFast()
-    ] = Field(min_length=1)
+    messages: Annotated[list[InputMessage], FailFast()] = Field(min_length=1)
     """If an assistant's message is the last, the model continues it."""
     max_tokens: int | None = Field(None, ge=1)
     """Most tokens of the answer; default: all that are left in the context."""
