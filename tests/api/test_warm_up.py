@@ -16,6 +16,7 @@ async def test_the_engine_has_made_json_before_anybody_asked(app: FastAPI, engin
     await warm_up(app.state.services)
     asked = engine.requests[0]
     assert asked.sampling.grammar is not None
+    assert asked.sampling.logprobs == 0
     assert (asked.max_tokens, engine.unfinished) == (1, 0)
     assert app.state.services.preparer.grammars.process is not None
 

@@ -47,6 +47,14 @@ def test_flashinfers_sampler_is_used_only_with_the_compiler_that_it_needs(
     assert environment["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
 
 
+def test_nothing_is_compiled_on_a_cpu_unless_that_is_wanted(environment: dict[str, str]) -> None:
+    prepare_environment(Settings(), on_cpu=False)
+    prepare_environment(Settings(enforce_eager=False), on_cpu=True)
+    assert "TORCH_COMPILE_DISABLE" not in environment
+    prepare_environment(Settings(), on_cpu=True)
+    assert environment["TORCH_COMPILE_DISABLE"] == "1"
+
+
 def test_vllms_own_limit_of_a_step_is_longer_than_ours(environment: dict[str, str]) -> None:
     prepare_environment(Settings(engine_stall_seconds=900), on_cpu=True)
     assert int(environment["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"]) > 900

@@ -63,6 +63,10 @@ def prepare_environment(settings: Settings, on_cpu: bool, plan: CpuPlan | None =
     if not on_cpu and not has_nvcc():
         # FlashInfer compiles its sampler with nvcc while the engine starts; vLLM's own sampler needs none.
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    if on_cpu and settings.enforce_eager is not False:
+        # Otherwise vLLM compiles two small functions when the first answer is sampled, and when the first
+        # log-probabilities are asked for. That takes seconds, in which nothing else is answered, and a C++ compiler.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     # A step that takes too long ends the engine by our own limit, which is named then, and not by vLLM's.
     limit = int(settings.engine_stall_seconds or STALL_SECONDS) + 60
     os.environ.setdefault("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", str(limit))

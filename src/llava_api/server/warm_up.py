@@ -1,7 +1,7 @@
 """One small JSON answer before the first request, because some things are only made when they are first needed.
 
-These are the process in which grammars are tried, its tokenizer, and a second tokenizer inside EngineCore, which keeps
-answers to grammars.
+These are the process in which grammars are tried, its tokenizer, a second tokenizer inside EngineCore, which keeps
+answers to grammars, and on a GPU what computes log-probabilities.
 """
 
 import asyncio
@@ -20,11 +20,12 @@ SECONDS = 30.0
 
 
 async def warm_up(services: Services) -> None:
-    """Without it, only the first JSON answer is slower. Raises StartupError if the engine does not survive it."""
+    """Without it, only the first such answers are slower. Raises StartupError if the engine does not survive it."""
     body = {
         "model": services.model.names[0],
         "messages": [{"role": "user", "content": "Hello"}],
         "response_format": {"type": "json_object"},
+        "logprobs": True,
         "max_tokens": 1,
     }
     try:
