@@ -280,3 +280,18 @@ async def test_a_choice_that_does_not_fit_behind_the_prompt_is_refused(
     assert (status, param) == (400, "messages")
     assert "maximum context length" in message
     assert engine.requests == []
+
+
+class TestTokenLimit:
+    @pytest.fixture
+    def settings_made(self) -> dict[str, Any]:
+        return {"tokens_per_minute": 1000}
+
+    async def test_the_tokens_of_scored_choices_are_counted(
+        self, client: httpx.AsyncClient, engine: ScriptedEngine
+    ) -> None:
+        reply = await client.post(CHAT, json=choice("a" * 99, "b" * 99, logprobs=True))
+        left = int(reply.headers["x-ratelimit-remaining-tokens"])
+        # Each choice has a token for its space, too.
+        assert 1000 - left == reply.json()["usage"]["total_tokens"] + 200
+        assert (await refusal(client, choice(*(letter * 99 for letter in "abcdefghij"), logprobs=True)))[0] == 400

@@ -1,5 +1,6 @@
 """Parts of answers -> OpenAI's chat completion, whole or in chunks."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -66,12 +67,15 @@ class ChatReply(ChunkedReply):
         async with aclosing(self.answers.parts()) as parts:
             async for part in parts:
                 gathered[part.index].append(part)
-        top, tokenizer = self.answers.spec.request.sampling.prompt_logprobs, self.answers.spec.tokenizer
+        top, prompt = self.answers.spec.request.sampling.prompt_logprobs, None
+        if top is not None:
+            # Off the event loop, because there may be 80,000.
+            prompt = await asyncio.to_thread(prompt_logprobs, self.answers.prompt, self.answers.spec.tokenizer, top)
         return wire.ChatCompletion(
             **vars(self.metadata),
             choices=list(map(self.choice, gathered)),
             usage=self.usage(),
-            prompt_logprobs=None if top is None else prompt_logprobs(self.answers.prompt, tokenizer, top),
+            prompt_logprobs=prompt,
         )
 
     def usage(self) -> Usage:

@@ -1,5 +1,6 @@
 """Parts of answers -> OpenAI's text completion, whole or in chunks."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class CompletionReply(ChunkedReply):
         top = self.plain.prompt_top
         for made in reply.choices if top is not None else ():
             prompt = self.answers[made.index // self.plain.choices].prompt
-            made.prompt_logprobs = prompt_logprobs(prompt, self.tokenizer, top or 0)
+            made.prompt_logprobs = await asyncio.to_thread(prompt_logprobs, prompt, self.tokenizer, top or 0)
         return reply
 
     async def items(self) -> AsyncGenerator[wire.CompletionChunk, None]:

@@ -28,6 +28,7 @@ from vllm.multimodal.inputs import (
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine import logprobs
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -65,6 +66,8 @@ class VllmEngine:
     def __init__(self, llm: AsyncLLM) -> None:
         self.llm = llm
         logging.getLogger(AsyncLLM.__module__).addFilter(is_not_dead_engine)
+        # vLLM would write each token of every table on the event loop, 4 us each. Replies have texts of our own.
+        logprobs.convert_ids_list_to_tokens = lambda tokenizer, token_ids: [""] * len(token_ids)
         self.max_model_len: int = llm.model_config.max_model_len
         copies: int = llm.vllm_config.parallel_config.data_parallel_size
         self.max_num_seqs: int = copies * llm.vllm_config.scheduler_config.max_num_seqs
@@ -104,7 +107,9 @@ class VllmEngine:
         try:
             async for output in outputs:
                 cached = output.num_cached_tokens or 0
-                prompt = prompt_logprobs(request, output.prompt_logprobs, cached)
+                prompt: tuple[TokenLogprob | None, ...] = ()
+                if output.prompt_logprobs:
+                    prompt = await asyncio.to_thread(prompt_logprobs, request, output.prompt_logprobs, cached)
                 for completion in output.outputs:
                     yield delta_of(completion, cached, prompt)
         except EngineDeadError as error:
@@ -225,12 +230,10 @@ def sampling_params(request: GenerationRequest) -> SamplingParams:
 
 
 def prompt_logprobs(
-    request: GenerationRequest, tables: Sequence[Mapping[int, Logprob] | None] | None, cached_tokens: int
+    request: GenerationRequest, tables: Sequence[Mapping[int, Logprob] | None], cached_tokens: int
 ) -> tuple[TokenLogprob | None, ...]:
     """For the prompt's tokens without those of images, or for the last ones if only they were asked for."""
     tail = request.sampling.scored_tail
-    if not tables:
-        return ()
     if tail is not None:
         # The model says how likely a token is where it computes the token before it.
         computed = tail < len(request.token_ids) - cached_tokens
