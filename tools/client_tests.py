@@ -49,7 +49,7 @@ class PythonClient:
     @property
     def version(self) -> str:
         pins = (PYTHON_TESTS / f"{self.requirements}.txt").read_text()
-        return str(re.findall(rf"^{self.package}==(\S+)", pins, re.MULTILINE)[0])
+        return str(re.findall(rf"^{re.escape(self.package)}==(\S+)", pins, re.MULTILINE)[0])
 
     def command(self) -> list[str]:
         python = python_environment(self.requirements) / "bin" / "python"
@@ -88,11 +88,16 @@ CLIENTS: dict[str, Client] = {
     "ag2": PythonClient("ag2", "agents", "test_ag2.py"),
     "strands": PythonClient("strands-agents", "strands", "test_strands.py"),
     "guidellm": PythonClient("guidellm", "guidellm", "test_guidellm.py"),
+    "inspect-ai": PythonClient("inspect-ai", "inspect-haystack-llm", "test_inspect_ai.py"),
+    "haystack": PythonClient("haystack-ai", "inspect-haystack-llm", "test_haystack.py"),
+    "llm": PythonClient("llm", "inspect-haystack-llm", "test_llm.py"),
+    "litellm-proxy": PythonClient("litellm[proxy]", "litellm-proxy", "test_litellm_proxy.py"),
     "openai-node": NodeClient("openai", "openai.test.mjs"),
     "anthropic-node": NodeClient("@anthropic-ai/sdk", "anthropic.test.mjs"),
     "ollama-node": NodeClient("ollama", "ollama.test.mjs"),
     "ai-node": NodeClient("ai", "ai.test.mjs"),
     "openai-agents-node": NodeClient("@openai/agents", "openai-agents.test.mjs"),
+    "ax-node": NodeClient("@ax-llm/ax", "ax.test.mjs"),
 }
 
 
