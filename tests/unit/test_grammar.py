@@ -219,10 +219,13 @@ def test_other_text_is_read_as_it_is_wherever_it_is_cut(text: str) -> None:
 
 
 OPEN = {"type": "object", "properties": {"a": {}}, "additionalProperties": True}
+ANYTHING = {"$ref": "#/$defs/a", "$defs": {"a": True}}
 BOTH = {"type": "object", "properties": {"name": {"type": "string"}, "arguments": {"type": "integer"}}}
 
 
-@pytest.mark.parametrize("schema", [ANY_OBJECT, OPEN, BOTH, {}, {"anyOf": [SHAPE, SHAPE]}, {"type": "string"}])
+@pytest.mark.parametrize(
+    "schema", [ANY_OBJECT, OPEN, BOTH, {}, {"anyOf": [SHAPE, SHAPE]}, {"type": "string"}, ANYTHING]
+)
 def test_what_could_be_taken_for_a_call_is_known(schema: dict[str, Any]) -> None:
     """Beside tools such a schema is refused: an answer of it might begin as a call does."""
     assert not differs_from_calls(read_schema(schema, "schema").kept)

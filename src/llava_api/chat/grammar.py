@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from llava_api.chat.keywords import table
 from llava_api.chat.schema import Schema, followed
 from llava_api.chat.tools import Tool, Toolbox
 
@@ -23,10 +24,10 @@ def json_value(schema: Schema) -> str:
 def differs_from_calls(schema: Schema) -> bool:
     """Whether an answer of this schema cannot be mistaken for a call."""
     whole = schema if "properties" in schema else followed(schema, schema)
-    properties = whole.get("properties")
-    named = isinstance(properties, dict) and not {"name", "arguments"} <= properties.keys()
-    closed = whole.get("additionalProperties") is False
-    return named and closed and whole.keys().isdisjoint(("$ref", "allOf", "anyOf", "oneOf"))
+    if not isinstance(whole, dict) or not whole.keys().isdisjoint(("$ref", "allOf", "anyOf", "oneOf")):
+        return False
+    named = "properties" in whole and not {"name", "arguments"} <= table(whole, "properties").keys()
+    return named and whole.get("additionalProperties") is False
 
 
 def json_grammar(schema: Schema) -> str:

@@ -87,20 +87,16 @@ def read_tools(
     if choice == "required":
         mode = "required"
     elif isinstance(choice, wire.NamedTool | wire.FlatNamedTool):
-        mode, names, parallel = "required", [name_of(choice)], False
+        mode, names, parallel = "required", [choice.name], False
     elif isinstance(choice, wire.AllowedTools | wire.FlatAllowedTools):
         allowed = choice.allowed_tools if isinstance(choice, wire.AllowedTools) else choice
-        mode, names = allowed.mode, [name_of(tool) for tool in allowed.tools]
+        mode, names = allowed.mode, [tool.name for tool in allowed.tools]
     unknown = next((name for name in names if name not in tools), None)
     if unknown is not None:
         raise InvalidRequest(
             f"tool_choice names {unknown[:64]!r}, which is no function of the tools.", param="tool_choice"
         )
     return Toolbox(tuple(tools[name] for name in dict.fromkeys(names)), mode, MOST_CALLS if parallel else 1)
-
-
-def name_of(tool: wire.NamedTool | wire.FlatNamedTool) -> str:
-    return tool.function.name if isinstance(tool, wire.NamedTool) else tool.name
 
 
 def arguments_of(function: wire.Function, param: str) -> ReadSchema:

@@ -46,6 +46,10 @@ class NamedTool(OfTypeFunction):
 
     function: FunctionName
 
+    @property
+    def name(self) -> str:
+        return self.function.name
+
 
 class FlatNamedTool(FunctionName, OfTypeFunction):
     """Make the model call this function."""
