@@ -15,6 +15,7 @@ ASKED: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": MESSAGES}),
     ("/v1/completions", {"prompt": "Hello."}),
     ("/v1/responses", {"input": "Hello."}),
+    ("/v1/responses/input_tokens", {"input": "Hello."}),
     ("/v1/messages", {"messages": MESSAGES, "max_tokens": 9}),
     ("/v1/messages/count_tokens", {"messages": MESSAGES}),
     ("/v1/explain", {"messages": MESSAGES}),

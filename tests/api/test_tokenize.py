@@ -92,7 +92,7 @@ async def test_more_than_fits_is_counted(client: httpx.AsyncClient, engine: Scri
         (TOKENIZE, {"prompt": "a" * 200_000}, 400, "prompt"),
         (TOKENIZE, {"content": "a" * 200_000}, 400, "content"),
         (TOKENIZE, {"messages": [picture_message("a", "http://127.0.0.1/a.png")]}, 400, None),
-        (TOKENIZE, {"messages": [picture_message("a", *[RED] * 17)]}, 400, "messages"),
+        (TOKENIZE, {"messages": [picture_message("a", *[RED] * 65)]}, 400, "messages"),
         (TOKENIZE, {"prompt": "a", "mm_processor_kwargs": {"size": 9}}, 400, "mm_processor_kwargs"),
         (TOKENIZE, {"prompt": "a", "image": RED}, 400, "image"),
         (DETOKENIZE, {"model": "mistral", "tokens": [1]}, 404, "model"),
