@@ -214,7 +214,10 @@ async def test_a_refusal_names_the_right_values(
     ("fields", "param"),
     [
         ({"tool_choice": {"type": "function", "function": {"name": "n"}}}, "tool_choice.name"),
-        ({"text": {"format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}}, "text.format.name"),
+        (
+            {"text": {"format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}},
+            "text.format.schema",
+        ),
         ({"input": [], "messages": [{"role": "user"}]}, "messages"),
         ({"logprobs": True}, "logprobs"),
     ],

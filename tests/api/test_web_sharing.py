@@ -191,7 +191,7 @@ async def test_one_bad_picture_stops_the_fetches_of_its_request(web: Web, client
 
 
 async def test_too_many_pictures_are_refused_before_any_is_fetched(web: Web, client: httpx.AsyncClient) -> None:
-    reply = await client.post(CHAT, json=asks_for(*(web.host.url(f"/good.png?{number}") for number in range(17))))
+    reply = await client.post(CHAT, json=asks_for(*(web.host.url(f"/good.png?{number}") for number in range(65))))
     assert (reply.status_code, error_of(reply)["param"]) == (400, "messages")
     assert web.host.connections == 0
 
