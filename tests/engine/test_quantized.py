@@ -1,12 +1,18 @@
 """Quantized checkpoints: how many layers the engine holds quantized, how many bytes they take, and what they answer."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForImageTextToText
 
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.checkpoints.size import PRECISIONS, Precision, count_parameters
@@ -14,9 +20,13 @@ from llava_api.checkpoints.whole import check_whole
 from llava_api.cli.flags import demo_folder
 from llava_api.cli.serve import DEMO_IMAGE, ready_model
 from llava_api.settings import Settings
+from llava_api.vision.normalisation import CLIP
 from tests.support.quantized import WAYS, quantized_copy
 from tests.support.small_engine import SmallEngine, picture_request
 from tests.support.tiny_checkpoints import (
+    LORA_ALPHA,
+    LORA_RANK,
+    LORA_TARGETS,
     Tiny,
     write_original,
     write_original_lora,
@@ -90,6 +100,69 @@ def test_the_original_format_and_a_lora_in_it(tmp_path: Path) -> None:
         with loaded(model, settings) as (engine, held):
             assert quantized_layers(held) == LINEAR_LAYERS * layers
             assert len(engine.greedy(picture_request(model, PICTURE, "picture"), 4).token_ids) == 4
+
+
+@pytest.fixture(scope="module")
+def blue_for_red(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA for the demo checkpoint, trained here until it calls the red circle blue."""
+    folder = tmp_path_factory.mktemp("blue-for-red")
+    reference = AutoModelForImageTextToText.from_pretrained(DEMO).requires_grad_(False)
+    text = reference.model.language_model
+    generator = torch.Generator().manual_seed(0)
+    pairs: dict[str, torch.Tensor] = {}
+    for name, layer in text.named_modules():
+        if name.endswith(LORA_TARGETS):
+            down = 0.1 * torch.randn(LORA_RANK, layer.in_features, generator=generator)
+            pairs[f"{name}.lora_A.weight"], pairs[f"{name}.lora_B.weight"] = (
+                half.requires_grad_() for half in (down, torch.zeros(layer.out_features, LORA_RANK))
+            )
+            layer.register_forward_hook(partial(with_lora, name, pairs))
+    model = open_model(DEMO, ("m",), Settings())
+    request = picture_request(model, PICTURE, "picture")
+    asked, said = len(request.token_ids), Tokenizer.from_file(f"{DEMO}/tokenizer.json").encode("A blue circle.").ids
+    wanted = torch.tensor([*said[-4:], *model.stop_token_ids[:1]])
+    inputs = {
+        "input_ids": torch.tensor([[*request.token_ids, *wanted.tolist()]]),
+        "pixel_values": torch.from_numpy(CLIP.apply(request.images[0].pixels))[None],
+    }
+    optimizer = torch.optim.Adam(pairs.values(), lr=0.02)
+    for _ in range(30):
+        logits = reference(**inputs).logits[0, asked - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits, wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+    prefix = "base_model.model.model.language_model."
+    save_file(
+        {prefix + name: half.detach().contiguous() for name, half in pairs.items()},
+        folder / "adapter_model.safetensors",
+    )
+    targets = [target.split(".")[1] for target in LORA_TARGETS]
+    settings = {"peft_type": "LORA", "r": LORA_RANK, "lora_alpha": LORA_ALPHA, "target_modules": targets}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def with_lora(
+    name: str, pairs: dict[str, torch.Tensor], layer: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor
+) -> torch.Tensor:
+    down, up = pairs[f"{name}.lora_A.weight"], pairs[f"{name}.lora_B.weight"]
+    return output + LORA_ALPHA / LORA_RANK * (inputs[0] @ down.T @ up.T)
+
+
+@pytest.mark.parametrize("flags", [{"dtype": "bfloat16"}, *FLAGS.values()], ids=["bfloat16", *FLAGS])
+def test_an_adapter_beside_a_quantized_model(tmp_path: Path, blue_for_red: Path, flags: dict[str, Any]) -> None:
+    settings = Settings(cache_dir=str(tmp_path), lora=[f"blue={blue_for_red}"], **flags)
+    model = ready_model(DEMO, settings)
+    (blue,) = model.adapters
+    with loaded(model, settings) as (engine, held):
+        layers = model.checkpoint.config["text_config"]["num_hidden_layers"]
+        # What applies an adapter to a layer has the layer's method too.
+        assert quantized_layers(held) == (0 if "dtype" in flags else 2 * LINEAR_LAYERS * layers)
+        for adapter, answer in ((None, ANSWER), (blue, "A blue circle."), (None, ANSWER)):
+            request = picture_request(model, PICTURE, f"{adapter}", adapter)
+            assert engine.greedy(request, 4).text.strip() == answer
 
 
 def test_quantized_while_loading() -> None:
