@@ -128,10 +128,9 @@ def virtual_environment(folder: Path, made_from: list[bytes], packages: list[str
     def install() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         pip = Pip(ROOT, folder)
-        arguments = ["-q", "--progress-bar", "off", *packages]
-        if any(b"\ntorch==" in each for each in made_from) and torch_index_needed(pip):
-            arguments += ["--extra-index-url", TORCH_CPU_INDEX]
-        pip.require("install", *arguments, doing=f"installing {folder.name}")
+        pip.renew()
+        index = any(b"\ntorch==" in each for each in made_from) and torch_index_needed(pip)
+        pip.install(*packages, *(["--extra-index-url", TORCH_CPU_INDEX] if index else []))
 
     install_once(folder, [platform.python_version().encode(), *made_from], install)
 
