@@ -12,7 +12,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from tests.support.serve import Server, running_server
 
-ALONE = ("tests/faults/*", "tests/clients/test_chat_serve.py", "tests/clients/test_*_failures.py")
+ALONE = ("tests/faults/*", "tests/clients/test_chat_serve.py", "tests/clients/test_engine_start_failures.py")
 """Files whose tests share nothing, and take long."""
 SHARED = {
     "the demo checkpoints' servers": ("tests/clients/demo/test_*.py", "tests/browser/test_answers.py"),
