@@ -1,4 +1,4 @@
-"""The server in an image, started by some command: ready, asked about a picture, told to stop."""
+"""The server in an image, started by some command: ready, asked about an image, told to stop."""
 
 import base64
 import json

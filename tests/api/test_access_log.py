@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from llava_api.images.fetch import Resolve
 from llava_api.telemetry.log_lines import FIELDS, HumanLines, JsonLines
-from tests.api.test_chat import CHAT, RED, picture_message, text_body
+from tests.api.test_chat import CHAT, RED, image_message, text_body
 from tests.support.endpoints import PROBES
 from tests.support.metrics_page import read_page
 from tests.support.running_server import post, serve_app
@@ -68,7 +68,7 @@ def resolver(web: Web) -> Resolve:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_line_says_it_all(client: httpx.AsyncClient, lines: Lines, stream: bool) -> None:
-    body = {"model": "tiny", "messages": [picture_message("What is this?", RED)], "stream": stream}
+    body = {"model": "tiny", "messages": [image_message("What is this?", RED)], "stream": stream}
     reply = await client.post(CHAT, json=body, headers=ANNE)
     [fields] = lines.fields()
     times = {name: fields.pop(name) for name in ("queue_ms", "ttft_ms", "total_ms")}
@@ -139,12 +139,12 @@ async def test_machines_that_look_in_leave_no_line(client: httpx.AsyncClient, li
 
 async def test_what_is_secret_stays_so(client: httpx.AsyncClient, lines: Lines, web: Web) -> None:
     address = web.host.url("/good.png?token=hidden-in-url")
-    question = picture_message("My secret question", address, RED)
+    question = image_message("My secret question", address, RED)
     await client.post(CHAT, json={"model": "tiny", "messages": [question]}, headers=ANNE)
     await client.post(CHAT, json={"model": "tiny", "messages": [question], "stream": True}, headers=ANNE)
     await client.post("/v1/completions", json={"model": "tiny", "prompt": "My secret question"}, headers=ANNE)
     await client.post(f"{CHAT}?api_key={KEY}", json=text_body("My secret question", temperature=-9))
-    bad = picture_message("My secret question", web.host.url("/status/404?hidden-in-url"))
+    bad = image_message("My secret question", web.host.url("/status/404?hidden-in-url"))
     await client.post(CHAT, json={"model": "tiny", "messages": [bad]}, headers=ANNE)
     written = "\n".join([*lines.human(), *lines.json()])
     assert len(lines.fields()) == 5
@@ -157,8 +157,8 @@ class TestPrompts:
     def settings_made(self) -> dict[str, Any]:
         return {"log_prompts": True}
 
-    async def test_a_setting_adds_prompts_and_no_picture(self, client: httpx.AsyncClient, lines: Lines) -> None:
-        question = picture_message("What\nis this?", RED)
+    async def test_a_setting_adds_prompts_and_no_image(self, client: httpx.AsyncClient, lines: Lines) -> None:
+        question = image_message("What\nis this?", RED)
         await client.post(CHAT, json={"model": "tiny", "messages": [question]})
         await client.post("/v1/completions", json={"model": "tiny", "prompt": ["One", "Two"]})
         chat, plain = lines.fields()

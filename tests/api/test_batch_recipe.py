@@ -17,7 +17,7 @@ from tests.support.recipes import PICTURES, read_recipes
 from tests.support.running_server import serve_app
 from tests.support.scripted_engine import ScriptedEngine
 
-PICTURES_SENT = 10
+IMAGES_SENT = 10
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ async def test_it_comes_again_when_the_queue_is_full(
     (tmp_path / recipe.file).write_text(recipe.program)
     folder = tmp_path / "many"
     folder.mkdir()
-    for number in range(PICTURES_SENT):
+    for number in range(IMAGES_SENT):
         shutil.copy(PICTURES / "shapes" / "one.png", folder / f"{number}.png")
     async with serve_app(app) as server:
         process = await asyncio.create_subprocess_exec(
@@ -51,6 +51,6 @@ async def test_it_comes_again_when_the_queue_is_full(
                 process.kill()
     assert process.returncode == 0
     written = [json.loads(line) for line in output.splitlines()]
-    assert written == [{"image": f"{number}.png", "caption": "A red circle."} for number in range(PICTURES_SENT)]
+    assert written == [{"image": f"{number}.png", "caption": "A red circle."} for number in range(IMAGES_SENT)]
     page = read_page(app.state.services.metrics.page("")[0].decode())
     assert page.value("llava_api_rejections_total", reason="queue_full") > 0

@@ -22,7 +22,7 @@ def text_body(text: str = "Hello.", **more: Any) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": text}], **more}
 
 
-def picture_message(text: str, *urls: str) -> dict[str, Any]:
+def image_message(text: str, *urls: str) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
@@ -86,11 +86,11 @@ async def test_usage_comes_last_where_asked_for(client: httpx.AsyncClient) -> No
     assert received[-2]["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_pictures_keep_their_order(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+async def test_images_keep_their_order(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     messages = [
-        picture_message("First?", RED),
+        image_message("First?", RED),
         {"role": "assistant", "content": "Red."},
-        picture_message("Second?", BLUE),
+        image_message("Second?", BLUE),
     ]
     reply = await client.post(CHAT, json={"model": "tiny", "messages": messages})
     assert reply.json()["usage"]["prompt_tokens_details"]["image_tokens"] == 72
@@ -101,7 +101,7 @@ async def test_pictures_keep_their_order(client: httpx.AsyncClient, engine: Scri
     for image in request.images:
         assert request.token_ids[image.offset : image.offset + image.length] == [IMAGE_TOKEN] * 36
         assert image.pixels.shape == (3, 84, 84)
-    # Red above blue in the middle of the first picture, the other way round in the second.
+    # Red above blue in the middle of the first image, the other way round in the second.
     assert first.pixels[0, 42, 42] > first.pixels[2, 42, 42]
     assert second.pixels[0, 42, 42] < second.pixels[2, 42, 42]
     assert first.cache_key != second.cache_key

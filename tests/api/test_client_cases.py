@@ -1,7 +1,7 @@
 """Requests that real clients send, over the product's own HTTP server to a scripted engine.
 
 Each file in ``client_cases/`` has one kind of request, a row for each: ``id``, ``source`` (who sends it), ``path``,
-``body`` (``$IMAGE`` is the URL of a picture) and what is expected:
+``body`` (``$IMAGE`` is the URL of an image) and what is expected:
 
 - ``status``: of the answer; default 200
 - ``text``: what the model says, whole or streamed; default: what the scripted engine says

@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw
 from llava_api.errors import BadImage
 from llava_api.images import isolated
 from llava_api.images.decode import Limits, decode, read_header
-from tests.api.test_chat import CHAT, picture_message
+from tests.api.test_chat import CHAT, image_message
 from tests.api.test_errors import error_of
-from tests.support.picture_files import behind_start, encoded, jpeg_segment, noise, png_chunk
+from tests.support.image_files import behind_start, encoded, jpeg_segment, noise, png_chunk
 from tests.support.scripted_engine import ScriptedEngine
 
 pillow_heif.register_heif_opener()
@@ -141,7 +141,7 @@ def test_the_pixels_are_those_of_the_image(name: str) -> None:
 )
 async def test_the_server_shows_them(client: httpx.AsyncClient, engine: ScriptedEngine, name: str) -> None:
     url = f"data:image/jpeg;base64,{base64.b64encode(FILES[name]()).decode()}"
-    reply = await client.post(CHAT, json={"model": "tiny", "messages": [picture_message("What?", url)]})
+    reply = await client.post(CHAT, json={"model": "tiny", "messages": [image_message("What?", url)]})
     assert reply.status_code == 200, reply.text
     (image,) = engine.requests[0].images
     levels = np.asarray(image.pixels)
@@ -171,7 +171,7 @@ def behind_last_scan(jpeg: bytes) -> bytes:
 )
 async def test_a_part_that_is_missing_is_not_made_up(client: httpx.AsyncClient, data: bytes) -> None:
     url = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-    reply = await client.post(CHAT, json={"model": "tiny", "messages": [picture_message("What?", url)]})
+    reply = await client.post(CHAT, json={"model": "tiny", "messages": [image_message("What?", url)]})
     assert reply.status_code == 400
     assert error_of(reply)["code"] == "invalid_image"
 
@@ -211,7 +211,7 @@ def test_the_time_of_a_decoder_is_limited(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_their_sizes_are_limited_by_the_header(client: httpx.AsyncClient, kind: str) -> None:
     data = encoded(Image.new("RGB", (2100, 10)), kind)
     url = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-    reply = await client.post(CHAT, json={"model": "tiny", "messages": [picture_message("What?", url)]})
+    reply = await client.post(CHAT, json={"model": "tiny", "messages": [image_message("What?", url)]})
     assert (reply.status_code, error_of(reply)["code"]) == (400, "image_too_large")
 
 
@@ -221,7 +221,7 @@ async def test_hidden_scans_are_counted(client: httpx.AsyncClient) -> None:
     scan = jpeg[jpeg.rindex(b"\xff\xda") :][:12]
     data = jpeg[:-2] + b"\xff\x02\xff\xff" + scan * 200 + b"\xff\xd9"
     url = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-    reply = await client.post(CHAT, json={"model": "tiny", "messages": [picture_message("What?", url)]})
+    reply = await client.post(CHAT, json={"model": "tiny", "messages": [image_message("What?", url)]})
     assert "too many scans" in error_of(reply)["message"]
 
 
@@ -239,7 +239,7 @@ async def test_base64_spelled_otherwise(client: httpx.AsyncClient, engine: Scrip
         "MIME": f"DATA:IMAGE/PNG;BASE64,{text}",
     }[spelling]
     for sent in (f"data:image/png;base64,{text}", url):
-        body = {"model": "tiny", "messages": [picture_message("What?", sent)]}
+        body = {"model": "tiny", "messages": [image_message("What?", sent)]}
         assert (await client.post(CHAT, json=body)).status_code == 200
     first, second = engine.requests
     assert first.images[0].cache_key == second.images[0].cache_key

@@ -17,7 +17,7 @@ from starlette.types import Message, Scope
 
 from llava_api.images.fetch import Resolve
 from llava_api.server.services import Services
-from tests.api.test_chat import CHAT, RED, picture_message
+from tests.api.test_chat import CHAT, RED, image_message
 from tests.api.test_structured_output import form
 from tests.support.at_rest import settle
 from tests.support.scripted_engine import ScriptedEngine
@@ -132,7 +132,7 @@ def chat_body(url: str, stream: bool) -> dict[str, Any]:
     schema = form({"type": "object", "properties": {"a": {"type": "integer"}}})
     return {
         "model": "tiny",
-        "messages": [picture_message("What?", url)],
+        "messages": [image_message("What?", url)],
         "stream": stream,
         "response_format": schema,
     }

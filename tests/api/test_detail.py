@@ -49,7 +49,7 @@ class TestLlava16:
         for other in (auto, left_out):
             assert other | {"param": high["param"]} == high
 
-    async def test_one_picture_at_both_details_in_one_request(
+    async def test_one_image_at_both_details_in_one_request(
         self, client: httpx.AsyncClient, engine: ScriptedEngine
     ) -> None:
         reply = await client.post(CHAT, json=asks("low", "high"))

@@ -14,7 +14,7 @@ from llava_api.concurrency.admission import Admission
 from llava_api.images.fetch import Resolve
 from llava_api.images.load import ImageLoader
 from llava_api.server.services import Services
-from tests.api.test_chat import BLUE, CHAT, RED, picture_message, text_body
+from tests.api.test_chat import BLUE, CHAT, RED, image_message, text_body
 from tests.api.test_structured_output import form
 from tests.support.at_rest import held, in_threads, settle
 from tests.support.running_server import Leaving, post, serve_app
@@ -49,7 +49,7 @@ class World:
         return self.services.admission
 
     def hold_up(self, name: str) -> threading.Event:
-        """A method of the picture loader waits in its thread; the event tells that it does."""
+        """A method of the image loader waits in its thread; the event tells that it does."""
         there = threading.Event()
         method = getattr(self.images, name)
 
@@ -78,7 +78,7 @@ def world(app: FastAPI, engine: ScriptedEngine, web: Web, monkeypatch: pytest.Mo
 
 
 def shows(*urls: str) -> dict[str, Any]:
-    return {"model": "tiny", "messages": [picture_message("What is it?", *urls)]}
+    return {"model": "tiny", "messages": [image_message("What is it?", *urls)]}
 
 
 def with_form() -> dict[str, Any]:
@@ -220,7 +220,7 @@ async def test_a_connection_that_has_answered_before(world: World, how: Leaving)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_one_who_leaves_does_not_take_the_picture_from_those_who_stay(world: World, stream: bool) -> None:
+async def test_one_who_leaves_does_not_take_the_image_from_those_who_stay(world: World, stream: bool) -> None:
     there = world.hold_up("render_data")
     async with serve_app(world.app) as server:
         leaving, staying = await server.connect(), await server.connect()

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from tests.api.test_chat import CHAT, picture_message, text_body
+from tests.api.test_chat import CHAT, image_message, text_body
 from tests.support.questions import data_url
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.sse import events
@@ -58,25 +58,25 @@ REFUSED: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
         "missing_required_parameter",
     ),
     ("too long", text_body("word " * 3000), 400, "messages", "context_length_exceeded"),
-    ("bad base64", {"model": "tiny", "messages": [picture_message("a", PICTURE + "%")]}, 400, PARAM, "invalid_image"),
+    ("bad base64", {"model": "tiny", "messages": [image_message("a", PICTURE + "%")]}, 400, PARAM, "invalid_image"),
     (
         "no picture",
-        {"model": "tiny", "messages": [picture_message("a", PICTURE + "AAAA")]},
+        {"model": "tiny", "messages": [image_message("a", PICTURE + "AAAA")]},
         400,
         PARAM,
         "invalid_image",
     ),
     (
         "web picture",
-        {"model": "tiny", "messages": [picture_message("a", "http://127.0.0.1/a.png")]},
+        {"model": "tiny", "messages": [image_message("a", "http://127.0.0.1/a.png")]},
         400,
         PARAM,
         "image_url_not_allowed",
     ),
-    ("a long line", {"model": "tiny", "messages": [picture_message("a", LINE)]}, 400, PARAM, "image_too_large"),
+    ("a long line", {"model": "tiny", "messages": [image_message("a", LINE)]}, 400, PARAM, "image_too_large"),
     (
         "bomb",
-        {"model": "tiny", "messages": [picture_message("a", data_url(Image.new("1", (4000, 4000))))]},
+        {"model": "tiny", "messages": [image_message("a", data_url(Image.new("1", (4000, 4000))))]},
         400,
         PARAM,
         "image_too_large",
@@ -97,7 +97,7 @@ async def test_refusals(
 
 
 async def test_the_context_error_counts_text_and_images(client: httpx.AsyncClient) -> None:
-    message = picture_message("word " * 3000, data_url(Image.new("RGB", (50, 50))))
+    message = image_message("word " * 3000, data_url(Image.new("RGB", (50, 50))))
     error = error_of(await client.post(CHAT, json={"model": "tiny", "messages": [message]}))
     expected = r"This model's maximum context length is 2048 tokens\. However, your messages resulted in (\d+) tokens "
     found = re.match(expected + r"\((\d+) of text and 36 of images\)\.", error["message"])

@@ -8,7 +8,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from llava_api.chat import choice_scores
-from tests.api.test_chat import CHAT, RED, picture_message, text_body
+from tests.api.test_chat import CHAT, RED, image_message, text_body
 from tests.api.test_logprobs import ids, speak
 from tests.api.test_sampling_fields import COMPLETIONS
 from tests.support.scripted_engine import ScriptedEngine
@@ -194,7 +194,7 @@ async def test_each_choice_is_scored_after_the_prompt_with_its_image(
 ) -> None:
     speak(engine, (" b", ids(" b")))
     likelihoods(engine, a=-3.0, b=-0.25, c=-2.0)
-    body = {"model": "tiny", "messages": [picture_message("Which?", RED)], "structured_outputs": {"choice": ["a", "b"]}}
+    body = {"model": "tiny", "messages": [image_message("Which?", RED)], "structured_outputs": {"choice": ["a", "b"]}}
     found = await scores(client, body | {"logprobs": True})
     answer, *scored = engine.requests
     # The space before a choice is one of its tokens.

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from tests.api.test_chat import CHAT, RED, picture_message
+from tests.api.test_chat import CHAT, RED, image_message
 from tests.api.test_queue import ANNE, BEN
 from tests.support.questions import data_url
 from tests.support.scripted_engine import ScriptedEngine
@@ -33,7 +33,7 @@ class TestIsolation:
         render = images.render_data
         monkeypatch.setattr(images, "render_data", lambda image: decoded.append(image) or render(image))
         picture = data_url(Image.new("RGB", (30, 30), "green"))
-        body = {"model": "tiny", "messages": [picture_message("?", picture)]}
+        body = {"model": "tiny", "messages": [image_message("?", picture)]}
         for headers in (ANNE, BEN, ANNE, BEN):
             assert (await client.post(CHAT, json=body, headers=headers)).status_code == 200
         assert len(decoded) == 2
@@ -55,7 +55,7 @@ class TestIsolation:
 
 
 async def test_without_isolation_everything_is_shared(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
-    body = {"model": "tiny", "messages": [picture_message("?", RED)]}
+    body = {"model": "tiny", "messages": [image_message("?", RED)]}
     for headers in (ANNE, BEN):
         await client.post(CHAT, json=body, headers=headers)
     assert [request.cache_salt for request in engine.requests] == [None, None]

@@ -100,7 +100,7 @@ def png_with(*chunks: bytes, colour_type: int = 2) -> bytes:
 PROFILE = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**6)))
 
 
-async def test_a_palette_picture_without_a_palette(client: httpx.AsyncClient) -> None:
+async def test_a_palette_image_without_a_palette(client: httpx.AsyncClient) -> None:
     file = png_with(colour_type=3)
     part = {"type": "image_url", "image_url": {"url": "data:;base64," + base64.b64encode(file).decode()}}
     error = await refused(client, [{"role": "user", "content": [part, TEXT]}])

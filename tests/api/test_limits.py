@@ -12,7 +12,7 @@ from openai import AsyncOpenAI
 from llava_api.limits.account import RateLimiter
 from llava_api.limits.table import CallerLimits
 from llava_api.limits.windows import Windows
-from tests.api.test_chat import BLUE, CHAT, RED, picture_message, text_body
+from tests.api.test_chat import BLUE, CHAT, RED, image_message, text_body
 from tests.api.test_queue import ANNE, BEN, until
 from tests.api.test_tools import TOOLS
 from tests.support.at_rest import held
@@ -111,7 +111,7 @@ class TestRequests:
         bad = [
             {"content": b"{"},
             {"json": text_body(model="another")},
-            {"json": {"model": "tiny", "messages": [picture_message("?", "data:image/png;base64,AAAA")]}},
+            {"json": {"model": "tiny", "messages": [image_message("?", "data:image/png;base64,AAAA")]}},
             {"content": b" " * 300_001},
         ]
         statuses = []
@@ -237,14 +237,14 @@ class TestTokens:
             assert of(reply, TOKENS)[1] == "200"
         assert engine.requests == []
 
-    async def test_pictures_are_not_decoded_for_a_prompt_that_must_wait(
+    async def test_images_are_not_decoded_for_a_prompt_that_must_wait(
         self, app: FastAPI, client: httpx.AsyncClient, limiter: RateLimiter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         decoded = []
         images = app.state.services.preparer.images
         render = images.render_data
         monkeypatch.setattr(images, "render_data", lambda image: decoded.append(image) or render(image))
-        bodies = [{"model": "tiny", "messages": [picture_message("What is it?", picture)]} for picture in (RED, BLUE)]
+        bodies = [{"model": "tiny", "messages": [image_message("What is it?", picture)]} for picture in (RED, BLUE)]
         tokens = (await client.post(EXPLAIN, json=bodies[0], headers=BEN)).json()["prompt_tokens"]
         decoded.clear()
         images.cache.images.clear()
@@ -279,16 +279,16 @@ class TestTokensOfCalls:
                     await asyncio.sleep(0.01)
 
 
-class TestPictures:
+class TestImages:
     @pytest.fixture
     def limits(self) -> str:
         return "[anne]\nimages_per_minute = 3\n"
 
-    async def test_pictures_are_counted_before_one_is_looked_at(
+    async def test_images_are_counted_before_one_is_looked_at(
         self, client: httpx.AsyncClient, limiter: RateLimiter, clock: Clock
     ) -> None:
         def body(*urls: str) -> dict[str, Any]:
-            return {"model": "tiny", "messages": [picture_message("?", *urls)]}
+            return {"model": "tiny", "messages": [image_message("?", *urls)]}
 
         assert (await client.post(CHAT, json=body(RED, BLUE), headers=ANNE)).status_code == 200
         # Two more are too many now, be they broken or nowhere; explain counts them as well.

@@ -20,7 +20,7 @@ from PIL import Image
 
 from llava_api.chat.response_store import size_of
 from llava_api.server.services import Services
-from tests.api.test_chat import CHAT, RED, picture_message, text_body
+from tests.api.test_chat import CHAT, RED, image_message, text_body
 from tests.api.test_errors import error_of
 from tests.support.at_rest import held
 from tests.support.endpoints import EXAMPLE_BODIES
@@ -31,7 +31,7 @@ from tests.support.waiting import until
 
 BUDGET = 600_000_000
 WORK = 100_000_000
-"""Of the four threads on what they have in hand: a file out of its base64, a picture out of its file."""
+"""Of the four threads on what they have in hand: a file out of its base64, an image out of its file."""
 BODIES = 200
 CALLERS = 8
 SIDE = 2230
@@ -44,11 +44,11 @@ def resident(pid: int) -> int:
 
 
 def large_body() -> bytes:
-    """20 MB, most of them a picture without compression."""
+    """20 MB, most of them an image without compression."""
     buffer = io.BytesIO()
     Image.new("RGB", (SIDE, SIDE), "red").save(buffer, "BMP")
     url = f"data:image/bmp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return json.dumps({"model": "tiny", "messages": [picture_message("What?", url)]}).encode()
+    return json.dumps({"model": "tiny", "messages": [image_message("What?", url)]}).encode()
 
 
 async def send_in_steps(port: int, body: bytes, chunked: bool, caller: int = 0) -> tuple[int, str]:
@@ -181,7 +181,7 @@ async def test_everything_is_given_back(
 ) -> None:
     body = EXAMPLE_BODIES[path]
     if "messages" in body:
-        body = {**body, "messages": [picture_message("What?", RED)]}
+        body = {**body, "messages": [image_message("What?", RED)]}
     for fail_at in (None, 0, 1):
         engine.fail_at = fail_at
         for more in ({}, {"stream": path != "/v1/explain"}, {"model": "unknown"}, {"temperature": "warm"}):
@@ -197,7 +197,7 @@ async def test_files_from_elsewhere_are_charged(
 ) -> None:
     file = tmp_path / "large.bmp"
     Image.new("RGB", (1000, 1000), "red").save(file)
-    body = {"model": "tiny", "messages": [picture_message("What?", *[file.as_uri()] * 3)]}
+    body = {"model": "tiny", "messages": [image_message("What?", *[file.as_uri()] * 3)]}
     services.memory.max_bytes = 8_000_000
     reply = await client.post(CHAT, json=body)
     assert (reply.status_code, error_of(reply)["code"]) == (503, "memory_full")

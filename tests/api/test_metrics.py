@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY, Counter
 
 from llava_api.concurrency.admission import Admission
 from llava_api.images.fetch import Resolve
-from tests.api.test_chat import BLUE, CHAT, RED, picture_message, text_body
+from tests.api.test_chat import BLUE, CHAT, RED, image_message, text_body
 from tests.support.endpoints import ALL
 from tests.support.metrics_page import OPENMETRICS, Page, read_page
 from tests.support.scripted_engine import ScriptedEngine
@@ -36,7 +36,7 @@ async def page_of(client: httpx.AsyncClient) -> Page:
 
 
 async def test_a_request_is_counted(client: httpx.AsyncClient) -> None:
-    body = {"model": "tiny", "messages": [picture_message("What?", RED, BLUE)], "stream": True}
+    body = {"model": "tiny", "messages": [image_message("What?", RED, BLUE)], "stream": True}
     await client.post(CHAT, json=body, headers=ANNE)
     await client.post(CHAT, json={**body, "stream": False}, headers=BEN)
     page = await page_of(client)
@@ -71,9 +71,9 @@ async def test_what_is_served_and_by_what(client: httpx.AsyncClient) -> None:
     assert page.total("llava_api_build_info") == 1
 
 
-async def test_pictures_from_the_web_are_timed(client: httpx.AsyncClient, web: Web) -> None:
+async def test_images_from_the_web_are_timed(client: httpx.AsyncClient, web: Web) -> None:
     for path in ("/good.png", "/status/404"):
-        message = picture_message("What?", web.host.url(path))
+        message = image_message("What?", web.host.url(path))
         await client.post(CHAT, json={"model": "tiny", "messages": [message]}, headers=ANNE)
     page = await page_of(client)
     assert page.value("llava_api_image_fetch_seconds_count", outcome="ok") == 1
@@ -133,7 +133,7 @@ async def test_every_answer_of_a_request_is_counted(client: httpx.AsyncClient) -
 
 
 async def test_no_client_can_add_a_series(client: httpx.AsyncClient) -> None:
-    """A thousand odd addresses, methods, models, keys and pictures add as many series as one of each."""
+    """A thousand odd addresses, methods, models, keys and images add as many series as one of each."""
     chance = random.Random(7)
     methods = ("GET", "POST", "PURGE", "X" * 200, "GÉT".encode().decode("latin-1"), "OPTIONS", "PATCH")
 

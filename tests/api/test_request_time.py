@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from llava_api.images.fetch import Resolve
 from llava_api.server.services import Services
-from tests.api.test_chat import CHAT, RED, picture_message, text_body
+from tests.api.test_chat import CHAT, RED, image_message, text_body
 from tests.api.test_errors import error_of
 from tests.support.at_rest import held, settle
 from tests.support.openai_schemas import validate_event_stream
@@ -109,12 +109,12 @@ async def test_an_answer_that_takes_too_long_frees_the_engine_though_its_reader_
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_too_long_while_a_picture_is_fetched(
+async def test_too_long_while_an_image_is_fetched(
     app: FastAPI, web: Web, client: httpx.AsyncClient, services: Services, stream: bool
 ) -> None:
     give(services, request_timeout_seconds=0.2)
     tasks = asyncio.all_tasks()
-    message = picture_message("What?", web.host.url("/hang"))
+    message = image_message("What?", web.host.url("/hang"))
     reply = await client.post(CHAT, json={"model": "tiny", "messages": [message], "stream": stream})
     assert (reply.status_code, error_of(reply)["code"]) == (503, "request_timeout")
     await web.settle()
@@ -122,14 +122,14 @@ async def test_too_long_while_a_picture_is_fetched(
     await settle(app, tasks | set(web.host.conversations))
 
 
-async def test_too_long_while_a_picture_is_decoded(
+async def test_too_long_while_an_image_is_decoded(
     app: FastAPI, client: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give(services, request_timeout_seconds=0.2)
     go_on = threading.Event()
     monkeypatch.setattr(services.preparer.images, "render_data", lambda image: go_on.wait(20))
     tasks = asyncio.all_tasks()
-    reply = await client.post(CHAT, json={"model": "tiny", "messages": [picture_message("What?", RED)]})
+    reply = await client.post(CHAT, json={"model": "tiny", "messages": [image_message("What?", RED)]})
     assert (reply.status_code, error_of(reply)["code"]) == (503, "request_timeout")
     assert held(app) == {}
     go_on.set()

@@ -267,7 +267,7 @@ async def test_what_the_client_dumps_can_be_sent_back(client: httpx.AsyncClient,
         assert reply.status_code == 200, reply.text
 
 
-async def test_a_function_may_return_a_picture(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+async def test_a_function_may_return_an_image(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     shown = [{"type": "input_text", "text": "a screenshot"}, {"type": "input_image", "image_url": RED}]
     items = [
         {"role": "user", "content": "Look."},

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.api.test_chat import CHAT, IMAGE_TOKEN, RED, TOKENIZER, picture_message, text_body
+from tests.api.test_chat import CHAT, IMAGE_TOKEN, RED, TOKENIZER, image_message, text_body
 from tests.support.scripted_engine import ScriptedEngine
 
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
@@ -44,7 +44,7 @@ async def test_an_empty_text(client: httpx.AsyncClient) -> None:
 async def test_the_tokens_as_they_are_written(client: httpx.AsyncClient) -> None:
     reply = await client.post(TOKENIZE, json={"prompt": "Hi USE", "return_token_strs": True})
     assert reply.json()["token_strs"] == ["<s>", "▁", "H", "i", "▁USE"]
-    messages = [picture_message("Hi", RED)]
+    messages = [image_message("Hi", RED)]
     shown = (await client.post(TOKENIZE, json={"messages": messages, "return_token_strs": True})).json()
     assert shown["token_strs"].count("<image>") == 36
     assert len(shown["token_strs"]) == shown["count"]
@@ -58,7 +58,7 @@ async def test_the_tokens_as_they_are_written(client: httpx.AsyncClient) -> None
 async def test_messages_are_counted_as_chat_counts_them(
     client: httpx.AsyncClient, engine: ScriptedEngine, more: dict[str, Any]
 ) -> None:
-    messages = [{"role": "system", "content": "Be brief."}, picture_message("What is it?", RED, RED)]
+    messages = [{"role": "system", "content": "Be brief."}, image_message("What is it?", RED, RED)]
     counted = (await client.post(TOKENIZE, json={"model": "tiny", "messages": messages, **more})).json()
     assert engine.requests == []
     usage = (await client.post(CHAT, json={"model": "tiny", "messages": messages, **more})).json()["usage"]
@@ -91,8 +91,8 @@ async def test_more_than_fits_is_counted(client: httpx.AsyncClient, engine: Scri
         (TOKENIZE, {"messages": []}, 400, "messages"),
         (TOKENIZE, {"prompt": "a" * 200_000}, 400, "prompt"),
         (TOKENIZE, {"content": "a" * 200_000}, 400, "content"),
-        (TOKENIZE, {"messages": [picture_message("a", "http://127.0.0.1/a.png")]}, 400, None),
-        (TOKENIZE, {"messages": [picture_message("a", *[RED] * 65)]}, 400, "messages"),
+        (TOKENIZE, {"messages": [image_message("a", "http://127.0.0.1/a.png")]}, 400, None),
+        (TOKENIZE, {"messages": [image_message("a", *[RED] * 65)]}, 400, "messages"),
         (TOKENIZE, {"prompt": "a", "mm_processor_kwargs": {"size": 9}}, 400, "mm_processor_kwargs"),
         (TOKENIZE, {"prompt": "a", "image": RED}, 400, "image"),
         (DETOKENIZE, {"model": "mistral", "tokens": [1]}, 404, "model"),
@@ -132,7 +132,7 @@ class TestLimits:
         key = {"authorization": "Bearer sk-llava-for-anne-0123456789"}
         for path in (TOKENIZE, DETOKENIZE):
             assert (await client.post(path, json={"prompt": "a", "tokens": [1]})).status_code == 401
-        image = {"messages": [picture_message("a", RED)]}
+        image = {"messages": [image_message("a", RED)]}
         assert (await client.post(TOKENIZE, json=image, headers=key)).status_code == 200
         assert (await client.post(TOKENIZE, json=image, headers=key)).status_code == 429
         assert (await client.post(DETOKENIZE, json={"tokens": [1]}, headers=key)).status_code == 200

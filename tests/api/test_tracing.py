@@ -24,7 +24,7 @@ from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
 from llava_api.telemetry.record import RequestRecord
 from llava_api.telemetry.tracing import CLOSING_SECONDS, Tracing, open_tracing
-from tests.api.test_chat import CHAT, picture_message, text_body
+from tests.api.test_chat import CHAT, image_message, text_body
 from tests.support.endpoints import PROBES
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.web import Web
@@ -72,11 +72,11 @@ def spans_of(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
     return found
 
 
-async def test_the_tree_of_a_streamed_question_about_a_picture(
+async def test_the_tree_of_a_streamed_question_about_an_image(
     traced: httpx.AsyncClient, exporter: InMemorySpanExporter, web: Web, engine: ScriptedEngine
 ) -> None:
     engine.pause_seconds = 0.01
-    body = {"model": "tiny", "messages": [picture_message("What?", web.host.url("/good.png?secret"))], "stream": True}
+    body = {"model": "tiny", "messages": [image_message("What?", web.host.url("/good.png?secret"))], "stream": True}
     reply = await traced.post(CHAT, json={**body, "max_tokens": 50}, headers=CALLER)
     assert reply.text.endswith("data: [DONE]\n\n")
     spans = spans_of(exporter)
@@ -133,7 +133,7 @@ async def test_the_tree_of_a_streamed_question_about_a_picture(
     [first_token] = inference.events
     assert first_token.name == "first_token"
     assert inference.start_time < first_token.timestamp < inference.end_time  # type: ignore[operator]
-    # Nothing of it for the host of the picture, and nothing of the picture's address in it.
+    # Nothing of it for the host of the image, and nothing of the image's address in it.
     [asked] = web.host.requests
     assert asked.headers.keys().isdisjoint({"traceparent", "tracestate", "baggage"})
     assert all("pictures.test" not in span.to_json() and "secret" not in span.to_json() for span in spans.values())

@@ -7,7 +7,7 @@ import pytest
 
 from llava_api.images.fetch import Fetcher
 from tests.support.host_behaviours import PNG
-from tests.support.picture_host import PictureHost
+from tests.support.image_host import ImageHost
 from tests.support.web import TIMEOUT_SECONDS, Web, certificate_for, fetch, refusal, small_web
 
 INNER_HOSTS = [
@@ -195,7 +195,7 @@ async def test_only_the_domains_that_the_operator_names(web: Web) -> None:
 
 
 async def test_proxies_of_the_environment_are_ignored(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with PictureHost() as proxy:
+    async with ImageHost() as proxy:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
             monkeypatch.setenv(name.lower(), f"http://127.0.0.1:{proxy.port}")

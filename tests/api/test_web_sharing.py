@@ -1,4 +1,4 @@
-"""Many who want pictures at once: what is the same is fetched and decoded once, and nobody takes all the places."""
+"""Many who want images at once: what is the same is fetched and decoded once, and nobody takes all the places."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ from llava_api.errors import ApiError, BadImage
 from llava_api.images import decode
 from llava_api.images.fetch import Fetcher, Resolve
 from llava_api.settings import Settings
-from tests.api.test_chat import CHAT, picture_message
+from tests.api.test_chat import CHAT, image_message
 from tests.api.test_errors import error_of
 from tests.support.host_behaviours import PNG
 from tests.support.scripted_engine import ScriptedEngine
@@ -33,10 +33,10 @@ def resolver(web: Web) -> Resolve:
 
 
 def asks_for(*urls: str) -> dict[str, Any]:
-    return {"model": "tiny", "messages": [picture_message("Colour?", *urls)]}
+    return {"model": "tiny", "messages": [image_message("Colour?", *urls)]}
 
 
-async def test_the_same_picture_is_fetched_once_for_all_who_want_it_now(web: Web, fetcher: Fetcher) -> None:
+async def test_the_same_image_is_fetched_once_for_all_who_want_it_now(web: Web, fetcher: Fetcher) -> None:
     url = web.host.url("/good/in-pieces")
     files = await asyncio.gather(*(fetch(fetcher, url, caller=f"caller {number}") for number in range(20)))
     assert set(files) == {PNG}
@@ -156,7 +156,7 @@ async def test_a_failure_gives_its_place_back(web: Web) -> None:
             assert await fetch(fetcher, web.host.url("/good.png")) == PNG
 
 
-async def test_the_same_picture_of_many_requests_is_fetched_and_decoded_once(
+async def test_the_same_image_of_many_requests_is_fetched_and_decoded_once(
     web: Web, client: httpx.AsyncClient, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = 0
@@ -180,7 +180,7 @@ async def test_the_same_picture_of_many_requests_is_fetched_and_decoded_once(
     assert decoded == 1
 
 
-async def test_one_bad_picture_stops_the_fetches_of_its_request(web: Web, client: httpx.AsyncClient) -> None:
+async def test_one_bad_image_stops_the_fetches_of_its_request(web: Web, client: httpx.AsyncClient) -> None:
     urls = [web.host.url("/hang?1"), web.host.url("/status/404"), web.host.url("/hang?2")]
     before = time.perf_counter()
     reply = await client.post(CHAT, json=asks_for(*urls))
@@ -190,16 +190,16 @@ async def test_one_bad_picture_stops_the_fetches_of_its_request(web: Web, client
     assert web.host.open_connections == 0
 
 
-async def test_too_many_pictures_are_refused_before_any_is_fetched(web: Web, client: httpx.AsyncClient) -> None:
+async def test_too_many_images_are_refused_before_any_is_fetched(web: Web, client: httpx.AsyncClient) -> None:
     reply = await client.post(CHAT, json=asks_for(*(web.host.url(f"/good.png?{number}") for number in range(65))))
     assert (reply.status_code, error_of(reply)["param"]) == (400, "messages")
     assert web.host.connections == 0
 
 
-async def test_a_text_that_cannot_fit_is_refused_before_any_picture_is_fetched(
+async def test_a_text_that_cannot_fit_is_refused_before_any_image_is_fetched(
     web: Web, client: httpx.AsyncClient, app: FastAPI
 ) -> None:
-    message = picture_message("word " * 50_000, web.host.url("/good.png"))
+    message = image_message("word " * 50_000, web.host.url("/good.png"))
     reply = await client.post(CHAT, json={"model": "tiny", "messages": [message]})
     assert (reply.status_code, error_of(reply)["code"]) == (400, "context_length_exceeded")
     assert web.host.connections == 0

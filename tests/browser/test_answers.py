@@ -61,7 +61,7 @@ def answers(page: Page) -> Locator:
     return page.locator("#chat .bot.message")
 
 
-def test_a_drawn_picture_is_described_and_a_second_question_knows_it(
+def test_a_drawn_image_is_described_and_a_second_question_knows_it(
     page: Page, ui: Ui, watch: Watch, server: Server
 ) -> None:
     picture = drawn(1)

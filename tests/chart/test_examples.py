@@ -37,7 +37,7 @@ def told(values: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("case", ["default", "no-keys", "three-models", "models-apart", "everything"])
-def test_curl_of_the_notes_asks_about_a_picture(case: str) -> None:
+def test_curl_of_the_notes_asks_about_an_image(case: str) -> None:
     (curl,) = [part for part in told(CASES[case]).split("\n\n") if " curl " in part or part.startswith("  curl")]
     words = shlex.split(curl[curl.index("curl") :])
     body = ChatCompletionRequest.model_validate_json(words[words.index("-d") + 1])
@@ -167,7 +167,7 @@ def test_rays_scripts_are_scripts() -> None:
     assert named >= {"RAY_PORT", "RAY_JOIN_TIMEOUT_SECONDS", "VLLM_HOST_IP"}
 
 
-def test_chart_carries_the_demos_picture_and_the_dashboard() -> None:
+def test_chart_carries_the_demos_image_and_the_dashboard() -> None:
     assert (CHART / "files" / "red-circle.png").read_bytes() == DEMO_PICTURE.read_bytes()
     (found,) = [one for one in of_kind(objects(CASES["dashboard"]), "ConfigMap") if "llava-api.json" in one["data"]]
     assert json.loads(found["data"]["llava-api.json"])["title"] == "llava-api"

@@ -1,7 +1,7 @@
-"""LLaVA-1.6 at its real tile sizes: whatever a picture's size, the model makes as many features as the prompt holds.
+"""LLaVA-1.6 at its real tile sizes: whatever an image's size, the model makes as many features as the prompt holds.
 
-The count is worked out from width and height before the picture is opened, and a second time inside the model. Where
-they differ, requests of just that size fail, or answer from a picture that is cut off.
+The count is worked out from width and height before the image is opened, and a second time inside the model. Where
+they differ, requests of just that size fail, or answer from an image that is cut off.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from llava_api.settings import Settings
 from llava_api.vision.families import LLAVA_1_6
 from llava_api.vision.geometry import Size
 from tests.support import golden
-from tests.support.small_engine import SmallEngine, picture_request
+from tests.support.small_engine import SmallEngine, image_request
 from tests.support.tiny_checkpoints import Tiny, text_fields, tokenizer_of
 from tests.support.tiny_tokenizers import write_json
 from training.drawings import new_drawing
@@ -76,7 +76,7 @@ def write_real_geometry(folder: Path) -> Path:
     torch.manual_seed(0)
     transformers.LlavaNextForConditionalGeneration(config).save_pretrained(folder)
     tokenizer_of(TINY, folder, image_token=True)
-    # vLLM asks a processor for the tokens of the largest picture, though none ever sees one.
+    # vLLM asks a processor for the tokens of the largest image, though none ever sees one.
     for name, content in clip_processor(LLAVA_1_6, VISION["image_size"], VISION["patch_size"], REAL_PINPOINTS).items():
         write_json(folder / name, content)
     return folder
@@ -98,7 +98,7 @@ CHOSEN = sizes()
     [CHOSEN[start : start + AT_ONCE] for start in range(0, len(CHOSEN), AT_ONCE)],
     ids=lambda batch: f"{batch[0][0]}x{batch[0][1]}-and-on",
 )
-def test_pictures_of_any_size_are_answered_with_the_features_that_their_prompt_has_room_for(
+def test_images_of_any_size_are_answered_with_the_features_that_their_prompt_has_room_for(
     batch: list[Size], loaded: tuple[ServedModel, SmallEngine]
 ) -> None:
     model, engine = loaded
@@ -106,7 +106,7 @@ def test_pictures_of_any_size_are_answered_with_the_features_that_their_prompt_h
     for width, height in batch:
         colour = random.randrange(256), random.randrange(256), random.randrange(256)
         picture = Image.new("RGB", (width, height), colour)
-        request = picture_request(model, picture, f"{width}x{height}")
+        request = image_request(model, picture, f"{width}x{height}")
         counted = request.images[0].length
         assert request.token_ids.count(TINY.image_token_id) == counted
         assert counted == GOLDEN.get((width, height), counted)
@@ -119,16 +119,16 @@ def test_pictures_of_any_size_are_answered_with_the_features_that_their_prompt_h
 @pytest.mark.parametrize("size", [(1, 1), (336, 336), (640, 480), (3000, 200)], ids=lambda size: f"{size[0]}x{size[1]}")
 def test_detail_low_is_the_base_tile_and_a_newline(size: Size, loaded: tuple[ServedModel, SmallEngine]) -> None:
     model, engine = loaded
-    request = picture_request(model, Image.new("RGB", size, "green"), f"low-{size}", detail="low")
+    request = image_request(model, Image.new("RGB", size, "green"), f"low-{size}", detail="low")
     before = len(engine.features)
     engine.greedy(request, 1)
     assert engine.features[before:] == [577] == [request.images[0].length]
 
 
-def test_pictures_of_both_details_in_one_batch(loaded: tuple[ServedModel, SmallEngine]) -> None:
+def test_images_of_both_details_in_one_batch(loaded: tuple[ServedModel, SmallEngine]) -> None:
     model, engine = loaded
     picture = new_drawing(Random("both"), (500, 300)).image
-    low = picture_request(model, picture, "both-low", detail="low")
-    high = picture_request(model, picture, "both-high", detail="high")
+    low = image_request(model, picture, "both-low", detail="low")
+    high = image_request(model, picture, "both-high", detail="high")
     alone = [engine.greedy(replace(one, request_id=f"{one.request_id}-alone"), 4).token_ids for one in (low, high)]
     assert [answer.token_ids for answer in engine.greedy_together([low, high], 4)] == alone

@@ -1,6 +1,6 @@
 """Every format of a checkpoint loads into the real engine, and answers as transformers and LLaVA's own code compute.
 
-Log-probabilities are compared, not words alone: a wrong weight or a shifted picture shows in them long before it
+Log-probabilities are compared, not words alone: a wrong weight or a shifted image shows in them long before it
 turns a word. All is in float32, where the two differ by some 1e-5.
 """
 
@@ -23,7 +23,7 @@ from llava_api.engine.base import EngineImage, GenerationRequest
 from llava_api.settings import Settings
 from llava_api.vision.geometry import tile_grid
 from llava_api.vision.normalisation import CLIP
-from tests.support.small_engine import Answer, SmallEngine, picture_request
+from tests.support.small_engine import Answer, SmallEngine, image_request
 from tests.support.tiny_checkpoints import (
     LORA_ALPHA,
     LORA_RANK,
@@ -107,7 +107,7 @@ def values_of(image: EngineImage) -> torch.Tensor:
 def from_features(
     model: PreTrainedModel, features: torch.Tensor, request: GenerationRequest, answer: Answer
 ) -> torch.Tensor:
-    """The same by the text model alone, which is given ``features`` where the picture stands."""
+    """The same by the text model alone, which is given ``features`` where the image stands."""
     image = request.images[0]
     with torch.no_grad():
         embedded = model.get_input_embeddings()(asked_and_answered(request, answer))
@@ -139,7 +139,7 @@ def tile_features(model: PreTrainedModel, request: GenerationRequest) -> torch.T
 
 
 def row_by_row(tiles: torch.Tensor, across: int, down: int) -> torch.Tensor:
-    """Merge type ``spatial``: the base tile, then the tiles put together to one picture, read row by row.
+    """Merge type ``spatial``: the base tile, then the tiles put together to one image, read row by row.
 
     Source: ``prepare_inputs_labels_for_multimodal`` of LLaVA's ``llava_arch.py``.
     """
@@ -185,11 +185,11 @@ def start() -> Iterator[Callable[[ServedModel, Settings], SmallEngine]]:
 Start = Callable[[ServedModel, Settings], SmallEngine]
 
 
-def check_both_pictures(engine: SmallEngine, model: ServedModel, reference: PreTrainedModel) -> None:
-    """A picture whose grid transformers' own reading of the pinpoints gives, then one that needs them mirrored."""
+def check_both_images(engine: SmallEngine, model: ServedModel, reference: PreTrainedModel) -> None:
+    """An image whose grid transformers' own reading of the pinpoints gives, then one that needs them mirrored."""
     listed = [list(point) for point in PINPOINTS]
     for size, pinpoints in ((LARGE, listed), (SMALL, [point[::-1] for point in listed])):
-        request = picture_request(model, picture(size), f"{size}")
+        request = image_request(model, picture(size), f"{size}")
         answer = engine.greedy(request, TOKENS)
         if model.checkpoint.vision.tiled:
             reference.model.config.image_grid_pinpoints = pinpoints
@@ -232,7 +232,7 @@ def hub_prompts(tmp_path_factory: pytest.TempPathFactory) -> dict[Tiny, list[int
     for tiny in TINYS:
         folder = tmp_path_factory.mktemp(name_of(tiny))
         model = served(write_hub(tiny, folder / "hub", "classic"), settings_for(folder))
-        prompts[tiny] = picture_request(model, picture(LARGE), "prompt").token_ids
+        prompts[tiny] = image_request(model, picture(LARGE), "prompt").token_ids
     return prompts
 
 
@@ -243,9 +243,9 @@ def test_a_checkpoint_answers_the_same_in_every_format_and_in_transformers(
 ) -> None:
     settings = settings_for(tmp_path)
     model = served(WAYS[way](tiny, tmp_path), settings)
-    assert picture_request(model, picture(LARGE), "prompt").token_ids == hub_prompts[tiny]
+    assert image_request(model, picture(LARGE), "prompt").token_ids == hub_prompts[tiny]
     # Equal to the same reference, the formats are equal to each other.
-    check_both_pictures(start(model, settings), model, source_of(tiny))
+    check_both_images(start(model, settings), model, source_of(tiny))
 
 
 @pytest.mark.parametrize("tiny", [Tiny("llama", "1.5"), Tiny("mistral", "1.6")], ids=name_of)
@@ -255,7 +255,7 @@ def test_a_lora_in_the_original_format_answers_as_the_model_it_was_made_from(
     lora = write_original_lora(tiny, tmp_path / "lora", tmp_path / "base")
     settings = settings_for(tmp_path, model_base=str(tmp_path / "base"))
     model = served(lora, settings)
-    check_both_pictures(start(model, settings), model, source_of(tiny))
+    check_both_images(start(model, settings), model, source_of(tiny))
 
 
 def converted_in_transformers(model: ServedModel) -> PreTrainedModel:
@@ -281,7 +281,7 @@ def test_a_projector_of_one_layer_answers_as_transformers_does_with_the_converte
     layer, seen = linear_projector(), torch.randn(5, VISION_HIDDEN, generator=torch.Generator().manual_seed(0))
     projected = torch.nn.functional.linear(seen, layer["model.mm_projector.weight"], layer["model.mm_projector.bias"])
     torch.testing.assert_close(reference.model.multi_modal_projector(seen), projected)
-    check_both_pictures(start(model, settings), model, reference)
+    check_both_images(start(model, settings), model, reference)
 
 
 @pytest.mark.parametrize("tiny", [Tiny("llama3", "1.5"), Tiny("mistral", "1.6")], ids=name_of)
@@ -297,10 +297,10 @@ def test_an_embedding_without_a_row_for_image_answers_as_transformers_does_with_
     for made, given in zip(vocabulary(reference), vocabulary(source_of(tiny)), strict=True):
         assert len(made) > rows
         assert torch.equal(made[:rows], given[:rows])
-    check_both_pictures(start(model, settings), model, reference)
+    check_both_images(start(model, settings), model, reference)
 
 
-# LLaVA's settings for pictures, most of which transformers' models do not know.
+# LLaVA's settings for images, most of which transformers' models do not know.
 
 
 @pytest.mark.parametrize("way", ["hub", "original-bin-shards"])
@@ -311,7 +311,7 @@ def test_tiles_are_merged_as_mm_patch_merge_type_says(merge: str, way: str, tmp_
     model = served(edit_config(WAYS[way](tiny, tmp_path), mm_patch_merge_type=merge), settings)
     engine = start(model, settings)
     for size in (LARGE, WIDE, SMALL):
-        request = picture_request(model, picture(size), f"{size}")
+        request = image_request(model, picture(size), f"{size}")
         answer = engine.greedy(request, TOKENS)
         tiles = tile_features(source_of(tiny), request)
         grid = tile_grid(size, model.image_mode.pinpoints, TILE, PATCH)
@@ -329,7 +329,7 @@ def test_a_1_6_checkpoint_shown_one_tile_makes_that_tiles_tokens_and_no_more(
     model = served(write_hub(tiny, tmp_path / "hub", "classic"), settings)
     engine = start(model, settings)
     for size in (LARGE, SMALL):
-        request = picture_request(model, picture(size), f"{size}")
+        request = image_request(model, picture(size), f"{size}")
         answer = engine.greedy(request, TOKENS)
         features = tile_features(source_of(tiny), request)[0]
         assert engine.features[-1] == len(features) == request.images[0].length == TILE_TOKENS
@@ -345,7 +345,7 @@ def test_image_mode_hf_answers_as_transformers_does_with_its_own_pixels(
     engine = start(model, settings)
     reference = source_model(tiny)
     for size in (LARGE, SMALL):
-        request = picture_request(model, picture(size), f"{size}")
+        request = image_request(model, picture(size), f"{size}")
         answer = engine.greedy(request, TOKENS)
         assert engine.features[-1] == request.images[0].length
         check(answer, as_transformers_computes(reference, request, answer))
@@ -391,16 +391,16 @@ def test_an_adapter_beside_the_model_answers_as_its_merged_weights_and_the_model
     settings = settings_for(tmp_path, lora=[f"{name}={folder}" for name, folder in folders.items()])
     model = served(write_hub(tiny, tmp_path / "hub", "classic"), settings)
     engine = start(model, settings)
-    plain = picture_request(model, picture(LARGE), "before")
+    plain = image_request(model, picture(LARGE), "before")
     before = engine.greedy(plain, TOKENS)
     check(before, as_transformers_computes(source_of(tiny), plain, before))
     merged = with_adapter_merged(tiny)
     for adapter in model.adapters:
-        request = picture_request(model, picture(LARGE), adapter.name, adapter)
+        request = image_request(model, picture(LARGE), adapter.name, adapter)
         answer = engine.greedy(request, TOKENS)
         assert answer.token_ids != before.token_ids
         check(answer, as_transformers_computes(merged, request, answer))
-    after = engine.greedy(picture_request(model, picture(LARGE), "after"), TOKENS)
+    after = engine.greedy(image_request(model, picture(LARGE), "after"), TOKENS)
     assert after.token_ids == before.token_ids
     check(after, as_transformers_computes(source_of(tiny), plain, after))
 
@@ -412,9 +412,9 @@ def test_the_model_answers_as_alone_while_an_adapter_answers_in_the_same_batch(t
     model = served(write_hub(tiny, tmp_path / "hub", "classic"), settings)
     engine = start(model, settings)
     (birds,) = model.adapters
-    asked = [picture_request(model, picture(LARGE), f"alone {adapter}", adapter) for adapter in (None, birds)]
+    asked = [image_request(model, picture(LARGE), f"alone {adapter}", adapter) for adapter in (None, birds)]
     alone = [engine.greedy(request, TOKENS).token_ids for request in asked]
     assert alone[0] != alone[1]
     # Other names, so that no cache answers. What keeps the two apart is a slot to spare: see max_loras.
-    asked = [picture_request(model, picture(LARGE), f"together {adapter}", adapter) for adapter in (None, birds)]
+    asked = [image_request(model, picture(LARGE), f"together {adapter}", adapter) for adapter in (None, birds)]
     assert [answer.token_ids for answer in engine.greedy_together(asked, TOKENS)] == alone

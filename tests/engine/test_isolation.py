@@ -55,7 +55,7 @@ async def test_a_prompt_is_cached_for_its_own_caller_alone(running: Running, wit
     assert cached[2] == cached[3] > 100
 
 
-def test_the_salt_reaches_the_engine_with_pictures_and_without() -> None:
+def test_the_salt_reaches_the_engine_with_images_and_without() -> None:
     import numpy
 
     from llava_api.engine.base import EngineImage

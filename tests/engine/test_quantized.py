@@ -22,7 +22,7 @@ from llava_api.cli.serve import DEMO_IMAGE, ready_model
 from llava_api.settings import Settings
 from llava_api.vision.normalisation import CLIP
 from tests.support.quantized import WAYS, quantized_copy
-from tests.support.small_engine import SmallEngine, picture_request
+from tests.support.small_engine import SmallEngine, image_request
 from tests.support.tiny_checkpoints import (
     LORA_ALPHA,
     LORA_RANK,
@@ -66,7 +66,7 @@ def test_a_quantized_checkpoint(tmp_path: Path, way: str) -> None:
     model = ready_model(str(folder), settings)
     assert model.checkpoint.folder == folder
     with SmallEngine(model, settings) as engine:
-        assert engine.greedy(picture_request(model, PICTURE, "picture"), 4).text.strip() == ANSWER
+        assert engine.greedy(image_request(model, PICTURE, "picture"), 4).text.strip() == ANSWER
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_flags_quantize_every_layer_of_the_text_model(tmp_path: Path, name: 
         wanted = parameters.quantizable * {"8bit": 1, "4bit": 0.5}[precision]
         # Scales are on top: one for each row, or for each 32 inputs of these small layers.
         assert wanted < held_bytes(held.language_model.model.layers) < 1.6 * wanted
-        assert engine.greedy(picture_request(model, PICTURE, "picture"), 4).text.strip() == ANSWER
+        assert engine.greedy(image_request(model, PICTURE, "picture"), 4).text.strip() == ANSWER
     foreseen = parameters.memory_bytes()[PRECISIONS[precision]]
     assert check_whole(model.checkpoint.folder).bytes == pytest.approx(foreseen, rel=0.05)
 
@@ -99,7 +99,7 @@ def test_the_original_format_and_a_lora_in_it(tmp_path: Path) -> None:
         layers = model.checkpoint.config["text_config"]["num_hidden_layers"]
         with loaded(model, settings) as (engine, held):
             assert quantized_layers(held) == LINEAR_LAYERS * layers
-            assert len(engine.greedy(picture_request(model, PICTURE, "picture"), 4).token_ids) == 4
+            assert len(engine.greedy(image_request(model, PICTURE, "picture"), 4).token_ids) == 4
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def blue_for_red(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             layer.register_forward_hook(partial(with_lora, name, pairs))
     model = open_model(DEMO, ("m",), Settings())
-    request = picture_request(model, PICTURE, "picture")
+    request = image_request(model, PICTURE, "picture")
     asked, said = len(request.token_ids), Tokenizer.from_file(f"{DEMO}/tokenizer.json").encode("A blue circle.").ids
     wanted = torch.tensor([*said[-4:], *model.stop_token_ids[:1]])
     inputs = {
@@ -161,7 +161,7 @@ def test_an_adapter_beside_a_quantized_model(tmp_path: Path, blue_for_red: Path,
         # What applies an adapter to a layer has the layer's method too.
         assert quantized_layers(held) == (0 if "dtype" in flags else 2 * LINEAR_LAYERS * layers)
         for adapter, answer in ((None, ANSWER), (blue, "A blue circle."), (None, ANSWER)):
-            request = picture_request(model, PICTURE, f"{adapter}", adapter)
+            request = image_request(model, PICTURE, f"{adapter}", adapter)
             assert engine.greedy(request, 4).text.strip() == answer
 
 
@@ -169,4 +169,4 @@ def test_quantized_while_loading() -> None:
     settings = Settings(quantization="fp8_per_channel", dtype="bfloat16")
     model = open_model(DEMO, ("m",), settings)
     with SmallEngine(model, settings) as engine:
-        assert engine.greedy(picture_request(model, PICTURE, "picture"), 4).text.strip() == ANSWER
+        assert engine.greedy(image_request(model, PICTURE, "picture"), 4).text.strip() == ANSWER

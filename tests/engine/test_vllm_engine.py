@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 TOKENS = 96
 
 
-async def picture_request(running: Running, index: int, name: str) -> GenerationRequest:
+async def image_request(running: Running, index: int, name: str) -> GenerationRequest:
     picture = new_drawing(Random(f"engine test {index}"), (300 + index, 200))
     parts = [
         {"type": "text", "text": "Describe this image."},
@@ -59,19 +59,19 @@ async def settled(running: Running, seconds: float) -> bool:
 async def test_eight_streams_progress_together_and_each_says_what_it_says_alone(running: Running) -> None:
     progress: list[str] = []
     names = [f"together-{index}" for index in range(8)]
-    requests = [await picture_request(running, index, name) for index, name in enumerate(names)]
+    requests = [await image_request(running, index, name) for index, name in enumerate(names)]
     together = await asyncio.gather(*(text_of(running, request, progress) for request in requests))
     first_end = min(position for name in names for position in [len(progress) - 1 - progress[::-1].index(name)])
     so_far = progress[: first_end + 1]
     # When the first of the eight ended, each of the others had been given more than half of its tokens.
     assert all(so_far.count(name) > TOKENS / 2 for name in names), [so_far.count(name) for name in names]
-    alone = [await text_of(running, await picture_request(running, index, f"alone-{index}")) for index in range(8)]
+    alone = [await text_of(running, await image_request(running, index, f"alone-{index}")) for index in range(8)]
     assert together == alone
     assert len(set(alone)) > 1
 
 
 async def test_closing_a_stream_early_ends_the_engine_request(running: Running) -> None:
-    request = await picture_request(running, 1, "closed-early")
+    request = await image_request(running, 1, "closed-early")
     stream = running.engine.generate(request)
     await anext(stream)
     assert running.unfinished_requests() == 1

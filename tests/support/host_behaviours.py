@@ -1,6 +1,6 @@
 """What the hostile image host does for each path: bytes to send, pauses, and how it ends.
 
-Data for ``picture_host``. A script is a series of bytes, pauses (floats, in seconds), and perhaps CLOSE or RESET.
+Data for ``image_host``. A script is a series of bytes, pauses (floats, in seconds), and perhaps CLOSE or RESET.
 """
 
 import gzip
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from PIL import Image
 
-from tests.support.bad_pictures import SVG
-from tests.support.picture_files import encoded, png, zlib_zeros
+from tests.support.bad_images import SVG
+from tests.support.image_files import encoded, png, zlib_zeros
 
 CLOSE = b"(close)"
 RESET = b"(reset)"
@@ -151,7 +151,7 @@ STATUSES = {
         "503 Service Unavailable",
     )
 }
-NO_PICTURE: dict[str, Script] = {
+NO_IMAGE: dict[str, Script] = {
     **{path: [reply(b"no", "text/plain", status=status)] for path, status in STATUSES.items()},
     "/upgrade": [head("Connection: Upgrade", "Upgrade: websocket", status="101 Switching Protocols"), CLOSE],
     "/status/204": [head(status="204 No Content")],
@@ -206,7 +206,7 @@ FORBIDDEN: dict[str, Script] = {f"/redirect/{name}": [redirect(target)] for name
 
 def script(path: str, port: int, elsewhere: str) -> Iterator[bytes | float]:
     """What to do for a path; a 404 for one that is not listed."""
-    fixed = GOOD | NO_PICTURE | REFUSED_LATER | FORBIDDEN
+    fixed = GOOD | NO_IMAGE | REFUSED_LATER | FORBIDDEN
     made = HANGING | ENDLESS | BROKEN
     if path == "/redirect/elsewhere":
         steps: Script = [redirect(elsewhere)]

@@ -1,4 +1,4 @@
-"""Pictures as the API takes them."""
+"""Images as the API takes them."""
 
 import base64
 import io

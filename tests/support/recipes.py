@@ -24,7 +24,7 @@ class Recipe:
     steps: tuple[Step, ...]
 
     def lay_out(self, folder: Path) -> None:
-        """The program beside a copy of the page's pictures."""
+        """The program beside a copy of the page's images."""
         shutil.copytree(PICTURES, folder, dirs_exist_ok=True)
         (folder / self.file).write_text(self.program)
 

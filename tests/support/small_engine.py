@@ -152,7 +152,7 @@ def answer_of(output: Any) -> Answer:
     return Answer(list(made.token_ids), made.text, likeliest)
 
 
-def picture_request(
+def image_request(
     model: ServedModel, picture: Image.Image, name: str, adapter: Adapter | None = None, detail: Detail = "auto"
 ) -> GenerationRequest:
     """A question about an RGB image, made as the server makes it. ``name`` is the image's key in caches."""

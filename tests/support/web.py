@@ -17,8 +17,8 @@ import pytest
 from llava_api.errors import BadImage
 from llava_api.images.fetch import Fetcher
 from llava_api.settings import Settings
+from tests.support.image_host import ImageHost
 from tests.support.names import Names
-from tests.support.picture_host import PictureHost
 
 PARAM = "messages[2].content[1].image_url"
 MAX_BYTES = 100_000
@@ -35,9 +35,9 @@ GIVEN_AWAY = re.compile(
 
 @dataclass
 class Web:
-    host: PictureHost
-    """pictures.test, at 127.0.0.1, the one loopback address that the settings allow."""
-    inner: PictureHost
+    host: ImageHost
+    """images.test, at 127.0.0.1, the one loopback address that the settings allow."""
+    inner: ImageHost
     """inner.test, at 127.0.0.2 and the same port: not allowed."""
     names: Names
 
@@ -72,8 +72,8 @@ async def small_web(tls: ssl.SSLContext | None = None) -> AsyncIterator[Web]:
         while True:
             try:
                 async with AsyncExitStack() as opening:
-                    host = await opening.enter_async_context(PictureHost(tls=tls))
-                    inner = await opening.enter_async_context(PictureHost("127.0.0.2", host.port))
+                    host = await opening.enter_async_context(ImageHost(tls=tls))
+                    inner = await opening.enter_async_context(ImageHost("127.0.0.2", host.port))
                     stack.push_async_exit(opening.pop_all())
                 break
             except OSError as error:

@@ -24,7 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 KEY = "sk-llava-0123456789abcdef"
 
 
-def picture_bytes(image: Image.Image, image_format: str = "PNG") -> bytes:
+def image_bytes(image: Image.Image, image_format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, image_format)
     return buffer.getvalue()
@@ -178,7 +178,7 @@ def test_nothing_that_commands_a_terminal_is_left() -> None:
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
 def test_a_file_is_sent_as_it_is(tmp_path: Path, image_format: str) -> None:
-    data = picture_bytes(Image.new("RGB", (9, 7), "red"), image_format)
+    data = image_bytes(Image.new("RGB", (9, 7), "red"), image_format)
     path = tmp_path / "no-telling-name"
     path.write_bytes(data)
     picture = open_image(str(path))
@@ -197,7 +197,7 @@ def test_addresses_are_left_to_the_server() -> None:
         assert open_image(url).url == url
 
 
-def test_what_is_no_picture_is_told_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_image_is_told_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("paper.pdf").write_bytes(b"%PDF-1.7 and so on")
     Path("empty.png").write_bytes(b"")
@@ -228,15 +228,15 @@ def test_names_with_spaces_and_quotes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert path_in("~no-such-person/chat.json") == Path("~no-such-person/chat.json")
 
 
-def test_cells_show_the_picture_small_and_in_its_proportions() -> None:
+def test_cells_show_the_image_small_and_in_its_proportions() -> None:
     image = Image.new("RGB", (400, 200), "red")
     image.paste((0, 0, 255), (200, 0, 400, 200))
-    cells = miniature(picture_bytes(image), 40, 30)
+    cells = miniature(image_bytes(image), 40, 30)
     assert cells is not None
     assert (len(cells), {len(row) for row in cells}) == (20, {40})
     assert (cells[10][5], cells[10][35]) == ((255, 0, 0), (0, 0, 255))
     # Small images keep their size.
-    cells = miniature(picture_bytes(Image.new("RGB", (3, 5), (1, 2, 3))), 40, 30)
+    cells = miniature(image_bytes(Image.new("RGB", (3, 5), (1, 2, 3))), 40, 30)
     assert cells == [[(1, 2, 3)] * 3] * 5
     # Long ones keep at least one row; EXIF turns this one upright.
     strip = Image.new("RGB", (4000, 2))
@@ -248,10 +248,10 @@ def test_cells_show_the_picture_small_and_in_its_proportions() -> None:
     assert (len(cells), len(cells[0])) == (30, 1)
 
 
-def test_a_damaged_picture_is_no_miniature() -> None:
+def test_a_damaged_image_is_no_miniature() -> None:
     noise = Image.effect_noise((200, 200), 90).convert("RGB")
     with pytest.raises(BadImage):
-        miniature(picture_bytes(noise)[:5000], 40, 30)
+        miniature(image_bytes(noise)[:5000], 40, 30)
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:

@@ -16,7 +16,7 @@ from llava_api.settings import Settings
 from tests.support.golden import cases
 from tests.support.questions import data_url
 from tests.support.tiny_checkpoints import Tiny, write_original, write_original_lora, write_tower
-from tests.unit.test_pixels import golden_picture
+from tests.unit.test_pixels import golden_image
 
 REAL_GEOMETRY = {
     "1.5": {"architectures": ["LlavaForConditionalGeneration"]},
@@ -82,7 +82,7 @@ def terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Terminal:
 def test_explain_gives_the_original_codes_pixels(terminal: Terminal, tmp_path: Path, case: dict[str, object]) -> None:
     version = "1.6" if case["mode"] == "anyres" else "1.5"
     model = bare_folder(tmp_path / "model", version)
-    picture = golden_picture(case["width"], case["height"], case["seed"])  # type: ignore[arg-type]
+    picture = golden_image(case["width"], case["height"], case["seed"])  # type: ignore[arg-type]
     mode = case["mode"] or "square"
     explained = terminal.explain(request_with(picture), "--model", str(model), "--image-mode", str(mode))
     (image,) = explained["images"]  # type: ignore[misc]
@@ -132,7 +132,7 @@ def test_hf_mode_is_what_transformers_does(terminal: Terminal, tmp_path: Path) -
     for name in ("llava-tiny-1.5", "llava-tiny-1.6"):
         processor = AutoImageProcessor.from_pretrained(demo_folder() / name)
         for size in ((300, 200), (100, 60)):
-            picture = golden_picture(*size, 3)
+            picture = golden_image(*size, 3)
             pixels = processor(images=picture, return_tensors="np")["pixel_values"][0]
             explained = terminal.explain(request_with(picture), "--model", name, "--image-mode", "hf")
             (image,) = explained["images"]  # type: ignore[misc]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from llava_api.errors import BadImage
 from llava_api.images.decode import Limits, decode, read_header
-from tests.support.picture_files import (
+from tests.support.image_files import (
     behind_start,
     bmp,
     encoded,
@@ -35,7 +35,7 @@ TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How a picture that is stored upright comes out if its tag says otherwise (Pillow's words; EXIF 2.32, 4.6.4)."""
+"""How an image that is stored upright comes out if its tag says otherwise (Pillow's words; EXIF 2.32, 4.6.4)."""
 
 
 def shown(data: bytes) -> Image.Image:
@@ -96,8 +96,8 @@ def test_grey_and_progressive_jpeg() -> None:
     assert_near(colours(encoded(Image.new("RGB", (16, 16), RED), "JPEG", progressive=True), (8, 8)), [RED])
 
 
-def test_the_first_picture_of_a_camera_file_with_several() -> None:
-    """Phones write a preview or a second view behind the picture (MPO); it is a JPEG to everybody."""
+def test_the_first_image_of_a_camera_file_with_several() -> None:
+    """Phones write a preview or a second view behind the image (MPO); it is a JPEG to everybody."""
     first, second = Image.new("RGB", (32, 16), RED), Image.new("RGB", (16, 16), BLUE)
     data = encoded(first, "MPO", save_all=True, append_images=[second])
     assert read_header(data, LIMITS).format == "JPEG"
@@ -235,7 +235,7 @@ def test_webp_with_transparency() -> None:
 # The right way up
 
 
-def test_orientations_against_the_picture_as_stored() -> None:
+def test_orientations_against_the_image_as_stored() -> None:
     stored = noise(24, 16)
     plain = encoded(stored, "JPEG", quality=95)
     upright = shown(plain)
@@ -269,8 +269,8 @@ def test_where_the_tag_stands(image_format: str, byte_order: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", TRANSPOSED)
-def test_orientations_of_pictures_decoded_at_a_fraction(orientation: int) -> None:
-    """Sizes that the fraction does not divide: the same part of the picture is shown, whichever way it is stored."""
+def test_orientations_of_images_decoded_at_a_fraction(orientation: int) -> None:
+    """Sizes that the fraction does not divide: the same part of the image is shown, whichever way it is stored."""
     upright = noise(97, 61).resize((777, 491), Image.Resampling.BICUBIC)
     back = {6: 8, 8: 6}.get(orientation, orientation)
     turn = TRANSPOSED[back]

@@ -1,4 +1,4 @@
-"""Which addresses may be dialled for a picture.
+"""Which addresses may be dialled for an image.
 
 The ranges are those of IANA's special-purpose address registries (https://www.iana.org/assignments/
 iana-ipv4-special-registry and iana-ipv6-special-registry) and the multicast and unassigned space of its address

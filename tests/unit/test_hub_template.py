@@ -117,7 +117,7 @@ def test_a_template_writes_what_transformers_makes_it_write(source: str, system:
     assert as_text(hub(source).layout(system, turns)) == as_transformers_writes(source, system, turns)
 
 
-def test_pictures_stand_where_they_were_sent() -> None:
+def test_images_stand_where_they_were_sent() -> None:
     turn = Turn("user", ("first", 0, "second", 1, "third"))
     later = Turn("user", (2, "fourth"))
     segments = hub(CHATML).layout(None, [turn, Turn("assistant", ("yes",)), later])
@@ -146,7 +146,7 @@ def test_images_of_an_answer_stand_in_it() -> None:
     assert "assistant\nHere.<image>\n<|im_end|>" in as_text(segments)
 
 
-def test_a_template_that_takes_text_gets_pictures_in_front_of_it() -> None:
+def test_a_template_that_takes_text_gets_images_in_front_of_it() -> None:
     turn = Turn("user", ("one", 0, "two", 1))
     segments = hub("{% for m in messages %}[INST] {{ m['content'] + ' [/INST]' }}{% endfor %}").layout(None, [turn])
     assert as_text(segments) == "[INST] <image>\n<image>\none\ntwo [/INST]"
@@ -264,7 +264,7 @@ def test_a_template_that_crashes_refuses_the_request(crash: str) -> None:
     assert refusal(template, None, turns) == FAILED
 
 
-def test_a_picture_that_the_template_leaves_out_is_refused() -> None:
+def test_an_image_that_the_template_leaves_out_is_refused() -> None:
     source = "{% for message in messages %}{% for part in message.content %}" + (
         "{% if part.type == 'image' and loop.first %}<image>{% elif part.type == 'text' %}{{ part.text }}{% endif %}"
         "{% endfor %}{% endfor %}"
@@ -280,14 +280,14 @@ def test_a_template_that_is_no_jinja_is_told_at_the_start() -> None:
 
 
 @pytest.mark.parametrize("source", ["", "hello", "<image>", TEXT_ONLY.replace("message['content']", "''")])
-def test_a_template_that_does_not_write_what_was_asked_takes_no_pictures(source: str) -> None:
+def test_a_template_that_does_not_write_what_was_asked_takes_no_images(source: str) -> None:
     assert not hub(source).takes_images()
 
 
 PARTS_AS_TEXT = "{% for m in messages %}{% for p in m.content %}{{ p.text | default('') }}{% endfor %}{% endfor %}"
 
 
-def test_a_template_without_a_place_for_pictures_takes_none() -> None:
+def test_a_template_without_a_place_for_images_takes_none() -> None:
     assert not hub(PARTS_AS_TEXT).takes_images()
 
 
@@ -319,7 +319,7 @@ OPENERS = [
 ]
 
 
-def only_for_two_pictures(expression: str) -> str:
+def only_for_two_images(expression: str) -> str:
     """A template that is harmless when the server asks it at the start."""
     return "{% if messages[0].content | length == 3 %}" + expression + "{% endif %}" + CHATML
 
@@ -337,7 +337,7 @@ def test_a_template_that_reaches_for_python_is_not_used(opener: str, tmp_path: P
 
 @pytest.mark.parametrize("opener", OPENERS)
 def test_a_template_that_reaches_for_python_later_refuses_the_request(opener: str, tmp_path: Path) -> None:
-    template = hub(only_for_two_pictures(opener.replace("%s", str(tmp_path / "it-ran"))))
+    template = hub(only_for_two_images(opener.replace("%s", str(tmp_path / "it-ran"))))
     assert template.takes_images()
     assert refusal(template, None, [Turn("user", (0, 1, "a"))]) == FAILED
     assert list(tmp_path.iterdir()) == []
@@ -346,7 +346,7 @@ def test_a_template_that_reaches_for_python_later_refuses_the_request(opener: st
 @pytest.mark.parametrize("expression", OF_ONE_STEP)
 def test_a_template_that_names_pythons_insides_writes_nothing_of_them(expression: str) -> None:
     turns = [Turn("user", (0, 1, "a"))]
-    assert hub(only_for_two_pictures(expression)).layout(None, turns) == hub(CHATML).layout(None, turns)
+    assert hub(only_for_two_images(expression)).layout(None, turns) == hub(CHATML).layout(None, turns)
 
 
 # When it is used

@@ -1,4 +1,4 @@
-"""Picture files as people send them: every kind upright and in the right colours, every broken one refused."""
+"""Image files as people send them: every kind upright and in the right colours, every broken one refused."""
 
 import base64
 import io
@@ -127,7 +127,7 @@ def test_sixteen_bit_grey_is_scaled() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(orientation: int) -> None:
-    """A picture stored so that its orientation tag turns it upright: red corner on the upper left."""
+    """An image stored so that its orientation tag turns it upright: red corner on the upper left."""
     upright = Image.new("RGB", (60, 40), "white")
     upright.paste((255, 0, 0), (0, 0, 20, 20))
     undo = {
@@ -147,13 +147,13 @@ def test_exif_orientation(orientation: int) -> None:
     assert header.upright_size() == (60, 40)
     assert header.stored_size == stored.size
     assert decode(data, header.orientation).image.size == (60, 40)
-    # Where nobody asks for it, the picture stays as it is stored.
+    # Where nobody asks for it, the image stays as it is stored.
     assert decode(data).image.size == stored.size
     assert near(colour_at(data, 5, 5), (255, 0, 0))
     assert near(colour_at(data, 50, 30), (255, 255, 255))
 
 
-def test_an_odd_exif_tag_does_not_spoil_a_picture() -> None:
+def test_an_odd_exif_tag_does_not_spoil_an_image() -> None:
     """Cameras write such tags: here text in a tag that is a number by rights; the orientation still counts."""
     exif = Image.Exif()
     exif[0x0112] = 6

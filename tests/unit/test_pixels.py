@@ -14,7 +14,7 @@ from tests.support.golden import cases
 from tests.unit.test_geometry import PINPOINTS
 
 
-def golden_picture(width: int, height: int, seed: int) -> Image.Image:
+def golden_image(width: int, height: int, seed: int) -> Image.Image:
     """As described in the golden file."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     red = (7 * x + 3 * y + 31 * seed) % 256
@@ -25,7 +25,7 @@ def golden_picture(width: int, height: int, seed: int) -> Image.Image:
 
 @pytest.mark.parametrize("case", cases("pixels"), ids=lambda case: f"{case['mode']}-{case['width']}x{case['height']}")
 def test_pixels_to_the_bit(case: dict[str, Any]) -> None:
-    image = golden_picture(case["width"], case["height"], case["seed"])
+    image = golden_image(case["width"], case["height"], case["seed"])
     decoded = Decoded(image, image.size)
     if case["mode"] == "pad":
         shown = pad_levels(decoded, 336, CLIP)

@@ -78,7 +78,7 @@ def test_token_ids_are_the_original_codes(case: dict[str, Any], tokenizer: TextT
     assert rendered.token_ids == original_token_ids(case["prompt"], full, image_token)
     for place in rendered.placeholders:
         assert rendered.token_ids[place.offset : place.offset + place.length] == [image_token] * IMAGE_LENGTH
-        # The dummy prefix stands between a picture and its newline.
+        # The dummy prefix stands between an image and its newline.
         assert rendered.token_ids[place.offset + place.length] == full.token_to_id("▁")
 
 

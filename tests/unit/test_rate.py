@@ -91,7 +91,7 @@ async def test_a_prompt_waits_for_its_tokens_and_one_beyond_the_limit_is_told_th
     await account.spend_images(0)
 
 
-async def test_no_pictures_at_all_may_be_a_limit(clock: Clock) -> None:
+async def test_no_images_at_all_may_be_a_limit(clock: Clock) -> None:
     account = await entered(limiter_of(clock, images_per_minute=0))
     await account.spend_images(0)
     with pytest.raises(InvalidRequest, match="can never pass"):

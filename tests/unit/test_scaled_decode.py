@@ -23,7 +23,7 @@ ANY_RES = ImageMode("anyres", 112, 14, 64, CLIP, ((112, 224), (224, 112), (224, 
 MODES = {"pad": PAD, "square": SQUARE, "anyres": ANY_RES, "low": ANY_RES.at("low")}
 
 
-def soft_picture(size: Size) -> Image.Image:
+def soft_image(size: Size) -> Image.Image:
     """Gradients under grain, as photographs have."""
     rng = np.random.default_rng(size)
     cells = Image.fromarray(rng.integers(0, 256, (size[1] // 40 + 2, size[0] // 40 + 2, 3), dtype=np.uint8))
@@ -45,7 +45,7 @@ def as_jpeg(image: Image.Image, orientation: int = 1) -> bytes:
     "size", [(1001, 747), (513, 1027), (1600, 801), (1345, 1345)], ids=lambda size: f"{size[0]}x{size[1]}"
 )
 def test_scaled_is_near_exact(size: Size, orientation: int, mode: ImageMode) -> None:
-    data = as_jpeg(soft_picture(size), orientation)
+    data = as_jpeg(soft_image(size), orientation)
     exact = decode(data, orientation)
     scaled = decode(data, orientation, needed=mode.needed(exact.size))
     assert scaled.size == exact.size
@@ -55,7 +55,7 @@ def test_scaled_is_near_exact(size: Size, orientation: int, mode: ImageMode) -> 
 
 
 @pytest.mark.parametrize("side", [1345, 1347, 2691, 3001])
-def test_a_square_picture_has_no_padding_to_fade_into(side: int) -> None:
+def test_a_square_image_has_no_padding_to_fade_into(side: int) -> None:
     data = as_jpeg(Image.new("RGB", (side, side), "white"))
     scaled = decode(data, needed=PAD.needed((side, side)))
     assert scaled.scale > 1
@@ -64,7 +64,7 @@ def test_a_square_picture_has_no_padding_to_fade_into(side: int) -> None:
 
 def test_never_below_twice_what_is_needed() -> None:
     for size in ((448, 224), (449, 225), (447, 223), (1800, 1000), (225, 449)):
-        data = as_jpeg(soft_picture(size))
+        data = as_jpeg(soft_image(size))
         for mode in MODES.values():
             needed = mode.needed(size)
             assert needed is not None
@@ -77,7 +77,7 @@ def test_never_below_twice_what_is_needed() -> None:
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (7, 1400), (1400, 7), (113, 112), (1, 1), (5, 900)])
 def test_padding_in_bands_is_padding(size: Size) -> None:
     """Against the square itself, as LLaVA's expand2square makes it."""
-    picture, side = soft_picture(size), max(size)
+    picture, side = soft_image(size), max(size)
     square = Image.new("RGB", (side, side), (122, 116, 104))
     square.paste(picture, ((side - size[0]) // 2, (side - size[1]) // 2))
     wanted = square.resize((112, 112), Image.Resampling.BICUBIC)
@@ -86,7 +86,7 @@ def test_padding_in_bands_is_padding(size: Size) -> None:
 
 @pytest.mark.parametrize(("setting", "to_the_bit"), [("exact", True), ("scaled", False)])
 async def test_the_setting_decides(setting: str, to_the_bit: bool) -> None:
-    picture = soft_picture((1601, 1201))
+    picture = soft_image((1601, 1201))
     loader = ImageLoader(PAD, Settings.model_validate({"jpeg_decode": setting}))
     try:
         measured = await loader.measure([ImagePart(data_url(picture, "JPEG"), "p")], "", Account().memory.take)
@@ -98,7 +98,7 @@ async def test_the_setting_decides(setting: str, to_the_bit: bool) -> None:
 
 
 def test_a_truncated_jpeg_is_refused_at_every_scale() -> None:
-    data = as_jpeg(soft_picture((1600, 1200)))
+    data = as_jpeg(soft_image((1600, 1200)))
     for needed in (None, (100, 75), (300, 225)):
         with pytest.raises(BadImage):
             decode(data[: len(data) // 2], needed=needed)

@@ -36,7 +36,7 @@ from tests.support.tiny_tokenizers import (
     write_tokenizer,
 )
 
-PICTURE_TOKENS = 3
+IMAGE_TOKENS = 3
 CHATML = ("<|im_start|>", "<|im_end|>")
 Chunk = Callable[[str], list[int]]
 """Ids of a text with BOS, as calling a tokenizer of transformers gives them."""
@@ -76,12 +76,12 @@ ODD_TEXTS = {
 
 
 def transcribed_image_token_rule(prompt: str, chunk: Chunk, bos: int | None, image_token: int) -> list[int]:
-    """``tokenizer_image_token`` of llava/mm_utils.py, each picture as many tokens as the model is shown."""
+    """``tokenizer_image_token`` of llava/mm_utils.py, each image as many tokens as the model is shown."""
     chunks = [chunk(text) for text in prompt.split("<image>")]
     offset = 1 if chunks[0] and bos is not None and chunks[0][0] == bos else 0
     ids = chunks[0][:offset]
     for number, found in enumerate(chunks):
-        ids += [image_token] * PICTURE_TOKENS if number else []
+        ids += [image_token] * IMAGE_TOKENS if number else []
         ids += found[offset:]
     return ids
 
@@ -234,7 +234,7 @@ def served(checkpoint: Checkpoint, family: str | None) -> ServedModel:
 
 
 def rendered(model: ServedModel, system: str | None, turns: Sequence[Turn]) -> RenderedPrompt:
-    lengths = [PICTURE_TOKENS] * sum(len(turn.images) for turn in turns)
+    lengths = [IMAGE_TOKENS] * sum(len(turn.images) for turn in turns)
     return tokenize(model.family.layout(system, turns), model.tokenizer, model.checkpoint.image_token_id, lengths)
 
 
@@ -297,14 +297,14 @@ def test_random_texts_have_the_original_ids(
     assert differing(checkpoint, expected, [with_text(shape, text) for text in said]) == []
 
 
-def test_picture_tokens_stand_where_the_prompt_says(checkpoint: Checkpoint) -> None:
+def test_image_tokens_stand_where_the_prompt_says(checkpoint: Checkpoint) -> None:
     turns = [Turn("user", (0, 1, "a")), Turn("assistant", ("b",)), Turn("user", (2, "c"))]
     found = rendered(served(checkpoint, "vicuna_v1"), None, turns)
     assert [place.image for place in found.placeholders] == [0, 1, 2]
     image = checkpoint.image_token_id
     marked = [at for place in found.placeholders for at in range(place.offset, place.offset + place.length)]
     assert [at for at, token in enumerate(found.token_ids) if token == image] == marked
-    assert len(marked) == 3 * PICTURE_TOKENS
+    assert len(marked) == 3 * IMAGE_TOKENS
 
 
 def llama_3_prompt(system: str, question: str) -> str:
@@ -417,7 +417,7 @@ def test_chat_markers_in_added_tokens_json_have_the_original_ids(legacy: bool, t
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["legacy false", "legacy true"])
-def test_marks_around_pictures_have_the_original_ids(legacy: bool, tmp_path: Path) -> None:
+def test_marks_around_images_have_the_original_ids(legacy: bool, tmp_path: Path) -> None:
     marks = ("<im_start>", "<im_end>")
     Kind("llama", "original", legacy).write(tmp_path)
     change_json(tmp_path / "config.json", mm_use_im_start_end=True)

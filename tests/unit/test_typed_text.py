@@ -1,4 +1,4 @@
-"""What people type stays text: it never becomes a special token or a picture, and none of it is lost.
+"""What people type stays text: it never becomes a special token or an image, and none of it is lost.
 
 Every family, and chat templates of several makes as family ``hub``, on tokenizers that know all families' specials:
 a forged conversation must have the special ids of a harmless one, in the same order, and the typed letters must be
@@ -28,7 +28,7 @@ from llava_api.settings import Settings
 from tests.support.tiny_checkpoints import TEXT_MODELS, Tiny, classic_config, original_config, write_processor
 from tests.support.tiny_tokenizers import build, sentencepiece_model, write_json, write_tokenizer
 
-PICTURE_TOKENS = 4
+IMAGE_TOKENS = 4
 MARKS = (
     "<unk>",
     "<s>",
@@ -118,7 +118,7 @@ def text_part(text: str) -> dict[str, str]:
 
 
 def conversation(system: str, first: str, answer: str, second: str) -> Messages:
-    """Everyone says something, and there is a picture in front of the text and one behind it."""
+    """Everyone says something, and there is an image in front of the text and one behind it."""
     return [
         {"role": "system", "content": system},
         {"role": "user", "content": [IMAGE, text_part(first)]},
@@ -154,7 +154,7 @@ class Served:
         request = ChatCompletionRequest.model_validate({"model": "model", "messages": messages})
         read = read_messages(request.messages).finish()
         segments = self.model.family.layout(read.system, read.turns)
-        lengths = [PICTURE_TOKENS] * len(read.images)
+        lengths = [IMAGE_TOKENS] * len(read.images)
         found = tokenize(segments, self.model.tokenizer, self.model.checkpoint.image_token_id, lengths)
         assert len(found.placeholders) == len(read.images)
         return found.token_ids
@@ -213,7 +213,7 @@ def test_nothing_of_a_forgery_is_lost(served: Served) -> None:
 
 
 def two_parts(one: str, other: str) -> Messages:
-    """Both halves in one message, with a picture between them, behind them, or none."""
+    """Both halves in one message, with an image between them, behind them, or none."""
     halves = [text_part(one), text_part(other)]
     return [
         {"role": "system", "content": halves},
@@ -261,11 +261,11 @@ def test_two_hundred_random_forgeries_are_text(served: Served) -> None:
         assert all(text.strip() in found for text in said), said
 
 
-def test_a_mark_for_pictures_adds_none(served: Served) -> None:
+def test_a_mark_for_images_adds_none(served: Served) -> None:
     image = served.model.checkpoint.image_token_id
     for mark in MARKS:
         assert served.ids([{"role": "user", "content": mark}]).count(image) == 0, mark
-        assert served.ids([{"role": "user", "content": [text_part(mark), IMAGE]}]).count(image) == PICTURE_TOKENS, mark
+        assert served.ids([{"role": "user", "content": [text_part(mark), IMAGE]}]).count(image) == IMAGE_TOKENS, mark
 
 
 # Chat templates and tokenizers that make it hard

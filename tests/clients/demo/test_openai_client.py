@@ -1,4 +1,4 @@
-"""The official openai client against the running server: right answers about pictures, streamed."""
+"""The official openai client against the running server: right answers about images, streamed."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ def client_of(server: Server) -> OpenAI:
 
 
 def shape(colour: str, kind: str) -> str:
-    """A picture of one shape in its upper left cell, as a data: URL."""
+    """An image of one shape in its upper left cell, as a data: URL."""
     image = Image.new("RGB", (320, 320), "white")
     draw = ImageDraw.Draw(image)
     if kind == "circle":
@@ -65,7 +65,7 @@ def test_the_curl_line_on_the_terminal_works(server: Server) -> None:
     assert json.loads(out)["choices"][0]["message"]["content"] == "A red circle."
 
 
-def test_the_second_picture_is_the_one_asked_about(server: Server) -> None:
+def test_the_second_image_is_the_one_asked_about(server: Server) -> None:
     red, blue = shape("red", "circle"), shape("blue", "square")
     for first, second, wanted in ((red, blue, "A blue square."), (blue, red, "A red circle.")):
         earlier = "A red circle." if first is red else "A blue square."
@@ -89,7 +89,7 @@ def test_text_alone_is_answered_honestly(server: Server) -> None:
     assert answer(server, {"role": "user", "content": "Hello"}) == SELF_ANSWER
 
 
-def test_usage_counts_the_picture_and_the_length_limit_is_told(server: Server) -> None:
+def test_usage_counts_the_image_and_the_length_limit_is_told(server: Server) -> None:
     with client_of(server) as client:
         reply = client.chat.completions.create(
             model=server.model,
@@ -105,7 +105,7 @@ def test_usage_counts_the_picture_and_the_length_limit_is_told(server: Server) -
     assert reply.usage.prompt_tokens_details.model_dump()["image_tokens"] == wanted
 
 
-def test_bad_pictures_are_refused_and_the_next_request_works(server: Server) -> None:
+def test_bad_images_are_refused_and_the_next_request_works(server: Server) -> None:
     for url in ("data:image/png;base64,AAAA", "data:image/png;base64,%%%", "http://127.0.0.1/x.png", "nonsense"):
         with pytest.raises(openai.BadRequestError) as refused:
             answer(server, user("What is in this image?", url))

@@ -1,4 +1,4 @@
-"""What every client asks: pictures with one right answer, an object about a picture, and a function to call."""
+"""What every client asks: images with one right answer, an object about an image, and a function to call."""
 
 import base64
 import json
@@ -40,7 +40,7 @@ STAR = QUESTIONS[0]
 
 
 class Shape(BaseModel):
-    """The largest shape in the picture."""
+    """The largest shape in the image."""
 
     kind: Kind
     colour: Colour

@@ -1,4 +1,4 @@
-"""``instructor`` over the openai client: a pydantic object about a picture, by JSON schema and by tools."""
+"""``instructor`` over the openai client: a pydantic object about an image, by JSON schema and by tools."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,7 @@ def messages() -> Any:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_object_about_a_picture(base_url: str, model: str, mode: instructor.Mode) -> None:
+def test_an_object_about_an_image(base_url: str, model: str, mode: instructor.Mode) -> None:
     client = instructor.from_openai(OpenAI(base_url=base_url, api_key="none", max_retries=0), mode=mode)
     # One attempt: the answer has to fit the schema without being asked again.
     shape = client.chat.completions.create(model=model, messages=messages(), response_model=Shape, max_retries=0)

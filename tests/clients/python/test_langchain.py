@@ -1,4 +1,4 @@
-"""``langchain-openai``: pictures in messages, streaming, structured output in its three ways, tools."""
+"""``langchain-openai``: images in messages, streaming, structured output in its three ways, tools."""
 
 import asyncio
 from typing import Any

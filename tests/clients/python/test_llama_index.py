@@ -1,4 +1,4 @@
-"""``llama-index-llms-openai-like`` with pictures in messages: chat, streaming, structured answers, tools."""
+"""``llama-index-llms-openai-like`` with images in messages: chat, streaming, structured answers, tools."""
 
 import asyncio
 from typing import Any
@@ -48,7 +48,7 @@ def test_stream(llm: OpenAILike) -> None:
     assert len(pieces) > 1
 
 
-def test_a_picture_as_bytes(llm: OpenAILike) -> None:
+def test_an_image_as_bytes(llm: OpenAILike) -> None:
     block = ImageBlock(image=STAR.picture.read_bytes(), image_mimetype="image/png", detail="low")
     asked = ChatMessage(role="user", blocks=[TextBlock(text=STAR.text), block])
     assert llm.chat([asked]).message.content == STAR.answer
@@ -63,7 +63,7 @@ def test_structured_predict(llm: OpenAILike) -> None:
     assert isinstance(llm.structured_predict(Shape, PromptTemplate("Invent a shape.")), Shape)
 
 
-def test_structured_answer_about_a_picture(llm: OpenAILike) -> None:
+def test_structured_answer_about_an_image(llm: OpenAILike) -> None:
     check_star(llm.as_structured_llm(Shape).chat([message(STAR)]).raw)
 
 

@@ -1,4 +1,4 @@
-"""The ``openai`` client: chat about pictures, streamed, parsed, with tools; the Responses API; errors and retries."""
+"""The ``openai`` client: chat about images, streamed, parsed, with tools; the Responses API; errors and retries."""
 
 import asyncio
 import json

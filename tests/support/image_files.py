@@ -1,4 +1,4 @@
-"""Picture files by hand: the pieces from which the good ones and the bad ones of the tests are put together."""
+"""Image files by hand: the pieces from which the good ones and the bad ones of the tests are put together."""
 
 import io
 import random

@@ -1,4 +1,4 @@
-"""The corpus of bad pictures through the real app: each refused in one useful sentence, and the server goes on."""
+"""The corpus of bad images through the real app: each refused in one useful sentence, and the server goes on."""
 
 import asyncio
 import base64
@@ -14,13 +14,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.test_chat import CHAT, RED, picture_message
+from tests.api.test_chat import CHAT, RED, image_message
 from tests.api.test_errors import error_of
-from tests.support.bad_pictures import BadPicture, corpus
+from tests.support.bad_images import BadPicture, corpus
 
 CORPUS = corpus()
 SECONDS = 10
-"""What one picture may take, at most."""
+"""What one image may take, at most."""
 INNER = re.compile(
     r"<|>|0x[0-9a-f]|\bobject\b|Traceback|_io|BytesIO|Error|Exception|PIL|Pillow|llava_api|site-packages|\bNone\b"
     r"|(?<![\w.])/\w|\\|\b(?:127|10|192|169)\.\d+\.\d+\.\d+"
@@ -32,7 +32,7 @@ USEFUL = re.compile(r"\b(send|scale|crop|save|encode|name|give|use|check|try)\b"
 
 @pytest.fixture
 def settings_made() -> dict[str, Any]:
-    """The limits that the server has by default, pictures and bodies of megabytes among them."""
+    """The limits that the server has by default, images and bodies of megabytes among them."""
     return {"max_body_bytes": 100_000_000, "max_image_bytes": 20_000_000, "max_image_pixels": 64_000_000}
 
 
@@ -40,9 +40,9 @@ def body_with(data: bytes) -> dict[str, Any]:
     bad = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     messages = [
         {"role": "system", "content": "Be brief."},
-        picture_message("First?", RED),
+        image_message("First?", RED),
         {"role": "assistant", "content": "Red."},
-        picture_message("And these?", RED, bad),
+        image_message("And these?", RED, bad),
     ]
     return {"model": "tiny", "messages": messages}
 
@@ -99,7 +99,7 @@ async def ask(client: httpx.AsyncClient, picture: BadPicture) -> str | None:
         reply = await client.post(CHAT, content=content, timeout=120)
         seconds = time.perf_counter() - before
         # Whoever is next is served, and at once: no thread is held by what was refused.
-        good = await client.post(CHAT, json={"model": "tiny", "messages": [picture_message("Colour?", RED)]})
+        good = await client.post(CHAT, json={"model": "tiny", "messages": [image_message("Colour?", RED)]})
         good_seconds = time.perf_counter() - before - seconds
     complaint = complaint_about(picture, reply)
     if complaint is None and seconds > SECONDS:
@@ -112,13 +112,13 @@ async def ask(client: httpx.AsyncClient, picture: BadPicture) -> str | None:
 
 
 @pytest.mark.parametrize("group", [group for group in CORPUS if group != "slow to read"])
-async def test_bad_pictures(client: httpx.AsyncClient, group: str) -> None:
+async def test_bad_images(client: httpx.AsyncClient, group: str) -> None:
     complaints = [await ask(client, picture) for picture in CORPUS[group]]
     assert [complaint for complaint in complaints if complaint is not None] == []
 
 
 @pytest.mark.parametrize("picture", CORPUS["slow to read"], ids=[picture.name for picture in CORPUS["slow to read"]])
-async def test_pictures_that_are_slow_to_read(client: httpx.AsyncClient, picture: BadPicture) -> None:
+async def test_images_that_are_slow_to_read(client: httpx.AsyncClient, picture: BadPicture) -> None:
     assert await ask(client, picture) is None
 
 
@@ -138,12 +138,12 @@ async def test_a_postscript_file_starts_nothing(
 async def test_the_kind_is_told_by_the_bytes_and_not_by_the_url(client: httpx.AsyncClient) -> None:
     encoded = RED.split(",", 1)[1]
     for kind in ("image/svg+xml", "application/pdf", "text/html", "image/jpeg", ""):
-        message = picture_message("Colour?", f"data:{kind};base64,{encoded}")
+        message = image_message("Colour?", f"data:{kind};base64,{encoded}")
         reply = await client.post(CHAT, json={"model": "tiny", "messages": [message]})
         assert reply.status_code == 200, kind
 
 
-async def test_many_bad_pictures_at_once(client: httpx.AsyncClient) -> None:
+async def test_many_bad_images_at_once(client: httpx.AsyncClient) -> None:
     """Refused side by side, each with its own answer."""
     pictures = [picture for group in ("truncated", "other kinds", "too large") for picture in CORPUS[group]]
     replies = await asyncio.gather(*(client.post(CHAT, json=body_with(picture.data)) for picture in pictures))

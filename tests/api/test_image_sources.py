@@ -1,4 +1,4 @@
-"""Where a picture may come from and how a client may write it."""
+"""Where an image may come from and how a client may write it."""
 
 import io
 import os
@@ -54,7 +54,7 @@ class TestForms:
             {"type": "image_url", "image_url": {"url": URL.replace(";base64", ";charset=utf-8;base64")}},
         ],
     )
-    async def test_every_form_shows_the_same_picture(
+    async def test_every_form_shows_the_same_image(
         self, client: httpx.AsyncClient, engine: ScriptedEngine, part: dict[str, Any]
     ) -> None:
         for wanted in (image_url(URL), part):
@@ -143,7 +143,7 @@ class TestAllTogether:
     def settings_made(self) -> dict[str, Any]:
         return {"max_request_image_bytes": 3 * len(png(RED)) + 10}
 
-    async def test_bytes_of_all_pictures_of_a_request(self, client: httpx.AsyncClient) -> None:
+    async def test_bytes_of_all_images_of_a_request(self, client: httpx.AsyncClient) -> None:
         assert (await client.post(CHAT, json=body(*[image_url(URL)] * 3))).status_code == 200
         error = await refusal(client, *[image_url(URL)] * 4)
         assert (error["code"], error["param"]) == ("image_too_large", "messages[0].content[3].image_url")
@@ -178,7 +178,7 @@ async def test_what_cannot_fit_is_refused_before_a_pixel_is_decoded(
     assert engine.requests == []
 
 
-async def test_a_picture_that_was_sent_before_is_not_decoded_again(
+async def test_an_image_that_was_sent_before_is_not_decoded_again(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []

@@ -1,4 +1,4 @@
-"""Many pictures at once: callers take turns for the threads; beyond the bound a 503 says when to come again."""
+"""Many images at once: callers take turns for the threads; beyond the bound a 503 says when to come again."""
 
 import asyncio
 import base64
@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from llava_api.images.load import ImageLoader, MeasuredImage, RenderedImage
-from tests.api.test_chat import CHAT, picture_message
+from tests.api.test_chat import CHAT, image_message
 from tests.api.test_errors import error_of
 from tests.support.at_rest import held
 from tests.support.questions import data_url
@@ -34,12 +34,12 @@ def images(app: FastAPI) -> ImageLoader:
 
 
 def asks(*colours: int) -> dict[str, Any]:
-    """About pictures that nobody has sent before, one for each colour."""
+    """About images that nobody has sent before, one for each colour."""
     urls = [data_url(Image.new("RGB", (20, 20), (colour, 0, 0))) for colour in colours]
-    return {"model": "tiny", "messages": [picture_message("Colour?", *urls)]}
+    return {"model": "tiny", "messages": [image_message("Colour?", *urls)]}
 
 
-async def test_one_picture_is_not_behind_anothers_crowd(
+async def test_one_image_is_not_behind_anothers_crowd(
     client: httpx.AsyncClient, images: ImageLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     render = images.render_data

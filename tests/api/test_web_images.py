@@ -1,4 +1,4 @@
-"""Pictures from the web: what good hosts send arrives, whatever bad ones do ends in time, in a useful sentence."""
+"""Images from the web: what good hosts send arrives, whatever bad ones do ends in time, in a useful sentence."""
 
 import asyncio
 import time
@@ -9,8 +9,8 @@ import pytest
 
 from llava_api.errors import BadImage
 from llava_api.images.fetch import Fetcher, Resolve
-from tests.api.test_bad_pictures import longest_block
-from tests.api.test_chat import CHAT, picture_message, text_body
+from tests.api.test_bad_images import longest_block
+from tests.api.test_chat import CHAT, image_message, text_body
 from tests.api.test_errors import error_of
 from tests.support.host_behaviours import (
     BROKEN,
@@ -19,11 +19,11 @@ from tests.support.host_behaviours import (
     GOOD,
     HANGING,
     JPEG,
-    NO_PICTURE,
+    NO_IMAGE,
     PNG,
     REFUSED_LATER,
 )
-from tests.support.picture_host import full_backlog
+from tests.support.image_host import full_backlog
 from tests.support.web import MAX_BYTES, PATIENT_SECONDS, TIMEOUT_SECONDS, Web, check_words, fetch, refusal
 
 SOON_SECONDS = 20.0
@@ -112,7 +112,7 @@ async def test_endless_bodies_are_cut_at_the_limit(web: Web, path: str) -> None:
         with longest_block(time.thread_time) as longest:
             error = await refusal(fetcher, web.host.url(path))
         if "tiny" in path:
-            # Crumbs are refused before they make up too large a picture.
+            # Crumbs are refused before they make up too large an image.
             assert "very small parts" in error.message
         else:
             assert error.code == "image_too_large"
@@ -151,8 +151,8 @@ async def test_broken_answers(web: Web, fetcher: Fetcher, path: str) -> None:
     assert await fetch(fetcher, web.host.url("/good.png")) == PNG
 
 
-@pytest.mark.parametrize("path", NO_PICTURE)
-async def test_answers_without_a_picture(web: Web, fetcher: Fetcher, path: str) -> None:
+@pytest.mark.parametrize("path", NO_IMAGE)
+async def test_answers_without_an_image(web: Web, fetcher: Fetcher, path: str) -> None:
     error = await refusal(fetcher, web.host.url(path))
     assert error.code == "image_fetch_failed"
     if path.startswith("/status/"):
@@ -176,19 +176,19 @@ async def test_redirects_to_where_nobody_may_go(web: Web, fetcher: Fetcher) -> N
     assert await fetch(fetcher, web.host.url("/good.png")) == PNG
 
 
-OTHERS = [*ENDLESS, *BROKEN, *NO_PICTURE, *REFUSED_LATER, *FORBIDDEN]
+OTHERS = [*ENDLESS, *BROKEN, *NO_IMAGE, *REFUSED_LATER, *FORBIDDEN]
 
 
 async def test_every_bad_host_through_the_whole_server(
     web: Web, client: httpx.AsyncClient, fetcher: Fetcher, app: Any
 ) -> None:
-    good = {"model": "tiny", "messages": [picture_message("Colour?", web.host.url("/good.png"))]}
+    good = {"model": "tiny", "messages": [image_message("Colour?", web.host.url("/good.png"))]}
     settings = app.state.services.settings
     for paths in [HANGING, *(OTHERS[start : start + 8] for start in range(0, len(OTHERS), 8))]:
         # Long enough for the good host, which is asked at the same time.
         settings.image_fetch_timeout_seconds = 5 * TIMEOUT_SECONDS if paths is HANGING else PATIENT_SECONDS
         bodies = [
-            {"model": "tiny", "messages": [picture_message("Colour?", web.host.url("/good.jpg"), web.host.url(path))]}
+            {"model": "tiny", "messages": [image_message("Colour?", web.host.url("/good.jpg"), web.host.url(path))]}
             for path in paths
         ]
         before = time.perf_counter()
@@ -217,7 +217,7 @@ async def test_the_bytes_of_a_whole_request_are_limited(
     app.state.services.settings.max_request_image_bytes = 3 * len(PNG) - 1
     for count, status in ((1, 200), (2, 200), (3, 400)):
         urls = [web.host.url(f"/good.png?{number}") for number in range(count)]
-        reply = await client.post(CHAT, json={"model": "tiny", "messages": [picture_message("Colour?", *urls)]})
+        reply = await client.post(CHAT, json={"model": "tiny", "messages": [image_message("Colour?", *urls)]})
         assert reply.status_code == status
     assert error_of(reply)["code"] == "image_too_large"
     assert str(3 * len(PNG) - 1) in error_of(reply)["message"]

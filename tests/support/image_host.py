@@ -1,4 +1,4 @@
-"""A picture host on a loopback address that does to its callers what hosts on the internet do, and worse.
+"""An image host on a loopback address that does to its callers what hosts on the internet do, and worse.
 
 Raw sockets, so that it can break HTTP wherever it likes. What it does for which path: ``host_behaviours``. It counts
 connections and keeps the requests, so that a test can tell what reached it.
@@ -28,8 +28,8 @@ class Request:
     """By name in lower case."""
 
 
-class PictureHost:
-    """``async with PictureHost() as host``, then ``host.url("/good.png")``."""
+class ImageHost:
+    """``async with ImageHost() as host``, then ``host.url("/good.png")``."""
 
     def __init__(self, address: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.address = address
@@ -52,7 +52,7 @@ class PictureHost:
         """Requests, by path."""
         return Counter(request.path for request in self.requests)
 
-    async def __aenter__(self) -> "PictureHost":
+    async def __aenter__(self) -> "ImageHost":
         self.server = await asyncio.start_server(
             self.accept, self.address, self.port, ssl=self.tls, ssl_shutdown_timeout=0.5 if self.tls else None
         )

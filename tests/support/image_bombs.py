@@ -1,4 +1,4 @@
-"""Small files that ask for much: pixels, memory, time. Data for ``bad_pictures``."""
+"""Small files that ask for much: pixels, memory, time. Data for ``bad_images``."""
 
 import struct
 import zlib
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from tests.support.picture_files import (
+from tests.support.image_files import (
     RED,
     behind_start,
     bmp,
@@ -123,7 +123,7 @@ def slow_to_read() -> dict[str, Make]:
 
 
 def many_scans(width: int, height: int, times: int) -> bytes:
-    """A progressive JPEG that refines its plain grey again and again: 31 bytes and a whole picture's work each."""
+    """A progressive JPEG that refines its plain grey again and again: 31 bytes and a whole image's work each."""
     jpeg = encoded(Image.new("RGB", (width, height), "grey"), "JPEG", progressive=True)
     starts = [place for place in range(len(jpeg)) if jpeg[place : place + 2] == b"\xff\xda"]
     scans = [jpeg[start:end] for start, end in zip(starts, [*starts[1:], len(jpeg) - 2], strict=True)]

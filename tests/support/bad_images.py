@@ -1,7 +1,7 @@
-"""Pictures as nobody should send them: cut off, swollen, lying about themselves, or something else altogether.
+"""Images as nobody should send them: cut off, swollen, lying about themselves, or something else altogether.
 
 ``corpus`` gives them by group. Every one must be answered with a 400 that says what to do, or shown where
-``may_be_shown`` says that a decoder may well find a picture in it; never a 5xx, and the server goes on.
+``may_be_shown`` says that a decoder may well find an image in it; never a 5xx, and the server goes on.
 """
 
 import gzip
@@ -12,8 +12,8 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.support import picture_bombs
-from tests.support.picture_files import (
+from tests.support import image_bombs
+from tests.support.image_files import (
     PNG_MAGIC,
     RED,
     behind_start,
@@ -44,16 +44,16 @@ class BadPicture:
 
 
 def corpus() -> dict[str, list[BadPicture]]:
-    """The bad pictures, by group."""
+    """The bad images, by group."""
     made = {
-        "too large": picture_bombs.too_large(),
-        "odd sizes": picture_bombs.odd_sizes(),
-        "too few rows": picture_bombs.too_few_rows(),
-        "slow to read": picture_bombs.slow_to_read(),
-        "metadata": picture_bombs.metadata(),
-        "bmp headers": picture_bombs.bmp_headers(),
+        "too large": image_bombs.too_large(),
+        "odd sizes": image_bombs.odd_sizes(),
+        "too few rows": image_bombs.too_few_rows(),
+        "slow to read": image_bombs.slow_to_read(),
+        "metadata": image_bombs.metadata(),
+        "bmp headers": image_bombs.bmp_headers(),
     }
-    # Where a lenient decoder may find a picture. The others have to be refused.
+    # Where a lenient decoder may find an image. The others have to be refused.
     lenient = {"too few rows", "slow to read", "metadata", "bmp headers"}
     groups = {
         group: [BadPicture(name, make, may_be_shown=group in lenient) for name, make in pictures.items()]
@@ -177,7 +177,7 @@ def zipped() -> bytes:
 
 
 def polyglots() -> list[BadPicture]:
-    """Files that are two things. A picture with something behind it is a picture; the reverse is not."""
+    """Files that are two things. An image with something behind it is an image; the reverse is not."""
     jpeg, png_file, gif_file = encoded(RED, "JPEG"), encoded(RED, "PNG"), encoded(RED, "GIF")
     pdf = b"%PDF-1.4\n1 0 obj<</Length 999>>stream\n"
     first = {
