@@ -116,6 +116,8 @@ def test_threads() -> None:
     assert (limited.threads, limited.thread_count) == ("nobind", 3)
     assert plan(HOME, FOUR_BIT, Settings(tensor_parallel_size=2)).threads is None
     assert plan(HOME, replace(EIGHT_BIT, parameters=2_300_000), Settings()).threads is None
+    given = plan(replace(HOME, binding="0-1"), EIGHT_BIT, Settings())
+    assert (given.threads, given.sentences[2]) == (None, "threads: VLLM_CPU_OMP_THREADS_BIND is 0-1")
 
 
 def test_a_long_step_has_time() -> None:

@@ -71,6 +71,7 @@ def cpu_plan(model: ServedModel, weights: Weights | None, settings: Settings) ->
             machine.physical_cores(),
             machine.cpu_features(),
             machine.cpu_limit(),
+            os.environ.get("VLLM_CPU_OMP_THREADS_BIND"),
         ),
         CheckpointFacts(
             stored_dtype=stored if model.precision is None else unquantized_dtype(stored),

@@ -55,6 +55,8 @@ class CpuMachine:
     """Of the processor, in the kernel's names."""
     limit: int | None = None
     """Cores that a container may use, if that is fewer."""
+    binding: str | None = None
+    """VLLM_CPU_OMP_THREADS_BIND, if it is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def plan(machine: CpuMachine, checkpoint: CheckpointFacts, settings: Settings) -
             f"precision {dtype}: {reason}",
             f"memory {readable_size(total)} (weights {readable_size(weights)}, KV cache {readable_size(cache)}){room}; "
             f"context {context:,} tokens{shorter}, {sequences} answers at once",
-            f"threads {count}: {why}",
+            f"threads {count}: {why}" if machine.binding is None else f"threads: {why}",
         ),
     )
 
@@ -205,6 +207,8 @@ def does_not_fit(
 def binding(machine: CpuMachine, settings: Settings, *, small: bool) -> tuple[str | None, int, str]:
     """(VLLM_CPU_OMP_THREADS_BIND, number of threads, the reason)."""
     count = len(machine.cores)
+    if machine.binding is not None:
+        return None, count, f"VLLM_CPU_OMP_THREADS_BIND is {machine.binding}"
     workers = settings.tensor_parallel_size * settings.pipeline_parallel_size * settings.data_parallel_size
     if machine.limit is not None and machine.limit < count:
         # Bound threads of two containers would share the same cores while others are idle.
