@@ -361,3 +361,26 @@ class TestOff:
             assert (await client.get(path)).status_code == 404
         assert (await client.post(ASK, json=body())).status_code == 404
         assert "/api/chat" not in (await client.get("/openapi.json")).json()["paths"]
+
+
+@pytest.mark.parametrize("image", ["aGVsbG8=", "/tmp/x.png", "no base64!"])
+async def test_a_wrong_image_is_refused_as_base64(client: httpx.AsyncClient, image: str) -> None:
+    reply = await client.post(ASK, json=body(user(images=[image])))
+    assert reply.status_code == 400
+    assert "data:" not in reply.json()["error"]
+
+
+async def test_an_address_that_does_not_exist(client: httpx.AsyncClient) -> None:
+    reply = await client.post("/api/pull", json={"model": "tiny"})
+    assert (reply.status_code, reply.json()) == (
+        404,
+        {"error": "There is nothing at this address; chat is at POST /api/chat."},
+    )
+
+
+async def test_an_image_in_another_field_is_told_where_it_belongs(client: httpx.AsyncClient) -> None:
+    reply = await client.post(ASK, json=body(user(image=PNG)))
+    assert (reply.status_code, reply.json()["error"]) == (
+        400,
+        "Unrecognized request argument supplied: messages[0].image. Send images as a list in images.",
+    )

@@ -10,7 +10,9 @@ from llava_api.chat.question import Question, with_format
 from llava_api.chat.sampling import Length, read_sampling, upper_bound
 from llava_api.chat.schema import ReadSchema, read_schema
 from llava_api.chat.tools import Toolbox, read_tools
+from llava_api.errors import BadImage
 from llava_api.images.load import ImagePart
+from llava_api.images.source import scheme_of
 from llava_api.protocol import ollama as wire
 from llava_api.protocol.sampling import SamplingRequest
 
@@ -52,7 +54,16 @@ def read_message(message: wire.OllamaMessage, param: str, transcript: Transcript
 
 
 def read_images(images: Sequence[str] | None, param: str, transcript: Transcript) -> Parts:
-    return [transcript.show(ImagePart(image, f"{param}[{index}]")) for index, image in enumerate(images or ())]
+    return [transcript.show(ImagePart(as_url(image), f"{param}[{index}]")) for index, image in enumerate(images or ())]
+
+
+def as_url(image: str) -> str:
+    """What is no URL is base64, however short or damaged, so that its error speaks of that."""
+    try:
+        scheme_of(image)
+    except BadImage:
+        return f"data:image;base64,{image}"
+    return image
 
 
 def question_of(

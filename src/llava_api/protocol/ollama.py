@@ -37,6 +37,7 @@ class OllamaOptions(RequestObject):
 
 
 class OllamaRequest(RequestObject):
+    image_place: ClassVar = "as a list in images"
     refused: ClassVar = {"template": "This server writes prompts as the checkpoint was trained: leave template out."}
     ignored: ClassVar = {"keep_alive": "The model is always loaded: leave keep_alive out."}
 

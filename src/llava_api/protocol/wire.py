@@ -85,6 +85,8 @@ class RequestObject(WireObject):
     """Known field without effect, which ``--strict-fields`` refuses -> the sentence."""
     extensions: ClassVar[Collection[str]] = ()
     """Inherited fields that the API does not have here."""
+    image_place: ClassVar[str] = "in a message's content, each as a part of its own"
+    """Where the API has images, for errors."""
 
     @model_validator(mode="before")
     @classmethod

@@ -91,7 +91,7 @@ def create_app(
     app.add_middleware(CleanPath, root_path=settings.root_path)
     if settings.trusted_proxies:
         app.add_middleware(ForwardedFor, trusted=settings.trusted_proxies)
-    error_handlers.install(app)
+    error_handlers.install(app, ollama_api=settings.ollama_api)
     return app
 
 

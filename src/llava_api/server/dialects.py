@@ -16,11 +16,15 @@ class Dialect:
     request_id_header: str | None = None
     """Header of answers for the request's id, besides ``x-request-id``."""
 
+    chat: str = "/v1/chat/completions"
+    """Path of chat, which is named to who asks for one that does not exist."""
+
 
 OPENAI = Dialect(ErrorReply)
+OLLAMA = Dialect(OllamaErrorReply, chat="/api/chat")
 DIALECTS = {
-    "/v1/messages": Dialect(AnthropicErrorReply, b"x-api-key", "request-id"),
-    "/api": Dialect(OllamaErrorReply),
+    "/v1/messages": Dialect(AnthropicErrorReply, b"x-api-key", "request-id", "/v1/messages"),
+    "/api": OLLAMA,
 }
 """Path -> the dialect of this path and all paths below it."""
 

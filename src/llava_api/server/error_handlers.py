@@ -2,13 +2,14 @@
 
 import logging
 import math
+from functools import partial
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from llava_api.errors import INTERNAL, ApiError, ErrorCode, InvalidRequest, NotFound
-from llava_api.server.dialects import dialect_of, request_id_headers
+from llava_api.server.dialects import OLLAMA, dialect_of, request_id_headers
 from llava_api.server.state import exchange_of
 from llava_api.telemetry.log_lines import cut
 from llava_api.telemetry.record import current
@@ -38,14 +39,17 @@ async def on_api_error(request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
-async def on_http_exception(request: Request, error: Exception) -> Response:
+async def on_http_exception(request: Request, error: Exception, *, ollama_api: bool) -> Response:
     """Starlette's own refusals: no such route, no such method."""
     assert isinstance(error, HTTPException)
+    dialect = dialect_of(current().path)
+    off = dialect is OLLAMA and not ollama_api
+    advice = "Ollama's API is switched on by --ollama-api" if off else f"chat is at POST {dialect.chat}"
     headers = dict(error.headers or {})
     if "Allow" in headers:
         headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
     if error.status_code == 404:
-        return error_response(NotFound("There is nothing at this address; chat is at POST /v1/chat/completions."))
+        return error_response(NotFound(f"There is nothing at this address; {advice}."))
     if error.status_code == 405:
         text = f"This address takes {headers.get('Allow', 'another method')}."
         return error_response(InvalidRequest(text, code=ErrorCode.METHOD_NOT_ALLOWED, status=405), headers)
@@ -61,7 +65,7 @@ async def on_unforeseen(request: Request, error: Exception) -> Response:
     return rendered(refusal, path, request_id, request_id_headers(path, request_id))
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, *, ollama_api: bool = False) -> None:
     app.add_exception_handler(ApiError, on_api_error)
-    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(HTTPException, partial(on_http_exception, ollama_api=ollama_api))
     app.add_exception_handler(Exception, on_unforeseen)

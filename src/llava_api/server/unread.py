@@ -26,14 +26,15 @@ Path = tuple[str | int, ...]
 
 def check_unread(request: RequestObject, data: dict[str, Any], strict: bool, record: RequestRecord) -> None:
     """Note what is ignored; ``data`` is the body that ``request`` was made of. Raises InvalidRequest."""
-    UnreadFields(strict, record).collect(request, data, "", ())
+    UnreadFields(strict, record, request.image_place).collect(request, data, "", ())
 
 
 class UnreadFields:
-    """The unread fields of one request. ``strict``: refuse the first of them."""
+    """The unread fields of one request. ``strict``: refuse the first of them. ``image_place``: where images belong."""
 
-    def __init__(self, strict: bool, record: RequestRecord) -> None:
+    def __init__(self, strict: bool, record: RequestRecord, image_place: str) -> None:
         self.strict = strict
+        self.remedy = f" Send images {image_place}."
         self.record = record
         self.left = MAX_LOOKED_AT
 
@@ -55,7 +56,7 @@ class UnreadFields:
     def add(self, name: str, value: object, sentence: str | None, prefix: str, path: Path) -> None:
         """``sentence``: about a known field, None for an unknown one."""
         if sentence is None and self.holds_image(name, value):
-            raise unrecognized((*path, name), " Send images in a message's content.")
+            raise unrecognized((*path, name), self.remedy)
         if sentence is not None and changes_nothing(name, value):
             return
         if self.strict:
