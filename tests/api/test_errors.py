@@ -127,6 +127,9 @@ async def test_addresses_and_methods(client: httpx.AsyncClient) -> None:
     for path in ("/", "/v1", "/v1/embeddings", "/doc/", "/health/read/"):
         reply = await client.get(path)
         assert (reply.status_code, error_of(reply)["code"]) == (404, "not_found")
+        assert error_of(reply)["message"].endswith("chat is at POST /v1/chat/completions.")
+    assert "--ollama-api" in (await client.get("/api/tags")).json()["error"]
+    assert "POST /v1/messages." in (await client.get("/v1/messages/batches")).json()["error"]["message"]
     reply = await client.get(CHAT)
     assert (reply.status_code, error_of(reply)["code"]) == (405, "method_not_allowed")
     assert reply.headers["allow"] == "POST"
@@ -196,6 +199,17 @@ WORDS: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": "many"}, "max_tokens", "an integer of up to 64 bits"),
     ({"temperature": "warm"}, "temperature", "a number"),
     ({"stream": "often"}, "stream", "true or false"),
+    ({"messages": []}, "messages", "it must have 1 or more entries."),
+    ({"stop": ["a"] * 65}, "stop", "it may have up to 64 entries."),
+    ({"top_p": 2}, "top_p", "it must be 1 or less."),
+    ({"n": 0}, "n", "it must be 1 or more."),
+    ({"top_k": 2**31}, "top_k", "it must be below 2147483648."),
+    ({"repetition_penalty": 0}, "repetition_penalty", "it must be 0.01 or more."),
+    (
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        "tools[0].function.name",
+        "it must match the pattern ^[a-zA-Z0-9_.:/-]{1,128}$.",
+    ),
 ]
 
 

@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a tag": ({SO: {"structural_tag": "{}"}}, f"{SO}.structural_tag", "send a choice"),
     "an old grammar": ({"guided_grammar": "start: A"}, "guided_grammar", "send a choice"),
     "no choices": ({SO: {"choice": []}}, f"{SO}.choice", "1 or more"),
-    "an empty choice": ({"guided_choice": ["a", ""]}, "guided_choice[1]", "1 characters or more"),
+    "an empty choice": ({"guided_choice": ["a", ""]}, "guided_choice[1]", "1 or more characters"),
     "no texts": ({SO: {"choice": [1, 2]}}, f"{SO}.choice[0]", "a string"),
     "many choices": ({SO: {"choice": [str(n) for n in range(1001)]}}, f"{SO}.choice", "up to 1000"),
     "a long choice": ({SO: {"choice": ["a" * 513]}}, f"{SO}.choice[0]", "up to 512"),

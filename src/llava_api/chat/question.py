@@ -141,7 +141,7 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
     if continues and not question.conversation.continues:
         param = "add_generation_prompt" if request.continue_final_message is None else "continue_final_message"
         raise InvalidRequest(
-            f"{param} has an answer in words continued: send an assistant's message last, and neither a "
+            f"{param} asks for the last message to be continued in words: make it an assistant's, and send neither a "
             "response_format of JSON nor a tool_choice that requires a call.",
             param=param,
         )
@@ -155,7 +155,7 @@ def continuation(request: ChatCompletionRequest) -> bool | None:
         return None if prompts is None else not prompts
     if prompts == continues:
         raise InvalidRequest(
-            "add_generation_prompt is false with continue_final_message, and true without.",
+            "add_generation_prompt and continue_final_message contradict each other: leave one of them out.",
             param="add_generation_prompt",
         )
     return continues

@@ -103,6 +103,9 @@ def invalid_schema(param: str, why: str) -> InvalidRequest:
 
 def refused_by_engine(schema: ReadSchema, complaint: str) -> InvalidRequest:
     """``complaint``: llguidance's words, which quote a pattern that they are about."""
+    if schema.param.endswith("regex"):
+        message = f"Invalid value for '{schema.param}': the pattern does not work: {complaint}"
+        return InvalidRequest(message, param=schema.param, code=ErrorCode.INVALID_SCHEMA)
     for part, _, place in parts_of(schema.kept):
         if any(f" {pattern} " in complaint or f"/{pattern}/" in complaint for pattern in patterns_of(part)):
             return invalid_schema(schema.param, f"{place or 'it'} has a pattern that does not work: {complaint}")

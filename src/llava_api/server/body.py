@@ -182,10 +182,14 @@ KINDS = {
 }
 """Pydantic's errors about a wrong type -> the right type in words."""
 BOUNDS = {
-    "too_short": "it must have {min_length} or more",
-    "too_long": "it may have up to {max_length}",
-    "string_too_short": "it must have {min_length} characters or more",
+    "too_short": "it must have {min_length} or more entries",
+    "too_long": "it may have up to {max_length} entries",
+    "string_too_short": "it must have {min_length} or more characters",
     "string_too_long": "it may have up to {max_length} characters",
+    "string_pattern_mismatch": "it must match the pattern {pattern}",
+    "greater_than_equal": "it must be {ge} or more",
+    "less_than_equal": "it must be {le} or less",
+    "less_than": "it must be below {lt}",
     "literal_error": "it must be {expected}",
 }
 
@@ -209,7 +213,8 @@ def refusal_of(error: ValidationError) -> InvalidRequest:
         # Pydantic's name for the key of a dictionary's entry.
         param = param.removesuffix(".[key]")
         # As JSON writes them.
-        words = BOUNDS[kind].format(**context).replace("False", "false").replace("True", "true")
+        bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}
+        words = BOUNDS[kind].format(**bounds).replace("False", "false").replace("True", "true")
     else:
         message = best["msg"].removeprefix("Value error, ").removesuffix(".")
         words = message[0].lower() + message[1:]
