@@ -22,10 +22,10 @@ BOUNDS = {
     "exclusiveMinimum": "above {}",
     "maximum": "{} or less",
     "exclusiveMaximum": "below {}",
-    "minLength": "{} characters or more",
+    "minLength": "{} or more characters",
     "maxLength": "up to {} characters",
-    "minItems": "{} or more",
-    "maxItems": "up to {}",
+    "minItems": "{} or more entries",
+    "maxItems": "up to {} entries",
     "maxProperties": "up to {} entries",
     "pattern": "`{}`",
 }

@@ -57,7 +57,7 @@ class FlatJsonSchemaFormat(JsonSchema):
     schema_: dict[str, Any] = Field(alias="schema")
     """JSON Schema of the answer."""
     strict: bool = False
-    """The answer fits the schema in any case."""
+    """Refuse a schema with keywords that cannot be enforced, instead of leaving them out."""
 
 
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type"), JSON_PATHS]

@@ -69,9 +69,9 @@ class SamplingRequest(GeneratingRequest):
     """Above 0: tokens that are already in the answer become less likely."""
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     """Above 0: tokens become less likely each time they occur in the answer."""
-    logit_bias: PhpObject[dict[str, Annotated[float, Field(ge=-100, le=100)]]] | None = Field(
-        None, max_length=LOGIT_BIASES
-    )
+    logit_bias: (
+        PhpObject[Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=LOGIT_BIASES)]] | None
+    ) = None
     """Token id -> a number from -100 to 100 that is added to its logit."""
     stop: Annotated[StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)], JSON_PATHS] | None = None
     """Texts that end the answer; they are not part of it. Empty ones have no effect."""
