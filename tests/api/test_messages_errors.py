@@ -84,6 +84,7 @@ def result_of(call_id: str) -> dict[str, Any]:
             "missing_required_parameter",
         ),
         (body(mcp_servers=[{"url": "https://a"}]), 400, INVALID, "mcp_servers", "unsupported_parameter"),
+        (body(structured_outputs={"choice": ["a"]}), 400, INVALID, "structured_outputs", "unsupported_parameter"),
         (body(stop_sequences=[""]), 400, INVALID, "stop_sequences[0]", None),
     ],
 )
@@ -202,3 +203,8 @@ class TestKeys:
     @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/v1/messages-of-mine", "/v1/message"])
     async def test_other_paths_take_no_such_header(self, client: httpx.AsyncClient, path: str) -> None:
         assert (await client.get(path, headers={"x-api-key": KEY})).status_code == 401
+
+
+async def test_a_prompt_that_is_too_long_is_refused_in_anthropics_words(client: httpx.AsyncClient) -> None:
+    error = (await client.post("/v1/messages", json=body("word " * 3000))).json()["error"]
+    assert error["message"].startswith("prompt is too long: ")

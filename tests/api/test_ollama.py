@@ -265,6 +265,7 @@ async def test_whether_it_runs(client: httpx.AsyncClient) -> None:
         (ASK, body(format="yaml"), "format"),
         (ASK, body(format={"type": "object", "minProperties": 10**9}), "format"),
         (ASK, body(template="{{ .Prompt }}"), "template"),
+        (ASK, body(structured_outputs={"choice": ["a"]}), "structured_outputs"),
         (ASK, body(image=PNG), "image"),
         (GENERATE, {"model": "tiny", "prompt": "x", "raw": True}, "raw"),
         (GENERATE, {"model": "tiny", "prompt": "x", "suffix": "y"}, "suffix"),

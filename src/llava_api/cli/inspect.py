@@ -84,7 +84,8 @@ def weights_here(model: ServedModel) -> str:
     except StartupError as error:
         return str(error)
     size = sum(file.stat().st_size for file in files)
-    return f"{len(files)} files, {readable_size(size)}" if files else "none in this folder"
+    count = "1 file" if len(files) == 1 else f"{len(files)} files"
+    return f"{count}, {readable_size(size)}" if files else "none in this folder"
 
 
 def text_of(value: Any) -> str:

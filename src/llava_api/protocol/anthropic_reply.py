@@ -142,7 +142,11 @@ class AnthropicErrorReply(AnthropicEvent, ErrorShape):
             kind = "timeout_error"
         else:
             kind = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-        body = AnthropicError(type=kind, message=error.message, param=error.param, code=error.code)
+        message = error.message
+        if error.code == ErrorCode.CONTEXT_LENGTH_EXCEEDED:
+            # Claude Code and others look for these words of Anthropic's.
+            message = f"prompt is too long: {message}"
+        body = AnthropicError(type=kind, message=message, param=error.param, code=error.code)
         return cls(error=body, request_id=request_id)
 
 

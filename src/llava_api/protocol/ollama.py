@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, FailFast, Field
 
+from llava_api.protocol.refused import FORMS, sentences
 from llava_api.protocol.sampling import MAX_STOPS, MaxTokens, StopText
 from llava_api.protocol.tools import MAX_TOOLS, Arguments, Function
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
@@ -38,7 +39,10 @@ class OllamaOptions(RequestObject):
 
 class OllamaRequest(RequestObject):
     image_place: ClassVar = "as a list in images"
-    refused: ClassVar = {"template": "This server writes prompts as the checkpoint was trained: leave template out."}
+    refused: ClassVar = {
+        **sentences(("{} belongs to vLLM's server: send format instead.", FORMS)),
+        "template": "This server writes prompts as the checkpoint was trained: leave template out.",
+    }
     ignored: ClassVar = {"keep_alive": "The model is always loaded: leave keep_alive out."}
 
     model: str = ""

@@ -50,8 +50,9 @@ VLLM = sentences(
     (NOT_SUPPORTED, ("repetition_detection", "return_token_ids", "return_tokens_as_token_ids")),
     (NOT_SUPPORTED, ("use_beam_search", "watermarking")),
 )
+FORMS = ("structured_outputs", "guided_choice", "guided_json", "guided_regex")
 VLLM_COMPLETIONS = sentences(
-    (FORMATS, ("structured_outputs", "guided_choice", "guided_json", "guided_regex")),
+    (FORMATS, FORMS),
     (NOT_SUPPORTED, ("prompt_logprobs",)),
 )
 """Those that chat and text completions have."""

@@ -82,9 +82,9 @@ def earlier_response(store: ResponseStore, response_id: str, owner: str) -> Stor
     """The response that ``previous_response_id`` names. Raises InvalidRequest."""
     found = store.get(response_id, owner)
     if found is None:
-        message = UNKNOWN if store.keeps else f"{NO_STORE}send the earlier items in input instead."
+        message = f"{UNKNOWN} Send" if store.keeps else f"{NO_STORE}send"
         code = ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND if store.keeps else ErrorCode.UNSUPPORTED_PARAMETER
-        raise InvalidRequest(message, param="previous_response_id", code=code)
+        raise InvalidRequest(f"{message} the earlier items in input instead.", param="previous_response_id", code=code)
     return found
 
 
