@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -11,12 +12,15 @@ import httpx
 import jsonschema
 import pytest
 import pytest_asyncio
+from PIL import Image
 
 from llava_api.engine.base import GenerationRequest, Sampling
 from llava_api.errors import EngineFailed
+from tests.api.test_chat import image_message
 from tests.api.test_structured_output import BAD, form, tool
 from tests.engine.conftest import Running
 from tests.support.openai_schemas import ValidatingTransport
+from tests.support.questions import data_url
 from tests.support.sse import chunks
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -228,3 +232,36 @@ async def test_a_schema_that_fails_while_an_answer_is_made_is_never_a_wrong_answ
     reply = await ask(client, response_format=form(schema), temperature=0, max_tokens=60)
     assert reply.status_code == 400, reply.text
     assert reply.json()["error"]["code"] == "invalid_schema"
+
+
+IMAGE = Image.new("RGB", (64, 64), "red")
+
+
+async def test_each_choices_logprob_is_that_of_its_tokens_in_a_prompt(client: httpx.AsyncClient) -> None:
+    """Also for an image and choices that were asked before, and are in the prefix cache in part."""
+    question = image_message("What color is the circle?", data_url(IMAGE))
+    names = ["Red", "Red circle", "Light blue", "größer", "\U0001f388"]
+    length = (await ask(client, messages=[question], max_tokens=1)).json()["usage"]["prompt_tokens"]
+    expected = []
+    for name in names:
+        answered = [question, {"role": "assistant", "content": name}]
+        reply = (await ask(client, messages=answered, prompt_logprobs=0, max_tokens=1)).json()
+        entries = reply["prompt_logprobs"]
+        assert len(entries) == reply["usage"]["prompt_tokens"]
+        assert sum(entry is None for entry in entries) == 1 + reply["usage"]["prompt_tokens_details"]["image_tokens"]
+        expected.append(sum(next(iter(entry.values()))["logprob"] for entry in entries[length:]))
+    for _ in range(2):
+        fields = {"messages": [question], "structured_outputs": {"choice": names}, "logprobs": True, "temperature": 1}
+        (choice,) = await choices(client, **fields)
+        assert content(choice) in names
+        scores = choice["choice_logprobs"]
+        assert [score["logprob"] for score in scores] == pytest.approx(expected, abs=1e-2)
+        assert sum(score["probability"] for score in scores) == pytest.approx(1)
+
+
+async def test_a_pattern_is_matched_however_hot_it_is_sampled(client: httpx.AsyncClient) -> None:
+    pattern = r"[A-ZÄ]\p{L}{1,8}/[0-9]{2}"
+    asked = [choices(client, seed=seed, structured_outputs={"regex": pattern}, **HOT) for seed in SEEDS]
+    answers = [content(choice) for (choice,) in await asyncio.gather(*asked)]
+    assert all(re.fullmatch(r"[A-ZÄ][^\W\d_]{1,8}/[0-9]{2}", answer) for answer in answers), answers
+    assert len(set(answers)) > 5
