@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fnmatch import fnmatch
@@ -11,6 +12,9 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from tests.support.serve import Server, running_server
+
+# A shell ignores Ctrl-C for what it runs in the background, and so would every program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALONE = ("tests/faults/*", "tests/clients/test_chat_serve.py", "tests/clients/test_engine_start_failures.py")
 """Files whose tests share nothing, and take long."""
