@@ -73,10 +73,12 @@ def scored_choices(
     If a choice is how a longer one begins (1 and 12), only what the longer one leaves of its probability is its own.
     """
     highest = max(logprobs)
+    # Only the choices are compared, because a prompt may have many thousands of tokens.
+    written = [request.token_ids[-(request.sampling.scored_tail or 0) :] for request in requests]
     own: dict[int, float] = {}
-    for place in sorted(range(len(requests)), key=lambda place: -len(requests[place].token_ids)):
-        ids = requests[place].token_ids
-        longer = sum(share for other, share in own.items() if requests[other].token_ids[: len(ids)] == ids)
+    for place in sorted(range(len(requests)), key=lambda place: -len(written[place])):
+        ids = written[place]
+        longer = sum(share for other, share in own.items() if written[other][: len(ids)] == ids)
         own[place] = max(0.0, math.exp(logprobs[place] - highest) - longer)
     total = sum(own.values())
     return [
