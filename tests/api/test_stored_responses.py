@@ -247,3 +247,14 @@ class TestShortPaths:
         assert (await client.post(f"/responses/{made['id']}/cancel")).status_code == 400
         assert (await client.post("/responses/input_tokens", json=body())).status_code == 200
         assert (await client.delete(f"/responses/{made['id']}")).status_code == 200
+
+
+async def test_references_add_up_to_no_more_than_a_request_may_have(client: httpx.AsyncClient) -> None:
+    parts = [{"type": "input_text", "text": "x"}] * 300
+    made = (await client.post(URL, json=body(input=[{"role": "user", "content": parts}]))).json()
+    item_id = (await listed(client, made["id"]))["data"][0]["id"]
+    few = await client.post(f"{URL}/input_tokens", json=body(input=[{"type": "item_reference", "id": item_id}]))
+    assert few.status_code == 200, few.text
+    many = await client.post(f"{URL}/input_tokens", json=body(input=[{"type": "item_reference", "id": item_id}] * 100))
+    assert many.status_code == 400
+    assert "too many parts" in many.json()["error"]["message"]

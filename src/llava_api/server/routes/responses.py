@@ -15,7 +15,7 @@ from llava_api.protocol.response_reply import EVENTS, DeletedResponse, InputItem
 from llava_api.protocol.response_reply import Response as ResponseObject
 from llava_api.protocol.responses import InputItem, ItemReference, MessageItem, ResponseRequest, SkippedItem
 from llava_api.server.answer import Context, json_response
-from llava_api.server.body import COPIES
+from llava_api.server.body import COPIES, MAX_OBJECTS
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.state import exchange_of, services_of
 
@@ -71,11 +71,20 @@ async def read(
     kept = [*earlier, *referenced.values()]
     # They cost as much memory as if the request had contained them.
     context.account.memory.take(COPIES * size_of(kept))
+    check_objects(kept)
     parsed = await store.read(kept)
     for place, item in zip(referenced, parsed[len(earlier) :], strict=True):
         given[place] = item
     question = response_question(wanted, parsed[: len(earlier)], given, services.model)
     return earlier, [item for item in given if not isinstance(item, SkippedItem)], question
+
+
+def check_objects(items: Sequence[StoredItem]) -> None:
+    """Raises InvalidRequest for more than a body may have: a reference of a few bytes may name thousands."""
+    counts = {item.id: item.json.count(b"{") + item.json.count(b"[") for item in dict.fromkeys(items)}
+    if sum(counts[item.id] for item in items) > MAX_OBJECTS:
+        message = "The conversation has too many parts: refer to fewer items, or send shorter ones."
+        raise InvalidRequest(message, param="input")
 
 
 def earlier_response(store: ResponseStore, response_id: str, owner: str) -> StoredResponse:
