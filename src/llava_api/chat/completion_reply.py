@@ -152,9 +152,10 @@ class CompletionReply(ChunkedReply):
                 gathered[choice.index].append(choice)
         reply = wire.Completion(**vars(self.metadata), choices=list(map(joined, gathered)), usage=self.usage())
         top = self.plain.prompt_top
-        for made in reply.choices if top is not None else ():
-            prompt = self.answers[made.index // self.plain.choices].prompt
-            made.prompt_logprobs = await asyncio.to_thread(prompt_logprobs, prompt, self.tokenizer, top or 0)
+        for place, answers in enumerate(self.answers if top is not None else ()):
+            written = await asyncio.to_thread(prompt_logprobs, answers.prompt, self.tokenizer, top or 0)
+            for made in reply.choices[place * self.plain.choices :][: self.plain.choices]:
+                made.prompt_logprobs = written
         return reply
 
     async def items(self) -> AsyncGenerator[wire.CompletionChunk, None]:
