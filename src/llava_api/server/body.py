@@ -87,12 +87,17 @@ async def read_body(request: Request, max_body_bytes: int, account: Account) -> 
     return body
 
 
+def objects_in(text: bytes | bytearray) -> int:
+    """At most this number of objects and lists are in a JSON text: braces in its strings count too."""
+    return text.count(b"{") + text.count(b"[")
+
+
 def parse(body: bytes | bytearray, model: type[Model], strict: bool = False) -> Model:
     """Raises InvalidRequest, which names one field to correct."""
     # Counted before orjson makes a million small objects that are all invalid. Base64 has none of these characters.
     text = without_base64(body)
     commas = text.count(b",")
-    if text.count(b"{") + text.count(b"[") > MAX_OBJECTS or commas > MAX_VALUES:
+    if objects_in(text) > MAX_OBJECTS or commas > MAX_VALUES:
         raise InvalidRequest("The request's body has too many parts: send fewer messages, or shorter ones.")
     try:
         try:

@@ -1,6 +1,7 @@
 """``/v1/responses``, and the addresses below it for stored responses."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 from fastapi import Request
@@ -15,7 +16,7 @@ from llava_api.protocol.response_reply import EVENTS, DeletedResponse, InputItem
 from llava_api.protocol.response_reply import Response as ResponseObject
 from llava_api.protocol.responses import InputItem, ItemReference, MessageItem, ResponseRequest, SkippedItem
 from llava_api.server.answer import Context, json_response
-from llava_api.server.body import COPIES, MAX_OBJECTS
+from llava_api.server.body import COPIES, MAX_OBJECTS, objects_in
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.state import exchange_of, services_of
 
@@ -81,8 +82,7 @@ async def read(
 
 def check_objects(items: Sequence[StoredItem]) -> None:
     """Raises InvalidRequest for more than a body may have: a reference of a few bytes may name thousands."""
-    counts = {item.id: item.json.count(b"{") + item.json.count(b"[") for item in dict.fromkeys(items)}
-    if sum(counts[item.id] for item in items) > MAX_OBJECTS:
+    if sum(times * objects_in(item.json) for item, times in Counter(items).items()) > MAX_OBJECTS:
         message = "The conversation has too many parts: refer to fewer items, or send shorter ones."
         raise InvalidRequest(message, param="input")
 
