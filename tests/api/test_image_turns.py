@@ -14,11 +14,10 @@ from PIL import Image
 from llava_api.images.load import ImageLoader, MeasuredImage, RenderedImage
 from tests.api.test_chat import CHAT, image_message
 from tests.api.test_errors import error_of
+from tests.api.test_queue import ANNE, BEN
 from tests.support.at_rest import held
 from tests.support.questions import data_url
 from tests.support.waiting import until
-
-ANNE, BEN = ({"authorization": f"Bearer sk-llava-for-{name}-0123456789"} for name in ("anne", "ben"))
 
 
 @pytest.fixture
