@@ -44,6 +44,7 @@ from llava_api.engine.base import (
 from llava_api.engine.processes import any_paused, kill_all, with_descendants
 from llava_api.engine.start_errors import engine_start
 from llava_api.engine.vllm_options import engine_arguments, known_arguments
+from llava_api.engine.vllm_plugin import calls
 from llava_api.errors import EngineFailed, EngineStopped, StartupError
 from llava_api.settings import Settings
 
@@ -60,14 +61,24 @@ def is_not_dead_engine(record: logging.LogRecord) -> bool:
     return record.exc_info is None or not isinstance(record.exc_info[1], EngineDeadError)
 
 
+def leave_out_token_texts() -> bool:
+    """Have vLLM not write each token of every table of log-probabilities: 4 us each, on the event loop.
+
+    Replies have texts of our own. Returns False if this vLLM writes them in another way.
+    """
+    if not calls(logprobs.LogprobsProcessor, "convert_ids_list_to_tokens"):
+        return False
+    logprobs.convert_ids_list_to_tokens = lambda tokenizer, token_ids: [""] * len(token_ids)
+    return True
+
+
 class VllmEngine:
     """vLLM as an ``Engine``; EngineCore runs in a separate process."""
 
     def __init__(self, llm: AsyncLLM) -> None:
         self.llm = llm
         logging.getLogger(AsyncLLM.__module__).addFilter(is_not_dead_engine)
-        # vLLM would write each token of every table on the event loop, 4 us each. Replies have texts of our own.
-        logprobs.convert_ids_list_to_tokens = lambda tokenizer, token_ids: [""] * len(token_ids)
+        leave_out_token_texts()
         self.max_model_len: int = llm.model_config.max_model_len
         copies: int = llm.vllm_config.parallel_config.data_parallel_size
         self.max_num_seqs: int = copies * llm.vllm_config.scheduler_config.max_num_seqs

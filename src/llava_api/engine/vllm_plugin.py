@@ -8,6 +8,7 @@ changes to vLLM below are made only in processes that a server of ours has start
 import shutil
 import time
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from llava_api.engine.processes import die_with_parent
@@ -100,15 +101,20 @@ def fit_queues_into_shared_memory() -> bool:
     return True
 
 
-def load_despite_stale_index() -> None:
-    """Load model.safetensors if its index names only files that were merged into it, as transformers does."""
+def load_despite_stale_index() -> bool:
+    """Load model.safetensors if its index names only files that were merged into it, as transformers does.
+
+    Returns False if this vLLM chooses its files in another way.
+    """
     from vllm.model_executor.model_loader import default_loader
 
+    if not calls(default_loader.DefaultModelLoader, "filter_duplicate_safetensors_files"):
+        return False
     filter_as_vllm_does = default_loader.filter_duplicate_safetensors_files
 
-    def filter_files(files: list[str], folder: str, index: str) -> list[str]:
+    def filter_files(files: list[str], *where: Any, **named: Any) -> list[str]:
         try:
-            kept: list[str] = filter_as_vllm_does(files, folder, index)
+            kept: list[str] = filter_as_vllm_does(files, *where, **named)
             return kept
         except FileNotFoundError:
             # The check before the start has found that no file of the index is there, and this one is.
@@ -117,6 +123,13 @@ def load_despite_stale_index() -> None:
             return files
 
     default_loader.filter_duplicate_safetensors_files = filter_files
+    return True
+
+
+def calls(owner: type, function: str) -> bool:
+    """Whether a method of the class uses the function, which its module must have under this name."""
+    methods = [method for method in vars(owner).values() if isinstance(method, FunctionType)]
+    return any(function in method.__code__.co_names and function in method.__globals__ for method in methods)
 
 
 def chunk_that_fits(chunk_bytes: int, chunks: int) -> int:

@@ -1,0 +1,272 @@
+"""The installed vLLM still has every name, field and argument of its that the product uses.
+
+Each failure names what vLLM has no longer, and the file of ours that uses it: run this first with another vLLM.
+"""
+
+import ast
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+import llava_api
+from llava_api.engine import start_errors
+from llava_api.engine.base import Adapter, ModelToLoad, Sampling
+from llava_api.engine.cpu_plan import CpuPlan
+from llava_api.engine.vllm_engine import leave_out_token_texts
+from llava_api.engine.vllm_options import LORA_RANKS, PASSED_ON, engine_arguments, known_arguments
+from llava_api.engine.vllm_plugin import BUFFER_NEEDS, READER_NEEDS, load_despite_stale_index
+from llava_api.settings import Settings
+from llava_api.versions import VLLM, installed
+from llava_api.vision.families import LLAVA_1_6
+from llava_api.vision.normalisation import CLIP
+
+SOURCES = Path(llava_api.__path__[0])
+ENGINE, MODELS, PLUGIN = "engine/vllm_engine.py", "engine/vllm_models.py", "engine/vllm_plugin.py"
+INPUTS, PROCESSES = "vllm.multimodal.inputs", "vllm.distributed.device_communicators.shm_broadcast"
+LLAVA = "vllm.model_executor.models.llava"
+SAMPLING = [field.name for field in fields(Sampling) if field.name not in ("scored_tail", "grammar")]
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    ours: str
+    """The file that uses it, below src/llava_api."""
+    name: str
+    has: str = ""
+    """Attributes of the module, or of the class and its objects."""
+    arguments: tuple[int, str] | None = None
+    """A call of ours: the number of positional arguments, ``self`` included, and the names of the others."""
+
+
+TABLE = [
+    Used(ENGINE, "vllm.SamplingParams", arguments=(0, " ".join(SAMPLING))),
+    Used(ENGINE, "vllm.SamplingParams", arguments=(0, "n max_tokens output_kind structured_outputs")),
+    Used(ENGINE, "vllm.SamplingParams", arguments=(0, "prompt_logprobs skip_reading_prefix_cache detokenize")),
+    Used(ENGINE, "vllm.sampling_params.StructuredOutputsParams", arguments=(0, "grammar")),
+    Used(ENGINE, "vllm.sampling_params.RequestOutputKind", "DELTA"),
+    Used(ENGINE, "vllm.engine.arg_utils.AsyncEngineArgs", "model"),
+    Used(ENGINE, "vllm.usage.usage_lib.UsageContext", "OPENAI_API_SERVER"),
+    Used(ENGINE, "vllm.inputs.EngineInput"),
+    Used(ENGINE, "vllm.inputs.mm_input", arguments=(4, "cache_salt")),
+    Used(ENGINE, "vllm.inputs.tokens_input", arguments=(1, "cache_salt")),
+    Used(ENGINE, f"{INPUTS}.MultiModalBatchedField", arguments=(0, "keep_on_cpu")),
+    Used(ENGINE, f"{INPUTS}.MultiModalFieldElem", arguments=(0, "data field")),
+    Used(ENGINE, f"{INPUTS}.MultiModalKwargsItem", arguments=(1, "")),
+    Used(ENGINE, f"{INPUTS}.MultiModalKwargsItems", arguments=(1, "")),
+    Used(ENGINE, f"{INPUTS}.PlaceholderRange", arguments=(0, "offset length")),
+    Used(ENGINE, "vllm.outputs.RequestOutput", "outputs prompt_logprobs num_cached_tokens"),
+    Used(ENGINE, "vllm.outputs.CompletionOutput", "text token_ids finish_reason index logprobs stop_reason"),
+    Used(ENGINE, "vllm.logprobs.Logprob", "logprob rank"),
+    Used(ENGINE, "vllm.lora.request.LoRARequest", "lora_name lora_int_id lora_path", arguments=(3, "")),
+    Used(ENGINE, "vllm.v1.engine.exceptions.EngineDeadError"),
+    Used(ENGINE, "vllm.v1.engine.logprobs", "LogprobsProcessor"),
+    Used(ENGINE, "vllm.v1.engine.logprobs.convert_ids_list_to_tokens", arguments=(0, "tokenizer token_ids")),
+    Used(ENGINE, "vllm.v1.engine.async_llm.AsyncLLM", "model_config vllm_config engine_core output_processor"),
+    Used(ENGINE, "vllm.v1.engine.async_llm.AsyncLLM.from_engine_args", arguments=(1, "usage_context")),
+    Used(ENGINE, "vllm.v1.engine.async_llm.AsyncLLM.generate", arguments=(4, "lora_request")),
+    Used(ENGINE, "vllm.v1.engine.async_llm.AsyncLLM.add_lora", arguments=(2, "")),
+    Used(ENGINE, "vllm.v1.engine.async_llm.AsyncLLM.check_health", arguments=(1, "")),
+    Used(ENGINE, "vllm.v1.engine.async_llm.AsyncLLM.shutdown", arguments=(1, "")),
+    Used(ENGINE, "vllm.v1.engine.core_client.MPClient", "resources"),
+    Used(ENGINE, "vllm.v1.engine.core_client.BackgroundResources", "engine_manager"),
+    Used(ENGINE, "vllm.v1.engine.utils.CoreEngineProcManager", "processes"),
+    Used(ENGINE, "vllm.config.ModelConfig", "max_model_len"),
+    Used(ENGINE, "vllm.config.VllmConfig", "scheduler_config parallel_config"),
+    Used(ENGINE, "vllm.config.SchedulerConfig", "max_num_seqs"),
+    Used(ENGINE, "vllm.config.ParallelConfig", "data_parallel_size"),
+    Used(MODELS, "vllm.config.VllmConfig", "model_config"),
+    Used(MODELS, "vllm.config.ModelConfig", "hf_config"),
+    Used(MODELS, f"{LLAVA}.LlavaForConditionalGeneration", "config multi_modal_projector load_weights"),
+    Used(MODELS, f"{LLAVA}.LlavaForConditionalGeneration", arguments=(0, "vllm_config prefix")),
+    Used(MODELS, f"{LLAVA}.LlavaForConditionalGeneration._image_pixels_to_features", arguments=(3, "")),
+    Used(MODELS, f"{LLAVA}.LlavaMultiModalProjector", "act"),
+    Used(MODELS, f"{LLAVA}_next.LlavaNextForConditionalGeneration", "config multi_modal_projector load_weights"),
+    Used(MODELS, f"{LLAVA}_next.LlavaNextForConditionalGeneration", arguments=(0, "vllm_config prefix")),
+    Used(MODELS, f"{LLAVA}_next.LlavaNextForConditionalGeneration._image_pixels_to_features", arguments=(3, "")),
+    Used(
+        MODELS,
+        f"{LLAVA}_next.LlavaNextForConditionalGeneration._merge_image_patch_embeddings",
+        arguments=(3, "strategy"),
+    ),
+    Used(PLUGIN, "vllm.ModelRegistry", "register_model"),
+    Used(PLUGIN, "vllm.platforms.current_platform", "is_cpu"),
+    Used(PLUGIN, PROCESSES, "SpinCondition ShmRingBuffer"),
+    Used(PLUGIN, f"{PROCESSES}.SpinCondition", " ".join(READER_NEEDS)),
+    Used(PLUGIN, f"{PROCESSES}.SpinCondition.wait", arguments=(1, "timeout_ms")),
+    Used(PLUGIN, f"{PROCESSES}.ShmRingBuffer", " ".join(BUFFER_NEEDS)),
+    Used(PLUGIN, f"{PROCESSES}.ShmRingBuffer", arguments=(4, "")),
+    Used(PLUGIN, "vllm.model_executor.model_loader.default_loader", "DefaultModelLoader"),
+    Used(
+        PLUGIN,
+        "vllm.model_executor.model_loader.default_loader.filter_duplicate_safetensors_files",
+        arguments=(3, ""),
+    ),
+]
+TEXTS = [
+    # The module of vLLM's, our file, and what is in the module's text.
+    ("vllm.v1.engine.core", "engine/start_errors.py", f'logger.exception("EngineCore {start_errors.FAILED}.")'),
+    ("vllm.v1.executor.multiproc_executor", "engine/start_errors.py", f"WorkerProc {start_errors.FAILED}."),
+    *(("vllm.v1.executor.multiproc_executor", "engine/start_errors.py", text) for text in start_errors.SECOND_HAND),
+    *(("vllm.v1.engine.utils", "engine/start_errors.py", text) for text in ("initialization failed", "root cause")),
+    ("vllm.plugins", "pyproject.toml", "vllm.general_plugins"),
+    (LLAVA, MODELS, "config.projector_hidden_act"),
+    (f"{LLAVA}_next", MODELS, "self._merge_image_patch_embeddings("),
+]
+
+
+def sentence(ours: str, lacks: str) -> str:
+    return f"vLLM {installed(*VLLM)} has no {lacks}, which src/llava_api/{ours} uses"
+
+
+def find(name: str) -> Any:
+    """The module, or what is in it. Raises LookupError with the part of the name that is not there."""
+    module, names = name, list[str]()
+    while True:
+        try:
+            found = importlib.import_module(module)
+            break
+        except ModuleNotFoundError as error:
+            if not module.startswith(error.name or "."):
+                raise
+            module, _, last = module.rpartition(".")
+            names.insert(0, last)
+    for index, part in enumerate(names):
+        if not hasattr(found, part):
+            raise LookupError(".".join([module, *names[: index + 1]]))
+        found = getattr(found, part)
+    return found
+
+
+def names_of(found: Any) -> set[str]:
+    """Attributes of a module, or of a class's objects: what its methods assign, too."""
+    names = set(dir(found))
+    for one in found.__mro__ if isinstance(found, type) else ():
+        names |= set(vars(one).get("__annotations__", {}))
+        if one.__module__.startswith("vllm"):
+            names |= {node.attr for node in ast.walk(tree_of(one)) if is_assigned_to_self(node)}
+    return names
+
+
+def tree_of(one: type) -> ast.AST:
+    return ast.parse(textwrap.dedent(inspect.getsource(one)))
+
+
+def is_assigned_to_self(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+
+
+def missing(used: Used) -> list[str]:
+    try:
+        found = find(used.name)
+    except LookupError as error:
+        return [sentence(used.ours, str(error.args[0]))]
+    lacking = [f"{used.name}.{name}" for name in sorted(set(used.has.split()) - names_of(found))]
+    if used.arguments is not None:
+        positional, named = used.arguments
+        signature = inspect.signature(found)
+        for names in [*([name] for name in named.split()), []]:
+            try:
+                signature.bind_partial(*range(positional), **dict.fromkeys(names))
+            except TypeError:
+                lacking.append(f"{used.name}({', '.join([f'{positional} positional arguments', *names])})")
+    return [sentence(used.ours, one) for one in lacking]
+
+
+@pytest.mark.parametrize("used", TABLE, ids=lambda used: f"{used.ours}-{used.name}")
+def test_vllm_still_has(used: Used) -> None:
+    assert not missing(used), "; ".join(missing(used))
+
+
+@pytest.mark.parametrize(("module", "ours", "text"), TEXTS)
+def test_vllm_still_says(module: str, ours: str, text: str) -> None:
+    source = re.sub(r'"\s*\n\s*"', "", inspect.getsource(find(module)))
+    assert text in source, sentence(ours, f'"{text}" in {module}')
+
+
+def imported() -> Iterator[tuple[str, str]]:
+    """(our file, name of vLLM's) of every import in the product."""
+    for path in sorted(SOURCES.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
+                yield from ((str(path.relative_to(SOURCES)), f"{node.module}.{one.name}") for one in node.names)
+
+
+def test_the_table_has_every_import() -> None:
+    known = {(used.ours, used.name) for used in TABLE}
+    assert len(set(imported())) > 20
+    assert set(imported()) - known == set()
+
+
+@pytest.mark.parametrize(
+    ("patch", "module", "name"),
+    [
+        (leave_out_token_texts, "vllm.v1.engine.logprobs", "convert_ids_list_to_tokens"),
+        (
+            load_despite_stale_index,
+            "vllm.model_executor.model_loader.default_loader",
+            "filter_duplicate_safetensors_files",
+        ),
+    ],
+)
+def test_a_function_is_replaced_only_if_vllm_calls_it(
+    patch: Callable[[], bool], module: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = find(module)
+    monkeypatch.setattr(found, name, getattr(found, name))
+    assert patch(), sentence(PLUGIN, f"{module}.{name} that its methods call")
+    assert getattr(found, name).__module__.startswith("llava_api")
+    monkeypatch.delattr(found, name)
+    assert not patch()
+    assert not hasattr(found, name)
+
+
+def test_every_engine_argument_is_known() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    plan = CpuPlan("bfloat16", 1, 4096, 2**30, 2**31, 16, 2048, "0,1", 2, 300, ("", "", ""))
+    model = ModelToLoad(
+        "m", LLAVA_1_6, CLIP, pinpoints=((336, 672),), merge="spatial", quantization="fp8", cpu_plan=plan,
+        adapters=(Adapter("a", "folder", 1, 8),), name="m",
+    )  # fmt: skip
+    settings = Settings().model_copy(update=dict.fromkeys(PASSED_ON, 1))
+    known = known_arguments(AsyncEngineArgs)
+    assert set(PASSED_ON) < set(engine_arguments(settings, model, on_cpu=True, known=known)) <= known
+
+
+def test_every_variable_is_known() -> None:
+    from vllm.envs import environment_variables
+
+    names = {name for path in SOURCES.rglob("*.py") for name in re.findall(r'"(VLLM_[A-Z_]+)"', path.read_text())}
+    assert len(names) > 5
+    assert names - set(environment_variables) == set(), sentence("engine/vllm_options.py", "such variables")
+
+
+def test_every_value_is_allowed() -> None:
+    ranks, backends = "vllm.config.lora.MaxLoRARanks", "vllm.config.structured_outputs.StructuredOutputsBackend"
+    assert set(LORA_RANKS) <= set(get_args(find(ranks))), sentence("engine/vllm_options.py", f"such {ranks}")
+    assert "guidance" in get_args(find(backends)), sentence("engine/vllm_options.py", f"guidance in {backends}")
+
+
+@pytest.mark.parametrize(
+    ("used", "words"),
+    [
+        (Used(ENGINE, "vllm.lora.request.Moved"), "vllm.lora.request.Moved"),
+        (Used(ENGINE, "vllm.lora.moved.LoRARequest"), "vllm.lora.moved"),
+        (Used(ENGINE, "vllm.logprobs.Logprob", "logprob moved rank"), "vllm.logprobs.Logprob.moved"),
+        (
+            Used(ENGINE, "vllm.inputs.tokens_input", arguments=(1, "moved")),
+            r"tokens_input\(1 positional arguments, moved",
+        ),
+        (Used(ENGINE, "vllm.inputs.tokens_input", arguments=(9, "")), r"tokens_input\(9 positional arguments\)"),
+    ],
+)
+def test_what_is_missing_is_named_beside_our_file(used: Used, words: str) -> None:
+    [said] = missing(used)
+    assert re.search(rf"vLLM \d\S+ has no \S*{words}.*, which src/llava_api/engine/vllm_engine.py uses", said)
