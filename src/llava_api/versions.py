@@ -2,7 +2,10 @@
 
 import platform
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from llava_api import __version__
 
@@ -19,6 +22,12 @@ def installed(*names: str) -> str | None:
         except PackageNotFoundError:
             continue
     return None
+
+
+def supported(name: str) -> SpecifierSet:
+    """The versions of the package ``name`` that this one may be installed with; any if it does not say."""
+    needed = (Requirement(line) for line in requires("llava-api") or ())
+    return next((one.specifier for one in needed if one.name == name), SpecifierSet())
 
 
 def all_versions() -> dict[str, str | None]:

