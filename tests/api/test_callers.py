@@ -113,6 +113,27 @@ class TestWeights:
                 group.create_task(ask("ben", BEN))
         assert 26 <= served[:40].count("anne") <= 33
 
+    async def test_each_scored_choice_is_a_turn(
+        self, app: FastAPI, client: httpx.AsyncClient, engine: ScriptedEngine
+    ) -> None:
+        app.state.services.admission.slots = 1
+        engine.say("a")
+        served: list[str] = []
+
+        async def ask(name: str, headers: dict[str, str], **more: Any) -> None:
+            assert (await client.post(CHAT, json=text_body(**more), headers=headers)).status_code == 200
+            served.append(name)
+
+        # With a weight of 3, a turn of one answer and 29 choices is worth ten of Ben's.
+        scored = {"structured_outputs": {"choice": [f"{number}a" for number in range(29)]}, "logprobs": True}
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            for _ in range(10):
+                group.create_task(ask("anne", ANNE, **scored))
+            await until(lambda: app.state.services.admission.waiting)
+            for _ in range(30):
+                group.create_task(ask("ben", BEN))
+        assert 3 <= served[:33].count("anne") <= 5
+
 
 class TestChanges:
     @pytest.fixture

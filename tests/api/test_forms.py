@@ -1,18 +1,23 @@
 """Answers that are one of some texts, or what a pattern matches: vLLM's ``structured_outputs`` and its older names."""
 
+import asyncio
 import math
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from llguidance import LLMatcher, LLTokenizer
 
 from llava_api.chat import choice_scores
+from llava_api.prompts.hub_template import HubTemplate
 from tests.api.test_chat import CHAT, RED, image_message, text_body
 from tests.api.test_logprobs import ids, speak
 from tests.api.test_sampling_fields import COMPLETIONS
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.sse import chunks
+from tests.support.waiting import until
 
 BYTES = LLTokenizer("byte")
 COLOURS = ["red", "green", "blue"]
@@ -258,6 +263,23 @@ async def test_choices_of_a_completion(client: httpx.AsyncClient, engine: Script
     assert "choice_logprobs" not in by_ids
 
 
+async def test_white_space_that_a_chat_template_leaves_out_has_no_score(
+    app: FastAPI, client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    """It has no token, and all of the prompt's would be added up for it."""
+    template = "{% for m in messages %}\nsaid: {{ m.content[0].text | trim }}{% endfor %}"
+    template += "{% if add_generation_prompt %}\nsaid: {% endif %}"
+    preparer = app.state.services.preparer
+    preparer.model = replace(preparer.model, family=HubTemplate(template, (), "<s>", "</s>"))
+    engine.say("a")
+    assert (await client.post(CHAT, json=choice("a", " "))).status_code == 200
+    assert (await scores(client, choice("a", " b", logprobs=True)))["a"][0] == -1
+    engine.requests.clear()
+    status, param, message = await refusal(client, choice("a", " ", logprobs=True))
+    assert (status, param, engine.requests) == (400, "logprobs", [])
+    assert "white space" in message
+
+
 async def test_the_scores_of_too_many_choices_are_refused(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,9 +288,30 @@ async def test_the_scores_of_too_many_choices_are_refused(
     assert (status, param) == (400, "logprobs")
     assert "256 choices" in message
     assert (await client.post(CHAT, json=choice(*many))).status_code == 200
-    monkeypatch.setattr(choice_scores, "MOST_CHARACTERS", 1000)
+    monkeypatch.setattr(choice_scores, "MOST_SIZE", 1000)
     assert (await refusal(client, choice(*many[:200], logprobs=True)))[1] == "logprobs"
     assert (await client.post(CHAT, json=choice(*many[:100], logprobs=True))).status_code == 200
+    # An image has 36 tokens.
+    shown = choice(*many[:30], logprobs=True) | {"messages": [image_message("Hello.", RED)]}
+    status, param, message = await refusal(client, shown)
+    assert (status, param) == (400, "logprobs")
+    assert "image tokens" in message
+
+
+async def test_scored_choices_are_held_in_memory(
+    app: FastAPI, client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    """Their own tokens, not the prompt's, which are written for one choice at a time."""
+    engine.pause_seconds = 60
+    body = choice("a" * 500, "b" * 500, logprobs=True) | {"messages": [image_message("x" * 400, RED)]}
+    asking = asyncio.create_task(client.post(CHAT, json=body))
+    await until(lambda: engine.unfinished)
+    pixels = engine.requests[0].images[0].pixels.nbytes
+    # Each choice has a token for its space, too.
+    assert app.state.services.memory.held_bytes == pixels + 2 * 501 * choice_scores.TOKEN_BYTES
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await until(lambda: app.state.services.memory.held_bytes == 0)
 
 
 async def test_a_choice_that_does_not_fit_behind_the_prompt_is_refused(
@@ -290,8 +333,11 @@ class TestTokenLimit:
     async def test_the_tokens_of_scored_choices_are_counted(
         self, client: httpx.AsyncClient, engine: ScriptedEngine
     ) -> None:
-        reply = await client.post(CHAT, json=choice("a" * 99, "b" * 99, logprobs=True))
-        left = int(reply.headers["x-ratelimit-remaining-tokens"])
+        """With the prompt before each of them, which the engine computes if it has the choice's own in its cache."""
+        body = choice("a" * 99, "b" * 99, logprobs=True) | {"messages": [image_message("x", RED)]}
+        reply = await client.post(CHAT, json=body)
+        left, usage = int(reply.headers["x-ratelimit-remaining-tokens"]), reply.json()["usage"]
+        assert usage["prompt_tokens_details"]["image_tokens"] == 36
         # Each choice has a token for its space, too.
-        assert 1000 - left == reply.json()["usage"]["total_tokens"] + 200
-        assert (await refusal(client, choice(*(letter * 99 for letter in "abcdefghij"), logprobs=True)))[0] == 400
+        assert 1000 - left == usage["total_tokens"] + 2 * (usage["prompt_tokens"] + 100)
+        assert (await refusal(client, choice(*"abcdefghij", logprobs=True)))[0] == 400

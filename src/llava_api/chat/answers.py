@@ -1,12 +1,13 @@
 """Deltas of the engine -> parts of answers, for every endpoint."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from llava_api.chat.calls import CallPart, CallReader
-from llava_api.chat.choice_scores import scored_choices
+from llava_api.chat.choice_scores import ScoredPrompts, scored_choices
 from llava_api.chat.forms import Form
 from llava_api.chat.logprobs import LogprobAligner, WrittenToken
 from llava_api.concurrency.admission import Admission
@@ -48,8 +49,13 @@ class AnswerSpec:
     """Functions that the answer may call."""
     form: Form | None = None
     """What an answer that calls nothing must be."""
-    scored: tuple[GenerationRequest, ...] = ()
-    """If the probabilities of the form's choices are wanted, one request for each of them."""
+    scored: ScoredPrompts = field(default_factory=ScoredPrompts)
+    """If the probabilities of the form's choices are wanted, what is computed for them."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that is held until the end of the answers."""
+        return self.request.held_bytes + self.scored.held_bytes
 
 
 class AnswerReader:
@@ -140,7 +146,10 @@ class Answers:
         readers = [AnswerReader(self.spec) for _ in range(request.choices)]
         unfinished = request.choices
         self.record.enqueue()
-        slot = await self.admission.enter(self.account.caller, request.choices, self.account.limits.weight)
+        # Each scored choice counts as a turn, although the answers' slots are enough for all of them.
+        turns = request.choices + len(self.spec.scored.endings)
+        weight = self.account.limits.weight * request.choices / turns
+        slot = await self.admission.enter(self.account.caller, request.choices, weight)
         self.record.admit()
         try:
             async with aclosing(self.engine.generate(request)) as deltas:
@@ -175,9 +184,10 @@ class Answers:
         The answer comes first, so that what all of them begin with is in the prefix cache.
         """
         form, scored = self.spec.form, self.spec.scored
-        if form is not None and scored and self.choice_logprobs is None:
-            logprobs = [await self.logprob_of(request) for request in scored]
-            self.choice_logprobs = scored_choices(form.choices, scored, logprobs)
+        if form is not None and scored.endings and self.choice_logprobs is None:
+            requests = (scored.request(self.spec.request, place) for place in range(len(scored.endings)))
+            logprobs = [await self.logprob_of(request) for request in requests]
+            self.choice_logprobs = await asyncio.to_thread(scored_choices, form.choices, scored.endings, logprobs)
 
     async def logprob_of(self, request: GenerationRequest) -> float:
         """The sum for the tokens that ``request`` is about."""

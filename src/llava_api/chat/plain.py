@@ -22,7 +22,6 @@ from llava_api.chat.schema import check_special_texts
 from llava_api.engine.base import GenerationRequest, Sampling
 from llava_api.errors import InvalidRequest
 from llava_api.limits.account import Account
-from llava_api.prompts.render import tokenize
 from llava_api.protocol.completions import CompletionRequest, Prompt
 from llava_api.telemetry.record import current
 
@@ -91,30 +90,21 @@ async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_
     if record.keeps_prompt:
         record.prompt = "\n\n".join(text for text, _ in prompts)
     specs = []
-    new_tokens = 0
+    tokens = 0
     for place, (text, token_ids) in enumerate(prompts):
         room = answer_room(length, len(token_ids), 0, preparer.max_model_len, sampling)
         made = engine_choices(sampling, choices)
         name = f"{request_id}-{place}"
         salt = preparer.cache_salt(account.caller)
         engine_request = GenerationRequest(name, token_ids, (), sampling, room, adapter, made, salt)
-        scored = ScoredPrompts(0, [])
+        scored = ScoredPrompts()
         if form is not None and form.choices and request.logprobs is not None and isinstance(given[place], str):
             check_scored(len(form.choices) * len(given), len(text))
-            answered = [(await read_prompt(preparer, text + choice))[1] for choice in form.choices]
-            scored = scored_prompts(token_ids, answered, preparer.max_model_len, "prompt")
-        new_tokens += len(token_ids) + scored.new_tokens
-        specs.append(
-            AnswerSpec(
-                engine_request,
-                choices,
-                model.tokenizer,
-                spaces_cut=False,
-                form=form,
-                scored=scored.requests(engine_request),
-            )
-        )
-    await account.spend_prompt(new_tokens)
+            answered = (model.tokenizer.encode_text(text + choice) for choice in form.choices)
+            scored = await asyncio.to_thread(scored_prompts, token_ids, answered, preparer.max_model_len, "prompt")
+        tokens += len(token_ids) + scored.tokens
+        specs.append(AnswerSpec(engine_request, choices, model.tokenizer, spaces_cut=False, form=form, scored=scored))
+    await account.spend_prompt(tokens)
     return Plain([text for text, _ in prompts], specs, echo, prompt_top, request.max_tokens == 0)
 
 
@@ -123,10 +113,10 @@ async def read_prompt(preparer: Preparer, prompt: str | list[int]) -> tuple[str,
     model = preparer.model
     if isinstance(prompt, str):
         preparer.check_length(len(prompt), "prompt")
-        rendered = await asyncio.to_thread(tokenize, [prompt], model.tokenizer, model.checkpoint.image_token_id, [])
-        if not rendered.token_ids:
+        token_ids = await asyncio.to_thread(model.tokenizer.encode_text, prompt)
+        if not token_ids:
             raise InvalidRequest("This model has no BOS token: prompt must not be empty.", param="prompt")
-        return prompt, rendered.token_ids
+        return prompt, token_ids
     # Before each token is checked.
     answer_room(Length(None, "max_tokens", "prompt"), len(prompt), 0, preparer.max_model_len, Sampling(0))
     check_ids(prompt, model, "prompt")

@@ -104,7 +104,7 @@ class Preparer:
         )
         prompt = laid_out.prompt
         scored = await self.write_choices(question, laid_out)
-        await account.spend_prompt(len(prompt.token_ids) + scored.new_tokens)
+        await account.spend_prompt(len(prompt.token_ids) + scored.tokens)
         rendered = await self.images.render(laid_out.measured, account.caller)
         request = GenerationRequest(
             request_id=request_id,
@@ -125,20 +125,19 @@ class Preparer:
             spaces_cut=not (question.conversation.continues or question.exact),
             call_names=question.call_names,
             form=question.form,
-            scored=scored.requests(request),
+            scored=scored,
         )
 
     async def write_choices(self, question: Question, laid_out: LaidOut) -> ScoredPrompts:
         """The prompt with each choice as the answer, if their probabilities are wanted. Raises InvalidRequest."""
         conversation, form = question.conversation, question.form
         if form is None or not form.choices or question.sampling.logprobs is None:
-            return ScoredPrompts(0, [])
-        check_scored(len(form.choices), conversation.characters())
-        answered = [conversation.with_answer(choice) for choice in form.choices]
-        prompts = await asyncio.to_thread(
-            lambda: [self.write(each, laid_out.measured)[1].token_ids for each in answered]
-        )
-        return scored_prompts(laid_out.prompt.token_ids, prompts, self.max_model_len, question.length.prompt_param)
+            return ScoredPrompts()
+        check_scored(len(form.choices), conversation.characters() + laid_out.image_tokens)
+        answered = (conversation.with_answer(choice) for choice in form.choices)
+        prompts = (self.write(each, laid_out.measured)[1].token_ids for each in answered)
+        prompt, param = laid_out.prompt.token_ids, question.length.prompt_param
+        return await asyncio.to_thread(scored_prompts, prompt, prompts, self.max_model_len, param)
 
     def cache_salt(self, caller: str) -> str | None:
         """Keeps the engine's prefix cache of this caller separate; None if all callers share it."""

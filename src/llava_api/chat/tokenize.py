@@ -22,12 +22,12 @@ async def tokenized(preparer: Preparer, request: wire.TokenizeRequest, account: 
         chat = ChatCompletionRequest.model_construct(**dict(request))
         question = chat_question(chat, preparer.model, preparer.settings.max_choices)
         token_ids = (await preparer.lay_out(question.conversation, account)).prompt.token_ids
-    tokenizer = preparer.model.tokenizer
+    pieces = None
+    if request.return_token_strs:
+        piece = preparer.model.tokenizer.piece
+        pieces = await asyncio.to_thread(lambda: list(map(piece, token_ids)))
     return wire.Tokenized(
-        count=len(token_ids),
-        max_model_len=preparer.max_model_len,
-        tokens=token_ids,
-        token_strs=list(map(tokenizer.piece, token_ids)) if request.return_token_strs else None,
+        count=len(token_ids), max_model_len=preparer.max_model_len, tokens=token_ids, token_strs=pieces
     )
 
 
@@ -37,9 +37,10 @@ async def text_ids(preparer: Preparer, request: wire.TokenizeRequest) -> list[in
     text = request.prompt or request.content or ""
     tokenizer = preparer.model.tokenizer
     preparer.check_length(len(text), param)
-    token_ids = await asyncio.to_thread(tokenizer.encode, [text])
     with_bos = request.add_special_tokens is not False if request.content is None else request.add_special
-    return [tokenizer.bos_id, *token_ids] if with_bos and tokenizer.bos_id is not None else token_ids
+    if with_bos:
+        return await asyncio.to_thread(tokenizer.encode_text, text)
+    return await asyncio.to_thread(tokenizer.encode, [text])
 
 
 async def detokenized(preparer: Preparer, request: wire.DetokenizeRequest) -> wire.Detokenized:

@@ -39,10 +39,8 @@ def tokenize(
             pieces.append([])
         else:
             pieces[-1].append(segment)
-    ids, *others = map(tokenizer.encode, pieces)
-    # A chat template may have written BOS already.
-    if tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-        ids.insert(0, tokenizer.bos_id)
+    first, *others = map(tokenizer.encode, pieces)
+    ids = tokenizer.with_bos(first)
     placeholders: list[Placeholder] = []
     for image, following in zip(images, others, strict=True):
         placeholders.append(Placeholder(image, len(ids), image_lengths[image]))

@@ -143,6 +143,14 @@ class TextTokenizer:
         encoded = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
         return [self.real_ids.get(token, token) for token in encoded.ids]
 
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text by itself, after BOS. Blocks."""
+        return self.with_bos(self.encode([text]))
+
+    def with_bos(self, token_ids: list[int]) -> list[int]:
+        """``token_ids`` after BOS, if the tokenizer has one and a chat template has not written it already."""
+        return token_ids if self.bos_id is None or token_ids[:1] == [self.bos_id] else [self.bos_id, *token_ids]
+
 
 def take_dummy_prefix(settings: dict[str, Any]) -> tuple[str, bool]:
     """Remove Llama's dummy prefix from ``settings``. Returns it, and whether it also follows special tokens.

@@ -13,7 +13,7 @@ async def prepare(context: Context, wanted: MessagesRequest) -> AnthropicReply:
     wanted.model = services.preparer.served_name(wanted.model)
     question = messages_question(wanted, services.model)
     spec = await services.preparer.prepare(question, context.reply_id("msg_"), account)
-    account.memory.keep(spec.request.held_bytes)
+    account.memory.keep(spec.held_bytes)
     return AnthropicReply(
         context.answers(spec),
         wanted.model,

@@ -18,7 +18,7 @@ async def prepare(context: Context, wanted: ChatCompletionRequest) -> ChatReply:
     question = chat_question(wanted, services.model, services.settings.max_choices)
     metadata = ReplyMetadata(context.reply_id("chatcmpl-"), int(time.time()), wanted.model, services.fingerprint)
     spec = await services.preparer.prepare(question, metadata.id, account)
-    account.memory.keep(spec.request.held_bytes)
+    account.memory.keep(spec.held_bytes)
     answers = context.answers(spec)
     named_call = isinstance(wanted.tool_choice, NamedTool)
     return ChatReply(answers, metadata, wanted.stream, wanted.stream_options, named_call)

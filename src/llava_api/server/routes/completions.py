@@ -16,7 +16,7 @@ async def prepare(context: Context, wanted: CompletionRequest) -> CompletionRepl
     wanted.model = services.preparer.served_name(wanted.model)
     metadata = ReplyMetadata(context.reply_id("cmpl-"), int(time.time()), wanted.model, services.fingerprint)
     plain = await prepare_plain(services.preparer, wanted, metadata.id, account)
-    account.memory.keep(sum(spec.request.held_bytes for spec in plain.specs))
+    account.memory.keep(sum(spec.held_bytes for spec in plain.specs))
     answers = [context.answers(spec) for spec in plain.specs]
     return CompletionReply(answers, plain, metadata, wanted.stream, wanted.stream_options)
 

@@ -49,7 +49,7 @@ async def generate(context: Context, wanted: wire.OllamaGenerateRequest) -> Olla
 async def ask(context: Context, question: Question, wanted: wire.OllamaRequest, chat: bool) -> OllamaReply:
     services, account = context.services, context.account
     spec = await services.preparer.prepare(question, context.reply_id("ollama-"), account)
-    account.memory.keep(spec.request.held_bytes)
+    account.memory.keep(spec.held_bytes)
     answers = context.answers(spec)
     return OllamaReply(answers, wanted.model, chat, wanted.stream)
 

@@ -33,7 +33,7 @@ async def prepare(context: Context, wanted: ResponseRequest) -> ResponseReply:
     store = services.responses
     keeping = store.keeps and wanted.store is not False
     conversation = earlier + stored(earlier, given) if keeping else ()
-    account.memory.keep(spec.request.held_bytes + size_of(conversation))
+    account.memory.keep(spec.held_bytes + size_of(conversation))
     return ResponseReply(
         context.answers(spec),
         described(wanted, spec, keeping),
