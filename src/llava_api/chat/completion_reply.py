@@ -90,6 +90,7 @@ class CompletionReply(ChunkedReply):
 
     async def chunks_of(self, place: int) -> AsyncGenerator[wire.CompletionChunkChoice, None]:
         columns = [Columns() for _ in range(self.plain.choices)]
+        echoed: tuple[wire.CompletionLogprobs | None, int] | None = None
         opened: set[int] = set()
         async with aclosing(self.answers[place].parts()) as parts:
             async for part in parts:
@@ -97,7 +98,10 @@ class CompletionReply(ChunkedReply):
                 if part.index not in opened:
                     opened.add(part.index)
                     if self.plain.echo:
-                        yield self.echoed(place, index, columns[part.index])
+                        if echoed is None:
+                            echoed = await asyncio.to_thread(self.echoed, place)
+                        logprobs, columns[part.index].offset = echoed
+                        yield wire.CompletionChunkChoice(index=index, text=self.plain.texts[place], logprobs=logprobs)
                 text, tokens = ("", ()) if self.plain.silent else (part.text, part.logprobs)
                 # If only the prompt is wanted, it is always the length that ends the answer.
                 cut = self.plain.silent or part.finish_reason == "length"
@@ -116,10 +120,11 @@ class CompletionReply(ChunkedReply):
                     index=index, text=text, logprobs=logprobs, finish_reason=reason, choice_logprobs=scores
                 )
 
-    def echoed(self, place: int, index: int, columns: Columns) -> wire.CompletionChunkChoice:
-        """The prompt, before its answer."""
+    def echoed(self, place: int) -> tuple[wire.CompletionLogprobs | None, int]:
+        """Log-probabilities of the prompt, which all of its answers begin with, and the characters of it. Blocks."""
+        columns = Columns()
         logprobs = columns.fill(self.prompt_tokens(place)) if self.with_logprobs else None
-        return wire.CompletionChunkChoice(index=index, text=self.plain.texts[place], logprobs=logprobs)
+        return logprobs, columns.offset
 
     def prompt_tokens(self, place: int) -> list[tuple[str, int, WrittenToken | None]]:
         """The text leaves out special tokens, and the space that the tokenizer puts before the prompt."""
@@ -150,12 +155,14 @@ class CompletionReply(ChunkedReply):
         async with aclosing(self.choices()) as choices:
             async for choice in choices:
                 gathered[choice.index].append(choice)
-        reply = wire.Completion(**vars(self.metadata), choices=list(map(joined, gathered)), usage=self.usage())
+        # Off the event loop, because with the prompt's log-probabilities there may be a million entries.
+        made = await asyncio.to_thread(lambda: list(map(joined, gathered)))
+        reply = wire.Completion(**vars(self.metadata), choices=made, usage=self.usage())
         top = self.plain.prompt_top
         for place, answers in enumerate(self.answers if top is not None else ()):
             written = await asyncio.to_thread(prompt_logprobs, answers.prompt, self.tokenizer, top or 0)
-            for made in reply.choices[place * self.plain.choices :][: self.plain.choices]:
-                made.prompt_logprobs = written
+            for whole in made[place * self.plain.choices :][: self.plain.choices]:
+                whole.prompt_logprobs = written
         return reply
 
     async def items(self) -> AsyncGenerator[wire.CompletionChunk, None]:

@@ -83,9 +83,9 @@ class ResponseStore:
         return item
 
     async def read(self, items: Sequence[StoredItem]) -> list[InputItem]:
-        """Parse one list at a time: many at once, requested in a few bytes each, would block the event loop."""
+        """Parse one list at a time: many at once, requested in a few bytes each, would take all threads."""
         async with self.reading:
-            return ITEMS.validate_json(json_list(items))
+            return await asyncio.to_thread(lambda: ITEMS.validate_json(json_list(items)))
 
     def put(self, response: Response, given: tuple[StoredItem, ...], owner: str) -> None:
         """``given``: the conversation before the response."""
