@@ -1,10 +1,13 @@
 """What was found by reading vLLM's code for GPUs; none is needed to test it."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from llava_api.engine import vllm_options
@@ -14,6 +17,7 @@ from llava_api.engine.vllm_options import prepare_environment
 from llava_api.settings import Settings
 from llava_api.vision.families import LLAVA_1_5
 from llava_api.vision.normalisation import CLIP
+from tests.support.serve import have_ended
 
 
 @pytest.fixture
@@ -100,3 +104,45 @@ def test_batch_sizes_are_those_of_vllm_serve(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(AsyncLLM, "from_engine_args", from_engine_args)
     VllmEngine.start(Settings(), ModelToLoad("m", LLAVA_1_5, CLIP), on_cpu=False)
     assert given["usage_context"].value == "OPENAI_API_SERVER"
+
+
+WITH_TWO_COPIES = """
+import time
+from types import SimpleNamespace
+
+if __name__ == "__main__":
+    from llava_api.engine.base import ModelToLoad
+    from llava_api.engine.vllm_options import prepare_environment
+    from llava_api.settings import Settings
+    from llava_api.vision.families import LLAVA_1_5
+    from llava_api.vision.normalisation import CLIP
+
+    settings = Settings(data_parallel_size=2)
+    prepare_environment(settings, on_cpu=True)
+    from llava_api.engine.vllm_engine import AsyncLLM, VllmEngine
+    from vllm.config import ParallelConfig
+    from vllm.v1.engine.coordinator import DPCoordinator
+
+    def start_without_copies(arguments, **options):
+        coordinator = DPCoordinator(ParallelConfig(data_parallel_size=2))
+        print(coordinator.proc.pid, flush=True)
+        time.sleep(600)
+
+    AsyncLLM.from_engine_args = start_without_copies
+    VllmEngine.start(settings, ModelToLoad("m", LLAVA_1_5, CLIP), on_cpu=True)
+"""
+
+
+def test_a_killed_server_leaves_no_coordinator_of_its_copies(tmp_path: Path) -> None:
+    """vLLM starts it before the copies; without them the test takes a third of the time."""
+    (tmp_path / "server.py").write_text(WITH_TWO_COPIES)
+    command = [sys.executable, str(tmp_path / "server.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        try:
+            coordinator = int(server.stdout.readline())
+            children = psutil.Process(server.pid).children(recursive=True)
+            assert coordinator in [child.pid for child in children]
+        finally:
+            server.kill()
+    assert have_ended(children)

@@ -6,6 +6,7 @@ Requests go in rendered (``EngineInput``), so neither vLLM's templates nor a HF 
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict
@@ -44,7 +45,7 @@ from llava_api.engine.base import (
 from llava_api.engine.processes import any_paused, kill_all, with_descendants
 from llava_api.engine.start_errors import engine_start
 from llava_api.engine.vllm_options import engine_arguments, known_arguments
-from llava_api.engine.vllm_plugin import calls
+from llava_api.engine.vllm_plugin import bind_coordinator, calls
 from llava_api.errors import EngineFailed, EngineStopped, StartupError
 from llava_api.settings import Settings
 
@@ -91,6 +92,8 @@ class VllmEngine:
     def start(cls, settings: Settings, model: ModelToLoad, *, on_cpu: bool) -> "VllmEngine":
         """Load the model; blocks until it is ready. Raises StartupError with vLLM's reason."""
         arguments = engine_arguments(settings, model, on_cpu=on_cpu, known=known_arguments(AsyncEngineArgs))
+        if arguments.get("data_parallel_size", 1) > 1 and os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn":
+            bind_coordinator()
         with engine_start() as start:
             try:
                 # The context decides on vLLM's default batch sizes: those of "vllm serve".

@@ -48,6 +48,26 @@ def register() -> None:
         nap_between_messages()
 
 
+def bind_coordinator() -> None:
+    """Have the coordinator of several copies (data parallel), which loads no plugins, end with this process.
+
+    Python's resource tracker, which waits for the last process that could use it, then ends as well.
+    """
+    from vllm.v1.engine import coordinator
+
+    coordinator.DPCoordinatorProc.run_coordinator = run_bound_coordinator
+
+
+def run_bound_coordinator(**arguments: Any) -> None:
+    """Runs in the new process, in which vLLM is unchanged because it is spawned (``vllm_options``)."""
+    from vllm.v1.engine.coordinator import DPCoordinatorProc
+
+    start = EngineStart.current()
+    if start is not None:
+        die_with_parent(start.server_id)
+    DPCoordinatorProc.run_coordinator(**arguments)
+
+
 def nap_between_messages() -> bool:
     """Change how this process waits for vLLM's shared-memory queue. Returns False if this vLLM has another queue.
 
