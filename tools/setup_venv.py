@@ -20,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,8 +30,14 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON = (3, 11)
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CONSTRAINTS = "constraints/cpu.txt"
+CUDA_CONSTRAINTS = "constraints/cuda.txt"
 UI = "ui"
 UI_CONSTRAINTS = "constraints/ui.txt"
+OLDEST_DRIVER = 580
+"""For CUDA 13, which the packages of CUDA_CONSTRAINTS are built for.
+
+https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+"""
 SHIM = "packaging/torchvision-schema-repair"
 HEARTBEAT_SECONDS = 15
 SHOWN_LINES = 15
@@ -67,6 +74,37 @@ def has_nvidia_gpu() -> bool:
     return listing.returncode == 0 and "GPU" in listing.stdout
 
 
+def check_gpu_machine() -> None:
+    """Look for what a start on the GPU would miss, before 10 GB are fetched. Raises SetupError."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip().partition("\n")[0]
+    except (OSError, subprocess.TimeoutExpired):
+        found = ""
+    major = found.partition(".")[0]
+    if not major.isdecimal():
+        say(f"no NVIDIA driver answers here: the server will need driver {OLDEST_DRIVER} or newer")
+    elif int(major) < OLDEST_DRIVER:
+        raise SetupError(
+            f"the NVIDIA driver {found} is too old for CUDA 13, {OLDEST_DRIVER} or newer is needed: update it, or "
+            "install for the CPU with `python3 tools/setup_venv.py --device cpu`."
+        )
+    if not compiles_for_python():
+        raise SetupError(
+            "no C compiler can use Python's headers here, and Triton compiles with both when the server starts on a "
+            "GPU: `apt-get install gcc libc6-dev python3-dev`, then run this again."
+        )
+
+
+def compiles_for_python() -> bool:
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    command = [compiler or "gcc", "-fsyntax-only", "-I", sysconfig.get_path("include"), "-x", "c", "-"]
+    try:
+        return subprocess.run(command, input=b"#include <Python.h>\n", capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 def chosen_extras(device: str, test: bool, more: Sequence[str] = ()) -> list[str]:
     return [device, *(["test"] if test else []), *more]
 
@@ -91,13 +129,16 @@ def requirements(root: Path, extras: list[str]) -> list[str]:
     return [*project["dependencies"], *(line for extra in extras for line in optional[extra])]
 
 
+def constraints_for(extras: list[str]) -> str:
+    if extras == [UI]:
+        return UI_CONSTRAINTS
+    return CUDA_CONSTRAINTS if "cuda" in extras else CONSTRAINTS
+
+
 def pip_arguments(extras: list[str], torch_index: bool, instead: Sequence[str] = ()) -> list[str]:
     """Arguments of ``pip install``: the project in place with its extras, or the requirements ``instead``."""
     arguments = list(instead) or ["-e", f".[{','.join(extras)}]"]
-    if "cpu" in extras:
-        arguments += ["-c", CONSTRAINTS]
-    elif extras == [UI]:
-        arguments += ["-c", UI_CONSTRAINTS]
+    arguments += ["-c", constraints_for(extras)]
     if torch_index:
         arguments += ["--extra-index-url", TORCH_CPU_INDEX]
     return arguments
@@ -109,10 +150,9 @@ def pip_arguments(extras: list[str], torch_index: bool, instead: Sequence[str] =
 def inputs_hash(root: Path, extras: list[str]) -> str:
     """Changes with everything that decides what is installed."""
     digest = hashlib.sha256()
-    if extras == [UI]:
-        pinned = [root / UI_CONSTRAINTS]
-    else:
-        pinned = [root / CONSTRAINTS, *sorted(path for path in (root / SHIM).iterdir() if path.is_file())]
+    pinned = [root / constraints_for(extras)]
+    if extras != [UI]:
+        pinned += sorted(path for path in (root / SHIM).iterdir() if path.is_file())
     for path in [root / "pyproject.toml", *pinned]:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root)} {len(content)}\n".encode())
@@ -312,6 +352,8 @@ def set_up(
     # The stamp knows nothing of what only a Dockerfile asks for.
     if not (more or dependencies_only) and is_ready(root, venv, device, test):
         return
+    if device == "cuda" and not dependencies_only:
+        check_gpu_machine()
     size, minutes = ("10 GB", "5 to 15") if device == "cuda" else ("3.5 GB", "2 to 5")
     what = "the dependencies of llava-api" if dependencies_only else "llava-api"
     say(f"installing {what}[{','.join(extras)}] into {venv.name}: about {size} on disk, {minutes} minutes")

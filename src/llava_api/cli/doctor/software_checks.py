@@ -16,6 +16,7 @@ from pathlib import Path
 
 from llava_api.cli import machine
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
+from llava_api.cli.start_checks import GPU_SHARE
 from llava_api.units import readable_size
 from llava_api.versions import VLLM, installed, supported
 
@@ -24,7 +25,10 @@ GROUPS = (("torch", "torchvision", "transformers"), ("vllm.engine.arg_utils",))
 """Each group is imported by one process; the processes run at the same time."""
 MAX_ERROR_LENGTH = 300
 OLDEST_DRIVERS = {"12": 525, "13": 580}
-"""CUDA's major version -> the major version of the oldest driver for Linux, by NVIDIA's release notes."""
+"""CUDA's major version -> the major version of the oldest driver for Linux.
+
+https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+"""
 INSTALL = (
     "install it as make setup does: pip install 'llava-api[cuda]' with an NVIDIA GPU, 'llava-api[cpu]' elsewhere, in "
     "an environment of its own"
@@ -136,11 +140,15 @@ def compiler(on_gpu: bool | None, include: Path | None = None) -> list[Finding]:
     if not on_gpu:
         return []
     found = next((name for name in (os.environ.get("CC", ""), "gcc", "clang") if name and shutil.which(name)), None)
-    header = (include or Path(sysconfig.get_path("include"))) / "Python.h"
-    missing = [*([] if found else ["a C compiler"]), *([] if header.is_file() else [str(header)])]
-    if missing:
-        advice = "install gcc and Python's headers (Debian: apt install gcc python3-dev): Triton compiles with them"
-        return [fail("compiler", f"there is no {' and no '.join(missing)}", advice)]
+    advice = (
+        "install gcc and Python's headers (Debian: apt install gcc libc6-dev python3-dev): Triton compiles with them"
+    )
+    if found is None:
+        return [fail("compiler", "there is no C compiler", advice)]
+    headers = str(include or sysconfig.get_path("include"))
+    command = [found, "-fsyntax-only", "-I", headers, "-x", "c", "-"]
+    if subprocess.run(command, input=b"#include <Python.h>\n", capture_output=True, check=False).returncode:
+        return [fail("compiler", f"{found} cannot compile with Python.h ({headers}) and libc's headers", advice)]
     return [ok("compiler", f"{found}, Python.h")]
 
 
@@ -150,8 +158,8 @@ def is_too_old(driver: str, cuda: str) -> bool:
     return major.isdecimal() and int(major) < least
 
 
-def gpu(torch: Import) -> Finding:
-    """Compare the GPUs of the driver's tool with those of torch."""
+def gpu(torch: Import, share: float = GPU_SHARE) -> Finding:
+    """Compare the GPUs of the driver's tool with those of torch. ``share``: of a GPU's memory, for the engine."""
     try:
         cards = machine.nvidia_smi()
     except OSError as error:
@@ -177,6 +185,7 @@ def gpu(torch: Import) -> Finding:
             f"{text}; torch for CUDA {torch.cuda} sees none",
             "the driver is older than that CUDA (update it), or CUDA_VISIBLE_DEVICES hides the GPUs",
         )
-    if any(card.free < card.total / 2 for card in cards):
-        return warn("gpu", text, "another program holds its memory: end it, or lower --gpu-memory-utilization")
+    if any(card.free < card.total * share for card in cards):
+        advice = f"the engine takes {share:.0%} of it: end the other program, or lower --gpu-memory-utilization"
+        return warn("gpu", text, advice)
     return ok("gpu", f"{text}; torch for CUDA {torch.cuda} sees {torch.gpus}")
