@@ -102,6 +102,8 @@ TABLE = [
     Used(PLUGIN, f"{PROCESSES}.SpinCondition.wait", arguments=(1, "timeout_ms")),
     Used(PLUGIN, f"{PROCESSES}.ShmRingBuffer", " ".join(BUFFER_NEEDS)),
     Used(PLUGIN, f"{PROCESSES}.ShmRingBuffer", arguments=(4, "")),
+    Used(PLUGIN, "vllm.v1.engine.coordinator", "DPCoordinatorProc"),
+    Used(PLUGIN, "vllm.v1.engine.coordinator.DPCoordinatorProc", "run_coordinator"),
     Used(PLUGIN, "vllm.model_executor.model_loader.default_loader", "DefaultModelLoader"),
     Used(
         PLUGIN,
