@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llava_api.engine.base import TokenLogprob
+from llava_api.engine.base import IMPOSSIBLE, TokenLogprob
 from tests.api.test_chat import CHAT, TOKENIZER, text_body
 from tests.api.test_sampling_fields import COMPLETIONS
 from tests.support.scripted_engine import ScriptedEngine
@@ -37,6 +37,17 @@ def written(logprobs: dict[str, Any]) -> bytes:
 
 
 END = 2
+
+
+async def test_only_alternatives_that_can_come_are_listed(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    """None that a grammar forbids, and no space, of which nothing is left at an answer's beginning."""
+    (space,), letter, forbidden = ids(" "), TOKENIZER.token_to_id("▁U"), 40 + 259
+    likely = ((letter, -0.5), (space, -1.0), (forbidden, IMPOSSIBLE))
+    engine.texts, engine.logprobs = (" U",), [(TokenLogprob(letter, -0.5, likely),)]
+    body = text_body(logprobs=True, top_logprobs=3)
+    (choice,) = (await client.post(CHAT, json=body)).json()["choices"]
+    (token,) = choice["logprobs"]["content"]
+    assert [top["token"] for top in token["top_logprobs"]] == ["U"]
 
 
 async def test_the_reply_has_each_token_once(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:

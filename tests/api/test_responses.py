@@ -131,6 +131,18 @@ async def test_an_answer_cut_short_is_incomplete(client: httpx.AsyncClient, engi
         assert data["output"][0]["status"] == "incomplete"
 
 
+async def test_an_answer_that_is_cut_before_it_is_a_call_is_no_message(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    engine.say('{"name": "co')
+    engine.finish_reason = "length"
+    for choice in ("auto", "required"):
+        events = events_of(await client.post(URL, json=body(tools=[TOOL], tool_choice=choice, stream=True)))
+        data = events[-1]["response"]
+        assert (data["status"], data["output"]) == ("incomplete", [])
+        assert not any(event["type"].startswith("response.output") for event in events)
+
+
 async def test_an_empty_answer_is_a_message(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     engine.texts = ("",)
     data = events_of(await client.post(URL, json=body(stream=True)))[-1]["response"]

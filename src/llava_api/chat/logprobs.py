@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llava_api.engine.base import TokenLogprob
+from llava_api.engine.base import IMPOSSIBLE, TokenLogprob
 from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.protocol import chat_reply as wire
 
@@ -32,8 +32,9 @@ def as_text(written: bytes) -> str:
 
 
 def written_token(entry: TokenLogprob, tokenizer: TextTokenizer, top: int) -> WrittenToken:
-    """``top``: number of the most likely tokens that are listed beside the chosen one."""
-    likeliest = tuple((tokenizer.token_bytes(token), logprob) for token, logprob in entry.top[:top])
+    """``top``: number of the most likely tokens that are listed beside the chosen one, without impossible ones."""
+    possible = [(token, logprob) for token, logprob in entry.top[:top] if logprob > IMPOSSIBLE]
+    likeliest = tuple((tokenizer.token_bytes(token), logprob) for token, logprob in possible)
     return WrittenToken(tokenizer.token_bytes(entry.token_id), entry.logprob, likeliest)
 
 
@@ -90,9 +91,11 @@ class LogprobAligner:
                 continue
             token = written_token(entry, self.tokenizer, self.top)
             written, letters = self.counter.shown(token.written)
-            # The alternatives are cut too, so that the token is found among them.
-            cut = written != token.written
-            top = tuple((other.lstrip(b" ") if cut else other, logprob) for other, logprob in token.top)
+            top = token.top
+            if written != token.written:
+                # The alternatives are cut too, so that the token is found among them. A space has nothing left.
+                shown = ((other.lstrip(b" "), logprob) for other, logprob in top)
+                top = tuple((other, logprob) for other, logprob in shown if other or not written)
             self.waiting.append(replace(token, written=written, letters=letters, top=top))
         self.ahead += len(text)
         going: list[WrittenToken] = []

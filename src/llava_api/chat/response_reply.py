@@ -108,8 +108,9 @@ class ResponseReply:
                 for event in self.part_events(part):
                     yield event
         status: ItemStatus = "incomplete" if reason == "length" else "completed"
-        # An empty answer is still a message.
-        empty = self.open is None and not self.output
+        # An empty answer is still a message, unless it was cut before it was known to be one.
+        unknown = self.answers.spec.call_names and status == "incomplete"
+        empty = self.open is None and not self.output and not unknown
         for event in [*(self.begin(None) if empty else ()), *self.close(status)]:
             yield event
         end = {"completed_at": int(time.time())} if status == "completed" else {"incomplete_details": CUT}

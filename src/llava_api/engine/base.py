@@ -10,6 +10,8 @@ from llava_api.vision.geometry import PatchMerge, Pinpoints, Size
 from llava_api.vision.normalisation import Normalisation, Pixels
 
 FinishReason = Literal["stop", "length"]
+IMPOSSIBLE = -9999.0
+"""Log-probability of a token that cannot come, as in OpenAI's API: JSON has no infinity."""
 LOGPROB_BYTES = 1000
 """Memory that one log-probability takes on its way from the engine into a reply."""
 

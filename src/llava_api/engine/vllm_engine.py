@@ -34,6 +34,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from llava_api.engine.base import (
+    IMPOSSIBLE,
     Adapter,
     Delta,
     EngineImage,
@@ -277,6 +278,5 @@ def token_logprob(token: int, table: Mapping[int, Logprob]) -> TokenLogprob:
 
 
 def finite(logprob: float) -> float:
-    """JSON has no infinity; OpenAI's API writes -9999.0 for an impossible token."""
     # Adding 0.0 turns -0.0 into 0.0.
-    return max(logprob, -9999.0) + 0.0
+    return max(logprob, IMPOSSIBLE) + 0.0
