@@ -385,3 +385,20 @@ async def test_a_caller_that_leaves_frees_the_engine(
     asking.cancel()
     await until(lambda: engine.unfinished == 0)
     assert app.state.services.admission.running == 0
+
+
+async def test_the_served_models(client: httpx.AsyncClient) -> None:
+    """At OpenAI's address, for requests with a header of Anthropic's clients."""
+    headers = {"anthropic-version": "2023-06-01"}
+    listed = (await client.get("/v1/models?limit=20", headers=headers)).json()
+    names = ["owner/tiny", "tiny", "birds"]
+    assert [model.pop("created_at")[-1] for model in listed["data"]] == ["Z"] * 3
+    assert listed == {
+        "data": [{"type": "model", "id": name, "display_name": name} for name in names],
+        "has_more": False,
+        "first_id": "owner/tiny",
+        "last_id": "birds",
+    }
+    one = (await client.get("/v1/models/owner/tiny", headers=headers)).json()
+    assert (one["type"], one["id"]) == ("model", "owner/tiny")
+    assert (await client.get("/v1/models")).json()["object"] == "list"

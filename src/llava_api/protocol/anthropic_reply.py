@@ -37,6 +37,23 @@ class ReplyToolUseBlock(WireObject):
 ReplyBlock = Annotated[ReplyTextBlock | ReplyToolUseBlock, Field(discriminator="type")]
 
 
+class AnthropicModel(WireObject):
+    """What ``GET /v1/models`` lists if the request has the header ``anthropic-version``."""
+
+    type: Literal["model"] = "model"
+    id: str
+    display_name: str
+    created_at: str
+    """When this server started."""
+
+
+class AnthropicModelList(WireObject):
+    data: list[AnthropicModel]
+    has_more: Literal[False] = False
+    first_id: str
+    last_id: str
+
+
 class MessageUsage(WireObject):
     """All tokens of the prompt, those of images too, are input_tokens and cache_read_input_tokens together."""
 

@@ -24,6 +24,7 @@ OPENAI = Dialect(ErrorReply)
 OLLAMA = Dialect(OllamaErrorReply, chat="/api/chat")
 DIALECTS = {
     "/v1/messages": Dialect(AnthropicErrorReply, b"x-api-key", "request-id", "/v1/messages"),
+    "/v1/models": Dialect(ErrorReply, b"x-api-key"),
     "/api": OLLAMA,
 }
 """Path -> the dialect of this path and all paths below it."""

@@ -1,8 +1,11 @@
 """``GET /v1/models``, ``GET /v1/models/{model}`` and ``GET /version``."""
 
+from datetime import UTC, datetime
+
 from fastapi import Request
 from fastapi.responses import Response
 
+from llava_api.protocol.anthropic_reply import AnthropicModel, AnthropicModelList
 from llava_api.protocol.server_info import ModelCard, ModelList, ModelPermission, Version
 from llava_api.server.answer import json_response
 from llava_api.server.endpoint import Endpoint
@@ -30,16 +33,31 @@ def card(services: Services, name: str) -> ModelCard:
     )
 
 
+def anthropic_card(services: Services, name: str) -> AnthropicModel:
+    created = datetime.fromtimestamp(services.started, UTC).isoformat().replace("+00:00", "Z")
+    return AnthropicModel(id=name, display_name=name, created_at=created)
+
+
+def for_anthropic(request: Request) -> bool:
+    """Whether the caller is a client of Anthropic's API, which has this address too."""
+    return "anthropic-version" in request.headers
+
+
 async def list_models(request: Request) -> Response:
     services = services_of(request)
-    return json_response(ModelList(data=[card(services, name) for name in services.model.served_names()]))
+    names = services.model.served_names()
+    if for_anthropic(request):
+        data = [anthropic_card(services, name) for name in names]
+        return json_response(AnthropicModelList(data=data, first_id=names[0], last_id=names[-1]))
+    return json_response(ModelList(data=[card(services, name) for name in names]))
 
 
 async def get_model(request: Request) -> Response:
     services, asked = services_of(request), request.path_params["name"]
     # A path has no double slashes, and a model's name may begin with one: a folder's is its path.
     names = {single_slashes(f"/{name}")[1:]: name for name in services.model.served_names()}
-    return json_response(card(services, services.preparer.served_name(names.get(asked, asked))))
+    found = services.preparer.served_name(names.get(asked, asked))
+    return json_response(anthropic_card(services, found) if for_anthropic(request) else card(services, found))
 
 
 async def version(_: Request) -> Response:
