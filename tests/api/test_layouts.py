@@ -10,7 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.api.test_chat import CHAT, prompt_of, text_body
+from tests.api.test_chat import CHAT, TOKENIZER, prompt_of, text_body
 from tests.support.scripted_engine import ScriptedEngine
 
 COLOURS = ("red", "lime", "blue")
@@ -253,11 +253,26 @@ async def test_an_assistants_message_last(
     assert ("tool_calls" in message) == (formed and "tools" in fields)
 
 
+@pytest.mark.parametrize("more", [{}, {"continue_final_message": False}], ids=str)
+async def test_a_prompt_without_the_assistants_header(
+    client: httpx.AsyncClient, engine: ScriptedEngine, more: dict[str, Any]
+) -> None:
+    body = text_body("What?", add_generation_prompt=False, **more)
+    assert (await client.post(CHAT, json=body)).status_code == 200
+    assert prompt_of(engine).endswith("USER: What?")
+    counted = (await client.post("/tokenize", json=body)).json()
+    assert counted["tokens"] == engine.requests[0].token_ids
+    whole = (await client.post("/tokenize", json=text_body("What?"))).json()
+    assert TOKENIZER.decode(whole["tokens"][counted["count"] :]) == "ASSISTANT:"
+    scored = {"structured_outputs": {"choice": ["a"]}, "logprobs": True}
+    refused = await client.post(CHAT, json=body | scored)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "add_generation_prompt")
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [
         ({"messages": BEGUN[:1], "continue_final_message": True}, "continue_final_message"),
-        ({"messages": BEGUN[:1], "add_generation_prompt": False}, "add_generation_prompt"),
         ({"continue_final_message": True, "response_format": JSON_FORMAT}, "continue_final_message"),
         ({"continue_final_message": True, "tools": TOOLS, "tool_choice": "required"}, "continue_final_message"),
         ({"add_generation_prompt": False, "response_format": JSON_FORMAT}, "add_generation_prompt"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,9 @@ async def test_without_a_question_the_model_is_loaded(
 ) -> None:
     answer = (await client.post(path, json={"model": "tiny", "keep_alive": -1, **asked})).json()
     assert (answer["done"], answer["done_reason"]) == (True, "load")
+    for nothing in (0, "0", "0s"):
+        answer = (await client.post(path, json={"model": "tiny", "keep_alive": nothing, **asked})).json()
+        assert answer["done_reason"] == "unload"
     assert answer["response" if path == GENERATE else "message"] in ("", {"role": "assistant", "content": ""})
     assert engine.requests == []
 
@@ -118,7 +122,7 @@ async def test_options(client: httpx.AsyncClient, engine: ScriptedEngine) -> Non
         "mirostat": 1,
     }
     reply = await client.post(ASK, json=body(options=options, keep_alive="5m", think=False))
-    assert reply.headers["x-llava-ignored"] == "options.num_ctx, options.mirostat, keep_alive"
+    assert reply.headers["x-llava-ignored"] == "options.num_ctx, options.mirostat"
     sampling = engine.requests[0].sampling
     found = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.seed)
     assert found == (0.3, 0.8, 30, 0.1, 7)
@@ -222,6 +226,17 @@ async def test_an_answer_that_is_begun_is_continued(client: httpx.AsyncClient, e
     answer = (await client.post(ASK, json=body(user(), {"role": "assistant", "content": "It is"}))).json()
     assert answer["message"]["content"] == " A red circle."
     assert prompt_of(engine).endswith("ASSISTANT: It is")
+
+
+@pytest.mark.parametrize(("parameters", "size"), [(7_063_427_072, "7.1B"), (2_345_678, "2.35M"), (None, "")])
+async def test_the_number_of_parameters(
+    app: FastAPI, client: httpx.AsyncClient, parameters: int | None, size: str
+) -> None:
+    services = app.state.services
+    services.model = replace(services.model, parameters=parameters)
+    shown = (await client.post("/api/show", json={"model": "tiny"})).json()
+    for one in (shown, (await client.get("/api/tags")).json()["models"][0]):
+        assert one["details"]["parameter_size"] == size
 
 
 async def test_the_served_models(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:

@@ -160,7 +160,7 @@ MISSING: list[tuple[str, dict[str, Any]]] = [
     ("messages[0].content", {"model": "tiny", "messages": [{"role": "user"}]}),
     ("tools[0].function", text_body(tools=[{"type": "function"}])),
     ("tools[0].function.name", text_body(tools=[{"type": "function", "function": {}}])),
-    ("tool_choice.function", text_body(tool_choice={"type": "function", "name": "look"})),
+    ("tool_choice.function", text_body(tool_choice={"type": "function"})),
     ("response_format.json_schema", text_body(response_format={"type": "json_schema"})),
 ]
 

@@ -82,9 +82,9 @@ def test_the_path_to_an_unknown_field(model: type[Any], example: dict[str, Any])
     [
         ({"tools": [{"type": "function", "function": {"name": None}}]}, "tools[0].function.name", "Missing"),
         ({"tools": [{"type": "function", "function": 1}]}, "tools[0].function", "an object"),
-        ({"tool_choice": {"name": "x"}}, "tool_choice.function", "Missing"),
+        ({"tool_choice": {"name": "x"}}, "tool_choice", "write it as none, auto, required or"),
         ({"tool_choice": {"type": "x"}}, "tool_choice.type", "'function' or 'allowed_tools'"),
-        ({"tool_choice": "x"}, "tool_choice", "'none', 'auto' or 'required'"),
+        ({"tool_choice": "x"}, "tool_choice", "write it as none, auto, required or"),
         ({"logit_bias": {"function": {}}}, "logit_bias.function", "a number"),
         ({"logit_bias": {"x" * 65: ""}}, f"logit_bias.{'x' * 64}...", "a number"),
         ({"logit_bias": dict.fromkeys(map(str, range(1000)), "x")}, None, "too many errors"),

@@ -26,6 +26,8 @@ class Conversation:
     model continues it."""
     images: tuple[ImagePart, ...]
     """In the order of the request."""
+    header: bool = True
+    """Whether the prompt says, after a user's last turn, that the assistant is next."""
 
     @property
     def continues(self) -> bool:

@@ -49,6 +49,8 @@ class ServedModel:
     """Settings that suit this machine if it has no GPU."""
     adapters: tuple[Adapter, ...] = ()
     """LoRA adapters served beside it."""
+    parameters: int | None = None
+    """Number of its weights, if it is known."""
 
     def served_names(self) -> tuple[str, ...]:
         """Every name that a request may give: the model's own, then its adapters'."""

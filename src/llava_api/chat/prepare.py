@@ -133,6 +133,9 @@ class Preparer:
         conversation, form = question.conversation, question.form
         if form is None or not form.choices or question.sampling.logprobs is None:
             return ScoredPrompts()
+        if not conversation.header:
+            message = "Choices have log-probabilities after the assistant's header: leave add_generation_prompt out."
+            raise InvalidRequest(message, param="add_generation_prompt")
         check_scored(len(form.choices), conversation.characters() + laid_out.image_tokens)
         answered = (conversation.with_answer(choice) for choice in form.choices)
         prompts = (self.write(each, laid_out.measured)[1].token_ids for each in answered)
@@ -192,7 +195,7 @@ class Preparer:
             )
 
     def write(self, conversation: Conversation, measured: list[MeasuredImage]) -> tuple[list[Segment], RenderedPrompt]:
-        segments = self.model.family.layout(conversation.system, conversation.turns)
+        segments = self.model.family.layout(conversation.system, conversation.turns, conversation.header)
         lengths = [image.tokens for image in measured]
         prompt = tokenize(segments, self.model.tokenizer, self.model.checkpoint.image_token_id, lengths)
         return segments, prompt

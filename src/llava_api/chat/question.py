@@ -115,7 +115,7 @@ def schema_of(
 
 def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choices: int) -> Question:
     """Raises InvalidRequest. Images and length are checked later."""
-    continues = continuation(request)
+    conversation = conversation_of(request)
     functions = [(tool.function, f"tools[{index}].function") for index, tool in enumerate(request.tools or ())]
     toolbox = read_tools(functions, request.tool_choice, request.parallel_tool_calls is not False)
     schema = schema_of(request.response_format, "response_format")
@@ -127,7 +127,7 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
         )
     question = Question(
         model=request.model,
-        conversation=read_messages(request.messages).finish(continues),
+        conversation=conversation,
         sampling=replace(
             read_sampling(request, model), logprobs=logprobs_of(request), prompt_logprobs=prompt_logprobs_of(request)
         ),
@@ -138,7 +138,8 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
         question = with_text_form(question, model, wanted)
     else:
         question = with_format(question, model, schema if wanted is None else wanted.schema, toolbox)
-    if continues and not question.conversation.continues:
+    asks = request.continue_final_message or (request.add_generation_prompt is False and conversation.continues)
+    if asks and not question.conversation.continues:
         param = "add_generation_prompt" if request.continue_final_message is None else "continue_final_message"
         raise InvalidRequest(
             f"{param} asks for the last message to be continued in words: make it an assistant's, and send neither a "
@@ -148,17 +149,22 @@ def chat_question(request: ChatCompletionRequest, model: ServedModel, most_choic
     return question
 
 
-def continuation(request: ChatCompletionRequest) -> bool | None:
-    """Whether an assistant's last message is continued; None if the request does not say. Raises InvalidRequest."""
-    continues, prompts = request.continue_final_message, request.add_generation_prompt
-    if continues is None:
-        return None if prompts is None else not prompts
-    if prompts == continues:
+def conversation_of(request: ChatCompletionRequest) -> Conversation:
+    """Without a generation prompt an assistant's last message is continued, and a user's has no header after it.
+
+    Raises InvalidRequest.
+    """
+    continues, header = request.continue_final_message, request.add_generation_prompt
+    by_user = request.messages[-1].role != "assistant"
+    if continues is not None and header == continues and not (by_user and header is False):
         raise InvalidRequest(
             "add_generation_prompt and continue_final_message contradict each other: leave one of them out.",
             param="add_generation_prompt",
         )
-    return continues
+    if continues is None and header is not None:
+        continues = not header
+    conversation = read_messages(request.messages).finish(continues)
+    return replace(conversation, header=not (by_user and header is False))
 
 
 def length_of(request: ChatCompletionRequest) -> Length:

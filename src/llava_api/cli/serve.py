@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from llava_api.chat.model import ServedModel, describe_model, open_model, sources_of
 from llava_api.checkpoints.cache import ready_checkpoint
+from llava_api.checkpoints.size import count_parameters
 from llava_api.cli.allocator import keep_freed_memory
 from llava_api.cli.flags import DEMO, MODEL_HELP, add_flags, demo_folder, find_model, read_settings
 from llava_api.cli.start_checks import check_start
@@ -127,7 +128,15 @@ def ready_model(wanted: str, settings: Settings) -> ServedModel:
         model = describe_model(converted, names, as_it_is)
     for sentence in plan.sentences if plan is not None else ():
         log.info("%s", sentence)
-    return replace(model, cpu_plan=plan)
+    return replace(model, cpu_plan=plan, parameters=parameters_of(model) if settings.ollama_api else None)
+
+
+def parameters_of(model: ServedModel) -> int | None:
+    """None for a model that transformers does not know."""
+    try:
+        return count_parameters(model.checkpoint).total
+    except StartupError:
+        return None
 
 
 def key_for_this_run(settings: Settings, keys: KeyRing) -> str | None:

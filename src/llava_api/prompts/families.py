@@ -22,6 +22,7 @@ VICUNA_V1 = PromptFamily(
     system="{system} ",
     user="USER: {user} ASSISTANT:",
     assistant=" {assistant}</s>",
+    header="ASSISTANT:",
     specials=("</s>",),
     stop_tokens=("</s>",),
 )
@@ -41,6 +42,7 @@ LLAVA_V0 = PromptFamily(
     system="{system}",
     user="###Human: {user}###Assistant:",
     assistant=" {assistant}",
+    header="###Assistant:",
     specials=(),
     stop_texts=("###",),
 )
@@ -51,6 +53,7 @@ LLAVA_LLAMA_2 = PromptFamily(
     system="<<SYS>>\n{system}\n<</SYS>>\n\n",
     user="[INST] {user} [/INST]",
     assistant=" {assistant} </s><s>",
+    header="",
     specials=("</s>", "<s>"),
     stop_tokens=("</s>",),
     system_in_first_user=True,
@@ -66,6 +69,7 @@ CHATML_DIRECT = PromptFamily(
     system="<|im_start|>system\n{system}<|im_end|>",
     user="<|im_start|>user\n{user}<|im_end|><|im_start|>assistant\n",
     assistant="{assistant}<|im_end|>",
+    header="<|im_start|>assistant\n",
     specials=("<|im_start|>", "<|im_end|>"),
     stop_tokens=("<|im_end|>",),
 )
@@ -84,6 +88,7 @@ QWEN_1_5 = PromptFamily(
     system="<|im_start|>system\n{system}<|im_end|>\n",
     user="<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n",
     assistant="{assistant}<|im_end|>\n",
+    header="<|im_start|>assistant\n",
     specials=("<|im_start|>", "<|im_end|>"),
     stop_tokens=("<|im_end|>",),
 )
@@ -99,6 +104,7 @@ LLAVA_LLAMA_3 = PromptFamily(
         "<|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     ),
     assistant="{assistant}<|eot_id|>",
+    header="<|start_header_id|>assistant<|end_header_id|>\n\n",
     specials=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     stop_tokens=("<|eot_id|>",),
 )

@@ -29,6 +29,8 @@ class PromptFamily:
     """From the start of the user's turn to where the model begins to write."""
     assistant: str
     """An earlier answer, up to the start of the next user turn."""
+    header: str
+    """The end of ``user``, which says that the assistant is next."""
     specials: tuple[str, ...]
     """Texts in these templates that are special tokens if the tokenizer knows them."""
     stop_tokens: tuple[str, ...] = ()
@@ -40,8 +42,8 @@ class PromptFamily:
     image_markers: bool = False
     """Whether each image is between ``<im_start>`` and ``<im_end>`` (``mm_use_im_start_end``)."""
 
-    def layout(self, system: str | None, turns: Sequence[Turn]) -> list[Segment]:
-        """The whole prompt, up to where the model begins to write.
+    def layout(self, system: str | None, turns: Sequence[Turn], header: bool = True) -> list[Segment]:
+        """The whole prompt, up to where the model begins to write; without ``header``, up to the assistant's header.
 
         If the last turn is an assistant's, the model continues its text.
         """
@@ -59,7 +61,8 @@ class PromptFamily:
                 continue
             if position == 0 and self.system_in_first_user:
                 content = [*head, *content]
-            segments += self.fill(self.user, user=content)
+            template = self.user if header or position < last else self.user.removesuffix(self.header)
+            segments += self.fill(template, user=content)
         return segments
 
     def image(self, image: int) -> list[Segment]:

@@ -58,8 +58,11 @@ class HubTemplate:
             return False
         return ImageSlot(0) in probe and any(isinstance(segment, str) and PROBE in segment.lower() for segment in probe)
 
-    def layout(self, system: str | None, turns: Sequence[Turn]) -> list[Segment]:
-        """Raises InvalidRequest if the template refuses the messages or writes no place for an image."""
+    def layout(self, system: str | None, turns: Sequence[Turn], header: bool = True) -> list[Segment]:
+        """``header``: whether to write that the assistant is next.
+
+        Raises InvalidRequest if the template refuses the messages or writes no place for an image.
+        """
         mark, end = unused_letters([system or "", *(turn.text for turn in turns)])
         messages: list[Message] = []
         if system is not None and self.drops_system:
@@ -69,9 +72,9 @@ class HubTemplate:
         messages += [self.message(turn.role, turn.parts, mark) for turn in turns]
         images = [image for turn in turns for image in turn.images]
         if turns[-1].role != "assistant":
-            return self.segments(self.write(messages), images, mark)
+            return self.segments(self.write(messages, header), images, mark)
         messages[-1] = self.message("assistant", (*turns[-1].images, turns[-1].text + end), mark)
-        before, found, _ = self.write(messages, continues=True).rpartition(end)
+        before, found, _ = self.write(messages, header=False).rpartition(end)
         if not found:
             raise InvalidRequest(
                 "The checkpoint's chat template cannot continue an assistant's message.",
@@ -106,9 +109,9 @@ class HubTemplate:
         tails = (special[cut:] for special in self.specials for cut in range(1, len(special)))
         return any(tail.startswith(typed) or typed.startswith(tail) for tail in tails) if typed else False
 
-    def write(self, messages: Sequence[Message], continues: bool = False) -> str:
+    def write(self, messages: Sequence[Message], header: bool = True) -> str:
         try:
-            text = self.template.render(messages=messages, add_generation_prompt=not continues, **self.tokens)
+            text = self.template.render(messages=messages, add_generation_prompt=header, **self.tokens)
             # A lone surrogate is no text that a tokenizer takes.
             return text.encode("utf-8", "replace").decode("utf-8")
         except InvalidRequest:

@@ -7,8 +7,8 @@ from pydantic import ConfigDict, FailFast, Field
 from llava_api.protocol.messages import Content, HasContent
 from llava_api.protocol.refused import FORMS, sentences
 from llava_api.protocol.sampling import GeneratingRequest, Stop
-from llava_api.protocol.tools import MAX_TOOLS, Arguments, Name
-from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
+from llava_api.protocol.tools import MAX_TOOLS, Arguments, Name, has_instead
+from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject, written_as
 
 MAX_STOPS = 64
 
@@ -37,7 +37,15 @@ class ImageBlock(RequestObject):
     source: Annotated[Base64Source | UrlSource, Field(discriminator="type"), JSON_PATHS]
 
 
-ShownBlock = Annotated[TextBlock | ImageBlock, Field(discriminator="type"), JSON_PATHS]
+IMAGE_FORM = written_as(
+    '{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "..."}}',
+    lambda part: (
+        isinstance(part, dict)
+        and part.get("type") in ("image", "image_url", "input_image")
+        and part.get("source") is None
+    ),
+)
+ShownBlock = Annotated[TextBlock | ImageBlock, Field(discriminator="type"), JSON_PATHS, IMAGE_FORM]
 
 
 class ToolUseBlock(RequestObject):
@@ -67,7 +75,10 @@ class ThinkingBlock(RequestObject):
 
 
 Block = Annotated[
-    TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, Field(discriminator="type"), JSON_PATHS
+    TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock,
+    Field(discriminator="type"),
+    JSON_PATHS,
+    IMAGE_FORM,
 ]
 
 
@@ -86,6 +97,15 @@ class ToolDefinition(RequestObject):
     """JSON Schema of the input, with type object."""
     strict: bool | None = None
     """Refuse a schema with keywords that cannot be enforced, instead of leaving them out."""
+
+
+TOOL_FORM = written_as(
+    '{"name": ..., "input_schema": {...}}', lambda tool: has_instead("input_schema", tool, "function", "parameters")
+)
+CHOICE_FORM = written_as(
+    '{"type": "tool", "name": ...} for one tool, or {"type": "auto"}, {"type": "any"} or {"type": "none"}',
+    lambda choice: isinstance(choice, str) or has_instead("-", choice, "function"),
+)
 
 
 class ToolChoiceMode(RequestObject):
@@ -129,9 +149,11 @@ class MessagesRequest(GeneratingRequest):
     system: Content[ShownBlock] | None = None
     stop_sequences: list[Stop] | None = Field(None, max_length=MAX_STOPS)
     """Texts that end the answer; they are not part of it."""
-    tools: list[ToolDefinition] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
+    tools: list[Annotated[ToolDefinition, TOOL_FORM]] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     """Functions that the model may call; the system text describes them to it."""
-    tool_choice: Annotated[ToolChoiceMode | ToolChoiceName, Field(discriminator="type"), JSON_PATHS] | None = None
+    tool_choice: (
+        Annotated[ToolChoiceMode | ToolChoiceName, Field(discriminator="type"), JSON_PATHS, CHOICE_FORM] | None
+    ) = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
     """Older place of ``output_config.format``."""

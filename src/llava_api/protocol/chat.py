@@ -8,7 +8,7 @@ from llava_api.protocol.formats import ResponseFormat
 from llava_api.protocol.messages import Message
 from llava_api.protocol.refused import NOT_LLAVA, OLD_TOOLS, VLLM, VLLM_IGNORED, WITHOUT_EFFECT
 from llava_api.protocol.sampling import ChoicesRequest, MaxTokens
-from llava_api.protocol.tools import MAX_TOOLS, FunctionTool, ToolChoice
+from llava_api.protocol.tools import MAX_TOOLS, GivenTool, ToolChoice
 from llava_api.protocol.wire import Ignored
 
 MetadataKey = Annotated[str, Field(max_length=64)]
@@ -45,7 +45,7 @@ class ChatCompletionRequest(ChoicesRequest):
     """Send this number of most likely tokens at each position; needs ``logprobs``."""
     response_format: ResponseFormat | None = None
     """json_schema: the answer always fits the schema."""
-    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
+    tools: list[GivenTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     """Functions that the model may call; the system text describes them to it."""
     tool_choice: ToolChoice | None = None
     """none, auto (the default), required, one function, or some of them (allowed_tools)."""
@@ -65,4 +65,5 @@ class ChatCompletionRequest(ChoicesRequest):
     """true: continue the last message, an assistant's; false: answer it. Default: true, unless the answer must be JSON
     or a call. An extension, as vLLM has it."""
     add_generation_prompt: bool | None = None
-    """The opposite of ``continue_final_message``, which vLLM's clients send with it. An extension."""
+    """false: continue an assistant's last message, and leave out the assistant's header after a user's. An extension,
+    as vLLM has it."""

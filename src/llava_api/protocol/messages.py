@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from llava_api.protocol.tools import FunctionCall, ToolCall
-from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
+from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject, written_as
 
 MAX_PARTS = 2_000
 Detail = Literal["auto", "low", "high"]
@@ -50,16 +50,26 @@ class RefusalPart(RequestObject):
     refusal: str
 
 
-ContentPart = Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type"), JSON_PATHS]
+ContentPart = Annotated[
+    TextPart | ImagePart | RefusalPart,
+    Field(discriminator="type"),
+    JSON_PATHS,
+    written_as(
+        '{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}',
+        lambda part: isinstance(part, dict) and part.get("type") == "image",
+    ),
+]
 TYPES = {
     "image_url": "image_url",
     "source": "image",
+    "inline_data": "image",
+    "inlineData": "image",
     "refusal": "refusal",
     "tool_use_id": "tool_result",
     "input": "tool_use",
     "text": "text",
 }
-"""A field of a part -> the type of a part that has it, in OpenAI's or Anthropic's API."""
+"""A field of a part -> the type of a part that has it, in OpenAI's or Anthropic's API; inline_data is Gemini's."""
 
 
 def normalize_parts(content: object) -> object:

@@ -6,8 +6,8 @@ from pydantic import BeforeValidator, FailFast, Field
 
 from llava_api.protocol.refused import FORMS, sentences
 from llava_api.protocol.sampling import MAX_STOPS, MaxTokens, StopText
-from llava_api.protocol.tools import MAX_TOOLS, Arguments, Function
-from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
+from llava_api.protocol.tools import MAX_TOOLS, Arguments, Function, has_instead
+from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject, written_as
 
 MAX_CALLS = 128
 
@@ -43,17 +43,21 @@ class OllamaRequest(RequestObject):
         **sentences(("{} belongs to vLLM's server: send format instead.", FORMS)),
         "template": "This server writes prompts as the checkpoint was trained: leave template out.",
     }
-    ignored: ClassVar = {"keep_alive": "The model is always loaded: leave keep_alive out."}
 
     model: str = ""
     """A name of ``GET /api/tags``, with or without ``:latest``. With ``--any-model`` it may be another, or missing."""
     stream: bool = True
     """Send the answer as lines of JSON while it is generated."""
     format: Annotated[
-        Literal["json"] | dict[str, Any] | None, JSON_PATHS, BeforeValidator(lambda given: given or None)
+        Literal["json"] | dict[str, Any] | None,
+        JSON_PATHS,
+        written_as('"json" or a JSON Schema', lambda given: not isinstance(given, dict) and given not in ("", "json")),
+        BeforeValidator(lambda given: given or None),
     ] = None
     """json: the answer is any JSON object; a JSON Schema: the answer fits it."""
     options: OllamaOptions | None = None
+    keep_alive: float | str | None = None
+    """Accepted; the model stays loaded. With 0 and nothing to answer, the reply says unload, as Ollama's does."""
     logprobs: bool | None = None
     """Send each token's log-probability."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -80,7 +84,9 @@ class OllamaToolCall(RequestObject):
 
 class OllamaMessage(RequestObject):
     role: Literal["system", "user", "assistant", "tool"]
-    content: str = ""
+    content: Annotated[
+        str, written_as("a text, with the message's images in its field images", lambda given: isinstance(given, list))
+    ] = ""
     images: list[str] | None = None
     """In base64, or as a ``data:``, http or https URL."""
     tool_calls: list[OllamaToolCall] | None = Field(None, max_length=MAX_CALLS, fail_fast=True)
@@ -99,11 +105,20 @@ class OllamaTool(RequestObject):
     """Accepted and not used: every tool is a function."""
 
 
+GivenOllamaTool = Annotated[
+    OllamaTool,
+    written_as(
+        '{"type": "function", "function": {"name": ..., "parameters": {...}}}',
+        lambda tool: has_instead("function", tool, "name", "input_schema"),
+    ),
+]
+
+
 class OllamaChatRequest(OllamaRequest):
     messages: Annotated[list[OllamaMessage], FailFast()] = Field(default_factory=list)
     """If an assistant's message is the last, the model continues it. Without messages the answer is empty, and says
     that the model is loaded."""
-    tools: list[OllamaTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
+    tools: list[GivenOllamaTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     """Functions that the model may call; the system text describes them to it."""
 
 

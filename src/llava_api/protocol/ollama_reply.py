@@ -45,8 +45,8 @@ class OllamaReplyBase(WireObject):
     created_at: str
     """Time of this line."""
     done: bool = False
-    done_reason: Literal["stop", "length", "load"] | None = Field(default=None, exclude_if=is_none)
-    """length: the answer was cut; load: nothing was asked. This and all below only in the last line."""
+    done_reason: Literal["stop", "length", "load", "unload"] | None = Field(default=None, exclude_if=is_none)
+    """length: the answer was cut; load and unload: nothing was asked. This and all below only in the last line."""
     total_duration: int | None = Field(default=None, exclude_if=is_none)
     load_duration: int | None = Field(default=None, exclude_if=is_none)
     """Always 0: the model is loaded when the server starts."""
@@ -77,7 +77,8 @@ class OllamaDetails(WireObject):
     """The language model's."""
     families: list[str]
     """clip in it stands for a model that sees images."""
-    parameter_size: Literal[""] = ""
+    parameter_size: str
+    """As Ollama writes it, 7.1B; empty if it is not known."""
     quantization_level: str
 
 

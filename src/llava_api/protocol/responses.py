@@ -9,7 +9,7 @@ from llava_api.protocol.formats import FlatResponseFormat
 from llava_api.protocol.messages import Content, ContentPart, HasContent
 from llava_api.protocol.refused import NOT_LLAVA, VLLM, VLLM_COMPLETIONS, VLLM_IGNORED, WITHOUT_EFFECT
 from llava_api.protocol.sampling import MaxTokens, ResponseStreamOptions, SamplingRequest
-from llava_api.protocol.tools import MAX_TOOLS, Arguments, FlatTool, FlatToolChoice, json_text
+from llava_api.protocol.tools import MAX_TOOLS, Arguments, FlatToolChoice, GivenFlatTool, json_text
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -157,7 +157,7 @@ class ResponseRequest(SamplingRequest):
     """message.output_text.logprobs: send each token's log-probability; other values have no effect."""
     text: TextOptions | None = None
     """The format of the answer."""
-    tools: list[FlatTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
+    tools: list[GivenFlatTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     """Functions that the model may call; the system text describes them to it."""
     tool_choice: FlatToolChoice | None = None
     """none, auto (the default), required, one function, or some of them (allowed_tools)."""

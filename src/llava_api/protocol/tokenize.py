@@ -7,7 +7,7 @@ from pydantic import Field
 from llava_api.protocol.messages import Message
 from llava_api.protocol.refused import VLLM
 from llava_api.protocol.sampling import TokenId
-from llava_api.protocol.tools import MAX_TOOLS, FunctionTool, ToolChoice
+from llava_api.protocol.tools import MAX_TOOLS, GivenTool, ToolChoice
 from llava_api.protocol.wire import RequestObject, WireObject, is_none
 
 MAX_TOKENS = 200_000
@@ -25,7 +25,7 @@ class TokenizeRequest(RequestObject):
     content: str | None = None
     """llama.cpp's name of ``prompt``; then BOS only comes with ``add_special: true``."""
     messages: list[Message] | None = Field(None, min_length=1, fail_fast=True)
-    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
+    tools: list[GivenTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     tool_choice: ToolChoice | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None

@@ -1,11 +1,11 @@
 """Functions that the model may call, the choice among them, and calls. Flat: the form of the Responses API."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from llava_api.protocol.wire import JSON_PATHS, Ignored, PhpObject, RequestObject
+from llava_api.protocol.wire import JSON_PATHS, Ignored, PhpObject, RequestObject, written_as
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
 """OpenAI's API has no dots, colons and slashes, which tools of MCP servers have."""
@@ -35,6 +35,28 @@ class FunctionTool(RequestObject):
 # The bases are in this order because pydantic reports errors of the last one's fields first: a wrong type matters most.
 class FlatTool(Function, OfTypeFunction):
     pass
+
+
+def has_instead(own: str, given: object, *others: str) -> bool:
+    """Whether an object lacks the field ``own`` and has one of ``others``, or Gemini's list of functions."""
+    names = {*others, "function_declarations", "functionDeclarations"}
+    return isinstance(given, dict) and own not in given and not names.isdisjoint(given)
+
+
+GivenTool = Annotated[
+    FunctionTool,
+    written_as(
+        '{"type": "function", "function": {"name": ..., "parameters": {...}}}',
+        lambda tool: has_instead("function", tool, "name", "input_schema"),
+    ),
+]
+GivenFlatTool = Annotated[
+    FlatTool,
+    written_as(
+        '{"type": "function", "name": ..., "parameters": {...}}',
+        lambda tool: has_instead("name", tool, "function") or has_instead("type", tool, "input_schema"),
+    ),
+]
 
 
 class FunctionName(RequestObject):
@@ -82,10 +104,31 @@ def with_type(choice: object) -> object:
     return "required" if choice == "any" else choice
 
 
+def is_name(choice: object) -> bool:
+    """Whether a choice may be the bare name of a function."""
+    return isinstance(choice, str) and choice not in ("", *get_args(ToolMode))
+
+
 ToolObject = Annotated[NamedTool | AllowedTools, Field(discriminator="type"), JSON_PATHS]
-ToolChoice = Annotated[ToolMode | ToolObject, JSON_PATHS, BeforeValidator(with_type)]
+ToolChoice = Annotated[
+    ToolMode | ToolObject,
+    JSON_PATHS,
+    written_as(
+        'none, auto, required or {"type": "function", "function": {"name": ...}}',
+        lambda choice: is_name(choice) or has_instead("function", choice, "name"),
+    ),
+    BeforeValidator(with_type),
+]
 FlatToolObject = Annotated[FlatNamedTool | FlatAllowedTools, Field(discriminator="type"), JSON_PATHS]
-FlatToolChoice = Annotated[ToolMode | FlatToolObject, JSON_PATHS, BeforeValidator(with_type)]
+FlatToolChoice = Annotated[
+    ToolMode | FlatToolObject,
+    JSON_PATHS,
+    written_as(
+        'none, auto, required or {"type": "function", "name": ...}',
+        lambda choice: is_name(choice) or has_instead("name", choice, "function"),
+    ),
+    BeforeValidator(with_type),
+]
 
 
 def json_text(given: object) -> object:

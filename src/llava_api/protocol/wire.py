@@ -1,6 +1,6 @@
 """Base classes of the objects of requests and replies, and the reply of every error."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
@@ -153,6 +153,20 @@ Ignored = Annotated[None, BeforeValidator(lambda _: None), WithJsonSchema({})]
 Value = TypeVar("Value")
 PhpObject = Annotated[Value, BeforeValidator(lambda value: {} if value == [] else value)]
 """An object that may be written as ``[]``, as PHP writes an empty one."""
+
+
+def written_as(form: str, elsewhere: Callable[[Any], bool]) -> BeforeValidator:
+    """Annotates a field, to name its ``form`` to a client that writes it as another API does.
+
+    ``elsewhere``: whether a value has the form of another API.
+    """
+
+    def check(given: Any) -> Any:
+        if elsewhere(given):
+            raise PydanticCustomError("form", "write it as {form}", {"form": form})
+        return given
+
+    return BeforeValidator(check)
 
 
 def is_none(value: object) -> bool:

@@ -35,15 +35,21 @@ def name_model(services: Services, wanted: wire.OllamaRequest) -> None:
 async def chat(context: Context, wanted: wire.OllamaChatRequest) -> OllamaReply | Line:
     name_model(context.services, wanted)
     if not wanted.messages:
-        return line_of(wanted.model, chat=True, done=True, done_reason="load")
+        return unasked(wanted, chat=True)
     return await ask(context, chat_question(wanted, context.services.model), wanted, chat=True)
 
 
 async def generate(context: Context, wanted: wire.OllamaGenerateRequest) -> OllamaReply | Line:
     name_model(context.services, wanted)
     if not wanted.prompt and not wanted.images:
-        return line_of(wanted.model, chat=False, done=True, done_reason="load")
+        return unasked(wanted, chat=False)
     return await ask(context, generate_question(wanted, context.services.model), wanted, chat=False)
+
+
+def unasked(wanted: wire.OllamaRequest, chat: bool) -> Line:
+    """The reply to a request that only loads or unloads the model, which stays loaded here."""
+    unloads = wanted.keep_alive in (0, "0", "0s", "0m")
+    return line_of(wanted.model, chat, done=True, done_reason="unload" if unloads else "load")
 
 
 async def ask(context: Context, question: Question, wanted: wire.OllamaRequest, chat: bool) -> OllamaReply:
@@ -108,8 +114,16 @@ def details_of(services: Services, name: str) -> reply.OllamaDetails:
         parent_model="" if name in model.names else model.names[0],
         family=family,
         families=[family, "clip"],
+        parameter_size=short_count(model.parameters),
         quantization_level=model.checkpoint.quantization or model.checkpoint.stored_dtype or "",
     )
+
+
+def short_count(parameters: int | None) -> str:
+    """As Ollama writes numbers of parameters."""
+    if parameters is None:
+        return ""
+    return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.2f}M"
 
 
 def started(services: Services) -> str:
