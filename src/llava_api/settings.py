@@ -229,6 +229,8 @@ class Settings(BaseSettings):
     """Model that an original LoRA was trained on: a folder or a hub id."""
     vision_tower: Annotated[str | None, Mark.CHECKPOINT] = None
     """Vision tower of an original checkpoint, a folder or a hub id; default: its mm_vision_tower."""
+    mmproj: Annotated[str | None, Mark.CHECKPOINT] = None
+    """Vision half of a GGUF checkpoint, a file; default: the file beside it that has mmproj in its name."""
 
     # LoRA adapters
     lora: Annotated[Texts, Mark.LOADED_MODEL] = []

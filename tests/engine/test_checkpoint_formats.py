@@ -23,6 +23,7 @@ from llava_api.engine.base import EngineImage, GenerationRequest
 from llava_api.settings import Settings
 from llava_api.vision.geometry import tile_grid
 from llava_api.vision.normalisation import CLIP
+from tests.support.gguf_files import write_pair
 from tests.support.small_engine import Answer, SmallEngine, image_request
 from tests.support.tiny_checkpoints import (
     LORA_ALPHA,
@@ -255,6 +256,16 @@ def test_a_lora_in_the_original_format_answers_as_the_model_it_was_made_from(
     lora = write_original_lora(tiny, tmp_path / "lora", tmp_path / "base")
     settings = settings_for(tmp_path, model_base=str(tmp_path / "base"))
     model = served(lora, settings)
+    check_both_images(start(model, settings), model, source_of(tiny))
+
+
+@pytest.mark.parametrize("tiny", [Tiny("llama", "1.5"), Tiny("mistral", "1.6")], ids=name_of)
+def test_gguf_files_answer_as_the_model_they_were_made_from(
+    tiny: Tiny, tmp_path: Path, start: Start, hub_prompts: dict[Tiny, list[int]]
+) -> None:
+    settings = settings_for(tmp_path)
+    model = served(write_pair(write_hub(tiny, tmp_path / "hub", "classic"), tmp_path / "gguf"), settings)
+    assert image_request(model, picture(LARGE), "prompt").token_ids == hub_prompts[tiny]
     check_both_images(start(model, settings), model, source_of(tiny))
 
 

@@ -15,12 +15,15 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText
 
 from llava_api.chat.model import ServedModel, open_model
+from llava_api.checkpoints.convert import convert
+from llava_api.checkpoints.inspect import Sources, inspect_checkpoint
 from llava_api.checkpoints.size import PRECISIONS, Precision, count_parameters
 from llava_api.checkpoints.whole import check_whole
 from llava_api.cli.flags import demo_folder
 from llava_api.cli.serve import DEMO_IMAGE, ready_model
 from llava_api.settings import Settings
 from llava_api.vision.normalisation import CLIP
+from tests.support.gguf_files import Kind, write_pair
 from tests.support.quantized import WAYS, quantized_copy
 from tests.support.small_engine import SmallEngine, image_request
 from tests.support.tiny_checkpoints import (
@@ -86,6 +89,28 @@ def test_the_flags_quantize_every_layer_of_the_text_model(tmp_path: Path, name: 
         assert engine.greedy(image_request(model, PICTURE, "picture"), 4).text.strip() == ANSWER
     foreseen = parameters.memory_bytes()[PRECISIONS[precision]]
     assert check_whole(model.checkpoint.folder).bytes == pytest.approx(foreseen, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+def test_gguf_files_are_served_in_about_their_own_size_and_answer_as_the_demo_does(tmp_path: Path, kind: Kind) -> None:
+    settings = Settings(cache_dir=str(tmp_path / "cache"))
+    model = ready_model(str(write_pair(Path(DEMO), tmp_path / "gguf", kind)), settings)
+    layers = model.checkpoint.config["text_config"]["num_hidden_layers"]
+    bits = {"Q4_0": 4, "Q8_0": 8}[kind]
+    with loaded(model, settings) as (engine, held):
+        assert quantized_layers(held) == LINEAR_LAYERS * layers
+        wanted = count_parameters(open_model(DEMO, ("m",), Settings()).checkpoint).quantizable * bits / 8
+        assert wanted < held_bytes(held.language_model.model.layers) < 1.6 * wanted
+        assert engine.greedy(image_request(model, PICTURE, "picture"), 4).text.strip() == ANSWER
+
+
+def test_dequantized_gguf_files_answer_as_the_demo_does(tmp_path: Path) -> None:
+    text = write_pair(Path(DEMO), tmp_path / "gguf", "Q8_0")
+    convert(inspect_checkpoint(str(text)), Sources(), tmp_path / "made")
+    model = open_model(str(tmp_path / "made"), ("m",), Settings())
+    with loaded(model, Settings()) as (engine, held):
+        assert quantized_layers(held) == 0
+        assert engine.greedy(image_request(model, PICTURE, "picture"), 4).text.strip() == ANSWER
 
 
 def test_the_original_format_and_a_lora_in_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import cast, get_args
 
 from llava_api.checkpoints.adapters import check_adapter
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
-from llava_api.checkpoints.size import Precision, tensor_shapes
+from llava_api.checkpoints.size import Precision, stored_precision, tensor_shapes
 from llava_api.engine.base import Adapter, ModelToLoad
 from llava_api.engine.cpu_plan import CpuPlan
 from llava_api.errors import StartupError
@@ -80,7 +80,9 @@ class ServedModel:
 
 
 def sources_of(settings: Settings) -> Sources:
-    return Sources(settings.revision, settings.download_dir, settings.model_base, settings.vision_tower)
+    return Sources(
+        settings.revision, settings.download_dir, settings.model_base, settings.vision_tower, settings.mmproj
+    )
 
 
 def layout_of(checkpoint: Checkpoint, override: str | None) -> tuple[ImageLayout, str]:
@@ -164,13 +166,18 @@ def find_family(checkpoint: Checkpoint, tokenizer: TextTokenizer, override: str 
 
 
 def precision_of(checkpoint: Checkpoint, settings: Settings) -> Precision | None:
-    """What ``--load-8bit`` and ``--load-4bit`` quantize the checkpoint to; None for nothing. Raises StartupError."""
+    """What ``--load-8bit``, ``--load-4bit`` or a GGUF file's own size quantize it to; None for nothing.
+
+    Raises StartupError.
+    """
     has = checkpoint.quantization
     if settings.load_8bit and has is not None:
         raise StartupError(f"--load-8bit: the checkpoint is quantized already ({has}); leave the flag out")
     if settings.load_8bit:
         return "8bit"
-    return "4bit" if settings.load_4bit and has is None else None
+    if settings.load_4bit and has is None:
+        return "4bit"
+    return stored_precision(checkpoint) if checkpoint.gguf is not None else None
 
 
 def read_adapters(given: Sequence[str], taken: Sequence[str], checkpoint: Checkpoint) -> tuple[Adapter, ...]:

@@ -62,15 +62,19 @@ def is_complete(folder: Path) -> bool:
 
 def folder_name(checkpoint: Checkpoint, sources: Sources) -> str:
     """The source's name and a digest of everything that the converted weights depend on."""
-    folders = [locate(checkpoint.model, sources.download_dir, sources.revision, weights=True)]
-    if sources.model_base is not None:
-        folders.append(locate(sources.model_base, sources.download_dir, weights=True))
+    if checkpoint.gguf is not None:
+        files = [checkpoint.gguf.text, checkpoint.gguf.vision]
+    else:
+        folders = [locate(checkpoint.model, sources.download_dir, sources.revision, weights=True)]
+        if sources.model_base is not None:
+            folders.append(locate(sources.model_base, sources.download_dir, weights=True))
+        files = [file for folder in folders for file in stamped_files(folder)]
     state: dict[str, Any] = {
         "form": FORMAT_VERSION,
         "config": checkpoint.config,
         "tokenizer": hashlib.sha256(checkpoint.tokenizer_json.encode()).hexdigest(),
         "tower": checkpoint.tower.source if checkpoint.tower is not None else None,
-        "files": [stamp(file) for folder in folders for file in stamped_files(folder)],
+        "files": [stamp(file) for file in files],
     }
     digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
     return f"{Path(checkpoint.model).name or 'checkpoint'}-{digest}"

@@ -1,4 +1,4 @@
-"""A checkpoint in the original format, or one to quantize -> a folder in the hub's format, tensor by tensor.
+"""A checkpoint in the original format or of GGUF files, or one to quantize -> a folder in the hub's format.
 
 The folder is written under another name and renamed at the end, so it never exists unfinished. Files are mapped into
 memory, not read whole. ``.bin`` files are read without running code in them.
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from llava_api.checkpoints import names, original, tokenizer_files
+from llava_api.checkpoints import gguf_tensors, names, original, tokenizer_files
 from llava_api.checkpoints.claim import claimed, made_whole
 from llava_api.checkpoints.files import INDEXES, SMALL_FILES, locate, read_json, weight_files
 from llava_api.checkpoints.inspect import Checkpoint, Sources, has_tokenizer
@@ -93,8 +93,12 @@ class Conversion:
         self.quantizer = None if precision is None else Quantizer(precision, self.shapes)
         self.vocabulary = min(checkpoint.image_token_id, self.rows)
         """Rows that the embedding must have before it is padded: one for each token."""
-        self.source = locate(checkpoint.model, sources.download_dir, sources.revision, weights=True)
         self.lora: Lora | None = None
+        if checkpoint.gguf is not None:
+            self.source = self.base = checkpoint.folder
+            self.files = [checkpoint.gguf.text, checkpoint.gguf.vision]
+            return
+        self.source = locate(checkpoint.model, sources.download_dir, sources.revision, weights=True)
         self.base = self.source
         if checkpoint.format == "original LoRA":
             assert sources.model_base is not None, "inspect_checkpoint asks for it"
@@ -113,26 +117,30 @@ class Conversion:
 
     def needed_bytes(self) -> int:
         """Bytes of the new checkpoint, without a vision tower that is fetched from elsewhere."""
+        sizes = count_parameters(self.checkpoint).memory_bytes()
         if self.quantizer is not None:
-            return count_parameters(self.checkpoint).memory_bytes()[PRECISIONS[self.quantizer.precision]]
+            return sizes[PRECISIONS[self.quantizer.precision]]
+        if self.checkpoint.gguf is not None:
+            return sizes.get(str(self.checkpoint.stored_dtype), sizes["float16 / bfloat16"])
         return sum(file.stat().st_size for file in self.files)
 
     def run(self) -> None:
         written = ShardWriter(self.folder)
         found: set[str] = set()
+        named = self.checkpoint.gguf or self.checkpoint.model
         if self.quantizer is None:
-            log.info("converting %s from the original format, once ...", self.checkpoint.model)
+            log.info("converting %s from %s format, once ...", named, self.checkpoint.format)
         else:
-            log.info("quantizing %s to %s, once ...", self.checkpoint.model, PRECISIONS[self.quantizer.precision])
+            log.info("quantizing %s to %s, once ...", named, PRECISIONS[self.quantizer.precision])
         with tqdm(
             total=sum(file.stat().st_size for file in self.files), unit="B", unit_scale=True, disable=None
         ) as bar:
             for file in self.files:
-                for name, tensor in read_tensors(file).items():
+                for name, tensor, size in self.read(file):
                     made = dict(self.renamed(name, tensor))
                     found |= made.keys()
                     written.add(self.final(made))
-                    bar.update(tensor.nbytes)
+                    bar.update(size)
             if self.checkpoint.format != "hub":
                 rest = self.rest(found)
                 found |= rest.keys()
@@ -143,6 +151,17 @@ class Conversion:
         written.finish()
         self.write_small_files()
         self.write_manifest(written)
+
+    def read(self, file: Path) -> Iterator[tuple[str, torch.Tensor, int]]:
+        """Yields each tensor of a source file as (name, values, bytes in the file)."""
+        if self.checkpoint.gguf is not None:
+            yield from gguf_tensors.read_tensors(file, self.checkpoint.config, self.dtype())
+        else:
+            for name, tensor in read_tensors(file).items():
+                yield name, tensor, tensor.nbytes
+
+    def dtype(self) -> torch.dtype:
+        return DTYPES.get(str(self.checkpoint.stored_dtype), torch.float16)
 
     def final(self, tensors: Tensors) -> Tensors:
         """``tensors`` in the precision in which they are written."""
@@ -155,7 +174,7 @@ class Conversion:
             if hub is not None and not self.is_tied(hub):
                 yield hub, self.fitting(hub, tensor) if hub in self.shapes else tensor
             return
-        hub = names.hub_name(name)
+        hub = name if self.checkpoint.gguf is not None else names.hub_name(name)
         merged = tensor if self.lora is None else self.lora.applied(name, tensor)
         if hub is not None and merged is not None and not self.is_tied(hub):
             yield hub, self.fitting(hub, merged)
@@ -198,11 +217,13 @@ class Conversion:
                 hub = names.hub_name(name)
                 if hub is not None and not self.is_tied(hub):
                     made[hub] = self.fitting(hub, tensor)
-        if not any(name.startswith("vision_tower.") for name in (*have, *made)):
+        dtype = self.dtype()
+        if self.checkpoint.gguf is not None:
+            norm = gguf_tensors.unused_norm(self.checkpoint.config, dtype)
+            made |= {name: tensor for name, tensor in norm.items() if name not in have}
+        elif not any(name.startswith("vision_tower.") for name in (*have, *made)):
             made |= self.tower()
-        text = self.checkpoint.config["text_config"]
-        dtype = DTYPES.get(str(self.checkpoint.stored_dtype), torch.float16)
-        hidden = int(text["hidden_size"])
+        hidden = int(self.checkpoint.config["text_config"]["hidden_size"])
         if self.checkpoint.vision.tiled and "image_newline" not in have and "image_newline" not in made:
             # Not trained: merge types flat and spatial have no newline.
             made["image_newline"] = torch.zeros(hidden, dtype=dtype)
@@ -230,6 +251,11 @@ class Conversion:
                 for file in filter(Path.is_file, self.source.glob(pattern)):
                     if file.name not in (*INDEXES, MANIFEST, "config.json"):
                         shutil.copyfile(file, self.folder / file.name)
+            return
+        if self.checkpoint.gguf is not None:
+            for name, content in self.checkpoint.gguf.small_files.items():
+                if name != "config.json":
+                    write_json(self.folder / name, content)
             return
         tokenizer_folder = self.source if has_tokenizer(self.source) else self.base
         for pattern in tokenizer_files.FILES:

@@ -4,6 +4,7 @@ Reads only small files: a folder with config and tokenizer is enough.
 """
 
 import json
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from llava_api.checkpoints import original, tokenizer_files
 from llava_api.checkpoints.adapters import check_projector
 from llava_api.checkpoints.files import locate, read_json, weight_files
+from llava_api.checkpoints.gguf_pair import GgufPair, find_pair, read_pair
 from llava_api.checkpoints.towers import Tower, find_tower
 from llava_api.checkpoints.whole import embedding_rows
 from llava_api.errors import StartupError
@@ -21,7 +23,7 @@ LARGEST_TILE = 4096
 """Pixels; the largest towers in use have under 1,000."""
 TOWERS_WITH_CLASS_TOKEN = ("clip_vision_model",)
 Triple = tuple[float, float, float]
-Format = Literal["hub", "original", "original LoRA"]
+Format = Literal["hub", "original", "original LoRA", "GGUF"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Sources:
     """Folder or hub id of the model that an original LoRA was trained on."""
     vision_tower: str | None = None
     """Folder or hub id of the vision tower, instead of an original checkpoint's ``mm_vision_tower``."""
+    mmproj: str | None = None
+    """File of a GGUF checkpoint's vision half, instead of the one beside its text model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +91,32 @@ class Checkpoint:
     default_temperature: float
     """0 if generation_config.json has do_sample false, else its temperature, else 1."""
     default_top_p: float
+    gguf: GgufPair | None = None
+    """The files of format GGUF."""
 
 
 def inspect_checkpoint(model: str, sources: Sources | None = None) -> Checkpoint:
     """Read a checkpoint's small files. Raises StartupError for one that cannot be served."""
     sources = sources or Sources()
-    folder = locate(model, sources.download_dir, sources.revision)
+    files = find_pair(model, sources.mmproj)
     try:
-        return inspect_folder(model, folder, sources)
+        if files is not None:
+            return inspect_gguf(model, read_pair(*files), sources)
+        return inspect_folder(model, locate(model, sources.download_dir, sources.revision), sources)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
         # A file is damaged or of another origin: a value does not have the type that every checkpoint has there.
         raise StartupError(
             f"the checkpoint's config or tokenizer files cannot be understood ({type(error).__name__}: {error})"
         ) from error
+
+
+def inspect_gguf(model: str, pair: GgufPair, sources: Sources) -> Checkpoint:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name, content in pair.small_files.items():
+            (folder / name).write_text(json.dumps(content), encoding="utf-8")
+        made = inspect_folder(model, folder, sources)
+    return replace(made, folder=pair.text.parent, format="GGUF", gguf=pair)
 
 
 def inspect_folder(model: str, folder: Path, sources: Sources) -> Checkpoint:
@@ -108,7 +125,9 @@ def inspect_folder(model: str, folder: Path, sources: Sources) -> Checkpoint:
     if not config and lora:
         raise StartupError(NO_CONFIG_BESIDE_LORA)
     if not config:
-        raise StartupError("the checkpoint folder has no config.json")
+        raise StartupError(
+            "the checkpoint has no config.json (GGUF files: download them and give the path of a *.gguf)"
+        )
     if original.is_original(config):
         return inspect_original(model, folder, config, sources, "original LoRA" if lora else "original")
     family_of(config)

@@ -1,4 +1,4 @@
-"""``llava-api convert SOURCE TARGET``: convert a checkpoint from LLaVA's original format to the hub's, or quantize it.
+"""``llava-api convert SOURCE TARGET``: convert LLaVA's original format or GGUF files to the hub's, or quantize.
 
 ``serve`` does this by itself on first use; with this command you do it earlier and choose the folder.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava_api.chat.model import sources_of
 from llava_api.checkpoints.inspect import inspect_checkpoint
-from llava_api.checkpoints.size import PRECISIONS
+from llava_api.checkpoints.size import PRECISIONS, stored_precision
 from llava_api.cli.flags import add_flags, read_settings
 from llava_api.cli.terminal import set_up_logging
 from llava_api.errors import StartupError
@@ -17,12 +17,13 @@ from llava_api.setting_types import Mark
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("convert", help="convert or quantize a checkpoint", description=__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="folder or hub id of a checkpoint")
+    parser.add_argument("source", metavar="SOURCE", help="folder, hub id or GGUF file of a checkpoint")
     parser.add_argument("target", type=Path, metavar="TARGET", help="folder to write; it must not exist yet")
     parser.add_argument(
         "--quantize",
-        choices=PRECISIONS,
-        help="quantize the text model's linear layers, as serve --load-8bit and --load-4bit do",
+        choices=(*PRECISIONS, "none"),
+        help="quantize the text model's linear layers, as serve --load-8bit and --load-4bit do; default: as a GGUF "
+        "file is, else none",
     )
     add_flags(parser, Mark.CHECKPOINT)
     parser.set_defaults(run=run)
@@ -41,5 +42,6 @@ def run(chosen: argparse.Namespace) -> None:
     # Imported only now, because torch takes seconds to import.
     from llava_api.checkpoints.convert import convert
 
-    convert(checkpoint, sources, target, chosen.quantize)
+    usual = stored_precision(checkpoint) if checkpoint.gguf is not None else None
+    convert(checkpoint, sources, target, None if chosen.quantize == "none" else chosen.quantize or usual)
     print(f"converted: serve it with llava-api serve {target}")

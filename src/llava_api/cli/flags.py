@@ -15,7 +15,7 @@ from llava_api.setting_types import Mark
 from llava_api.settings import Settings, marked
 
 DEMO = "llava-tiny-1.5"
-MODEL_HELP = "checkpoint folder, hub id, or a bundled demo: llava-tiny-1.5 (the default), llava-tiny-1.6"
+MODEL_HELP = "checkpoint folder, hub id, GGUF file, or a bundled demo: llava-tiny-1.5 (the default), llava-tiny-1.6"
 
 
 def demo_folder() -> Path:

@@ -43,6 +43,7 @@ def describe(model: ServedModel, settings: Settings) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "model": checkpoint.model,
         "format": checkpoint.format,
+        **({} if checkpoint.gguf is None else {"read_as": checkpoint.gguf.assumed}),
         "architecture": str(checkpoint.vision),
         "text_model": checkpoint.text_model_type,
         "layers": text.get("num_hidden_layers"),
@@ -80,7 +81,8 @@ def on_this_cpu(model: ServedModel, settings: Settings) -> str:
 def weights_here(model: ServedModel) -> str:
     """The weights that the folder has."""
     try:
-        files = weight_files(model.checkpoint.folder)
+        pair = model.checkpoint.gguf
+        files = weight_files(model.checkpoint.folder) if pair is None else [pair.text, pair.vision]
     except StartupError as error:
         return str(error)
     size = sum(file.stat().st_size for file in files)

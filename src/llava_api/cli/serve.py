@@ -120,6 +120,8 @@ def ready_model(wanted: str, settings: Settings) -> ServedModel:
     log.info(
         "image mode %s, %d px tiles: %s", model.image_mode.name, model.image_mode.tile_pixels, model.image_mode_reason
     )
+    if model.checkpoint.gguf is not None:
+        log.info("GGUF files, read as %s", model.checkpoint.gguf.assumed)
     # Before a conversion, which takes minutes and much room.
     plan = check_start(model, settings)
     if model.checkpoint.format != "hub" or model.precision is not None:

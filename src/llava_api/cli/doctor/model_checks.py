@@ -16,7 +16,7 @@ def model_findings(name: str, settings: Settings, on_gpu: bool | None) -> list[F
     model = find_model(name)
     folder = Path(model).expanduser()
     try:
-        if not folder.is_dir():
+        if not folder.exists():
             return [not_here(model)]
     except OSError as error:
         return [fail("model", f"{model[:80]}: {error.strerror}", "give the path of a folder or a hub id")]
@@ -25,10 +25,13 @@ def model_findings(name: str, settings: Settings, on_gpu: bool | None) -> list[F
         opened.to_load()
     except StartupError as error:
         return [fail("model", str(error), "check that all files were copied; llava-api inspect says what it is")]
-    checkpoint = opened.checkpoint
+    checkpoint, pair = opened.checkpoint, opened.checkpoint.gguf
     made = [ok("model", f"{checkpoint.vision}, {checkpoint.format} format, prompts of {opened.family.name}")]
     if checkpoint.format == "original LoRA":
         return made
+    if pair is not None:
+        made.append(ok("weights", f"{pair}, complete; read as {pair.assumed}"))
+        return [*made, *room(opened, None, settings, bool(on_gpu))]
     try:
         weights = check_whole(folder)
     except StartupError as error:
