@@ -255,9 +255,9 @@ def test_the_decoders_process_is_given_no_secrets(monkeypatch: pytest.MonkeyPatc
     assert [more["env"] for more in seen] == [{}]
 
 
-def test_without_pillow_heif_the_format_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pillow_heif_what_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     data = io.BytesIO()
     circle().save(data, "HEIF")
     monkeypatch.setattr(isolated.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Exception, match="HEIC file"):
+    with pytest.raises(Exception, match=r"a HEIC file.*llava-api\[heic\].*or send a JPEG"):
         read_header(data.getvalue(), LIMITS)

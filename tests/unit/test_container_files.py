@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+import setup_venv
 from llava_api import __version__
 from llava_api.settings import Settings
 from tools.image_test import writable_by_all
@@ -139,6 +140,16 @@ def test_compose_waits_for_the_drain() -> None:
     grace = re.fullmatch(r"(\d+)s", compose()["server"]["stop_grace_period"])
     assert grace is not None
     assert int(grace[1]) > Settings().drain_timeout_seconds
+
+
+def test_no_image_has_the_decoder_under_the_gpl() -> None:
+    """pillow-heif's wheel holds x265; docs/images.md says how an operator adds it."""
+    for device in ("cpu", "cuda"):
+        build = "\n".join(stages()[f"{device}-dependencies"])
+        chosen = re.findall(r"--extra (\w+)", build)
+        assert chosen == ["otel", "redis"]
+        assert not [line for line in setup_venv.requirements(ROOT, [device, *chosen]) if line.startswith("pillow-heif")]
+        assert [line for line in setup_venv.requirements(ROOT, [device, "heic"]) if line.startswith("pillow-heif")]
 
 
 def test_the_checks_programs_come_with_the_tests() -> None:

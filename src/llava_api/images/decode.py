@@ -16,7 +16,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from llava_api.errors import BadImage, ErrorCode
 from llava_api.images import isolated
 from llava_api.images.orientation import orientation_of
-from llava_api.images.structure import check_structure, scans, unsupported_kind, without_packed_text
+from llava_api.images.structure import HEIC, check_structure, scans, unsupported_kind, without_packed_text
 from llava_api.settings import Settings
 from llava_api.vision.geometry import Size
 
@@ -45,7 +45,11 @@ MAX_SCAN_PIXELS = 1_000_000_000
 END_OF_IMAGE = b"\xff\xd9"
 OTHER_BITS = b"\x55" * 64
 """Data that the decoder would make other pixels of than of none, where pixels are missing."""
-WANTED = "send a JPEG, PNG, WebP, GIF, BMP, HEIC, AVIF or TIFF file"
+WANTED = "send a JPEG, PNG, WebP, GIF, BMP, AVIF or TIFF file"
+NO_HEIC = (
+    "This is a HEIC file, which the server cannot read without a further package (pip install 'llava-api[heic]'): "
+    "install it there, or send a JPEG."
+)
 UNREADABLE = f"The image cannot be read, or a part of it is missing: {WANTED}, whole."
 
 
@@ -155,9 +159,8 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
         # Damaged files make Pillow's parsers raise many kinds of errors.
         name = unsupported_kind(data)
         if name is not None:
-            raise BadImage(
-                f"This is {name}, which the server does not take: {WANTED}.", code=ErrorCode.UNSUPPORTED_IMAGE_FORMAT
-            ) from error
+            message = NO_HEIC if name == HEIC else f"This is {name}, which the server does not take: {WANTED}."
+            raise BadImage(message, code=ErrorCode.UNSUPPORTED_IMAGE_FORMAT) from error
         raise BadImage(UNREADABLE) from error
 
 

@@ -41,6 +41,7 @@ UNSUPPORTED = (
     (b"\x1aE\xdf\xa3", "a video"),
 )
 """(first bytes, what it is) of files that people send as images. Lower-case entries match letters of either case."""
+HEIC = "a HEIC file"
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 
 
@@ -52,7 +53,7 @@ def unsupported_kind(data: bytes) -> str | None:
             return name
     if data[4:8] == b"ftyp":
         # HEIC files come here if pillow-heif is not installed.
-        return "a HEIC file" if data[8:12] in HEIC_BRANDS else "a video"
+        return HEIC if data[8:12] in HEIC_BRANDS else "a video"
     return None
 
 
