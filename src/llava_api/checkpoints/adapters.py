@@ -15,7 +15,7 @@ from llava_api.checkpoints.files import read_json
 from llava_api.errors import StartupError
 from llava_api.vision.families import classic_name
 
-PROJECTOR = "non_lora_trainables.bin"
+NON_LORA = "non_lora_trainables.bin"
 """What LLaVA's own training code changes besides the text model's linear layers."""
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 CONFIG = "adapter_config.json"
@@ -50,9 +50,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def check_projector(folder: Path) -> None:
     """Raises StartupError if an adapter made with LLaVA's own training code is there and its projector is not."""
-    if any((folder / name).is_file() for name in WEIGHTS) and not (folder / PROJECTOR).is_file():
+    if any((folder / name).is_file() for name in WEIGHTS) and not (folder / NON_LORA).is_file():
         raise StartupError(
-            f"the LoRA has no {PROJECTOR} (the projector): LLaVA writes it when a training ends, so a checkpoint from "
+            f"the LoRA has no {NON_LORA} (the projector): LLaVA writes it when a training ends, so a checkpoint from "
             "the middle of one (checkpoint-1000) has none; serve the folder of the finished training, or download the "
             "LoRA again"
         )
@@ -66,7 +66,7 @@ def check_adapter(name: str, folder: Path, shapes: Shapes) -> int:
     try:
         if not (folder / CONFIG).is_file():
             raise StartupError(f"{folder} has no {CONFIG}")
-        if (folder / PROJECTOR).is_file():
+        if (folder / NON_LORA).is_file():
             raise StartupError(
                 "an adapter made with LLaVA's own training code brings its own projector; serve it as a model of its "
                 "own, with --model-base"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from llava_api.checkpoints.adapters import CONFIG, PEFT_PREFIX, PROJECTOR, WEIGHTS, check_projector
+from llava_api.checkpoints.adapters import CONFIG, NON_LORA, PEFT_PREFIX, WEIGHTS, check_projector
 from llava_api.checkpoints.files import read_json
 from llava_api.checkpoints.tensors import read_tensors
 from llava_api.errors import StartupError
@@ -28,7 +28,7 @@ class Lora:
         rank, alpha = config["r"], config.get("lora_alpha", config["r"])
         self.scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         self.factors = {original_name(name): tensor for name, tensor in read_tensors(weights).items()}
-        self.replaced = {original_name(name): tensor for name, tensor in read_tensors(folder / PROJECTOR).items()}
+        self.replaced = {original_name(name): tensor for name, tensor in read_tensors(folder / NON_LORA).items()}
         changed = [name for name in self.factors if name.endswith(".lora_A.weight")]
         self.unmerged = {name.removesuffix(".lora_A.weight") for name in changed}
         self.rank = rank

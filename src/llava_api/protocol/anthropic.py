@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, FailFast, Field
 
 from llava_api.protocol.messages import Content, HasContent
-from llava_api.protocol.refused import FORMS, sentences
+from llava_api.protocol.refused import FORM_FIELDS, sentences
 from llava_api.protocol.sampling import GeneratingRequest, Stop
 from llava_api.protocol.tools import MAX_TOOLS, Arguments, Name, has_instead
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject, written_as
@@ -137,7 +137,7 @@ class OutputConfig(RequestObject):
 
 class MessagesRequest(GeneratingRequest):
     refused: ClassVar = {
-        **sentences(("{} belongs to vLLM's server: send output_config.format or tools instead.", FORMS)),
+        **sentences(("{} belongs to vLLM's server: send output_config.format or tools instead.", FORM_FIELDS)),
         "container": "This server runs no containers and has no skills: leave container out.",
         "mcp_servers": "This server calls no MCP servers: call them yourself, and send their tools in tools.",
     }

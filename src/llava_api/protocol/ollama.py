@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, FailFast, Field
 
-from llava_api.protocol.refused import FORMS, sentences
+from llava_api.protocol.refused import FORM_FIELDS, sentences
 from llava_api.protocol.sampling import MAX_STOPS, MaxTokens, StopText
 from llava_api.protocol.tools import MAX_TOOLS, Arguments, Function, has_instead
 from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject, written_as
@@ -40,7 +40,7 @@ class OllamaOptions(RequestObject):
 class OllamaRequest(RequestObject):
     image_place: ClassVar = "as a list in images"
     refused: ClassVar = {
-        **sentences(("{} belongs to vLLM's server: send format instead.", FORMS)),
+        **sentences(("{} belongs to vLLM's server: send format instead.", FORM_FIELDS)),
         "template": "This server writes prompts as the checkpoint was trained: leave template out.",
     }
 

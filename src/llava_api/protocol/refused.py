@@ -29,7 +29,7 @@ OWN_PROMPT = "This server writes prompts as the checkpoint was trained: leave {}
 OWN_IMAGES = "This server prepares images as the checkpoint was trained: leave {} out."
 OWN_TOKENS = "This server turns tokens into text as the checkpoint's tokenizer says: leave {} out."
 GRAMMARS = "{} belongs to vLLM's server: send a choice, a regex or a JSON schema instead."
-FORMATS = "{} belongs to vLLM's server: send text.format or tools instead."
+OTHER_FORMAT = "{} belongs to vLLM's server: send text.format or tools instead."
 INTERNAL = "{} is internal to the engine, and callers cannot set it: leave it out."
 NOT_SUPPORTED = "{} belongs to vLLM's server and is not supported here: leave it out."
 NO_REASONING = "LLaVA does not reason before it answers: leave {} out."
@@ -50,9 +50,9 @@ VLLM = sentences(
     (NOT_SUPPORTED, ("repetition_detection", "return_token_ids", "return_tokens_as_token_ids")),
     (NOT_SUPPORTED, ("use_beam_search", "watermarking")),
 )
-FORMS = ("structured_outputs", "guided_choice", "guided_json", "guided_regex")
+FORM_FIELDS = ("structured_outputs", "guided_choice", "guided_json", "guided_regex")
 VLLM_COMPLETIONS = sentences(
-    (FORMATS, FORMS),
+    (OTHER_FORMAT, FORM_FIELDS),
     (NOT_SUPPORTED, ("prompt_logprobs",)),
 )
 """Those that chat and text completions have."""
