@@ -50,10 +50,10 @@ def body_with(data: bytes) -> dict[str, Any]:
 PARAM = "messages[3].content[1].image_url"
 
 
-def complaint_about(picture: BadPicture, reply: httpx.Response) -> str | None:
+def complaint_about(image: BadPicture, reply: httpx.Response) -> str | None:
     """What is wrong with an answer; None where it is as it should be."""
     if reply.status_code == 200:
-        return None if picture.may_be_shown else "it was shown"
+        return None if image.may_be_shown else "it was shown"
     if reply.status_code != 400:
         return f"status {reply.status_code}: {reply.text[:200]}"
     error = error_of(reply)
@@ -66,8 +66,8 @@ def complaint_about(picture: BadPicture, reply: httpx.Response) -> str | None:
         return f"it gives something away: {message}"
     if not (message.endswith(".") and USEFUL.search(message) and 30 < len(message) < 300):
         return f"not a useful sentence: {message}"
-    if picture.kind is not None and picture.kind.lower() not in message.lower():
-        return f"{picture.kind} is not named: {message}"
+    if image.kind is not None and image.kind.lower() not in message.lower():
+        return f"{image.kind} is not named: {message}"
     return None
 
 
@@ -92,8 +92,8 @@ def longest_block(clock: Callable[[], float] = time.perf_counter) -> Iterator[li
         ticking.cancel()
 
 
-async def ask(client: httpx.AsyncClient, picture: BadPicture) -> str | None:
-    content = json.dumps(body_with(picture.data)).encode()
+async def ask(client: httpx.AsyncClient, image: BadPicture) -> str | None:
+    content = json.dumps(body_with(image.data)).encode()
     with longest_block() as longest:
         before = time.perf_counter()
         reply = await client.post(CHAT, content=content, timeout=120)
@@ -101,25 +101,25 @@ async def ask(client: httpx.AsyncClient, picture: BadPicture) -> str | None:
         # Whoever is next is served, and at once: no thread is held by what was refused.
         good = await client.post(CHAT, json={"model": "tiny", "messages": [image_message("Colour?", RED)]})
         good_seconds = time.perf_counter() - before - seconds
-    complaint = complaint_about(picture, reply)
+    complaint = complaint_about(image, reply)
     if complaint is None and seconds > SECONDS:
         complaint = f"it took {seconds:.1f} seconds"
     if complaint is None and longest[0] > 2:
         complaint = f"the event loop stood still for {longest[0]:.1f} seconds"
     if good.status_code != 200 or good_seconds > SECONDS:
         complaint = f"the next request: status {good.status_code}, {good_seconds:.1f} seconds"
-    return complaint and f"{picture.name}: {complaint}"
+    return complaint and f"{image.name}: {complaint}"
 
 
 @pytest.mark.parametrize("group", [group for group in CORPUS if group != "slow to read"])
 async def test_bad_images(client: httpx.AsyncClient, group: str) -> None:
-    complaints = [await ask(client, picture) for picture in CORPUS[group]]
+    complaints = [await ask(client, image) for image in CORPUS[group]]
     assert [complaint for complaint in complaints if complaint is not None] == []
 
 
-@pytest.mark.parametrize("picture", CORPUS["slow to read"], ids=[picture.name for picture in CORPUS["slow to read"]])
-async def test_images_that_are_slow_to_read(client: httpx.AsyncClient, picture: BadPicture) -> None:
-    assert await ask(client, picture) is None
+@pytest.mark.parametrize("image", CORPUS["slow to read"], ids=[image.name for image in CORPUS["slow to read"]])
+async def test_images_that_are_slow_to_read(client: httpx.AsyncClient, image: BadPicture) -> None:
+    assert await ask(client, image) is None
 
 
 async def test_a_postscript_file_starts_nothing(
@@ -130,8 +130,8 @@ async def test_a_postscript_file_starts_nothing(
         program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    (picture,) = (picture for picture in CORPUS["other kinds"] if picture.name == "eps")
-    assert await ask(client, picture) is None
+    (image,) = (image for image in CORPUS["other kinds"] if image.name == "eps")
+    assert await ask(client, image) is None
     assert not (tmp_path / "started").exists()
 
 
@@ -145,7 +145,7 @@ async def test_the_kind_is_told_by_the_bytes_and_not_by_the_url(client: httpx.As
 
 async def test_many_bad_images_at_once(client: httpx.AsyncClient) -> None:
     """Refused side by side, each with its own answer."""
-    pictures = [picture for group in ("truncated", "other kinds", "too large") for picture in CORPUS[group]]
-    replies = await asyncio.gather(*(client.post(CHAT, json=body_with(picture.data)) for picture in pictures))
-    complaints = map(complaint_about, pictures, replies)
+    images = [image for group in ("truncated", "other kinds", "too large") for image in CORPUS[group]]
+    replies = await asyncio.gather(*(client.post(CHAT, json=body_with(image.data)) for image in images))
+    complaints = map(complaint_about, images, replies)
     assert [complaint for complaint in complaints if complaint is not None] == []

@@ -32,8 +32,8 @@ class TestIsolation:
         images = app.state.services.preparer.images
         render = images.render_data
         monkeypatch.setattr(images, "render_data", lambda image: decoded.append(image) or render(image))
-        picture = data_url(Image.new("RGB", (30, 30), "green"))
-        body = {"model": "tiny", "messages": [image_message("?", picture)]}
+        url = data_url(Image.new("RGB", (30, 30), "green"))
+        body = {"model": "tiny", "messages": [image_message("?", url)]}
         for headers in (ANNE, BEN, ANNE, BEN):
             assert (await client.post(CHAT, json=body, headers=headers)).status_code == 200
         assert len(decoded) == 2

@@ -244,7 +244,7 @@ class TestTokens:
         images = app.state.services.preparer.images
         render = images.render_data
         monkeypatch.setattr(images, "render_data", lambda image: decoded.append(image) or render(image))
-        bodies = [{"model": "tiny", "messages": [image_message("What is it?", picture)]} for picture in (RED, BLUE)]
+        bodies = [{"model": "tiny", "messages": [image_message("What is it?", image)]} for image in (RED, BLUE)]
         tokens = (await client.post(EXPLAIN, json=bodies[0], headers=BEN)).json()["prompt_tokens"]
         decoded.clear()
         images.cache.images.clear()

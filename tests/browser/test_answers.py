@@ -64,21 +64,21 @@ def answers(page: Page) -> Locator:
 def test_a_drawn_image_is_described_and_a_second_question_knows_it(
     page: Page, ui: Ui, watch: Watch, server: Server
 ) -> None:
-    picture = drawn(1)
-    png = encode(picture.image, "PNG")
+    image = drawn(1)
+    png = encode(image.image, "PNG")
     add(page, ("shapes.png", png))
     assert len(ui.files()) == 1
     send(page, "What is in this image?")
-    expect(answers(page)).to_have_text([description(picture)])
+    expect(answers(page)).to_have_text([description(image)])
     expect(page.locator("#chat .sent img")).to_have_count(1)
     expect(page.locator("#stop")).to_be_hidden()
-    kind = picture.shapes[0].kind
+    kind = image.shapes[0].kind
     send(page, f"Is there a {kind}?")
-    expect(answers(page)).to_have_text([description(picture), "Yes."])
+    expect(answers(page)).to_have_text([description(image), "Yes."])
     # The file was deleted when it became a part of the conversation, and there is no copy.
     assert ui.files() == []
     panel_says_the_same(
-        page, explained(server, png, "What is in this image?", description(picture), f"Is there a {kind}?")
+        page, explained(server, png, "What is in this image?", description(image), f"Is there a {kind}?")
     )
     assert watch.complaints == []
     assert watch.foreign(ui.url) == []

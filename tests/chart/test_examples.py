@@ -42,8 +42,8 @@ def test_curl_of_the_notes_asks_about_an_image(case: str) -> None:
     words = shlex.split(curl[curl.index("curl") :])
     body = ChatCompletionRequest.model_validate_json(words[words.index("-d") + 1])
     (turn,) = body.model_dump(exclude_none=True)["messages"]
-    picture = turn["content"][1]["image_url"]["url"]
-    assert base64.b64decode(picture.removeprefix("data:image/png;base64,")) == DEMO_PICTURE.read_bytes()
+    image = turn["content"][1]["image_url"]["url"]
+    assert base64.b64decode(image.removeprefix("data:image/png;base64,")) == DEMO_PICTURE.read_bytes()
     assert ("Authorization: Bearer $KEY" in words) == CASES[case].get("apiKeys", {}).get("enabled", True)
     assert ("KEY=" in told(CASES[case])) == CASES[case].get("apiKeys", {}).get("enabled", True)
 

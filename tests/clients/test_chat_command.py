@@ -87,9 +87,9 @@ def test_what_is_not_said_is_left_to_the_server(api: ScriptedApi, shell: Shell) 
 
 
 def test_llavas_own_spellings(api: ScriptedApi, shell: Shell) -> None:
-    pictures = f"{IMAGE},https://example.org/a.jpg"
+    images = f"{IMAGE},https://example.org/a.jpg"
     flags = ("--max_new_tokens", "5", "--top_p", "0.9", "--num_beams", "1", "--sep", ",")
-    code, *_ = shell.chat("--model-path", "other", "--image-file", pictures, "--query", "What?", *flags)
+    code, *_ = shell.chat("--model-path", "other", "--image-file", images, "--query", "What?", *flags)
     assert code == 0
     (request,) = api.requests
     assert (request["model"], request["max_tokens"], request["top_p"]) == ("other", 5, 0.9)
@@ -349,12 +349,12 @@ def ask(opened: Terminal, question: str, answer: str) -> str:
 
 def test_a_conversation_at_a_terminal(api: ScriptedApi, tmp_path: Path) -> None:
     """Images, turns, Ctrl-C, errors, save and load, all in one test because a start takes seconds."""
-    picture = tmp_path / "my circle.png"
-    picture.write_bytes(IMAGE.read_bytes())
+    image = tmp_path / "my circle.png"
+    image.write_bytes(IMAGE.read_bytes())
     file = tmp_path / "chat.json"
     with at_terminal() as opened:
         begin(opened)
-        ask(opened, f"/image '{picture}'", "image for the next question: " + str(picture))
+        ask(opened, f"/image '{image}'", "image for the next question: " + str(image))
         # The red of the image, drawn in cells.
         assert "\x1b[38;2;230;25;25" in opened.raw
         ask(opened, "What?", "A red circle.")

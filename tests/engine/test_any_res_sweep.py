@@ -105,8 +105,8 @@ def test_images_of_any_size_are_answered_with_the_features_that_their_prompt_has
     random = Random(f"{batch}")
     for width, height in batch:
         colour = random.randrange(256), random.randrange(256), random.randrange(256)
-        picture = Image.new("RGB", (width, height), colour)
-        request = image_request(model, picture, f"{width}x{height}")
+        image = Image.new("RGB", (width, height), colour)
+        request = image_request(model, image, f"{width}x{height}")
         counted = request.images[0].length
         assert request.token_ids.count(TINY.image_token_id) == counted
         assert counted == GOLDEN.get((width, height), counted)
@@ -127,8 +127,8 @@ def test_detail_low_is_the_base_tile_and_a_newline(size: Size, loaded: tuple[Ser
 
 def test_images_of_both_details_in_one_batch(loaded: tuple[ServedModel, SmallEngine]) -> None:
     model, engine = loaded
-    picture = new_drawing(Random("both"), (500, 300)).image
-    low = image_request(model, picture, "both-low", detail="low")
-    high = image_request(model, picture, "both-high", detail="high")
+    image = new_drawing(Random("both"), (500, 300)).image
+    low = image_request(model, image, "both-low", detail="low")
+    high = image_request(model, image, "both-high", detail="high")
     alone = [engine.greedy(replace(one, request_id=f"{one.request_id}-alone"), 4).token_ids for one in (low, high)]
     assert [answer.token_ids for answer in engine.greedy_together([low, high], 4)] == alone

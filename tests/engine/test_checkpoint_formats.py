@@ -65,7 +65,7 @@ def source_of(tiny: Tiny) -> PreTrainedModel:
 
 
 @cache
-def picture(size: tuple[int, int]) -> Image.Image:
+def drawing(size: tuple[int, int]) -> Image.Image:
     return new_drawing(Random(f"{size}"), size).image
 
 
@@ -190,7 +190,7 @@ def check_both_images(engine: SmallEngine, model: ServedModel, reference: PreTra
     """An image whose grid transformers' own reading of the pinpoints gives, then one that needs them mirrored."""
     listed = [list(point) for point in PINPOINTS]
     for size, pinpoints in ((LARGE, listed), (SMALL, [point[::-1] for point in listed])):
-        request = image_request(model, picture(size), f"{size}")
+        request = image_request(model, drawing(size), f"{size}")
         answer = engine.greedy(request, TOKENS)
         if model.checkpoint.vision.tiled:
             reference.model.config.image_grid_pinpoints = pinpoints
@@ -233,7 +233,7 @@ def hub_prompts(tmp_path_factory: pytest.TempPathFactory) -> dict[Tiny, list[int
     for tiny in TINYS:
         folder = tmp_path_factory.mktemp(name_of(tiny))
         model = served(write_hub(tiny, folder / "hub", "classic"), settings_for(folder))
-        prompts[tiny] = image_request(model, picture(LARGE), "prompt").token_ids
+        prompts[tiny] = image_request(model, drawing(LARGE), "prompt").token_ids
     return prompts
 
 
@@ -244,7 +244,7 @@ def test_a_checkpoint_answers_the_same_in_every_format_and_in_transformers(
 ) -> None:
     settings = settings_for(tmp_path)
     model = served(WAYS[way](tiny, tmp_path), settings)
-    assert image_request(model, picture(LARGE), "prompt").token_ids == hub_prompts[tiny]
+    assert image_request(model, drawing(LARGE), "prompt").token_ids == hub_prompts[tiny]
     # Equal to the same reference, the formats are equal to each other.
     check_both_images(start(model, settings), model, source_of(tiny))
 
@@ -265,7 +265,7 @@ def test_gguf_files_answer_as_the_model_they_were_made_from(
 ) -> None:
     settings = settings_for(tmp_path)
     model = served(write_pair(write_hub(tiny, tmp_path / "hub", "classic"), tmp_path / "gguf"), settings)
-    assert image_request(model, picture(LARGE), "prompt").token_ids == hub_prompts[tiny]
+    assert image_request(model, drawing(LARGE), "prompt").token_ids == hub_prompts[tiny]
     check_both_images(start(model, settings), model, source_of(tiny))
 
 
@@ -322,7 +322,7 @@ def test_tiles_are_merged_as_mm_patch_merge_type_says(merge: str, way: str, tmp_
     model = served(edit_config(WAYS[way](tiny, tmp_path), mm_patch_merge_type=merge), settings)
     engine = start(model, settings)
     for size in (LARGE, WIDE, SMALL):
-        request = image_request(model, picture(size), f"{size}")
+        request = image_request(model, drawing(size), f"{size}")
         answer = engine.greedy(request, TOKENS)
         tiles = tile_features(source_of(tiny), request)
         grid = tile_grid(size, model.image_mode.pinpoints, TILE, PATCH)
@@ -340,7 +340,7 @@ def test_a_1_6_checkpoint_shown_one_tile_makes_that_tiles_tokens_and_no_more(
     model = served(write_hub(tiny, tmp_path / "hub", "classic"), settings)
     engine = start(model, settings)
     for size in (LARGE, SMALL):
-        request = image_request(model, picture(size), f"{size}")
+        request = image_request(model, drawing(size), f"{size}")
         answer = engine.greedy(request, TOKENS)
         features = tile_features(source_of(tiny), request)[0]
         assert engine.features[-1] == len(features) == request.images[0].length == TILE_TOKENS
@@ -356,7 +356,7 @@ def test_image_mode_hf_answers_as_transformers_does_with_its_own_pixels(
     engine = start(model, settings)
     reference = source_model(tiny)
     for size in (LARGE, SMALL):
-        request = image_request(model, picture(size), f"{size}")
+        request = image_request(model, drawing(size), f"{size}")
         answer = engine.greedy(request, TOKENS)
         assert engine.features[-1] == request.images[0].length
         check(answer, as_transformers_computes(reference, request, answer))
@@ -402,16 +402,16 @@ def test_an_adapter_beside_the_model_answers_as_its_merged_weights_and_the_model
     settings = settings_for(tmp_path, lora=[f"{name}={folder}" for name, folder in folders.items()])
     model = served(write_hub(tiny, tmp_path / "hub", "classic"), settings)
     engine = start(model, settings)
-    plain = image_request(model, picture(LARGE), "before")
+    plain = image_request(model, drawing(LARGE), "before")
     before = engine.greedy(plain, TOKENS)
     check(before, as_transformers_computes(source_of(tiny), plain, before))
     merged = with_adapter_merged(tiny)
     for adapter in model.adapters:
-        request = image_request(model, picture(LARGE), adapter.name, adapter)
+        request = image_request(model, drawing(LARGE), adapter.name, adapter)
         answer = engine.greedy(request, TOKENS)
         assert answer.token_ids != before.token_ids
         check(answer, as_transformers_computes(merged, request, answer))
-    after = engine.greedy(image_request(model, picture(LARGE), "after"), TOKENS)
+    after = engine.greedy(image_request(model, drawing(LARGE), "after"), TOKENS)
     assert after.token_ids == before.token_ids
     check(after, as_transformers_computes(source_of(tiny), plain, after))
 
@@ -423,9 +423,9 @@ def test_the_model_answers_as_alone_while_an_adapter_answers_in_the_same_batch(t
     model = served(write_hub(tiny, tmp_path / "hub", "classic"), settings)
     engine = start(model, settings)
     (birds,) = model.adapters
-    asked = [image_request(model, picture(LARGE), f"alone {adapter}", adapter) for adapter in (None, birds)]
+    asked = [image_request(model, drawing(LARGE), f"alone {adapter}", adapter) for adapter in (None, birds)]
     alone = [engine.greedy(request, TOKENS).token_ids for request in asked]
     assert alone[0] != alone[1]
     # Other names, so that no cache answers. What keeps the two apart is a slot to spare: see max_loras.
-    asked = [image_request(model, picture(LARGE), f"together {adapter}", adapter) for adapter in (None, birds)]
+    asked = [image_request(model, drawing(LARGE), f"together {adapter}", adapter) for adapter in (None, birds)]
     assert [answer.token_ids for answer in engine.greedy_together(asked, TOKENS)] == alone

@@ -21,9 +21,9 @@ def content(with_picture: bool) -> str | list[dict[str, object]]:
     text = f"Nobody has asked this before, with a picture: {with_picture}. " * 10
     if not with_picture:
         return text
-    picture = new_drawing(Random("isolation"), (300, 200))
+    image = new_drawing(Random("isolation"), (300, 200))
     return [
-        {"type": "image_url", "image_url": data_url(picture.image)},
+        {"type": "image_url", "image_url": data_url(image.image)},
         {"type": "text", "text": text},
     ]
 

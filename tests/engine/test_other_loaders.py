@@ -20,9 +20,9 @@ def test_transformers_loads_and_answers(name: str) -> None:
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in this image?"}]}
         prompt = processor.apply_chat_template([message], add_generation_prompt=True)
         # A square, because hub processors crop where LLaVA pads.
-        picture = Image.open(demo_folder() / DEMO_IMAGE).convert("RGB").crop((0, 0, 180, 180))
+        image = Image.open(demo_folder() / DEMO_IMAGE).convert("RGB").crop((0, 0, 180, 180))
         # The template writes BOS itself, as the hub's do.
-        inputs = processor(images=picture, text=prompt, return_tensors="pt", add_special_tokens=False)
+        inputs = processor(images=image, text=prompt, return_tensors="pt", add_special_tokens=False)
         output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]

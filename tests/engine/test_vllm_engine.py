@@ -22,10 +22,10 @@ TOKENS = 96
 
 
 async def image_request(running: Running, index: int, name: str) -> GenerationRequest:
-    picture = new_drawing(Random(f"engine test {index}"), (300 + index, 200))
+    image = new_drawing(Random(f"engine test {index}"), (300 + index, 200))
     parts = [
         {"type": "text", "text": "Describe this image."},
-        {"type": "image_url", "image_url": data_url(picture.image)},
+        {"type": "image_url", "image_url": data_url(image.image)},
     ]
     wanted = ChatCompletionRequest.model_validate(
         {

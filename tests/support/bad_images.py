@@ -56,8 +56,8 @@ def corpus() -> dict[str, list[BadPicture]]:
     # Where a lenient decoder may find an image. The others have to be refused.
     lenient = {"too few rows", "slow to read", "metadata", "bmp headers"}
     groups = {
-        group: [BadPicture(name, make, may_be_shown=group in lenient) for name, make in pictures.items()]
-        for group, pictures in made.items()
+        group: [BadPicture(name, make, may_be_shown=group in lenient) for name, make in images.items()]
+        for group, images in made.items()
     }
     return groups | {
         "hardly anything": hardly_anything(),

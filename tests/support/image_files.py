@@ -25,15 +25,15 @@ def noise(width: int, height: int, seed: int = 1) -> Image.Image:
 
 def good_files() -> dict[str, bytes]:
     """A valid file of every kind that the server takes."""
-    picture = noise(48, 32)
+    image = noise(48, 32)
     return {
-        "jpeg": encoded(picture, "JPEG"),
-        "progressive jpeg": encoded(picture, "JPEG", progressive=True),
-        "png": encoded(picture, "PNG"),
-        "webp": encoded(picture, "WEBP"),
-        "lossless webp": encoded(picture, "WEBP", lossless=True),
-        "gif": encoded(picture, "GIF"),
-        "bmp": encoded(picture, "BMP"),
+        "jpeg": encoded(image, "JPEG"),
+        "progressive jpeg": encoded(image, "JPEG", progressive=True),
+        "png": encoded(image, "PNG"),
+        "webp": encoded(image, "WEBP"),
+        "lossless webp": encoded(image, "WEBP", lossless=True),
+        "gif": encoded(image, "GIF"),
+        "bmp": encoded(image, "BMP"),
     }
 
 

@@ -93,8 +93,8 @@ class SmallEngine:
     def count_features(self, loaded: Any) -> None:
         embed = loaded.embed_multimodal
 
-        def counted(**pictures: Any) -> Any:
-            made = embed(**pictures)
+        def counted(**images: Any) -> Any:
+            made = embed(**images)
             self.features += [len(one) for one in made]
             return made
 
@@ -153,18 +153,18 @@ def answer_of(output: Any) -> Answer:
 
 
 def image_request(
-    model: ServedModel, picture: Image.Image, name: str, adapter: Adapter | None = None, detail: Detail = "auto"
+    model: ServedModel, drawing: Image.Image, name: str, adapter: Adapter | None = None, detail: Detail = "auto"
 ) -> GenerationRequest:
     """A question about an RGB image, made as the server makes it. ``name`` is the image's key in caches."""
     mode = model.image_mode.at(detail)
-    length = mode.tokens(picture.size)
+    length = mode.tokens(drawing.size)
     turn = Turn("user", (0, "What is in this image?"))
     prompt = tokenize(model.family.layout(None, [turn]), model.tokenizer, model.checkpoint.image_token_id, [length])
     image = EngineImage(
-        pixels=render_pixels(Decoded(picture, picture.size), mode),
+        pixels=render_pixels(Decoded(drawing, drawing.size), mode),
         offset=prompt.placeholders[0].offset,
         length=length,
         cache_key=name,
-        size=mode.engine_size(picture.size),
+        size=mode.engine_size(drawing.size),
     )
     return GenerationRequest(name, prompt.token_ids, (image,), Sampling(0.0), 1, adapter)

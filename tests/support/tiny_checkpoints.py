@@ -190,12 +190,12 @@ def tokenizer_of(tiny: Tiny, folder: Path, *, image_token: bool, slow_only: bool
 def write_processor(tiny: Tiny, folder: Path) -> None:
     """The files of the bundled demo, with our sizes."""
     demo = DEMO / f"llava-tiny-{tiny.version}"
-    pictures = json.loads((demo / "preprocessor_config.json").read_text())
-    pictures |= {"size": {"shortest_edge": TILE}, "crop_size": {"height": TILE, "width": TILE}}
+    images = json.loads((demo / "preprocessor_config.json").read_text())
+    images |= {"size": {"shortest_edge": TILE}, "crop_size": {"height": TILE, "width": TILE}}
     if tiny.version == "1.6":
-        pictures["image_grid_pinpoints"] = PINPOINTS
+        images["image_grid_pinpoints"] = PINPOINTS
     processor = json.loads((demo / "processor_config.json").read_text())
-    write_json(folder / "preprocessor_config.json", pictures)
+    write_json(folder / "preprocessor_config.json", images)
     write_json(folder / "processor_config.json", {**processor, "patch_size": PATCH})
 
 
@@ -253,10 +253,10 @@ def write_tower(tiny: Tiny, folder: Path) -> Path:
     weights["logit_scale"] = torch.tensor(2.6592)
     torch.save(weights, folder / "pytorch_model.bin")
     write_json(folder / "config.json", config)
-    pictures = json.loads((DEMO / "llava-tiny-1.5/preprocessor_config.json").read_text())
+    images = json.loads((DEMO / "llava-tiny-1.5/preprocessor_config.json").read_text())
     openai = {"crop_size": TILE, "size": TILE, "feature_extractor_type": "CLIPFeatureExtractor"}
     kept = ("do_center_crop", "do_normalize", "do_resize", "image_mean", "image_std", "resample")
-    write_json(folder / "preprocessor_config.json", {**openai, **{key: pictures[key] for key in kept}})
+    write_json(folder / "preprocessor_config.json", {**openai, **{key: images[key] for key in kept}})
     return folder
 
 

@@ -181,10 +181,10 @@ def test_a_file_is_sent_as_it_is(tmp_path: Path, image_format: str) -> None:
     data = image_bytes(Image.new("RGB", (9, 7), "red"), image_format)
     path = tmp_path / "no-telling-name"
     path.write_bytes(data)
-    picture = open_image(str(path))
-    header, _, encoded = picture.url.partition(",")
+    image = open_image(str(path))
+    header, _, encoded = image.url.partition(",")
     assert header == f"data:image/{image_format.lower()};base64"
-    assert base64.b64decode(encoded) == picture.data == data
+    assert base64.b64decode(encoded) == image.data == data
 
 
 def test_addresses_are_left_to_the_server() -> None:

@@ -40,9 +40,9 @@ def bare_folder(folder: Path, version: str, **settings: object) -> Path:
     return folder
 
 
-def request_with(*pictures: Image.Image, text: str = "What is in this image?") -> dict[str, object]:
+def request_with(*images: Image.Image, text: str = "What is in this image?") -> dict[str, object]:
     parts: list[dict[str, object]] = [{"type": "text", "text": text}]
-    parts += [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in pictures]
+    parts += [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
     return {"model": "m", "messages": [{"role": "user", "content": parts}]}
 
 
@@ -82,9 +82,9 @@ def terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Terminal:
 def test_explain_gives_the_original_codes_pixels(terminal: Terminal, tmp_path: Path, case: dict[str, object]) -> None:
     version = "1.6" if case["mode"] == "anyres" else "1.5"
     model = bare_folder(tmp_path / "model", version)
-    picture = golden_image(case["width"], case["height"], case["seed"])  # type: ignore[arg-type]
+    drawing = golden_image(case["width"], case["height"], case["seed"])  # type: ignore[arg-type]
     mode = case["mode"] or "square"
-    explained = terminal.explain(request_with(picture), "--model", str(model), "--image-mode", str(mode))
+    explained = terminal.explain(request_with(drawing), "--model", str(model), "--image-mode", str(mode))
     (image,) = explained["images"]  # type: ignore[misc]
     assert image["pixels_sha256"] == case["sha256_float32"]
     assert image["pixels_shape"] == case["shape"]
@@ -94,8 +94,8 @@ def test_explain_gives_the_original_codes_pixels(terminal: Terminal, tmp_path: P
 def test_explain_gives_the_original_codes_grids_and_counts(terminal: Terminal, tmp_path: Path) -> None:
     model = bare_folder(tmp_path / "model", "1.6")
     golden = [case for case in cases("anyres") if case["width"] * case["height"] < 1_000_000][:12]
-    pictures = [Image.new("RGB", (case["width"], case["height"]), "red") for case in golden]
-    explained = terminal.explain(request_with(*pictures), "--model", str(model))
+    drawings = [Image.new("RGB", (case["width"], case["height"]), "red") for case in golden]
+    explained = terminal.explain(request_with(*drawings), "--model", str(model))
     images = explained["images"]
     assert [image["grid"] for image in images] == [case["grid"] for case in golden]  # type: ignore[attr-defined]
     counts = [case["image_tokens"] for case in golden]
@@ -132,9 +132,9 @@ def test_hf_mode_is_what_transformers_does(terminal: Terminal, tmp_path: Path) -
     for name in ("llava-tiny-1.5", "llava-tiny-1.6"):
         processor = AutoImageProcessor.from_pretrained(demo_folder() / name)
         for size in ((300, 200), (100, 60)):
-            picture = golden_image(*size, 3)
-            pixels = processor(images=picture, return_tensors="np")["pixel_values"][0]
-            explained = terminal.explain(request_with(picture), "--model", name, "--image-mode", "hf")
+            drawing = golden_image(*size, 3)
+            pixels = processor(images=drawing, return_tensors="np")["pixel_values"][0]
+            explained = terminal.explain(request_with(drawing), "--model", name, "--image-mode", "hf")
             (image,) = explained["images"]  # type: ignore[misc]
             assert image["pixels_sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
             assert image["mode"] == "hf"

@@ -77,19 +77,19 @@ def test_never_below_twice_what_is_needed() -> None:
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (7, 1400), (1400, 7), (113, 112), (1, 1), (5, 900)])
 def test_padding_in_bands_is_padding(size: Size) -> None:
     """Against the square itself, as LLaVA's expand2square makes it."""
-    picture, side = soft_image(size), max(size)
+    image, side = soft_image(size), max(size)
     square = Image.new("RGB", (side, side), (122, 116, 104))
-    square.paste(picture, ((side - size[0]) // 2, (side - size[1]) // 2))
+    square.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
     wanted = square.resize((112, 112), Image.Resampling.BICUBIC)
-    assert (np.asarray(squeeze_padded(picture, 112, (122, 116, 104))) == np.asarray(wanted)).all()
+    assert (np.asarray(squeeze_padded(image, 112, (122, 116, 104))) == np.asarray(wanted)).all()
 
 
 @pytest.mark.parametrize(("setting", "to_the_bit"), [("exact", True), ("scaled", False)])
 async def test_the_setting_decides(setting: str, to_the_bit: bool) -> None:
-    picture = soft_image((1601, 1201))
+    image = soft_image((1601, 1201))
     loader = ImageLoader(PAD, Settings.model_validate({"jpeg_decode": setting}))
     try:
-        measured = await loader.measure([ImagePart(data_url(picture, "JPEG"), "p")], "", Account().memory.take)
+        measured = await loader.measure([ImagePart(data_url(image, "JPEG"), "p")], "", Account().memory.take)
         (shown,) = await loader.render(measured, "")
     finally:
         await loader.close()

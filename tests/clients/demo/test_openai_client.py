@@ -79,9 +79,9 @@ def test_a_follow_up_question_in_the_same_conversation(server: Server) -> None:
 
 
 def test_every_format_gives_the_same_answer(server: Server) -> None:
-    picture = new_drawing(Random("formats"), (400, 300), number=False).image
+    image = new_drawing(Random("formats"), (400, 300), number=False).image
     formats = ("PNG", "JPEG", "WEBP", "GIF")
-    answers = {answer(server, user("Describe this image.", data_url(picture, name))) for name in formats}
+    answers = {answer(server, user("Describe this image.", data_url(image, name))) for name in formats}
     assert len(answers) == 1
 
 

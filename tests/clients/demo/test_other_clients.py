@@ -46,10 +46,10 @@ def test_the_readmes_curl_line(server: Server) -> None:
 
 def test_curl_with_the_body_in_a_file(server: Server, tmp_path: Path) -> None:
     """The way for images that are too long for a command line."""
-    picture = Image.open(ROOT / "tests" / "clients" / "pictures" / "blue-star.png").convert("RGB").resize((2240, 1680))
+    image = Image.open(ROOT / "tests" / "clients" / "pictures" / "blue-star.png").convert("RGB").resize((2240, 1680))
     content = [
         {"type": "text", "text": "What is in this image?"},
-        {"type": "image_url", "image_url": {"url": data_url(picture, "BMP")}},
+        {"type": "image_url", "image_url": {"url": data_url(image, "BMP")}},
     ]
     body = tmp_path / "body.json"
     body.write_text(json.dumps({"model": MODEL, "messages": [{"role": "user", "content": content}]}))
