@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from llava_api.checkpoints import gguf_tensors, names, original, tokenizer_files
+from llava_api.checkpoints import names, original, tokenizer_files
 from llava_api.checkpoints.claim import claimed, made_whole
 from llava_api.checkpoints.files import INDEXES, SMALL_FILES, locate, read_json, weight_files
 from llava_api.checkpoints.inspect import Checkpoint, Sources, has_tokenizer
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SECOND_LAYER = "multi_modal_projector.linear_2"
+LAST_NORM = "vision_tower.vision_model.post_layernorm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -155,6 +156,9 @@ class Conversion:
     def read(self, file: Path) -> Iterator[tuple[str, torch.Tensor, int]]:
         """Yields each tensor of a source file as (name, values, bytes in the file)."""
         if self.checkpoint.gguf is not None:
+            # Imports gguf, which takes a second.
+            from llava_api.checkpoints import gguf_tensors
+
             yield from gguf_tensors.read_tensors(file, self.checkpoint.config, self.dtype())
         else:
             for name, tensor in read_tensors(file).items():
@@ -219,8 +223,7 @@ class Conversion:
                     made[hub] = self.fitting(hub, tensor)
         dtype = self.dtype()
         if self.checkpoint.gguf is not None:
-            norm = gguf_tensors.unused_norm(self.checkpoint.config, dtype)
-            made |= {name: tensor for name, tensor in norm.items() if name not in have}
+            made |= {name: tensor for name, tensor in self.unused_norm(dtype).items() if name not in have}
         elif not any(name.startswith("vision_tower.") for name in (*have, *made)):
             made |= self.tower()
         hidden = int(self.checkpoint.config["text_config"]["hidden_size"])
@@ -232,6 +235,14 @@ class Conversion:
             made[f"{SECOND_LAYER}.weight"] = torch.eye(hidden, dtype=dtype)
             made[f"{SECOND_LAYER}.bias"] = torch.zeros(hidden, dtype=dtype)
         return made
+
+    def unused_norm(self, dtype: torch.dtype) -> Tensors:
+        """The tower's last norm, which LLaVA does not use: GGUF files leave it out, the hub's format has it."""
+        width = self.checkpoint.config["vision_config"]["hidden_size"]
+        return {
+            f"{LAST_NORM}.weight": torch.ones(width, dtype=dtype),
+            f"{LAST_NORM}.bias": torch.zeros(width, dtype=dtype),
+        }
 
     def tower(self) -> Tensors:
         assert self.checkpoint.tower is not None, "every original checkpoint names one"

@@ -10,7 +10,6 @@ from gguf import GGMLQuantizationType, ReaderTensor
 from gguf.quants import dequantize
 
 from llava_api.checkpoints.gguf_pair import NEWLINES, read_gguf
-from llava_api.checkpoints.tensors import Tensors
 from llava_api.errors import StartupError
 
 BLOCK = re.compile(r"(v\.)?blk\.(\d+)\.(\w+)")
@@ -95,9 +94,3 @@ def unpermuted(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """Each head's rows in the hub's order. llama.cpp interleaves the two halves of a head, for its RoPE."""
     pairs = tensor.reshape(heads, -1, 2, *tensor.shape[1:])
     return pairs.transpose(1, 2).reshape(tensor.shape)
-
-
-def unused_norm(config: dict[str, Any], dtype: torch.dtype) -> Tensors:
-    """The last norm of the vision tower, which LLaVA does not use: GGUF files leave it out, the hub's format has it."""
-    width, norm = config["vision_config"]["hidden_size"], OUTSIDE_BLOCKS["v.post_ln"]
-    return {f"{norm}.weight": torch.ones(width, dtype=dtype), f"{norm}.bias": torch.zeros(width, dtype=dtype)}
