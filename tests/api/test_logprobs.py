@@ -39,6 +39,30 @@ def written(logprobs: dict[str, Any]) -> bytes:
 END = 2
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_token_ids(client: httpx.AsyncClient, engine: ScriptedEngine, path: str) -> None:
+    """As vLLM's clients add them up: a stream's chunks together have those of the whole reply."""
+    speak(engine, (" A ", ids(" A ")), ("red", ids("red")), ("", [END]))
+    made = [*ids(" A red"), END]
+    body = text_body(n=2, temperature=0) if path == CHAT else {"model": "tiny", "prompt": "Hi", "echo": True}
+    assert "token_ids" not in (await client.post(path, json=body)).text
+    whole = (await client.post(path, json=body | {"return_token_ids": True})).json()
+    prompt = engine.requests[0].token_ids
+    given = [whole] if path == CHAT else whole["choices"]
+    assert [each["prompt_token_ids"] for each in given] == [prompt]
+    assert [choice["token_ids"] for choice in whole["choices"]] == [made] * len(whole["choices"])
+    streamed = chunks((await client.post(path, json=body | {"return_token_ids": True, "stream": True})).content)
+    choices = [choice for chunk in streamed for choice in chunk["choices"]]
+    found = [each["prompt_token_ids"] for each in (streamed if path == CHAT else choices) if "prompt_token_ids" in each]
+    assert found == [prompt]
+    for choice in whole["choices"]:
+        own = [each for each in choices if each["index"] == choice["index"]]
+        assert [token for each in own for token in each.get("token_ids", ())] == made
+    if path == COMPLETIONS:
+        (silent,) = (await client.post(path, json=body | {"return_token_ids": True, "max_tokens": 0})).json()["choices"]
+        assert (silent["token_ids"], silent["prompt_token_ids"]) == ([], prompt)
+
+
 async def test_only_alternatives_that_can_come_are_listed(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     """None that a grammar forbids, and no space, of which nothing is left at an answer's beginning."""
     (space,), letter, forbidden = ids(" "), TOKENIZER.token_to_id("▁U"), 40 + 259

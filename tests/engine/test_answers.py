@@ -245,9 +245,10 @@ async def test_each_choices_logprob_is_that_of_its_tokens_in_a_prompt(client: ht
     expected = []
     for name in names:
         answered = [question, {"role": "assistant", "content": name}]
-        reply = (await ask(client, messages=answered, prompt_logprobs=0, max_tokens=1)).json()
+        reply = (await ask(client, messages=answered, prompt_logprobs=0, max_tokens=1, return_token_ids=True)).json()
         entries = reply["prompt_logprobs"]
-        assert len(entries) == reply["usage"]["prompt_tokens"]
+        assert len(entries) == reply["usage"]["prompt_tokens"] == len(reply["prompt_token_ids"])
+        assert len(reply["choices"][0]["token_ids"]) == 1
         assert sum(entry is None for entry in entries) == 1 + reply["usage"]["prompt_tokens_details"]["image_tokens"]
         expected.append(sum(next(iter(entry.values()))["logprob"] for entry in entries[length:]))
     for _ in range(2):

@@ -40,6 +40,9 @@ PROMPT_LOGPROBS = {
     "items": {"type": ["object", "null"], "additionalProperties": PROMPT_LOGPROB},
 }
 """As vLLM's server sends them."""
+TOKEN_IDS = {"type": "array", "items": {"type": "integer"}}
+ANSWERS = ("chat_completion.json", "chat_completion_chunk.json", "completion.json", "completion_chunk.json")
+KINDS = (None, None, "choice", "choice")
 EXTENSIONS = (
     # file, definition in it, field, schema: what this server sends beyond the API
     ("chat_completion.json", None, "prompt_logprobs", PROMPT_LOGPROBS),
@@ -48,6 +51,8 @@ EXTENSIONS = (
     ("chat_completion_chunk.json", "choice", "choice_logprobs", SCORED),
     ("completion.json", "choice", "choice_logprobs", SCORED),
     ("completion_chunk.json", "choice", "choice_logprobs", SCORED),
+    *((name, "choice", "token_ids", TOKEN_IDS) for name in ANSWERS),
+    *((name, kind, "prompt_token_ids", TOKEN_IDS) for name, kind in zip(ANSWERS, KINDS, strict=True)),
     ("model_list.json", "model", "max_model_len", {"type": "integer"}),
     ("model_list.json", "model", "parent", {"type": ["string", "null"]}),
     ("model_list.json", "model", "root", {"type": "string"}),

@@ -62,7 +62,8 @@ class ScriptedEngine:
                     self.deltas += 1
                     prompt = self.prompt_logprobs if not index else ()
                     stop_text = self.stop_text if reason is not None else None
-                    yield Delta(said, 1, 3, reason, choice, logprobs, prompt, stop_text)
+                    ids = tuple(known.token_id for known in self.logprobs[index])
+                    yield Delta(said, 1, 3, reason, choice, logprobs, prompt, stop_text, ids)
         except BaseException:
             for _ in range(self.abort_turns):
                 await asyncio.sleep(0)

@@ -132,6 +132,8 @@ class Answers:
         """What ended the latest choice, if it was one of the stop texts."""
         self.prompt: tuple[TokenLogprob | None, ...] = ()
         """For the prompt's tokens if their log-probabilities were asked for; known with the first part."""
+        self.token_ids: list[list[int]] = [[] for _ in range(request.choices)]
+        """Of each answer that the engine makes."""
         self.choice_logprobs: list[ScoredChoice] | None = None
         """If they were asked for; known with the first finish reason."""
 
@@ -176,7 +178,12 @@ class Answers:
         self.completion_tokens += delta.completion_tokens * copies
         self.cached_tokens = delta.cached_tokens
         self.stop_text = delta.stop_text
+        self.token_ids[delta.index] += delta.token_ids
         self.prompt = delta.prompt_logprobs or self.prompt
+
+    def ids_of(self, index: int) -> list[int]:
+        """The tokens of a choice."""
+        return self.token_ids[index % len(self.token_ids)]
 
     async def score(self) -> None:
         """Find out how likely the choices are, one after the other, since there is one slot. Raises EngineFailed.

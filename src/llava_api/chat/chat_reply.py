@@ -12,7 +12,7 @@ from llava_api.chat.logprobs import WrittenToken, as_text, prompt_logprobs
 from llava_api.errors import ApiError
 from llava_api.protocol import chat_reply as wire
 from llava_api.protocol.chat_reply import Usage, usage_of
-from llava_api.protocol.sampling import StreamOptions
+from llava_api.protocol.sampling import ChoicesRequest
 from llava_api.protocol.wire import ErrorReply
 
 
@@ -36,11 +36,13 @@ class ChunkedReply:
 
     end_of_stream = "[DONE]"
 
-    def __init__(self, metadata: ReplyMetadata, stream: bool | None, options: StreamOptions | None) -> None:
+    def __init__(self, metadata: ReplyMetadata, request: ChoicesRequest) -> None:
+        options = request.stream_options
         self.metadata = metadata
-        self.streamed = bool(stream)
+        self.streamed = bool(request.stream)
         self.include_usage = options is not None and bool(options.include_usage)
         self.continuous_usage = options is not None and bool(options.continuous_usage_stats)
+        self.with_token_ids = bool(request.return_token_ids)
 
     def failure(self, error: ApiError) -> list[ErrorReply]:
         return [ErrorReply.of(error, "")]
@@ -51,12 +53,11 @@ class ChatReply(ChunkedReply):
         self,
         answers: Answers,
         metadata: ReplyMetadata,
-        stream: bool | None,
-        options: StreamOptions | None,
+        request: ChoicesRequest,
         named_call: bool = False,
     ) -> None:
         """``named_call``: the request named the function to call."""
-        super().__init__(metadata, stream, options)
+        super().__init__(metadata, request)
         self.answers = answers
         # OpenAI's server says stop after a call of a named function, in streams too (vllm-project/vllm#25054).
         self.end_of_calls: EndReason = "stop" if named_call else "tool_calls"
@@ -76,6 +77,7 @@ class ChatReply(ChunkedReply):
             choices=list(map(self.choice, gathered)),
             usage=self.usage(),
             prompt_logprobs=prompt,
+            prompt_token_ids=self.answers.spec.request.token_ids if self.with_token_ids else None,
         )
 
     def usage(self) -> Usage:
@@ -98,7 +100,11 @@ class ChatReply(ChunkedReply):
             logprobs=None if calls else self.logprobs([token for part in parts for token in part.logprobs]),
             finish_reason=self.finish_reason(parts[-1]) or "stop",
             choice_logprobs=self.answers.choice_logprobs,
+            token_ids=self.ids_of(parts[-1].index),
         )
+
+    def ids_of(self, index: int) -> list[int] | None:
+        return self.answers.ids_of(index) if self.with_token_ids else None
 
     def finish_reason(self, part: AnswerPart) -> EndReason | None:
         return self.end_of_calls if part.finish_reason == "tool_calls" else part.finish_reason
@@ -120,7 +126,10 @@ class ChatReply(ChunkedReply):
                         continue
                     opened.add(part.index)
                     opening = wire.DeltaMessage(role="assistant", content="" if part.call is None else None)
-                    yield self.chunk([wire.ChunkChoice(index=part.index, delta=opening)])
+                    first = self.chunk([wire.ChunkChoice(index=part.index, delta=opening)])
+                    if self.with_token_ids and len(opened) == 1:
+                        first.prompt_token_ids = self.answers.spec.request.token_ids
+                    yield first
                 for choice in self.deltas(part):
                     yield self.chunk([choice])
         if self.include_usage:
@@ -136,10 +145,8 @@ class ChatReply(ChunkedReply):
             found.append(wire.ChunkChoice(index=part.index, delta=delta))
         reason = self.finish_reason(part)
         if reason is not None:
-            scores = self.answers.choice_logprobs
-            end = wire.ChunkChoice(
-                index=part.index, delta=wire.DeltaMessage(), finish_reason=reason, choice_logprobs=scores
-            )
+            end = wire.ChunkChoice(index=part.index, delta=wire.DeltaMessage(), finish_reason=reason)
+            end.choice_logprobs, end.token_ids = self.answers.choice_logprobs, self.ids_of(part.index)
             found.append(end)
         return found
 

@@ -13,7 +13,7 @@ from llava_api.chat.merge import merge
 from llava_api.chat.plain import Plain
 from llava_api.protocol import completions as wire
 from llava_api.protocol.chat_reply import Usage, usage_of
-from llava_api.protocol.sampling import StreamOptions
+from llava_api.protocol.sampling import ChoicesRequest
 
 
 @dataclass(slots=True)
@@ -60,6 +60,8 @@ def joined(chunks: list[wire.CompletionChunkChoice]) -> wire.CompletionChoice:
         logprobs=wire.CompletionLogprobs(**columns) if parts else None,
         finish_reason=chunks[-1].finish_reason or "stop",
         choice_logprobs=chunks[-1].choice_logprobs,
+        prompt_token_ids=chunks[-1].prompt_token_ids,
+        token_ids=chunks[-1].token_ids,
     )
 
 
@@ -73,10 +75,9 @@ class CompletionReply(ChunkedReply):
         answers: list[Answers],
         plain: Plain,
         metadata: ReplyMetadata,
-        stream: bool | None,
-        options: StreamOptions | None,
+        request: ChoicesRequest,
     ) -> None:
-        super().__init__(metadata, stream, options)
+        super().__init__(metadata, request)
         self.plain = plain
         self.tokenizer = plain.specs[0].tokenizer
         self.answers = answers
@@ -115,10 +116,13 @@ class CompletionReply(ChunkedReply):
                     logprobs = columns[part.index].fill(
                         [(named(token.written), token.letters, token) for token in tokens]
                     )
-                scores = self.answers[place].choice_logprobs if reason else None
-                yield wire.CompletionChunkChoice(
-                    index=index, text=text, logprobs=logprobs, finish_reason=reason, choice_logprobs=scores
-                )
+                chunk = wire.CompletionChunkChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
+                if reason is not None:
+                    chunk.choice_logprobs = self.answers[place].choice_logprobs
+                if reason is not None and self.with_token_ids:
+                    chunk.prompt_token_ids = self.plain.specs[place].request.token_ids
+                    chunk.token_ids = [] if self.plain.silent else self.answers[place].ids_of(part.index)
+                yield chunk
 
     def echoed(self, place: int) -> tuple[wire.CompletionLogprobs | None, int]:
         """Log-probabilities of the prompt, which all of its answers begin with, and the characters of it. Blocks."""

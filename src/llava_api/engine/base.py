@@ -153,6 +153,8 @@ class Delta:
     """For the prompt's tokens, in the first delta, if requested; None for the first token and for those of images."""
     stop_text: str | None = None
     """The one of ``Sampling.stop`` that ended the choice."""
+    token_ids: tuple[int, ...] = ()
+    """The tokens in this delta, an end token included."""
 
 
 class Engine(Protocol):

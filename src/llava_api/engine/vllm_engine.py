@@ -186,6 +186,7 @@ def delta_of(completion: CompletionOutput, cached_tokens: int, prompt: tuple[Tok
         logprobs=tuple(known for known in token_logprobs(completion.token_ids, completion.logprobs) if known),
         prompt_logprobs=prompt,
         stop_text=completion.stop_reason if isinstance(completion.stop_reason, str) else None,
+        token_ids=tuple(completion.token_ids),
     )
 
 

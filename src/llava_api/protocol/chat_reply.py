@@ -96,6 +96,8 @@ class Choice(WireObject):
     finish_reason: FinishReason
     choice_logprobs: list[ScoredChoice] | None = Field(default=None, exclude_if=is_none)
     """With ``structured_outputs.choice`` and ``logprobs``: each choice, in the order of the request."""
+    token_ids: list[int] | None = Field(default=None, exclude_if=is_none)
+    """With ``return_token_ids``."""
 
 
 class ChatCompletion(WireObject):
@@ -112,6 +114,8 @@ class ChatCompletion(WireObject):
     prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=is_none)
     """For each token of the prompt, if asked for: ids of that token and of the most likely ones in its place. Null for
     the first token and for those of images."""
+    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=is_none)
+    """With ``return_token_ids``."""
 
 
 class FunctionDelta(WireObject):
@@ -144,6 +148,8 @@ class ChunkChoice(WireObject):
     finish_reason: FinishReason | None = None
     choice_logprobs: list[ScoredChoice] | None = Field(default=None, exclude_if=is_none)
     """In a choice's last chunk."""
+    token_ids: list[int] | None = Field(default=None, exclude_if=is_none)
+    """In a choice's last chunk, with ``return_token_ids``."""
 
 
 class ChatCompletionChunk(WireObject):
@@ -155,6 +161,8 @@ class ChatCompletionChunk(WireObject):
     choices: list[ChunkChoice]
     service_tier: Literal["default"] = "default"
     system_fingerprint: str
+    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=is_none)
+    """In the first chunk, with ``return_token_ids``."""
 
 
 class ChunkWithUsage(ChatCompletionChunk):

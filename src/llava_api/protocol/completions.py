@@ -62,6 +62,10 @@ class CompletionChoice(WireObject):
     choice_logprobs: list[ScoredChoice] | None = Field(default=None, exclude_if=is_none)
     """With ``structured_outputs.choice`` and ``logprobs``, for a prompt that is a text."""
     prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=is_none)
+    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=is_none)
+    """With ``return_token_ids``."""
+    token_ids: list[int] | None = Field(default=None, exclude_if=is_none)
+    """With ``return_token_ids``."""
 
 
 class Completion(WireObject):
@@ -82,6 +86,9 @@ class CompletionChunkChoice(WireObject):
     finish_reason: EndReason | None = None
     choice_logprobs: list[ScoredChoice] | None = Field(default=None, exclude_if=is_none)
     """In a choice's last chunk."""
+    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=is_none)
+    token_ids: list[int] | None = Field(default=None, exclude_if=is_none)
+    """In a choice's last chunk, with ``return_token_ids``."""
 
 
 class CompletionChunk(WireObject):

@@ -47,13 +47,13 @@ VLLM = sentences(
     (INTERNAL, ("prompt_embeds", "vllm_xargs")),
     (NOT_SUPPORTED, ("allowed_token_ids", "bad_words", "include_stop_str_in_output")),
     (NOT_SUPPORTED, ("logits_processors", "logprob_token_ids")),
-    (NOT_SUPPORTED, ("repetition_detection", "return_token_ids", "return_tokens_as_token_ids")),
+    (NOT_SUPPORTED, ("repetition_detection", "return_tokens_as_token_ids")),
     (NOT_SUPPORTED, ("use_beam_search", "watermarking")),
 )
 FORM_FIELDS = ("structured_outputs", "guided_choice", "guided_json", "guided_regex")
 VLLM_COMPLETIONS = sentences(
     (OTHER_FORMAT, FORM_FIELDS),
-    (NOT_SUPPORTED, ("prompt_logprobs",)),
+    (NOT_SUPPORTED, ("prompt_logprobs", "return_token_ids")),
 )
 """Those that chat and text completions have."""
 VLLM_IGNORED = sentences(

@@ -97,5 +97,8 @@ class ChoicesRequest(SamplingRequest):
     prompt_logprobs: Annotated[int | None, BeforeValidator(none_for_false)] = Field(None, ge=0, le=20)
     """Send the log-probabilities of the prompt's tokens, and this number of most likely tokens at each position. Not
     with ``stream``. An extension, as vLLM has it."""
+    return_token_ids: bool | None = None
+    """Send the token ids of the prompt and of the answers; in a stream, all of an answer's come with its
+    ``finish_reason``. An extension, as vLLM has it."""
     user: Ignored = None
     """Accepted and not used."""

@@ -21,7 +21,7 @@ async def prepare(context: Context, wanted: ChatCompletionRequest) -> ChatReply:
     account.memory.keep(spec.held_bytes)
     answers = context.answers(spec)
     named_call = isinstance(wanted.tool_choice, NamedTool)
-    return ChatReply(answers, metadata, wanted.stream, wanted.stream_options, named_call)
+    return ChatReply(answers, metadata, wanted, named_call)
 
 
 ENDPOINTS = (

@@ -18,7 +18,7 @@ async def prepare(context: Context, wanted: CompletionRequest) -> CompletionRepl
     plain = await prepare_plain(services.preparer, wanted, metadata.id, account)
     account.memory.keep(sum(spec.held_bytes for spec in plain.specs))
     answers = [context.answers(spec) for spec in plain.specs]
-    return CompletionReply(answers, plain, metadata, wanted.stream, wanted.stream_options)
+    return CompletionReply(answers, plain, metadata, wanted)
 
 
 ENDPOINTS = (
