@@ -12,8 +12,8 @@
 # Any Debian 12 or Ubuntu 24.04. Debian's own Python 3.11 is the one that constraints/cpu.txt is made with, and gets its
 # security fixes with the base.
 ARG CPU_BASE=debian:bookworm-slim
-# "base", not "runtime": torch's wheels bring the CUDA libraries along. CUDA 13.0 is what torch 2.14 and so vLLM 0.33
-# are built for; the host's driver has to be 580 or newer.
+# "base", not "runtime": torch's wheels bring the CUDA libraries along. CUDA 13.0 is what torch 2.13 and so vLLM 0.31
+# and 0.32 are built for; the host's driver has to be 580 or newer.
 ARG CUDA_BASE=nvidia/cuda:13.0.2-base-ubuntu24.04
 
 

@@ -58,6 +58,9 @@ test-clients: setup-test ## Try other people's clients, Python and Node, against
 test-browser: setup-test setup-ui ## Try the chat page in Chromium; SCREENSHOTS=1 renews the images in docs/
 	LLAVA_TEST_BROWSER=required .venv/bin/python -m pytest tests/browser $(FLAGS)
 
+vllm-versions: setup-test ## Try every supported version of vLLM in an environment of its own; FLAGS=0.31.0 for one
+	.venv/bin/python -m tools.vllm_versions $(FLAGS)
+
 soak: setup-test ## Twice the load that the server can take, mixed with bad and cut-off requests; FLAGS='--minutes 20'
 	.venv/bin/python -m benchmarks.soak $(FLAGS)
 
