@@ -6,6 +6,7 @@ HTTP's framing (httptools, in C) until the last answer is there. It shares the m
 
 import asyncio
 import gc
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -84,15 +85,15 @@ class Connection(asyncio.Protocol):
             self.exchange.broken = broken
             self.done.set_result(None)
 
-    async def ask(self, head: bytes, body: bytes) -> Exchange:
+    async def ask(self, head: bytes, body: bytes, limit_seconds: float) -> Exchange:
         assert self.transport is not None
         self.done = asyncio.get_running_loop().create_future()
         self.exchange = exchange = Exchange(time.perf_counter())
         self.transport.writelines((head, body))
         try:
-            await asyncio.wait_for(self.done, ANSWER_LIMIT_SECONDS)
+            await asyncio.wait_for(self.done, limit_seconds)
         except TimeoutError:
-            exchange.broken = f"no whole answer within {ANSWER_LIMIT_SECONDS:.0f} s"
+            exchange.broken = f"no whole answer within {limit_seconds:.0f} s"
         return exchange
 
 
@@ -103,16 +104,19 @@ def head_of(body: bytes) -> bytes:
     )
 
 
-async def send_all(port: int, bodies: Sequence[bytes], concurrency: int) -> list[Exchange]:
+async def send_all(port: int, bodies: Sequence[bytes], concurrency: int, end: float) -> list[Exchange]:
     waiting = iter([(head_of(body), body) for body in bodies])
     exchanges: list[Exchange] = []
 
     async def client() -> None:
         connection: Connection | None = None
         for head, body in waiting:
+            left = end - time.monotonic()
+            if left <= 0:
+                break
             if connection is None or exchanges_broken(connection):
                 _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
-            exchanges.append(await connection.ask(head, body))
+            exchanges.append(await connection.ask(head, body, min(left, ANSWER_LIMIT_SECONDS)))
         if connection is not None and connection.transport is not None:
             connection.transport.close()
 
@@ -127,13 +131,16 @@ def exchanges_broken(connection: Connection) -> bool:
     )
 
 
-def send(port: int, bodies: Sequence[bytes], concurrency: int) -> list[Exchange]:
-    """Send ``bodies``, ``concurrency`` at a time; blocks until all are answered."""
+def send(port: int, bodies: Sequence[bytes], concurrency: int, end: float = math.inf) -> list[Exchange]:
+    """Send ``bodies``, ``concurrency`` at a time; blocks until all are answered, or the monotonic clock shows ``end``.
+
+    Requests that had no turn until then are missing in the result.
+    """
     gc.collect()
     gc.disable()  # A collection between two time stamps would be counted against the server.
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(send_all(port, bodies, concurrency))
+            return runner.run(send_all(port, bodies, concurrency, end))
     finally:
         gc.enable()
 

@@ -21,9 +21,10 @@ class ScriptedEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         if self.requests is not None:
             self.requests.append(request)
-        for index in range(self.tokens):
+        tokens = min(self.tokens, request.max_tokens)
+        for index in range(tokens):
             await asyncio.sleep(0)  # Real tokens come one by one, and other requests run in between.
-            reason = "length" if index == self.tokens - 1 else None
+            reason = "length" if index == tokens - 1 else None
             yield Delta(text=" word", completion_tokens=1, cached_tokens=0, finish_reason=reason)
 
     async def load_adapters(self, adapters: Sequence[Adapter]) -> None:

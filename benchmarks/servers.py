@@ -56,6 +56,7 @@ class Server:
     process: int
     start_seconds: float
     """From starting the process to its first answer."""
+    log: Path
 
 
 def our_command(folder: Path, port: int, extra: tuple[str, ...] = ()) -> list[str]:
@@ -87,14 +88,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def first_answer(port: int, server: "subprocess.Popen[bytes]", started: float) -> float:
+def first_answer(port: int, server: "subprocess.Popen[bytes]", started: float, limit_seconds: float) -> float:
     """Seconds from ``started`` until a chat request was answered. Raises RuntimeError."""
     question = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    while time.monotonic() - started < START_LIMIT_SECONDS and server.poll() is None:
+    while (left := started + limit_seconds - time.monotonic()) > 0 and server.poll() is None:
         asked = urllib.request.Request(url, json.dumps(question).encode(), {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(asked, timeout=60) as reply:
+            with urllib.request.urlopen(asked, timeout=min(60, left)) as reply:
                 reply.read()
                 return time.monotonic() - started
         except urllib.error.HTTPError as error:
@@ -114,7 +115,9 @@ def die_with_parent() -> None:
 
 
 @contextmanager
-def serving(contestant: Contestant, folder: Path, scratch: Path) -> Iterator[Server]:
+def serving(
+    contestant: Contestant, folder: Path, scratch: Path, limit_seconds: float = START_LIMIT_SECONDS
+) -> Iterator[Server]:
     """Start a server and wait for its first answer; at the end its whole process group is gone."""
     port = free_port()
     log = scratch / f"{contestant.name}-{port}.log"
@@ -131,7 +134,7 @@ def serving(contestant: Contestant, folder: Path, scratch: Path) -> Iterator[Ser
             preexec_fn=die_with_parent,
         )
     try:
-        yield Server(port, server.pid, first_answer(port, server, started))
+        yield Server(port, server.pid, first_answer(port, server, started, limit_seconds), log)
     except Exception as error:
         error.add_note(f"end of the log of {contestant.name}:\n{log.read_text(errors='replace')[-4000:]}")
         raise

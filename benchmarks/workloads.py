@@ -74,8 +74,8 @@ def images_of(size: Size, seed: int) -> Images:
     return Images(size, seed)
 
 
-def body(content: object, answer_tokens: int = ANSWER_TOKENS) -> bytes:
-    """A chat request that every OpenAI-compatible server takes."""
+def body(content: object, answer_tokens: int = ANSWER_TOKENS, **more: object) -> bytes:
+    """A chat request that every OpenAI-compatible server takes, and ``more`` fields."""
     return orjson.dumps(
         {
             "model": MODEL,
@@ -84,20 +84,21 @@ def body(content: object, answer_tokens: int = ANSWER_TOKENS) -> bytes:
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **more,
         }
     )
 
 
-def text_body(number: int, seed: int, answer_tokens: int = ANSWER_TOKENS) -> bytes:
+def text_body(number: int, seed: int, answer_tokens: int = ANSWER_TOKENS, **more: object) -> bytes:
     rng = np.random.default_rng([seed, number])
     words = " ".join(WORDS[int(index)] for index in rng.integers(0, len(WORDS), 12))
-    return body(f"Text {number}: {words}?", answer_tokens)
+    return body(f"Text {number}: {words}?", answer_tokens, **more)
 
 
-def image_body(jpeg: bytes, answer_tokens: int = ANSWER_TOKENS) -> bytes:
+def image_body(jpeg: bytes, answer_tokens: int = ANSWER_TOKENS, **more: object) -> bytes:
     url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
     parts = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": url}}]
-    return body(parts, answer_tokens)
+    return body(parts, answer_tokens, **more)
 
 
 def make_material(workload: Workload, round_number: int, seed: int) -> Material:

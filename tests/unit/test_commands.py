@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 from llava_api.cli.flags import demo_folder, read_settings
 from llava_api.cli.main import build_parser, main
 from llava_api.settings import Settings
-from tests.support.golden import cases
+from tests.support.golden import cases, golden_image
 from tests.support.questions import data_url
 from tests.support.tiny_checkpoints import Tiny, write_original, write_original_lora, write_tower
-from tests.unit.test_pixels import golden_image
 
 REAL_GEOMETRY = {
     "1.5": {"architectures": ["LlavaForConditionalGeneration"]},

@@ -5,22 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from llava_api.images.decode import Decoded
 from llava_api.images.pixels import anyres_levels, pad_levels, square_levels
 from llava_api.vision.normalisation import CLIP
-from tests.support.golden import cases
+from tests.support.golden import cases, golden_image
 from tests.unit.test_geometry import PINPOINTS
-
-
-def golden_image(width: int, height: int, seed: int) -> Image.Image:
-    """As described in the golden file."""
-    x, y = np.meshgrid(np.arange(width), np.arange(height))
-    red = (7 * x + 3 * y + 31 * seed) % 256
-    green = ((x * x + 5 * y + 17 * seed) // 3) % 256
-    blue = (2 * x + y * y // 5 + 11 * seed) % 256
-    return Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8))
 
 
 @pytest.mark.parametrize("case", cases("pixels"), ids=lambda case: f"{case['mode']}-{case['width']}x{case['height']}")
