@@ -254,7 +254,7 @@ def everything(chosen: argparse.Namespace, report: Report) -> None:
         fidelity = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
         stack.callback(fidelity.kill)
         bodies = Bodies(REHEARSAL if chosen.rehearse else ON_GPU)
-        for number, run in enumerate(runs(chosen.rehearse)):
+        for number, run in enumerate(run for run in runs(chosen.rehearse) if chosen.only in run.name):
             left = end - time.monotonic()
             if left < longest:
                 report.keep("runs", run.name, "skipped", value=f"{left:.0f} s are left, a run takes {longest:.0f}")
@@ -279,6 +279,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--rehearse", action="store_true", help="a tiny model on a CPU")
     made.add_argument("--seconds", type=float, default=SECONDS, help="the whole time that it may take")
+    made.add_argument("--only", default="", help="only the runs with this in their name, such as 4bit")
     made.add_argument("--json", type=Path, help="write the results to this file, each as soon as it is there")
     made.add_argument("--logs", type=Path, help="keep the servers' logs in this folder")
     return made
