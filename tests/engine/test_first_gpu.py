@@ -13,7 +13,7 @@ import pytest
 from llava_api.engine import vllm_options
 from llava_api.engine.base import GenerationRequest, ModelToLoad, Sampling
 from llava_api.engine.vllm_engine import AsyncLLM, VllmEngine, sampling_params
-from llava_api.engine.vllm_options import prepare_environment
+from llava_api.engine.vllm_options import prepare_environment, prepare_start
 from llava_api.settings import Settings
 from llava_api.vision.families import LLAVA_1_5
 from llava_api.vision.normalisation import CLIP
@@ -60,7 +60,7 @@ def test_nothing_is_compiled_on_a_cpu_unless_that_is_wanted(environment: dict[st
 
 
 def test_vllms_own_limit_of_a_step_is_longer_than_ours(environment: dict[str, str]) -> None:
-    prepare_environment(Settings(engine_stall_seconds=900), on_cpu=True)
+    prepare_start(Settings(engine_stall_seconds=900), on_cpu=True)
     assert int(environment["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"]) > 900
 
 
@@ -112,13 +112,14 @@ from types import SimpleNamespace
 
 if __name__ == "__main__":
     from llava_api.engine.base import ModelToLoad
-    from llava_api.engine.vllm_options import prepare_environment
+    from llava_api.engine.vllm_options import prepare_environment, prepare_start
     from llava_api.settings import Settings
     from llava_api.vision.families import LLAVA_1_5
     from llava_api.vision.normalisation import CLIP
 
     settings = Settings(data_parallel_size=2)
     prepare_environment(settings, on_cpu=True)
+    prepare_start(settings, on_cpu=True)
     from llava_api.engine.vllm_engine import AsyncLLM, VllmEngine
     from vllm.config import ParallelConfig
     from vllm.v1.engine.coordinator import DPCoordinator

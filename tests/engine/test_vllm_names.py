@@ -19,9 +19,15 @@ import llava_api
 from llava_api.engine import start_errors
 from llava_api.engine.base import Adapter, ModelToLoad, Sampling
 from llava_api.engine.cpu_plan import CpuPlan
+from llava_api.engine.fork_server_preload import MODULES
 from llava_api.engine.vllm_engine import leave_out_token_texts
 from llava_api.engine.vllm_options import LORA_RANKS, PASSED_ON, engine_arguments, known_arguments
-from llava_api.engine.vllm_plugin import BUFFER_NEEDS, READER_NEEDS, load_despite_stale_index
+from llava_api.engine.vllm_plugin import (
+    BUFFER_NEEDS,
+    READER_NEEDS,
+    leave_empty_cache_unwritten,
+    load_despite_stale_index,
+)
 from llava_api.settings import Settings
 from llava_api.versions import VLLM, installed
 from llava_api.vision.families import LLAVA_1_6
@@ -110,6 +116,10 @@ TABLE = [
         "vllm.model_executor.model_loader.default_loader.filter_duplicate_safetensors_files",
         arguments=(3, ""),
     ),
+    Used(PLUGIN, "vllm.v1.worker.gpu_model_runner", "GPUModelRunner allocate_kv_cache"),
+    Used("engine/fork_server.py", "vllm.v1.engine.utils", "get_mp_context"),
+    Used("engine/fork_server.py", "vllm.v1.executor.multiproc_executor", "get_mp_context"),
+    *(Used("engine/fork_server_preload.py", module) for module in MODULES if module.startswith("vllm")),
 ]
 TEXTS = [
     # The module of vLLM's, our file, and what is in the module's text.
@@ -210,6 +220,7 @@ def test_the_table_has_every_import() -> None:
     ("patch", "module", "name"),
     [
         (leave_out_token_texts, "vllm.v1.engine.logprobs", "convert_ids_list_to_tokens"),
+        (leave_empty_cache_unwritten, "vllm.v1.worker.gpu_model_runner", "allocate_kv_cache"),
         (
             load_despite_stale_index,
             "vllm.model_executor.model_loader.default_loader",
@@ -232,7 +243,7 @@ def test_a_function_is_replaced_only_if_vllm_calls_it(
 def test_every_engine_argument_is_known() -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    plan = CpuPlan("bfloat16", 1, 4096, 2**30, 2**31, 16, 2048, "0,1", 2, 300, ("", "", ""))
+    plan = CpuPlan("bfloat16", 1, 4096, 2**30, 2**31, 16, 2048, True, 2, 300, ("", "", ""))
     model = ModelToLoad(
         "m", LLAVA_1_6, CLIP, pinpoints=((336, 672),), merge="spatial", quantization="fp8", cpu_plan=plan,
         adapters=(Adapter("a", "folder", 1, 8),), name="m",

@@ -18,7 +18,7 @@ from PIL import Image
 
 from llava_api.chat.model import ServedModel
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
-from llava_api.engine.vllm_options import engine_arguments, known_arguments, prepare_environment
+from llava_api.engine.vllm_options import engine_arguments, known_arguments, prepare_environment, prepare_start
 from llava_api.engine.vllm_plugin import load_despite_stale_index
 from llava_api.images.decode import Decoded
 from llava_api.images.mode import Detail
@@ -76,6 +76,7 @@ class SmallEngine:
         self.replaced = [getattr(place, name) for place, name in REPLACED]
         with no_collecting(), environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"):
             prepare_environment(settings, on_cpu=True)
+            prepare_start(settings, on_cpu=True)
             # Here and not above, because vLLM reads its variables while it is imported.
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine

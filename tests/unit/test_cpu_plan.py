@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from llava_api.engine.cpu_plan import CheckpointFacts, CpuMachine, plan
+from llava_api.engine.cpu_plan import CheckpointFacts, CpuMachine, CpuPlan, plan
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 
@@ -110,14 +110,19 @@ def test_what_the_user_sets_is_kept() -> None:
 
 
 def test_threads() -> None:
-    assert plan(HOME, EIGHT_BIT, Settings()).threads == "0,1"
-    assert plan(replace(HOME, cores=tuple(range(0, 64, 2))), EIGHT_BIT, Settings()).threads is None
-    limited = plan(replace(HOME, cores=tuple(range(64)), limit=3), EIGHT_BIT, Settings())
-    assert (limited.threads, limited.thread_count) == ("nobind", 3)
-    assert plan(HOME, FOUR_BIT, Settings(tensor_parallel_size=2)).threads is None
-    assert plan(HOME, replace(EIGHT_BIT, parameters=2_300_000), Settings()).threads is None
+    """How many compute the model, and whether vLLM binds them itself, which rules out to fork its processes."""
+
+    def chosen(made: CpuPlan) -> tuple[bool, int]:
+        return made.forks, made.thread_count
+
+    assert chosen(plan(HOME, EIGHT_BIT, Settings())) == (True, 2)
+    assert chosen(plan(HOME, replace(EIGHT_BIT, parameters=2_300_000), Settings())) == (True, 1)
+    assert chosen(plan(replace(HOME, cores=tuple(range(0, 64, 2))), EIGHT_BIT, Settings())) == (False, 31)
+    assert chosen(plan(replace(HOME, cores=tuple(range(64)), limit=3), EIGHT_BIT, Settings())) == (True, 3)
+    assert not plan(HOME, FOUR_BIT, Settings(tensor_parallel_size=2)).forks
     given = plan(replace(HOME, binding="0-1"), EIGHT_BIT, Settings())
-    assert (given.threads, given.sentences[2]) == (None, "threads: VLLM_CPU_OMP_THREADS_BIND is 0-1")
+    assert (given.forks, given.sentences[2]) == (False, "threads: VLLM_CPU_OMP_THREADS_BIND is 0-1")
+    assert plan(replace(HOME, binding="nobind"), EIGHT_BIT, Settings()).forks
 
 
 def test_a_long_step_has_time() -> None:

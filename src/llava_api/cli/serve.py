@@ -16,7 +16,7 @@ from llava_api.checkpoints.cache import ready_checkpoint
 from llava_api.checkpoints.size import count_parameters
 from llava_api.cli.allocator import keep_freed_memory
 from llava_api.cli.flags import DEMO, MODEL_HELP, add_flags, demo_folder, find_model, read_settings
-from llava_api.cli.start_checks import check_start
+from llava_api.cli.start_checks import check_start, import_engine_ahead
 from llava_api.cli.terminal import error_line, set_up_logging
 from llava_api.engine.base import EngineProcesses
 from llava_api.engine.processes import kill_children
@@ -122,6 +122,8 @@ def ready_model(wanted: str, settings: Settings) -> ServedModel:
     )
     if model.checkpoint.gguf is not None:
         log.info("GGUF files, read as %s", model.checkpoint.gguf.assumed)
+    if model.checkpoint.format == "hub" and model.precision is None:
+        import_engine_ahead(settings)
     # Before a conversion, which takes minutes and much room.
     plan = check_start(model, settings)
     if model.checkpoint.format != "hub" or model.precision is not None:

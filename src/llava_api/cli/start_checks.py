@@ -13,7 +13,9 @@ from llava_api.checkpoints.size import PRECISIONS, count_parameters, stored_prec
 from llava_api.checkpoints.whole import Weights, check_whole
 from llava_api.cli import machine
 from llava_api.cli.wrong_settings import unknown_variables
-from llava_api.engine.cpu_plan import CheckpointFacts, CpuMachine, CpuPlan, plan
+from llava_api.engine import fork_server
+from llava_api.engine.cpu_plan import CheckpointFacts, CpuMachine, CpuPlan, plan, thread_count
+from llava_api.engine.vllm_options import BINDING, prepare_environment
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 from llava_api.units import readable_size
@@ -64,15 +66,8 @@ def cpu_plan(model: ServedModel, weights: Weights | None, settings: Settings) ->
         settings = settings.model_copy(update={"cpu_kvcache_space": int(given)})
     checkpoint, sizes = model.checkpoint, parameters.memory_bytes()
     stored, precision = checkpoint.stored_dtype, stored_precision(checkpoint)
-    found = machine.memory()
     return plan(
-        CpuMachine(
-            None if found is None else found.available,
-            machine.physical_cores(),
-            machine.cpu_features(),
-            machine.cpu_limit(),
-            os.environ.get("VLLM_CPU_OMP_THREADS_BIND"),
-        ),
+        this_machine(),
         CheckpointFacts(
             stored_dtype=stored if model.precision is None else unquantized_dtype(stored),
             context=checkpoint.context_length,
@@ -84,6 +79,24 @@ def cpu_plan(model: ServedModel, weights: Weights | None, settings: Settings) ->
         ),
         settings,
     )
+
+
+def this_machine() -> CpuMachine:
+    found = machine.memory()
+    return CpuMachine(
+        None if found is None else found.available,
+        machine.physical_cores(),
+        machine.cpu_features(),
+        machine.cpu_limit(),
+        os.environ.get(BINDING),
+    )
+
+
+def import_engine_ahead(settings: Settings) -> None:
+    """Let another process begin to import vLLM, if the engine's processes will be forked from it."""
+    if machine.torch_is_for_cuda() is False and thread_count(this_machine(), settings, small=False)[0]:
+        prepare_environment(settings, on_cpu=True)
+        fork_server.start()
 
 
 def needs_shared_memory(settings: Settings, *, on_gpu: bool) -> bool:

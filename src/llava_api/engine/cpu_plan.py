@@ -3,7 +3,7 @@
 What the user has set is kept. A checkpoint that cannot fit is refused before anything is loaded.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llava_api.errors import StartupError
@@ -41,6 +41,7 @@ SLOWEST = {"float16": 30e9, "bfloat16": 240e9, "float32": 100e9}
 STALL_SECONDS = 300
 """Default of --engine-stall-seconds; more if steps are expected to be long."""
 UNBOUND = "nobind"
+"""What VLLM_CPU_OMP_THREADS_BIND is if vLLM leaves the threads to us."""
 SLACK = 10
 """An engine counts as hanging if a step takes this many times as long as expected."""
 
@@ -85,8 +86,8 @@ class CpuPlan:
     max_num_seqs: int
     max_num_batched_tokens: int | None
     """None leaves it to vLLM."""
-    threads: str | None
-    """VLLM_CPU_OMP_THREADS_BIND; None leaves it to vLLM."""
+    forks: bool
+    """Whether vLLM's processes are forked (``fork_server``): not if vLLM binds their threads to cores."""
     thread_count: int
     step_seconds: int
     """After so long a step counts as hanging."""
@@ -117,7 +118,7 @@ def plan(machine: CpuMachine, checkpoint: CheckpointFacts, settings: Settings) -
     # Memory is short if the context had to be.
     short = settings.max_model_len is None and context < checkpoint.context
     batched = BATCHED_TOKENS // 2 if short else BATCHED_TOKENS
-    threads, count, why = binding(machine, settings, small=checkpoint.parameters < SMALL_MODEL)
+    forks, count, why = thread_count(machine, settings, small=checkpoint.parameters < SMALL_MODEL)
     operations = 2.0 * checkpoint.parameters * batched
     step = max(STALL_SECONDS, round(SLACK * operations / (SLOWEST.get(dtype, SLOWEST["bfloat16"]) * count)))
     shorter = "" if context == checkpoint.context else f" of the checkpoint's {checkpoint.context:,}"
@@ -130,7 +131,7 @@ def plan(machine: CpuMachine, checkpoint: CheckpointFacts, settings: Settings) -
         total,
         sequences,
         max(batched, sequences) if short else None,
-        threads,
+        forks,
         count,
         step,
         (
@@ -204,19 +205,17 @@ def does_not_fit(
     )
 
 
-def binding(machine: CpuMachine, settings: Settings, *, small: bool) -> tuple[str | None, int, str]:
-    """(VLLM_CPU_OMP_THREADS_BIND, number of threads, the reason)."""
+def thread_count(machine: CpuMachine, settings: Settings, *, small: bool) -> tuple[bool, int, str]:
+    """(whether vLLM leaves the threads to us, their number, the reason)."""
     count = len(machine.cores)
     if machine.binding is not None:
-        return None, count, f"VLLM_CPU_OMP_THREADS_BIND is {machine.binding}"
+        return machine.binding == UNBOUND, count, f"VLLM_CPU_OMP_THREADS_BIND is {machine.binding}"
     workers = settings.tensor_parallel_size * settings.pipeline_parallel_size * settings.data_parallel_size
     if machine.limit is not None and machine.limit < count:
         # Bound threads of two containers would share the same cores while others are idle.
-        return UNBOUND, machine.limit, "the container's limit"
-    if small or workers > 1 or count > FEW_CORES:
-        return None, max(1, count - 1), "vLLM binds them and leaves a core to the other processes"
-    return cpu_list(machine.cores), count, "all physical cores, because they are few"
-
-
-def cpu_list(cores: Sequence[int]) -> str:
-    return ",".join(map(str, cores))
+        return True, machine.limit, "the container's limit"
+    if workers > 1 or count > FEW_CORES:
+        return False, max(1, count - 1), "vLLM binds them and leaves a core to the other processes"
+    if small:
+        return True, max(1, count - 1), "the server has a core for itself, because the model is small"
+    return True, count, "all physical cores, because they are few"

@@ -33,6 +33,7 @@ from vllm.v1.engine import logprobs
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from llava_api.engine import fork_server
 from llava_api.engine.base import (
     IMPOSSIBLE,
     Adapter,
@@ -86,7 +87,8 @@ class VllmEngine:
         self.max_num_seqs: int = copies * llm.vllm_config.scheduler_config.max_num_seqs
         # None if the engine runs on other machines: Ray looks after its processes.
         manager = getattr(llm.engine_core.resources, "engine_manager", None)
-        self.processes = with_descendants(process.pid for process in getattr(manager, "processes", []))
+        started = [process.pid for process in getattr(manager, "processes", [])]
+        self.processes = with_descendants({*started, fork_server.process_id()} - {None})
         self.closed = threading.Event()
 
     @classmethod
@@ -156,6 +158,7 @@ class VllmEngine:
         try:
             await asyncio.to_thread(self.llm.shutdown)
         finally:
+            fork_server.stop()
             self.closed.set()
 
 

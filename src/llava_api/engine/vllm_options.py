@@ -27,6 +27,9 @@ PASSED_ON = (
     "trust_remote_code",
 )
 """Settings with vLLM's own names. vLLM decides on those that are None."""
+BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+THREADS = "_LLAVA_API_THREADS"
+"""Variable with the number of threads that compute the model, for a worker whose threads vLLM does not bind."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM allows for ``max_lora_rank``."""
 
@@ -47,7 +50,7 @@ def parse_engine_arg(text: str, known: set[str]) -> tuple[str, Any]:
         return name, value
 
 
-def prepare_environment(settings: Settings, on_cpu: bool, plan: CpuPlan | None = None) -> None:
+def prepare_environment(settings: Settings, on_cpu: bool) -> None:
     """Set the variables that vLLM reads when it is imported. Must run before that."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "DEBUG" if settings.log_level == "debug" else "ERROR")
@@ -67,15 +70,18 @@ def prepare_environment(settings: Settings, on_cpu: bool, plan: CpuPlan | None =
         # Otherwise vLLM compiles two small functions when the first answer is sampled, and when the first
         # log-probabilities are asked for. That takes seconds, in which nothing else is answered, and a C++ compiler.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+
+
+def prepare_start(settings: Settings, on_cpu: bool, plan: CpuPlan | None = None) -> None:
+    """Set the variables that vLLM reads when an engine starts."""
     # A step that takes too long ends the engine by our own limit, which is named then, and not by vLLM's.
     limit = int(settings.engine_stall_seconds or STALL_SECONDS) + 60
     os.environ.setdefault("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", str(limit))
     if on_cpu and plan is None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kvcache_space or 1))
-    if plan is not None and plan.threads is not None:
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", plan.threads)
-        if plan.threads == UNBOUND:
-            os.environ.setdefault("OMP_NUM_THREADS", str(plan.thread_count))
+    if plan is not None and plan.forks and BINDING not in os.environ:
+        os.environ[BINDING] = UNBOUND
+        os.environ[THREADS] = str(plan.thread_count)
 
 
 def has_nvcc() -> bool:

@@ -5,14 +5,22 @@ must leave other people's programs as they are. Every process gets our models re
 changes to vLLM below are made only in processes that a server of ours has started (``EngineStart.current``).
 """
 
+import mmap
+import multiprocessing
+import os
 import shutil
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from types import FunctionType
 from typing import Any
+from unittest.mock import patch
+
+import torch
 
 from llava_api.engine.processes import die_with_parent
 from llava_api.engine.start_errors import EngineStart, record_start_errors
+from llava_api.engine.vllm_options import THREADS
 from llava_api.vision.families import FAMILIES
 
 POLL_SECONDS = 0.002
@@ -39,13 +47,48 @@ def register() -> None:
     start = EngineStart.current()
     if start is None:
         return
-    # EngineCore only. Workers are its children and have vLLM's own death pipe.
-    die_with_parent(start.server_id)
+    if forkserver.get_inherited_fds() is None:
+        # EngineCore only. Workers are its children and have vLLM's own death pipe. What the fork server has forked
+        # ends with that.
+        die_with_parent(start.server_id)
     record_start_errors(start)
     fit_queues_into_shared_memory()
     load_despite_stale_index()
     if current_platform.is_cpu():
         nap_between_messages()
+        set_threads()
+        leave_empty_cache_unwritten()
+
+
+def set_threads() -> None:
+    """Let as many threads compute the model as were planned, if this is a forked worker (``fork_server``)."""
+    if THREADS in os.environ and multiprocessing.current_process().daemon:
+        torch.set_num_threads(int(os.environ[THREADS]))
+
+
+def leave_empty_cache_unwritten() -> bool:
+    """Let the KV cache take memory as it fills. Returns False if this vLLM allocates it in another way.
+
+    vLLM writes zeros all over it: 8 GB of them take 3 s at each start, and memory that few answers need.
+    """
+    from vllm.v1.worker import gpu_model_runner
+
+    allocate_as_vllm_does = getattr(gpu_model_runner, "allocate_kv_cache", None)
+    if not (callable(allocate_as_vllm_does) and calls(gpu_model_runner.GPUModelRunner, "allocate_kv_cache")):
+        return False
+
+    def allocate(*arguments: Any, **named: Any) -> Any:
+        with patch.object(torch, "zeros", unwritten_zeros):
+            return allocate_as_vllm_does(*arguments, **named)
+
+    gpu_model_runner.allocate_kv_cache = allocate
+    return True
+
+
+def unwritten_zeros(size: int, *, dtype: torch.dtype, **_: Any) -> torch.Tensor:
+    """As torch.zeros for one dimension. The system makes the pages, which are zero, when something is written."""
+    memory = mmap.mmap(-1, size * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype)
 
 
 def bind_coordinator() -> None:

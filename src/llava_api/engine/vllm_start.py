@@ -11,8 +11,9 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from llava_api.engine import fork_server
 from llava_api.engine.base import ModelToLoad
-from llava_api.engine.vllm_options import prepare_environment
+from llava_api.engine.vllm_options import prepare_environment, prepare_start
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 
@@ -55,7 +56,15 @@ def load_engine(settings: Settings, model: ModelToLoad) -> "VllmEngine":
             "'llava-api[cpu]' elsewhere"
         ) from error
     on_cpu = torch.version.cuda is None
-    prepare_environment(settings, on_cpu, model.cpu_plan)
+    prepare_environment(settings, on_cpu)
+    prepare_start(settings, on_cpu, model.cpu_plan)
+    forks = model.cpu_plan is not None and model.cpu_plan.forks
+    if forks:
+        fork_server.start()
+    else:
+        fork_server.stop()
     from llava_api.engine.vllm_engine import VllmEngine
 
+    if forks:
+        fork_server.start_processes_with_it()
     return VllmEngine.start(settings, model, on_cpu=on_cpu)
