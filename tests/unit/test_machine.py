@@ -11,7 +11,13 @@ from llava_api.checkpoints.whole import check_whole
 from llava_api.cli import machine
 from llava_api.cli.flags import demo_folder
 from llava_api.cli.serve import ready_model
-from llava_api.cli.start_checks import check_gpu_memory, check_shared_memory, check_start, weight_bytes
+from llava_api.cli.start_checks import (
+    check_gpu_kernels,
+    check_gpu_memory,
+    check_shared_memory,
+    check_start,
+    weight_bytes,
+)
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 from tests.support.quantized import WAYS, quantized_copy
@@ -146,6 +152,18 @@ def test_weights_that_no_gpu_can_hold(tmp_path: Path, monkeypatch: pytest.Monkey
         check_gpu_memory(gigabytes(20), Settings(gpu_memory_utilization=0.5))
     nvidia_smi(tmp_path, "exit 1")
     check_gpu_memory(gigabytes(70), Settings())
+
+
+def test_eight_bit_on_a_gpu_without_kernels_of_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    model = open_model(str(demo_folder() / "llava-tiny-1.5"), ("m",), Settings(load_8bit=True))
+    nvidia_smi(tmp_path, "echo 10.0")
+    with pytest.raises(StartupError, match=r"compute capability 10\.0: use --quantization fp8_per_channel"):
+        check_gpu_kernels(model)
+    check_gpu_kernels(open_model(str(demo_folder() / "llava-tiny-1.5"), ("m",), Settings(load_4bit=True)))
+    for script in ("echo 9.0", "echo '[N/A]'", "exit 1"):
+        nvidia_smi(tmp_path, script)
+        check_gpu_kernels(model)
 
 
 def test_shared_memory_that_is_too_small(tmp_path: Path) -> None:

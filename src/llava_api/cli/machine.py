@@ -169,11 +169,22 @@ def torch_is_for_cuda() -> bool | None:
 
 def nvidia_smi() -> tuple[Gpu, ...]:
     """The GPUs that NVIDIA's driver lists. Raises OSError with a sentence if its tool is missing or fails."""
-    command = [
-        "nvidia-smi",
-        "--query-gpu=name,memory.total,memory.free,driver_version",
-        "--format=csv,noheader,nounits",
-    ]
+    found = []
+    for line in query_gpus("name,memory.total,memory.free,driver_version"):
+        parts = [part.strip() for part in line.rsplit(",", 3)]
+        if len(parts) == 4:
+            total, free = (int(part) * 2**20 if part.isdigit() else 0 for part in parts[1:3])
+            found.append(Gpu(parts[0], total, free, parts[3]))
+    return tuple(found)
+
+
+def compute_capability() -> float:
+    """Of the newest GPU, such as 9.0 of an H100; 0 if there is none. Raises OSError as ``nvidia_smi`` does."""
+    return max((float(line) for line in query_gpus("compute_cap") if re.fullmatch(r"\d+\.\d+", line)), default=0.0)
+
+
+def query_gpus(fields: str) -> list[str]:
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=False)
     except FileNotFoundError as error:
@@ -183,10 +194,4 @@ def nvidia_smi() -> tuple[Gpu, ...]:
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines()
         raise OSError(f"nvidia-smi failed: {said[-1] if said else f'exit code {done.returncode}'}")
-    found = []
-    for line in done.stdout.splitlines():
-        parts = [part.strip() for part in line.rsplit(",", 3)]
-        if len(parts) == 4:
-            total, free = (int(part) * 2**20 if part.isdigit() else 0 for part in parts[1:3])
-            found.append(Gpu(parts[0], total, free, parts[3]))
-    return tuple(found)
+    return done.stdout.splitlines()

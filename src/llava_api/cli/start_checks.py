@@ -27,6 +27,8 @@ SHARED_MEMORY_BYTES = 40 * 2**20
 WIDTHS = {"float32": "float32", "float": "float32"}
 """--dtype -> the names of ``size.BYTES``; all others have 16 bits."""
 BITS = {None: 16, "8bit": 8, "4bit": 4}
+NO_INT8_FROM = 10.0
+"""Blackwell: vLLM's csrc/libtorch_stable/quantization/w8a8/cutlass has int8 for 7.5 to 9.0 only."""
 GPU_SHARE = 0.92
 """vLLM's default gpu_memory_utilization; older versions have 0.9."""
 
@@ -47,6 +49,7 @@ def check_start(model: ServedModel, settings: Settings) -> CpuPlan | None:
     weights = check_whole(folder) if folder.is_dir() and model.checkpoint.format == "hub" else None
     if not on_gpu:
         return cpu_plan(model, weights, settings)
+    check_gpu_kernels(model)
     if weights is not None or model.precision is not None or model.checkpoint.format != "hub":
         check_gpu_memory(weight_bytes(model, weights, settings, settings.dtype), settings)
     return None
@@ -147,6 +150,19 @@ def check_gpu_memory(needed: int, settings: Settings) -> None:
             f"out of memory: the weights need {readable_size(part)} on each GPU, and {share:.0%} of the largest is "
             f"{readable_size(int(largest * share))}: use more GPUs (--tensor-parallel-size), a quantized checkpoint, "
             "--load-8bit or --load-4bit, or start anyway with --no-check-memory"
+        )
+
+
+def check_gpu_kernels(model: ServedModel) -> None:
+    """Raises StartupError for a model to be quantized to 8 bit on a GPU for which vLLM has no kernels of int8."""
+    try:
+        newest = machine.compute_capability() if model.precision == "8bit" else 0.0
+    except OSError:
+        return
+    if newest >= NO_INT8_FROM:
+        raise StartupError(
+            f"8 bit: vLLM computes no int8 on a GPU of compute capability {newest}: use --quantization fp8_per_channel "
+            "instead, which quantizes while it loads, or --load-4bit"
         )
 
 

@@ -6,7 +6,7 @@ from llava_api.chat.model import ServedModel, open_model
 from llava_api.checkpoints.whole import Weights, check_whole, unfinished_downloads
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
 from llava_api.cli.flags import find_model
-from llava_api.cli.start_checks import check_gpu_memory, cpu_plan, weight_bytes
+from llava_api.cli.start_checks import check_gpu_kernels, check_gpu_memory, cpu_plan, weight_bytes
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
 from llava_api.units import readable_size
@@ -65,6 +65,7 @@ def room(model: ServedModel, weights: Weights | None, settings: Settings, on_gpu
         if on_gpu:
             needed = weight_bytes(model, weights, settings, settings.dtype)
             check_gpu_memory(needed, settings)
+            check_gpu_kernels(model)
             return [ok("room", f"the weights take {readable_size(needed)}: they fit")]
         plan = cpu_plan(model, weights, settings)
     except StartupError as error:
