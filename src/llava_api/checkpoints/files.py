@@ -49,7 +49,7 @@ def locate(model: str, download_dir: str | None = None, revision: str | None = N
         raise StartupError(f"{model[:80]!r} is no folder's name ({type(error).__name__})") from error
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise StartupError(
-            f"there is no folder {model}, and it is no hub id of the form owner/name: give the path of a "
+            f"there is no folder or file {model}, and it is no hub id of the form owner/name: give the path of a "
             "checkpoint folder or a hub id"
         )
     from huggingface_hub import snapshot_download

@@ -44,27 +44,31 @@ class GgufPair:
         return f"{self.text.name} ({self.bits:.2g} bits a weight) and {self.vision.name}"
 
 
-def find_pair(model: str, mmproj: str | None) -> tuple[Path, Path] | None:
-    """The two files of ``model``, which is the text model's file or the folder of both; None for other checkpoints.
+def find_text(model: str) -> Path | None:
+    """The file of the text model if ``model`` is a file, or a folder with no weights but one; None otherwise.
 
-    ``mmproj``: the vision half, by default the file beside the text model that has this word in its name. Raises
-    StartupError if a file is missing or several fit.
+    Raises StartupError if a folder holds several.
     """
     try:
-        text = Path(model).expanduser()
-        if not text.is_file():
-            inside = sorted(text.glob("*.gguf"))
-            if not inside or any(file for pattern in WEIGHT_FILES for file in text.glob(pattern)):
-                return None
-            text = only([file for file in inside if not is_vision(file)], f"GGUF text model in {text}", "its path")
+        path = Path(model).expanduser()
+        if path.is_file():
+            return path
+        inside = sorted(path.glob("*.gguf"))
+        if not inside or any(file for pattern in WEIGHT_FILES for file in path.glob(pattern)):
+            return None
     except (OSError, ValueError, RuntimeError):
         # ``locate`` reports names that are no paths.
         return None
-    beside = [Path(mmproj).expanduser()] if mmproj else sorted(filter(is_vision, text.parent.glob("*.gguf")))
-    vision = only([file for file in beside if file != text], f"*mmproj*.gguf beside {text.name}", "--mmproj FILE")
-    if not vision.is_file():
-        raise StartupError(f"--mmproj: there is no file {vision}")
-    return text, vision
+    return only([file for file in inside if not is_vision(file)], f"GGUF text model in {path}", "its path")
+
+
+def find_vision(text: Path, mmproj: str | None) -> Path:
+    """The file of the vision half: ``mmproj``, or the one beside ``text`` that has this word in its name."""
+    if mmproj is None:
+        return only(sorted(filter(is_vision, text.parent.glob("*.gguf"))), f"*mmproj*.gguf beside {text}", "--mmproj")
+    if not Path(mmproj).expanduser().is_file():
+        raise StartupError(f"--mmproj: there is no file {mmproj}")
+    return Path(mmproj).expanduser()
 
 
 def is_vision(file: Path) -> bool:
@@ -88,7 +92,7 @@ def read_gguf(file: Path) -> "GGUFReader":
         if start == LFS_POINTER:
             raise lfs_pointer(file.name)
         if start[: len(MAGIC)] != MAGIC:
-            raise StartupError(f"{file.name} is not a GGUF file")
+            raise StartupError(f"{file.name} is not a GGUF file: give a checkpoint folder, a hub id or a *.gguf")
         # Copy on write, because torch warns of arrays that are read-only.
         return GGUFReader(file, "c")
     except OSError as error:
@@ -128,9 +132,9 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
-def read_pair(text_file: Path, vision_file: Path) -> GgufPair:
+def read_pair(text_file: Path, mmproj: str | None) -> GgufPair:
     """Raises StartupError if the files are no LLaVA."""
-    text, vision = Metadata(text_file), Metadata(vision_file, "clip.vision")
+    text = Metadata(text_file)
     if text.architecture == "clip":
         raise StartupError(f"{text_file.name} is the vision half (mmproj): name the text model's file")
     if text.architecture not in ("llama", "qwen2"):
@@ -139,6 +143,8 @@ def read_pair(text_file: Path, vision_file: Path) -> GgufPair:
         )
     if text.get("split.count", 1) > 1:
         raise StartupError(f"{text_file.name} is one of several parts: join them with llama-gguf-split --merge")
+    vision_file = find_vision(text_file, mmproj)
+    vision = Metadata(vision_file, "clip.vision")
     if vision.architecture != "clip":
         raise StartupError(f"{vision_file.name} is no vision half (mmproj): name one with --mmproj")
     projector = vision.get("clip.projector_type", vision.own("projector_type", "mlp"))
@@ -157,12 +163,13 @@ def read_pair(text_file: Path, vision_file: Path) -> GgufPair:
     )
     config = config_of(text, vision, kind, image_token_id)
     family = LLAVA_1_6 if LLAVA_1_6.architecture in config["architectures"] else LLAVA_1_5
-    newline = "with" if family.tiled else "without"
+    has = "has" if family.tiled else "has no"
     return GgufPair(
         text_file,
         vision_file,
         bits_of(text),
-        f"{family}, because the mmproj is {newline} image_newline and grids; text model {kind}, {reason}",
+        f"{family}, because its mmproj {has} image_newline or grids; text model {kind}, {reason} (--prompt-family and "
+        "--image-mode choose otherwise)",
         {
             "config.json": config,
             "tokenizer.json": tokenizer,

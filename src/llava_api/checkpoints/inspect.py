@@ -12,7 +12,7 @@ from typing import Any, Literal
 from llava_api.checkpoints import original, tokenizer_files
 from llava_api.checkpoints.adapters import check_projector
 from llava_api.checkpoints.files import locate, read_json, weight_files
-from llava_api.checkpoints.gguf_pair import GgufPair, find_pair, read_pair
+from llava_api.checkpoints.gguf_pair import GgufPair, find_text, read_pair
 from llava_api.checkpoints.towers import Tower, find_tower
 from llava_api.checkpoints.whole import embedding_rows
 from llava_api.errors import StartupError
@@ -98,10 +98,10 @@ class Checkpoint:
 def inspect_checkpoint(model: str, sources: Sources | None = None) -> Checkpoint:
     """Read a checkpoint's small files. Raises StartupError for one that cannot be served."""
     sources = sources or Sources()
-    files = find_pair(model, sources.mmproj)
+    text = find_text(model)
     try:
-        if files is not None:
-            return inspect_gguf(model, read_pair(*files), sources)
+        if text is not None:
+            return inspect_gguf(model, read_pair(text, sources.mmproj), sources)
         return inspect_folder(model, locate(model, sources.download_dir, sources.revision), sources)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
         # A file is damaged or of another origin: a value does not have the type that every checkpoint has there.

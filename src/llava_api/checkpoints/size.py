@@ -52,10 +52,10 @@ def unquantized_dtype(stored: str | None) -> str:
 def stored_precision(checkpoint: Checkpoint) -> Precision | None:
     """The size of the weights that a quantized checkpoint holds; None for one that is not quantized.
 
-    A GGUF file of up to 5 bits a weight (Q4_0, Q4_K_M) counts as 4 bit, one of up to 9 (Q5_K_M, Q8_0) as 8 bit.
+    A GGUF file of up to 5.3 bits a weight (Q4_0, Q4_K_M) counts as 4 bit, one of up to 9 (Q5_K_M, Q8_0) as 8 bit.
     """
     if checkpoint.gguf is not None:
-        return "4bit" if checkpoint.gguf.bits <= 5 else "8bit" if checkpoint.gguf.bits <= 9 else None
+        return "4bit" if checkpoint.gguf.bits <= 5.3 else "8bit" if checkpoint.gguf.bits <= 9 else None
     has = checkpoint.config.get(QUANTIZATION) or (checkpoint.config.get("text_config") or {}).get(QUANTIZATION)
     if not has:
         return None
