@@ -20,7 +20,6 @@ SCORED = {"model": "tiny", "prompt": "Hi", **CHOICES, "logprobs": 1}
 LONG_WORK: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     "writing token strings": (TextTokenizer, "piece", "/tokenize", {"prompt": "Hi", "return_token_strs": True}),
     "writing an echo": (completion_reply.Columns, "fill", COMPLETIONS, ECHO),
-    "joining it with the answer": (completion_reply, "joined", COMPLETIONS, ECHO),
     "writing choices": (prepare, "scored_prompts", CHAT, text_body(**CHOICES)),
     "writing a completion's choices": (plain, "scored_prompts", COMPLETIONS, SCORED),
     "comparing choices": (answers, "scored_choices", CHAT, text_body(**CHOICES)),

@@ -57,7 +57,8 @@ def joined(chunks: list[wire.CompletionChunkChoice]) -> wire.CompletionChoice:
     return wire.CompletionChoice(
         index=chunks[-1].index,
         text="".join(chunk.text for chunk in chunks),
-        logprobs=wire.CompletionLogprobs(**columns) if parts else None,
+        # Not validated again: with an echo there may be many thousands.
+        logprobs=wire.CompletionLogprobs.model_construct(None, **columns) if parts else None,
         finish_reason=chunks[-1].finish_reason or "stop",
         choice_logprobs=chunks[-1].choice_logprobs,
         prompt_token_ids=chunks[-1].prompt_token_ids,
@@ -159,8 +160,7 @@ class CompletionReply(ChunkedReply):
         async with aclosing(self.choices()) as choices:
             async for choice in choices:
                 gathered[choice.index].append(choice)
-        # Off the event loop, because with the prompt's log-probabilities there may be a million entries.
-        made = await asyncio.to_thread(lambda: list(map(joined, gathered)))
+        made = list(map(joined, gathered))
         reply = wire.Completion(**vars(self.metadata), choices=made, usage=self.usage())
         top = self.plain.prompt_top
         for place, answers in enumerate(self.answers if top is not None else ()):
