@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from itertools import chain
 
 from llava_api.engine.base import Adapter, Delta, FinishReason, GenerationRequest, TokenLogprob
 from llava_api.errors import EngineFailed, EngineStopped
@@ -62,7 +63,7 @@ class ScriptedEngine:
                     self.deltas += 1
                     prompt = self.prompt_logprobs if not index else ()
                     stop_text = self.stop_text if reason is not None else None
-                    ids = tuple(known.token_id for known in self.logprobs[index])
+                    ids = tuple(known.token_id for known in chain(*self.logprobs[index : index + 1]))
                     yield Delta(said, 1, 3, reason, choice, logprobs, prompt, stop_text, ids)
         except BaseException:
             for _ in range(self.abort_turns):

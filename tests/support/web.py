@@ -67,7 +67,7 @@ class Web:
 
 @asynccontextmanager
 async def small_web(tls: ssl.SSLContext | None = None) -> AsyncIterator[Web]:
-    names = Names(images=["127.0.0.1"], other=["127.0.0.1"], inner=["127.0.0.2"])
+    names = Names(pictures=["127.0.0.1"], other=["127.0.0.1"], inner=["127.0.0.2"])
     async with AsyncExitStack() as stack:
         while True:
             try:
