@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ class Server:
     port: int
     process: int
     start_seconds: float
-    """From starting the process to its first answer."""
+    """From starting the process to its first answer, or until it was ready."""
     log: Path
 
 
@@ -109,6 +109,16 @@ def first_answer(port: int, server: "subprocess.Popen[bytes]", started: float, l
     raise RuntimeError("the server ended" if server.poll() is not None else "the server did not start in time")
 
 
+def until_ready(port: int, server: "subprocess.Popen[bytes]", started: float, limit_seconds: float) -> float:
+    """Seconds from ``started`` until the server says that it is ready. Raises RuntimeError."""
+    while time.monotonic() - started < limit_seconds and server.poll() is None:
+        # It listens before it is ready, or it does not.
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+            return time.monotonic() - started
+        time.sleep(0.1)
+    raise RuntimeError("the server ended" if server.poll() is not None else "the server did not start in time")
+
+
 def die_with_parent() -> None:
     """Ask Linux to end this process when the benchmark is killed: no server may be left behind (prctl(2))."""
     PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -116,12 +126,18 @@ def die_with_parent() -> None:
 
 @contextmanager
 def serving(
-    contestant: Contestant, folder: Path, scratch: Path, limit_seconds: float = START_LIMIT_SECONDS
+    contestant: Contestant,
+    folder: Path,
+    scratch: Path,
+    limit_seconds: float = START_LIMIT_SECONDS,
+    *,
+    ready: Callable[[int, "subprocess.Popen[bytes]", float, float], float] = first_answer,
+    environment: Mapping[str, str] = ENVIRONMENT,
 ) -> Iterator[Server]:
-    """Start a server and wait for its first answer; at the end its whole process group is gone."""
+    """Start a server and wait until it is ``ready``; at the end its whole process group is gone."""
     port = free_port()
-    log = scratch / f"{contestant.name}-{port}.log"
-    environment = os.environ | ENVIRONMENT | contestant.environment
+    log = scratch / f"{contestant.name.replace(' ', '-')}-{port}.log"
+    variables = {**os.environ, **environment, **contestant.environment}
     started = time.monotonic()
     with log.open("wb") as out:
         # A session of its own: its group is ended as a whole, and Ctrl-C reaches it through us alone.
@@ -129,12 +145,12 @@ def serving(
             contestant.command(folder, port),
             stdout=out,
             stderr=out,
-            env=environment,
+            env=variables,
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
     try:
-        yield Server(port, server.pid, first_answer(port, server, started, limit_seconds), log)
+        yield Server(port, server.pid, ready(port, server, started, limit_seconds), log)
     except Exception as error:
         error.add_note(f"end of the log of {contestant.name}:\n{log.read_text(errors='replace')[-4000:]}")
         raise
