@@ -57,6 +57,12 @@ def quantized_layers(part: Any) -> int:
     return sum(name == "CompressedTensorsLinearMethod" for name in methods)
 
 
+def by_torch(part: Any) -> int:
+    """The layers in ``part`` of a model that torch's kernel for 4 bit computes."""
+    schemes = [getattr(layer, "scheme", None) for layer in part.modules()]
+    return sum(type(getattr(scheme, "kernel", None)).__name__ == "Int4LinearKernel" for scheme in schemes)
+
+
 def held_bytes(part: Any) -> int:
     return sum(int(tensor.nbytes) for tensor in part.parameters())
 
@@ -176,7 +182,12 @@ def with_lora(
     return output + LORA_ALPHA / LORA_RANK * (inputs[0] @ down.T @ up.T)
 
 
-@pytest.mark.parametrize("flags", [{"dtype": "bfloat16"}, *FLAGS.values()], ids=["bfloat16", *FLAGS])
+@pytest.mark.parametrize(
+    "flags",
+    # With float32, 4 bit is computed by torch's kernel on every processor.
+    [{"dtype": "bfloat16"}, *FLAGS.values(), {"load_4bit": True, "dtype": "float32"}],
+    ids=["bfloat16", *FLAGS, "4bit float32"],
+)
 def test_an_adapter_beside_a_quantized_model(tmp_path: Path, blue_for_red: Path, flags: dict[str, Any]) -> None:
     settings = Settings(cache_dir=str(tmp_path), lora=[f"blue={blue_for_red}"], **flags)
     model = ready_model(DEMO, settings)
@@ -184,7 +195,10 @@ def test_an_adapter_beside_a_quantized_model(tmp_path: Path, blue_for_red: Path,
     with loaded(model, settings) as (engine, held):
         layers = model.checkpoint.config["text_config"]["num_hidden_layers"]
         # What applies an adapter to a layer has the layer's method too.
-        assert quantized_layers(held) == (0 if "dtype" in flags else 2 * LINEAR_LAYERS * layers)
+        quantized = 2 * LINEAR_LAYERS * layers if flags.keys() & {"load_8bit", "load_4bit"} else 0
+        assert quantized_layers(held) == quantized
+        if flags.get("dtype") == "float32":
+            assert by_torch(held) == quantized
         for adapter, answer in ((None, ANSWER), (blue, "A blue circle."), (None, ANSWER)):
             request = image_request(model, PICTURE, f"{adapter}", adapter)
             assert engine.greedy(request, 4).text.strip() == answer

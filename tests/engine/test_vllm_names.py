@@ -35,6 +35,7 @@ from llava_api.vision.normalisation import CLIP
 
 SOURCES = Path(llava_api.__path__[0])
 ENGINE, MODELS, PLUGIN = "engine/vllm_engine.py", "engine/vllm_models.py", "engine/vllm_plugin.py"
+INT4, KERNELS = "engine/vllm_int4.py", "vllm.model_executor.kernels.linear"
 INPUTS, PROCESSES = "vllm.multimodal.inputs", "vllm.distributed.device_communicators.shm_broadcast"
 LLAVA = "vllm.model_executor.models.llava"
 SAMPLING = [field.name for field in fields(Sampling) if field.name not in ("scored_tail", "grammar")]
@@ -101,6 +102,15 @@ TABLE = [
         f"{LLAVA}_next.LlavaNextForConditionalGeneration._merge_image_patch_embeddings",
         arguments=(3, "strategy"),
     ),
+    Used(INT4, KERNELS, "_POSSIBLE_KERNELS"),
+    Used(INT4, f"{KERNELS}.MPLinearKernel", "config w_q_name w_s_name w_zp_name"),
+    Used(INT4, f"{KERNELS}.MPLinearKernel._get_weight_params", arguments=(2, "")),
+    Used(INT4, f"{KERNELS}.MPLinearKernel._transform_param", arguments=(4, "")),
+    Used(INT4, f"{KERNELS}.MPLinearLayerConfig", "partition_weight_shape weight_type act_type group_size zero_points"),
+    Used(INT4, f"{KERNELS}.choose_mp_linear_kernel"),
+    Used(INT4, "vllm.platforms.PlatformEnum", "CPU"),
+    Used(INT4, "vllm.scalar_type.scalar_types", "uint4 uint4b8"),
+    Used(INT4, "vllm.utils.torch_utils.direct_register_custom_op", arguments=(2, "fake_impl")),
     Used(PLUGIN, "vllm.ModelRegistry", "register_model"),
     Used(PLUGIN, "vllm.platforms.current_platform", "is_cpu"),
     Used(PLUGIN, PROCESSES, "SpinCondition ShmRingBuffer"),

@@ -61,8 +61,11 @@ def no_collecting() -> Iterator[None]:
 
 @cache
 def load_as_the_servers_engine_does() -> None:
-    """The plugin changes vLLM's loader only in the processes of the server's engine."""
+    """The plugin changes vLLM only in the processes of the server's engine."""
+    from llava_api.engine.vllm_int4 import use_torch_kernel
+
     load_despite_stale_index()
+    use_torch_kernel()
 
 
 class SmallEngine:

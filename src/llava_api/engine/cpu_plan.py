@@ -98,10 +98,6 @@ class CpuPlan:
 def plan(machine: CpuMachine, checkpoint: CheckpointFacts, settings: Settings) -> CpuPlan:
     """Raises StartupError with what would fit if the checkpoint does not, unless ``--no-check-memory`` is set."""
     dtype, reason = precision(checkpoint, settings.dtype, machine.features)
-    if checkpoint.bits == 4 and "avx2" in machine.features and "avx512f" not in machine.features:
-        raise StartupError(
-            "4-bit weights need a processor with AVX-512: pass --load-8bit with the unquantized checkpoint"
-        )
     weights = checkpoint.weights(dtype)
     token = checkpoint.cache_numbers * (4 if dtype == "float32" else 2)
     copies = settings.data_parallel_size
