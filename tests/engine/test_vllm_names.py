@@ -192,12 +192,10 @@ def missing(used: Used) -> list[str]:
     lacking = [f"{used.name}.{name}" for name in sorted(set(used.has.split()) - names_of(found))]
     if used.arguments is not None:
         positional, named = used.arguments
-        signature = inspect.signature(found)
-        for names in [*([name] for name in named.split()), []]:
-            try:
-                signature.bind_partial(*range(positional), **dict.fromkeys(names))
-            except TypeError:
-                lacking.append(f"{used.name}({', '.join([f'{positional} positional arguments', *names])})")
+        try:
+            inspect.signature(found).bind(*range(positional), **dict.fromkeys(named.split()))
+        except TypeError as error:
+            lacking.append(f"{used.name} that can be called as we do ({error})")
     return [sentence(used.ours, one) for one in lacking]
 
 
@@ -283,11 +281,9 @@ def test_every_value_is_allowed() -> None:
         (Used(ENGINE, "vllm.lora.request.Moved"), "vllm.lora.request.Moved"),
         (Used(ENGINE, "vllm.lora.moved.LoRARequest"), "vllm.lora.moved"),
         (Used(ENGINE, "vllm.logprobs.Logprob", "logprob moved rank"), "vllm.logprobs.Logprob.moved"),
-        (
-            Used(ENGINE, "vllm.inputs.tokens_input", arguments=(1, "moved")),
-            r"tokens_input\(1 positional arguments, moved",
-        ),
-        (Used(ENGINE, "vllm.inputs.tokens_input", arguments=(9, "")), r"tokens_input\(9 positional arguments\)"),
+        (Used(ENGINE, "vllm.inputs.tokens_input", arguments=(1, "moved")), "tokens_input .* argument 'moved'"),
+        (Used(ENGINE, "vllm.inputs.tokens_input", arguments=(9, "")), "tokens_input .*too many positional arguments"),
+        (Used(ENGINE, "vllm.inputs.tokens_input", arguments=(0, "")), "tokens_input .*missing a required argument"),
     ],
 )
 def test_what_is_missing_is_named_beside_our_file(used: Used, words: str) -> None:
