@@ -1,6 +1,7 @@
 """What the fork server imports before it forks (``fork_server``)."""
 
 import importlib
+import logging
 import os
 from multiprocessing import forkserver, resource_tracker
 
@@ -23,6 +24,7 @@ if SERVER_ID in os.environ:
     forkserver._forkserver.ensure_running = resource_tracker.ensure_running  # type: ignore[method-assign]
     # It looks for the place of a process's title now. It would not find it after a child has set its variables.
     setproctitle.getproctitle()
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     for module in MODULES:
         importlib.import_module(module)
     start_processes_with_it()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -53,7 +54,11 @@ def parse_engine_arg(text: str, known: set[str]) -> tuple[str, Any]:
 def prepare_environment(settings: Settings, on_cpu: bool) -> None:
     """Set the variables that vLLM reads when it is imported. Must run before that."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "DEBUG" if settings.log_level == "debug" else "ERROR")
+    level = "DEBUG" if settings.log_level == "debug" else "ERROR"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", level)
+    # vLLM warns of what is no fault here before it has read that level, and torch of the memory's only NUMA node.
+    logging.getLogger("vllm").setLevel(level)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "INFO" if level == "DEBUG" else "ERROR")
     # A user can do nothing about deprecations inside vLLM, nor about shared memory that Python's tracker cleans up
     # after an engine was killed.
     os.environ.setdefault(
