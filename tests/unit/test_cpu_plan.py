@@ -91,9 +91,16 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
         plan(replace(HOME, free=16 * GB), SEVEN_B, Settings())
     assert "pass --load-8bit (11.3 GB) or --load-4bit" in str(refused.value)
     with pytest.raises(StartupError, match="out of memory") as refused:
-        plan(replace(HOME, free=9 * GB), SEVEN_B, Settings())
+        plan(replace(HOME, free=10 * GB), SEVEN_B, Settings())
     assert "--load-8bit" not in str(refused.value)
-    assert "pass --load-4bit" in str(refused.value)
+    assert "pass --load-4bit (9.6 GB)" in str(refused.value)
+    assert plan(replace(HOME, free=10 * GB), FOUR_BIT, Settings()).context == 1024
+    with pytest.raises(StartupError, match="serve a smaller checkpoint"):
+        plan(replace(HOME, free=9 * GB), SEVEN_B, Settings())
+    with pytest.raises(StartupError, match=r"--dtype bfloat16 \(18.4 GB\)"):
+        plan(HOME, SEVEN_B, Settings(dtype="float32"))
+    with pytest.raises(StartupError, match=r"--load-8bit \(.*\) or a smaller --data-parallel-size"):
+        plan(replace(HOME, free=22 * GB), SEVEN_B, Settings(data_parallel_size=2))
     with pytest.raises(StartupError, match="a smaller --max-model-len"):
         plan(replace(HOME, free=19 * GB), SEVEN_B, Settings(max_model_len=4096))
     with pytest.raises(StartupError, match="--cpu-kvcache-space 90000"):

@@ -4,7 +4,7 @@ What the user has set is kept. A checkpoint that cannot fit is refused before an
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
@@ -15,6 +15,7 @@ PROCESSES_BYTES = 1_400_000_000
 WORK_BYTES, WORK_BYTES_4BIT = 0.25, 0.45
 """What they hold more for each parameter: packed copies and intermediate values. With LLaVA-1.5-7B's shape and 4.3 GB
 of KV cache, 21.4 GB were measured in bfloat16, 14.8 to 15.4 in 8 bit and 13.1 in 4 bit."""
+FLAG_BITS = {"--load-8bit": 8, "--load-4bit": 4}
 LEAST_CONTEXT = 1024
 """Tokens; one image, a question and an answer."""
 CONTEXT_STEP = 256
@@ -109,7 +110,7 @@ def plan(machine: CpuMachine, checkpoint: CheckpointFacts, settings: Settings) -
         context = max(CONTEXT_STEP, cache // token // CONTEXT_STEP * CONTEXT_STEP)
     total = fixed + cache * copies
     if machine.free is not None and total > machine.free and settings.check_memory:
-        raise does_not_fit(machine.free, weights, cache, total, checkpoint, settings)
+        raise does_not_fit(machine.free, machine.features, dtype, weights, cache, total, checkpoint, settings)
     sequences = settings.max_num_seqs or max(1, min(SEQUENCES, cache // token // TOKENS_PER_SEQUENCE))
     # Memory is short if the context had to be.
     short = settings.max_model_len is None and context < checkpoint.context
@@ -133,7 +134,7 @@ def plan(machine: CpuMachine, checkpoint: CheckpointFacts, settings: Settings) -
         (
             f"precision {dtype}: {reason}",
             f"memory {readable_size(total)} (weights {readable_size(weights)}, KV cache {readable_size(cache)}){room}; "
-            f"context {context:,} tokens{shorter}, {sequences} answers at once",
+            f"context {context:,} tokens{shorter}, {sequences} {'answer' if sequences == 1 else 'answers'} at once",
             f"threads {count}: {why}" if machine.binding is None else f"threads: {why}",
         ),
     )
@@ -181,18 +182,31 @@ def cache_bytes(context: int, token: int, spare: int | None, settings: Settings)
 
 
 def does_not_fit(
-    free: int, weights: int, cache: int, total: int, checkpoint: CheckpointFacts, settings: Settings
+    free: int,
+    features: frozenset[str],
+    dtype: str,
+    weights: int,
+    cache: int,
+    total: int,
+    checkpoint: CheckpointFacts,
+    settings: Settings,
 ) -> StartupError:
-    space = settings.cpu_kvcache_space
+    space, copies = settings.cpu_kvcache_space, settings.data_parallel_size
     named = "" if space is None else f", --cpu-kvcache-space {space}"
     others = {
-        flag: total - weights + size for flag, size in checkpoint.quantized.items() if total - weights + size <= free
+        flag: fixed_bytes(size, replace(checkpoint, bits=FLAG_BITS[flag]), copies)
+        for flag, size in checkpoint.quantized.items()
     }
-    would = [f"{flag} ({readable_size(size)})" for flag, size in others.items()]
+    if dtype == "float32" and "avx512f" in features:
+        others["--dtype bfloat16"] = fixed_bytes(checkpoint.weights("bfloat16"), checkpoint, copies)
+    needed = {flag: size + cache * copies for flag, size in others.items()}
+    would = [f"{flag} ({readable_size(size)})" for flag, size in needed.items() if size <= free]
     if settings.max_model_len is not None:
         would.append("a smaller --max-model-len")
     if space is not None:
         would.append("a smaller --cpu-kvcache-space")
+    if copies > 1:
+        would.append("a smaller --data-parallel-size")
     advice = f"pass {' or '.join(would)}" if would else "serve a smaller checkpoint"
     return StartupError(
         f"out of memory: the weights ({readable_size(weights)}) and the KV cache ({readable_size(cache)}{named}) need "
