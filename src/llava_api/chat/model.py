@@ -171,8 +171,10 @@ def precision_of(checkpoint: Checkpoint, settings: Settings) -> Precision | None
     Raises StartupError.
     """
     has = checkpoint.quantization
-    if settings.load_8bit and has is not None:
-        raise StartupError(f"--load-8bit: the checkpoint is quantized already ({has}); leave the flag out")
+    is_4bit = stored_precision(checkpoint) == "4bit"
+    flag = "--load-8bit" if settings.load_8bit else "--load-4bit" if settings.load_4bit and not is_4bit else None
+    if has is not None and flag is not None:
+        raise StartupError(f"{flag}: the checkpoint is quantized already ({has}); leave the flag out")
     if settings.load_8bit:
         return "8bit"
     if settings.load_4bit and has is None:

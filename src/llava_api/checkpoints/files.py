@@ -47,6 +47,8 @@ def locate(model: str, download_dir: str | None = None, revision: str | None = N
             return folder
     except (OSError, ValueError, RuntimeError) as error:
         raise StartupError(f"{model[:80]!r} is no folder's name ({type(error).__name__})") from error
+    if folder.suffix == ".gguf":
+        raise StartupError(f"there is no file {model}")
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise StartupError(
             f"there is no folder or file {model}, and it is no hub id of the form owner/name: give the path of a "

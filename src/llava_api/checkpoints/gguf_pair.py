@@ -78,8 +78,8 @@ def is_vision(file: Path) -> bool:
 def only(files: list[Path], what: str, advice: str) -> Path:
     if len(files) == 1:
         return files[0]
-    found = f"several: {', '.join(file.name for file in files[:5])}" if files else "none"
-    raise StartupError(f"there must be one {what}, and there is {found}; name it with {advice}")
+    found = f"are several: {', '.join(file.name for file in files[:5])}" if files else "is none"
+    raise StartupError(f"there must be one {what}, and there {found}; name it with {advice}")
 
 
 def read_gguf(file: Path) -> "GGUFReader":

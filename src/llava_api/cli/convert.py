@@ -9,7 +9,7 @@ from pathlib import Path
 from llava_api.chat.model import sources_of
 from llava_api.checkpoints.inspect import inspect_checkpoint
 from llava_api.checkpoints.size import PRECISIONS, stored_precision
-from llava_api.cli.flags import add_flags, read_settings
+from llava_api.cli.flags import add_flags, find_model, read_settings
 from llava_api.cli.terminal import set_up_logging
 from llava_api.errors import StartupError
 from llava_api.setting_types import Mark
@@ -38,7 +38,7 @@ def run(chosen: argparse.Namespace) -> None:
         raise StartupError(f"{target} exists already: name a folder that does not")
     if target.resolve().is_relative_to(Path(chosen.source).resolve()):
         raise StartupError(f"{target} lies inside the checkpoint itself: name another place")
-    checkpoint = inspect_checkpoint(chosen.source, sources)
+    checkpoint = inspect_checkpoint(find_model(chosen.source), sources)
     # Imported only now, because torch takes seconds to import.
     from llava_api.checkpoints.convert import convert
 
