@@ -240,7 +240,7 @@ class Settings(BaseSettings):
 
     # The engine, in vLLM's names
     dtype: str = "auto"
-    """Type of weights and activations; auto: the checkpoint's own, float32 for float32 checkpoints."""
+    """Type of weights and activations; auto: the checkpoint's own; on a CPU, one that it computes fast."""
     max_model_len: Annotated[int | None, Mark.MODEL_INPUT] = Field(None, ge=1)
     """Longest prompt plus answer, in tokens; default: what the checkpoint allows."""
     max_num_seqs: int | None = Field(None, ge=1)

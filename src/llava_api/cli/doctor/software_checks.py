@@ -174,7 +174,7 @@ def gpu(torch: Import, share: float = GPU_SHARE) -> Finding:
     text = f"{text}, driver {cards[0].driver}" if cards else "nvidia-smi lists none"
     if torch.cuda is None:
         if torch.version and cards:
-            return warn("gpu", f"{text}; torch is a build for the CPU", "to use the GPU: pip install 'llava-api[cuda]'")
+            return warn("gpu", f"{text}; torch is a build for the CPU", "to use the GPU: make setup")
         return ok("gpu", text) if cards else fail("gpu", text, "see nvidia-smi")
     if cards and is_too_old(cards[0].driver, torch.cuda):
         least = OLDEST_DRIVERS[torch.cuda.partition(".")[0]]
