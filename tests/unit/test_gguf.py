@@ -168,6 +168,44 @@ def vision_as_text(folder: Path, text: Path) -> None:
     shutil.copy(folder / "mmproj-model-f16.gguf", text)
 
 
+def number_set(text: Path, key: str, value: int) -> None:
+    """Overwrite a uint32 of the metadata."""
+    content = text.read_bytes()
+    place = content.index(key.encode() + (4).to_bytes(4, "little")) + len(key) + 4
+    text.write_bytes(content[:place] + value.to_bytes(4, "little") + content[place + 4 :])
+
+
+def heads_that_do_not_divide(folder: Path, text: Path) -> None:
+    number_set(text, "llama.attention.head_count", 3)
+
+
+def shared_heads_that_do_not_divide(folder: Path, text: Path) -> None:
+    number_set(text, "llama.attention.head_count_kv", 3)
+
+
+def with_entry(text: Path, kind: int, value: bytes) -> None:
+    """Put an entry of this type before the others of the metadata."""
+    content = bytearray(text.read_bytes())
+    content[16:24] = (int.from_bytes(content[16:24], "little") + 1).to_bytes(8, "little")
+    content[24:24] = (1).to_bytes(8, "little") + b"a" + kind.to_bytes(4, "little") + value
+    text.write_bytes(content)
+
+
+def endless_array(folder: Path, text: Path) -> None:
+    with_entry(text, 9, (4).to_bytes(4, "little") + (2**62).to_bytes(8, "little"))
+
+
+def arrays_in_arrays(folder: Path, text: Path) -> None:
+    with_entry(text, 9, ((9).to_bytes(4, "little") + (1).to_bytes(8, "little")) * 2000)
+
+
+def long_piece(folder: Path, text: Path) -> None:
+    content = text.read_bytes()
+    length, piece = (6).to_bytes(8, "little"), b"<0x41>"
+    assert length + piece in content
+    text.write_bytes(content.replace(length + piece, (3014).to_bytes(8, "little") + b"ab" * 1507, 1))
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -179,6 +217,11 @@ def vision_as_text(folder: Path, text: Path) -> None:
         (no_mmproj, r"one \*mmproj\*.gguf beside .*/ggml-model-f32.gguf, and there is none; name it with --mmproj"),
         (two_mmproj, "several: mmproj-model-f16.gguf, mmproj-model-q8.gguf; name it with --mmproj"),
         (text_as_mmproj, "mmproj-model-f16.gguf is no vision half"),
+        (endless_array, "ggml-model-f32.gguf is damaged, only half downloaded"),
+        (arrays_in_arrays, "ggml-model-f32.gguf is damaged, only half downloaded"),
+        (long_piece, "ggml-model-f32.gguf has more than 300,000 tokens, or one of more than 2,000 letters"),
+        (heads_that_do_not_divide, r"sizes in ggml-model-f32.gguf cannot be read \(.*attention heads"),
+        (shared_heads_that_do_not_divide, "has 4 attention heads, which cannot share 3 of keys"),
         (vision_as_text, r"is the vision half \(mmproj\): name the text model's file"),
     ],
 )

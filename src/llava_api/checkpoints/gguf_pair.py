@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
 
 MAGIC = b"GGUF"
+MOST_PIECES = 300_000
+LONGEST_PIECE = 2000
+"""In letters: transformers tries all ways to cut a piece in two. Published ones have up to 256."""
 UNUSED = 5
 """In ``token_type``."""
 NEWLINES = ("model.image_newline", "v.image_newline")
@@ -84,7 +87,8 @@ def only(files: list[Path], what: str, advice: str) -> Path:
 
 def read_gguf(file: Path) -> "GGUFReader":
     """Maps the file and reads its metadata. Raises StartupError if it is cut short or not a GGUF file."""
-    from gguf import GGUFReader
+    # Imports gguf, which takes a second.
+    from llava_api.checkpoints.gguf_reader import Reader
 
     try:
         with file.open("rb") as opened:
@@ -94,10 +98,10 @@ def read_gguf(file: Path) -> "GGUFReader":
         if start[: len(MAGIC)] != MAGIC:
             raise StartupError(f"{file.name} is not a GGUF file: give a checkpoint folder, a hub id or a *.gguf")
         # Copy on write, because torch warns of arrays that are read-only.
-        return GGUFReader(file, "c")
+        return Reader(file, "c")
     except OSError as error:
         raise StartupError(f"{file.name} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
         raise StartupError(
             f"{file.name} is damaged, only half downloaded, or of a GGUF version before 2: download it again"
         ) from error
@@ -192,6 +196,11 @@ def text_kind(text: Metadata) -> tuple[str, str]:
 
 def tokenizer_of(text: Metadata, bos: str | None) -> tokenizer_files.Tokenizer:
     """A tokenizer.json, by transformers' own conversion. ``bos``: what it writes before every text."""
+    pieces = text.get("tokenizer.ggml.tokens", [])
+    if len(pieces) > MOST_PIECES or max(map(len, pieces), default=0) > LONGEST_PIECE:
+        raise StartupError(
+            f"{text.file.name} has more than {MOST_PIECES:,} tokens, or one of more than {LONGEST_PIECE:,} letters"
+        )
     try:
         from tokenizers.processors import TemplateProcessing
         from transformers import AutoTokenizer
@@ -204,8 +213,9 @@ def tokenizer_of(text: Metadata, bos: str | None) -> tokenizer_files.Tokenizer:
         kinds = text.get("tokenizer.ggml.token_type")
         # Rows that only pad the embedding have names too, and transformers adds a token that its class is used to.
         pieces = {piece: index for piece, index in made["model"]["vocab"].items() if kinds[index] != UNUSED}
-    except (ImportError, OSError, ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-        raise StartupError(f"the tokenizer in {text.file.name} cannot be read ({type(error).__name__})") from error
+    except Exception as error:  # transformers reads the whole metadata, and checks it in ways of its own.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise StartupError(f"the tokenizer or sizes in {text.file.name} cannot be read ({reason})") from error
     made["model"]["vocab"] = pieces
     made["added_tokens"] = [token for token in made["added_tokens"] if token["content"] in pieces]
     # As in Llama 3's own file.
@@ -260,6 +270,9 @@ def config_of(text: Metadata, vision: Metadata, kind: str, image_token_id: int) 
 def text_config(text: Metadata, kind: str, image_token_id: int) -> dict[str, Any]:
     heads = text.own("attention.head_count")
     rows = int(text.tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in text.tensors else 0
+    shared = text.own("attention.head_count_kv", heads)
+    if heads % shared:
+        raise StartupError(f"{text.file.name} has {heads} attention heads, which cannot share {shared} of keys")
     if text.own("rope.scaling.type", "none") != "none":
         raise StartupError(f"{text.file.name} scales its RoPE, which no LLaVA does")
     config = {
@@ -270,7 +283,7 @@ def text_config(text: Metadata, kind: str, image_token_id: int) -> dict[str, Any
         "intermediate_size": text.own("feed_forward_length"),
         "num_hidden_layers": text.own("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": text.own("attention.head_count_kv", heads),
+        "num_key_value_heads": shared,
         "hidden_act": "silu",
         "max_position_embeddings": text.own("context_length"),
         "rms_norm_eps": text.own("attention.layer_norm_rms_epsilon"),

@@ -92,5 +92,7 @@ def values(stored: ReaderTensor) -> torch.Tensor:
 
 def unpermuted(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """Each head's rows in the hub's order. llama.cpp interleaves the two halves of a head, for its RoPE."""
+    if not tensor.ndim or tensor.shape[0] % (2 * heads):
+        raise StartupError(f"the GGUF file has attention weights of {tuple(tensor.shape)}, not of {heads} heads")
     pairs = tensor.reshape(heads, -1, 2, *tensor.shape[1:])
     return pairs.transpose(1, 2).reshape(tensor.shape)
