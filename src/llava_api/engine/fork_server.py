@@ -14,7 +14,7 @@ import os
 import signal
 from contextlib import suppress
 from importlib.util import find_spec
-from multiprocessing import context, forkserver
+from multiprocessing import context, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ def start() -> None:
     os.environ[SERVER_ID] = str(os.getpid())
     os.environ.setdefault("LD_PRELOAD", ":".join(libraries()))
     forkserver.set_forkserver_preload([PRELOADED])
+    # First, because the start of the tracker ends with SIGINT allowed, whatever was before.
+    resource_tracker.ensure_running()
     # Inherited: the engine's processes finish open requests.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -1,0 +1,23 @@
+"""The process that vLLM's processes are forked from; a small module in place of vLLM."""
+
+import re
+import signal
+import subprocess
+import sys
+
+START = """
+from pathlib import Path
+from llava_api.engine import fork_server
+fork_server.PRELOADED = "json"
+fork_server.start()
+print(Path(f"/proc/{fork_server.process_id()}/status").read_text())
+fork_server.stop()
+"""
+
+
+def test_ctrl_c_does_not_reach_the_engine() -> None:
+    """A terminal sends it to all of them, and open requests would end. In a new process no resource tracker runs."""
+    status = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, check=True).stdout
+    blocked = re.search(r"SigBlk:\s*(\w+)", status)
+    assert blocked is not None
+    assert int(blocked[1], 16) >> (signal.SIGINT - 1) & 1
