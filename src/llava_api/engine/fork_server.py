@@ -3,7 +3,7 @@
 vLLM starts EngineCore and then a worker, each of which imports torch and vLLM again. With multiprocessing's fork
 server they are imported once, while the server imports them for itself on another core, and the modules are in memory
 once. The fork server has one thread and has computed nothing, so forking it is safe; forking the server or EngineCore
-is not. The kernel ends it when the server ends, and EngineCore when the fork server ends.
+is not. The kernel ends it when the server ends, and what it has forked when the fork server ends.
 
 On a GPU vLLM's processes are spawned, as vLLM starts them itself. So are those whose threads vLLM binds to cores:
 OpenMP reads the variables for that when it is loaded, which is before the fork. The threads of a forked worker are
@@ -34,11 +34,11 @@ class Process(context.ForkServerProcess):
         super().__init__(*arguments, **named)
         self.environment = dict(os.environ)
         self.ends_with = process_id()
-        """The fork server, for EngineCore. None for a worker, which vLLM ends with EngineCore."""
+        """The fork server, if this process is EngineCore. None for a worker, which EngineCore starts."""
 
     def run(self) -> None:
-        if self.ends_with is not None:
-            die_with(self.ends_with)
+        # vLLM ends a worker with EngineCore, but only after the worker has loaded the model.
+        die_with(self.ends_with or os.getppid())
         os.environ.clear()
         os.environ.update(self.environment)
         super().run()
