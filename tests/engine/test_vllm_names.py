@@ -25,6 +25,7 @@ from llava_api.engine.vllm_options import LORA_RANKS, PASSED_ON, engine_argument
 from llava_api.engine.vllm_plugin import (
     BUFFER_NEEDS,
     READER_NEEDS,
+    keep_adapters_on_cpu,
     leave_empty_cache_unwritten,
     load_despite_stale_index,
 )
@@ -127,6 +128,7 @@ TABLE = [
         arguments=(3, ""),
     ),
     Used(PLUGIN, "vllm.v1.worker.gpu_model_runner", "GPUModelRunner allocate_kv_cache"),
+    Used(PLUGIN, "vllm.lora.layers.base_linear", "BaseLinearLayerWithLoRA _get_lora_device"),
     Used("engine/fork_server.py", "vllm.v1.engine.utils", "get_mp_context"),
     Used("engine/fork_server.py", "vllm.v1.executor.multiproc_executor", "get_mp_context"),
     *(Used("engine/fork_server_preload.py", module) for module in MODULES if module.startswith("vllm")),
@@ -228,6 +230,7 @@ def test_the_table_has_every_import() -> None:
     ("patch", "module", "name"),
     [
         (leave_out_token_texts, "vllm.v1.engine.logprobs", "convert_ids_list_to_tokens"),
+        (keep_adapters_on_cpu, "vllm.lora.layers.base_linear", "_get_lora_device"),
         (leave_empty_cache_unwritten, "vllm.v1.worker.gpu_model_runner", "allocate_kv_cache"),
         (
             load_despite_stale_index,

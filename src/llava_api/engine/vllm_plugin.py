@@ -61,6 +61,7 @@ def register() -> None:
         use_torch_kernel()
         set_threads()
         leave_empty_cache_unwritten()
+        keep_adapters_on_cpu()
 
 
 def set_threads() -> None:
@@ -85,6 +86,19 @@ def leave_empty_cache_unwritten() -> bool:
             return allocate_as_vllm_does(*arguments, **named)
 
     gpu_model_runner.allocate_kv_cache = allocate
+    return True
+
+
+def keep_adapters_on_cpu() -> bool:
+    """Put LoRA adapters into the CPU's memory. Returns False if this vLLM asks for their place in another way.
+
+    vLLM puts them where a layer's weight is. It has none in 8 bit without AMX: oneDNN alone holds it.
+    """
+    from vllm.lora.layers import base_linear
+
+    if not calls(base_linear.BaseLinearLayerWithLoRA, "_get_lora_device"):
+        return False
+    base_linear._get_lora_device = lambda base_layer: torch.device("cpu")
     return True
 
 
