@@ -255,3 +255,9 @@ def test_the_files_are_named_with_flags(tmp_path: Path, capsys: pytest.CaptureFi
         f.check: f.state for f in model_findings(str(text), Settings(mmproj=str(vision), check_memory=False), False)
     }
     assert found["weights"] == found["model"] == "ok"
+
+
+def test_another_quantization_beside_a_gguf_file_is_refused_before_it_is_converted(tmp_path: Path) -> None:
+    text = write_pair(demo_folder() / "llava-tiny-1.5", tmp_path / "gguf", "Q4_0")
+    with pytest.raises(StartupError, match="--quantization fp8: GGUF files of this size are quantized to 4 bit"):
+        open_model(str(text), ("m",), Settings(quantization="fp8"))

@@ -189,6 +189,14 @@ def test_what_cannot_fit_is_refused_before_it_is_quantized(tmp_path: Path, preci
     assert not cache.exists()
 
 
+def test_a_context_longer_than_the_checkpoints_is_refused_before_it_is_quantized(tmp_path: Path) -> None:
+    settings = Settings(load_8bit=True, cache_dir=str(tmp_path / "cache"), max_model_len=4096)
+    with pytest.raises(StartupError, match="--max-model-len 4096: the checkpoint's context has 2,048 tokens"):
+        ready_model("llava-tiny-1.5", settings)
+    assert not (tmp_path / "cache").exists()
+    assert ready_model("llava-tiny-1.5", Settings(max_model_len=2048)).cpu_plan is not None
+
+
 @pytest.mark.parametrize("precision", LOADED)
 def test_the_plan_made_before_quantizing_suits_what_is_quantized(tmp_path: Path, precision: Precision) -> None:
     before = ready_model("llava-tiny-1.5", LOADED[precision].model_copy(update={"cache_dir": str(tmp_path)})).cpu_plan

@@ -8,7 +8,7 @@ from typing import cast, get_args
 
 from llava_api.checkpoints.adapters import check_adapter
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
-from llava_api.checkpoints.size import Precision, stored_precision, tensor_shapes
+from llava_api.checkpoints.size import PRECISIONS, Precision, stored_precision, tensor_shapes
 from llava_api.engine.base import Adapter, ModelToLoad
 from llava_api.engine.cpu_plan import CpuPlan
 from llava_api.errors import StartupError
@@ -179,7 +179,15 @@ def precision_of(checkpoint: Checkpoint, settings: Settings) -> Precision | None
         return "8bit"
     if settings.load_4bit and has is None:
         return "4bit"
-    return stored_precision(checkpoint) if checkpoint.gguf is not None else None
+    if checkpoint.gguf is None:
+        return None
+    precision = stored_precision(checkpoint)
+    if precision is not None and settings.quantization is not None:
+        raise StartupError(
+            f"--quantization {settings.quantization}: GGUF files of this size are quantized to {PRECISIONS[precision]}; "
+            "leave the flag out"
+        )
+    return precision
 
 
 def read_adapters(given: Sequence[str], taken: Sequence[str], checkpoint: Checkpoint) -> tuple[Adapter, ...]:

@@ -45,6 +45,7 @@ def check_start(model: ServedModel, settings: Settings) -> CpuPlan | None:
         # start_engine says what to install.
         return None
     check_shared_memory(settings, on_gpu=on_gpu)
+    check_context(model, settings)
     folder = Path(model.checkpoint.model).expanduser()
     weights = check_whole(folder) if folder.is_dir() and model.checkpoint.format == "hub" else None
     if not on_gpu:
@@ -163,6 +164,19 @@ def check_gpu_kernels(model: ServedModel) -> None:
         raise StartupError(
             f"8 bit: vLLM computes no int8 on a GPU of compute capability {newest}: use --quantization fp8_per_channel "
             "instead, which quantizes while it loads, or --load-4bit"
+        )
+
+
+def check_context(model: ServedModel, settings: Settings) -> None:
+    """Raises StartupError for a longer context than the checkpoint's, which vLLM refuses after loading has begun."""
+    text = model.checkpoint.config.get("text_config") or model.checkpoint.config
+    others = "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in os.environ or any("hf_overrides" in one for one in settings.engine_arg)
+    if others or text.get("rope_scaling") or settings.max_model_len is None:
+        return
+    if settings.max_model_len > model.checkpoint.context_length:
+        raise StartupError(
+            f"--max-model-len {settings.max_model_len}: the checkpoint's context has "
+            f"{model.checkpoint.context_length:,} tokens; choose at most that"
         )
 
 
