@@ -184,8 +184,8 @@ def precision_of(checkpoint: Checkpoint, settings: Settings) -> Precision | None
     precision = stored_precision(checkpoint)
     if precision is not None and settings.quantization is not None:
         raise StartupError(
-            f"--quantization {settings.quantization}: GGUF files of this size are quantized to {PRECISIONS[precision]}; "
-            "leave the flag out"
+            f"--quantization {settings.quantization}: GGUF files of this size are quantized to "
+            f"{PRECISIONS[precision]}; leave the flag out"
         )
     return precision
 

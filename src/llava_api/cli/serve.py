@@ -18,6 +18,7 @@ from llava_api.cli.allocator import keep_freed_memory
 from llava_api.cli.flags import DEMO, MODEL_HELP, add_flags, demo_folder, find_model, read_settings
 from llava_api.cli.start_checks import check_start, import_engine_ahead
 from llava_api.cli.terminal import error_line, set_up_logging
+from llava_api.engine import fork_server
 from llava_api.engine.base import EngineProcesses
 from llava_api.engine.processes import kill_children
 from llava_api.engine.vllm_start import start_engine
@@ -224,6 +225,7 @@ def end_at_once(exit_code: int = 0) -> NoReturn:
     A normal exit would have no advantage: torch and vLLM take a second for it and print a page of warnings.
     """
     kill_children()
+    fork_server.remove_folder()
     logging.shutdown()
     sys.stdout.flush()
     os._exit(exit_code)

@@ -11,10 +11,11 @@ counted by ``vllm_options.THREADS``.
 """
 
 import os
+import shutil
 import signal
 from contextlib import suppress
 from importlib.util import find_spec
-from multiprocessing import context, forkserver, resource_tracker
+from multiprocessing import context, current_process, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,13 @@ def stop() -> None:
         with suppress(ProcessLookupError):
             os.kill(running, signal.SIGKILL)
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+def remove_folder() -> None:
+    """Remove the folder of the fork server's socket, as this process ends without multiprocessing's own clean-up."""
+    folder = current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def process_id() -> int | None:
