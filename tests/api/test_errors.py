@@ -227,7 +227,7 @@ async def test_a_refusal_names_the_right_values(
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tool_choice": {"type": "function", "function": {"name": "n"}}}, "tool_choice.name"),
+        ({"tool_choice": {"type": "function", "function": {"name": "n"}}}, "tool_choice"),
         (
             {"text": {"format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}},
             "text.format.schema",
