@@ -6,11 +6,12 @@ import pytest
 import torch
 from vllm.model_executor.kernels.linear import _POSSIBLE_KERNELS as KERNELS
 from vllm.model_executor.kernels.linear import MPLinearLayerConfig, choose_mp_linear_kernel
+from vllm.model_executor.kernels.linear.mixed_precision.cpu import CPUWNA16LinearKernel
 from vllm.platforms import PlatformEnum
 from vllm.scalar_type import scalar_types
 
 from llava_api.engine import vllm_int4
-from llava_api.engine.vllm_int4 import FEW_ROWS, Int4LinearKernel, use_torch_kernel
+from llava_api.engine.vllm_int4 import FEW_ROWS, AmxInt4LinearKernel, Int4LinearKernel, use_faster_kernels
 
 INPUTS, OUTPUTS = 512, 64 * 9
 TYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 def without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_int4, "has_amx", lambda: False)
     monkeypatch.setitem(KERNELS, PlatformEnum.CPU, list(KERNELS[PlatformEnum.CPU]))
-    assert use_torch_kernel()
+    assert use_faster_kernels()
 
 
 def config(dtype: torch.dtype, group: int, *, zero_points: bool = False, outputs: int = OUTPUTS) -> Any:
@@ -97,5 +98,25 @@ def test_vllms_kernel_stays_where_it_is_better(monkeypatch: pytest.MonkeyPatch) 
     assert choose_mp_linear_kernel(config(torch.bfloat16, 128)) is Int4LinearKernel
     assert choose_mp_linear_kernel(config(torch.bfloat16, 128, outputs=48 * 2)).__name__ == "CPUWNA16LinearKernel"
     monkeypatch.setattr(vllm_int4, "has_amx", lambda: True)
-    assert choose_mp_linear_kernel(config(torch.bfloat16, 128)).__name__ == "CPUWNA16LinearKernel"
+    assert choose_mp_linear_kernel(config(torch.bfloat16, 128)) is AmxInt4LinearKernel
     assert choose_mp_linear_kernel(config(torch.float32, 128)) is Int4LinearKernel
+
+
+@pytest.mark.skipif(not vllm_int4.has_amx(), reason="no processor with AMX")
+@pytest.mark.parametrize("layout", ["compressed-tensors", "GPTQ", "AWQ"])
+@pytest.mark.parametrize("group", [64, -1])
+def test_amx_gets_the_weights_that_vllm_would_arrange(group: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_int4, "has_amx", lambda: True)
+    monkeypatch.setattr(vllm_int4, "ROWS_AT_ONCE", 128)
+    layer, kernel, reference = layer_of(torch.bfloat16, group, layout)
+    theirs, *_ = layer_of(torch.bfloat16, group, layout)
+    for one in (layer, theirs):
+        one.bias = None
+    assert isinstance(kernel, AmxInt4LinearKernel)
+    kernel.process_weights_after_loading(layer)
+    CPUWNA16LinearKernel(kernel.config, "weight", "scale", "zeros").process_weights_after_loading(theirs)
+    for name in ("weight", "scale", "zeros"):
+        assert torch.equal(getattr(layer, name), getattr(theirs, name)), name
+    x = torch.randn(5, INPUTS).to(torch.bfloat16)
+    # Activations have 8 bits there.
+    assert error(kernel.apply_weights(layer, x), x.float() @ reference.T) < 0.03

@@ -62,11 +62,11 @@ def no_collecting() -> Iterator[None]:
 @cache
 def load_as_the_servers_engine_does() -> None:
     """The plugin changes vLLM only in the processes of the server's engine."""
-    from llava_api.engine.vllm_int4 import use_torch_kernel
+    from llava_api.engine.vllm_int4 import use_faster_kernels
 
     load_despite_stale_index()
     keep_adapters_on_cpu()
-    use_torch_kernel()
+    use_faster_kernels()
 
 
 class SmallEngine:

@@ -55,10 +55,10 @@ def register() -> None:
     fit_queues_into_shared_memory()
     load_despite_stale_index()
     if current_platform.is_cpu():
-        from llava_api.engine.vllm_int4 import use_torch_kernel
+        from llava_api.engine.vllm_int4 import use_faster_kernels
 
         nap_between_messages()
-        use_torch_kernel()
+        use_faster_kernels()
         set_threads()
         leave_empty_cache_unwritten()
         keep_adapters_on_cpu()
