@@ -12,9 +12,9 @@ from llava_api.units import readable_size
 
 PROCESSES_BYTES = 1_400_000_000
 """What three processes with torch and vLLM hold besides weights and KV cache, measured with the demo checkpoint."""
-WORK_BYTES, WORK_BYTES_4BIT = 0.25, 0.45
-"""What they hold more for each parameter: packed copies and intermediate values. With LLaVA-1.5-7B's shape and 4.3 GB
-of KV cache, 21.4 GB were measured in bfloat16, 14.8 to 15.4 in 8 bit and 13.1 in 4 bit."""
+WORK_BYTES, WORK_BYTES_4BIT = 0.25, 0.35
+"""What they hold more for each parameter: packed copies and intermediate values. With LLaVA-1.5-7B's shape and an empty
+KV cache, 17.1 GB were measured in bfloat16, 11.0 in 8 bit and 8.2 in 4 bit."""
 FLAG_BITS = {"--load-8bit": 8, "--load-4bit": 4}
 LEAST_CONTEXT = 1024
 """Tokens; one image, a question and an answer."""
