@@ -61,7 +61,7 @@ class Int4LinearKernel(MPLinearKernel):
         offset: torch.Tensor | int = 0
         if self.config.zero_points:
             zeros = zeros.data.t() if zeros.output_dim == 0 else zeros.data
-            offset = (8 - numbers(zeros)) * scales.float()
+            offset = (8.0 - nibbles(zeros)) * scales.float()
         if self.w_zp_name is not None:
             setattr(layer, self.w_zp_name, None)
         scales_and_offsets = torch.zeros(*scales.shape, 2, dtype=torch.bfloat16)
@@ -151,17 +151,11 @@ def scale_group(c: MPLinearLayerConfig) -> int | None:
     return next((size for size in GROUPS if whole % size == 0), None)
 
 
-def numbers(words: torch.Tensor) -> torch.Tensor:
-    """The eight 4-bit numbers of each 32-bit word, along the last dimension."""
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
-    return ((words[..., None] >> shifts) & 15).flatten(-2)
-
-
 def packed(words: torch.Tensor) -> torch.Tensor:
     """(outputs, inputs / 8) words -> (outputs, inputs / 2) bytes in the order of torch's kernel."""
     made = torch.empty(words.shape[0], words.shape[1] * 4, dtype=torch.uint8)
     for start in range(0, len(words), ROWS_AT_ONCE):
-        part = numbers(words[start : start + ROWS_AT_ONCE])
+        part = nibbles(words[start : start + ROWS_AT_ONCE]).to(torch.int32)
         made[start : start + ROWS_AT_ONCE] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(part, 2)
     return made
 
