@@ -234,7 +234,7 @@ class Settings(BaseSettings):
 
     # LoRA adapters
     lora: Annotated[Texts, Mark.LOADED_MODEL] = []
-    """Adapter to serve beside the model, as name=folder; requests choose it by that name. May be repeated."""
+    """Adapter to serve beside the model, as name=folder or name=hub-id; requests choose it by name. May be repeated."""
     max_lora_rank: int | None = Field(None, ge=1)
     """Highest rank of an adapter; default: the adapters' own."""
 

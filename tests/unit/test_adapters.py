@@ -1,6 +1,9 @@
 """Adapters given with ``--lora``: one that would be applied in part, or to no layer, is refused in one sentence."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from llava_api.chat.model import open_model
 from llava_api.engine.base import Adapter
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
+from tests.support.hub import hub
 from tests.support.tiny_checkpoints import TEXT_HIDDEN, Tiny, Weights, write_hub
 
 LAYERS = "base_model.model.model.language_model.layers"
@@ -142,3 +146,39 @@ def test_a_damaged_adapter_is_named(tmp_path: Path, checkpoint: Path) -> None:
     assert "half downloaded" in refusal(checkpoint, tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
     assert "not valid JSON" in refusal(checkpoint, tmp_path)
+
+
+LOCATE = "import sys; from llava_api.checkpoints.adapters import locate_adapter; print(locate_adapter(*sys.argv[1:]))"
+
+
+def test_an_adapter_comes_from_the_hub_as_models_do(tmp_path: Path) -> None:
+    source, cache = tmp_path / "source", tmp_path / "cache"
+    (source / "checkpoint-1000").mkdir(parents=True)
+    write_adapter(source, pair(QUERY))
+    (source / "README.md").write_text("birds")
+    (source / "checkpoint-1000" / "adapter_model.safetensors").write_text("an older state of the training")
+    with hub({"org/birds-lora": source}) as served:
+        command = [sys.executable, "-c", LOCATE, "birds", "org/birds-lora", cache]
+        online = {**os.environ, "HF_ENDPOINT": served.address, "HF_HUB_OFFLINE": "0"}
+        opened = subprocess.run(command, env=online, capture_output=True, text=True, timeout=60)
+        assert opened.returncode == 0, opened.stderr
+        assert sorted(served.fetched) == [
+            "org/birds-lora/adapter_config.json",
+            "org/birds-lora/adapter_model.safetensors",
+        ]
+        folder = Path(opened.stdout.strip())
+        assert load_file(folder / "adapter_model.safetensors").keys() == pair(QUERY).keys()
+        # Once more without the hub, as a pod does whose weights are there.
+        offline = {**online, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+        again = subprocess.run(command, env=offline, capture_output=True, text=True, timeout=60)
+        assert again.stdout == opened.stdout, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [("/data/adapters/birds", "there is no folder"), ("org/unknown", "the hub has no")]
+)
+def test_an_adapter_that_is_not_there_is_named(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, given: str, words: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert words in refusal(checkpoint, Path(given))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from llava_api.checkpoints.adapters import check_adapter
+from llava_api.checkpoints.adapters import check_adapter, locate_adapter
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
 from llava_api.checkpoints.size import PRECISIONS, Precision, stored_precision, tensor_shapes
 from llava_api.engine.base import Adapter, ModelToLoad
@@ -190,16 +190,19 @@ def precision_of(checkpoint: Checkpoint, settings: Settings) -> Precision | None
     return precision
 
 
-def read_adapters(given: Sequence[str], taken: Sequence[str], checkpoint: Checkpoint) -> tuple[Adapter, ...]:
-    """``--lora name=folder`` -> adapters. Raises StartupError for one that does not exist or does not fit the model."""
+def read_adapters(settings: Settings, taken: Sequence[str], checkpoint: Checkpoint) -> tuple[Adapter, ...]:
+    """``--lora name=folder`` or ``name=owner/name`` -> adapters; those of the hub are fetched.
+
+    Raises StartupError for one that does not exist or does not fit the model.
+    """
     folders: dict[str, Path] = {}
-    for text in given:
+    for text in settings.lora:
         name, equals, path = text.partition("=")
         if not (equals and name and path):
-            raise StartupError(f"--lora {text}: write it as name=folder")
+            raise StartupError(f"--lora {text}: write it as name=folder or name=hub-id")
         if name in taken or name in folders:
             raise StartupError(f"--lora: the name {name} is given twice")
-        folders[name] = Path(path).expanduser()
+        folders[name] = locate_adapter(name, path, settings.download_dir)
     shapes = tensor_shapes(checkpoint) if folders else {}
     return tuple(
         Adapter(name, str(folder.resolve()), number, check_adapter(name, folder, shapes))
@@ -229,7 +232,7 @@ def describe_model(checkpoint: Checkpoint, names: tuple[str, ...], settings: Set
         stop_texts=(*family.stop_texts, *(text for text, token in stops.items() if token is None)),
         precision=precision_of(checkpoint, settings),
         quantization=settings.quantization,
-        adapters=read_adapters(settings.lora, names, checkpoint),
+        adapters=read_adapters(settings, names, checkpoint),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_api.checkpoints.files import read_json
+from llava_api.checkpoints.files import locate, read_json
 from llava_api.errors import StartupError
 from llava_api.vision.families import classic_name
 
@@ -56,6 +56,17 @@ def check_projector(folder: Path) -> None:
             "the middle of one (checkpoint-1000) has none; serve the folder of the finished training, or download the "
             "LoRA again"
         )
+
+
+def locate_adapter(name: str, path: str, download_dir: str | None) -> Path:
+    """The folder of ``--lora name=path``, fetched if ``path`` is a hub id. Raises StartupError.
+
+    Only the adapter's own files are fetched: repositories of adapters often hold the training's checkpoints too.
+    """
+    try:
+        return locate(path, download_dir, files=(CONFIG, *WEIGHTS, NON_LORA))
+    except StartupError as error:
+        raise StartupError(f"--lora {name}: {error}") from error
 
 
 def check_adapter(name: str, folder: Path, shapes: Shapes) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,18 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return data
 
 
-def locate(model: str, download_dir: str | None = None, revision: str | None = None, *, weights: bool = False) -> Path:
+def locate(
+    model: str,
+    download_dir: str | None = None,
+    revision: str | None = None,
+    *,
+    weights: bool = False,
+    files: Sequence[str] = SMALL_FILES,
+) -> Path:
     """The folder of ``model``: ``model`` itself if it is a folder, else fetched from the hub.
 
     ``download_dir``: None for the hub library's own cache; ``revision``: branch, tag or commit; ``weights``: fetch the
-    weights too, not only the small files. Raises StartupError if there is neither.
+    weights too, besides ``files``. Raises StartupError if there is neither.
     """
     try:
         folder = Path(model).expanduser()
@@ -57,7 +64,7 @@ def locate(model: str, download_dir: str | None = None, revision: str | None = N
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [*SMALL_FILES, *(WEIGHT_FILES if weights else ())]
+    patterns = [*files, *(WEIGHT_FILES if weights else ())]
     try:
         fetched: str = snapshot_download(model, revision=revision, cache_dir=download_dir, allow_patterns=patterns)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
