@@ -57,7 +57,7 @@ def test_a_server_writes_where_it_may(case: str) -> None:
             continue
         server = pod.spec["containers"][0]
         places = {mount["mountPath"] for mount in server["volumeMounts"] if not mount.get("readOnly")}
-        assert places >= {"/data", "/tmp", "/dev/shm"}
+        assert places >= {"/cache", "/tmp", "/dev/shm"}
         (shm,) = [volume for volume in pod.spec["volumes"] if volume["name"] == "shm"]
         assert shm["emptyDir"]["medium"] == "Memory"
 
@@ -132,7 +132,7 @@ def test_settings_are_the_servers(case: str, monkeypatch: pytest.MonkeyPatch) ->
                 patch.setenv(name, value)
             read = Settings()
         assert read.port == 8000
-        assert read.cache_dir.startswith("/data/")
+        assert read.cache_dir.startswith("/cache/")
     for pod in pods(objects(CASES[case])):
         for container in pod.containers:
             named = {variable["name"] for variable in container.get("env", [])}
@@ -151,6 +151,7 @@ def test_settings_arrive_as_they_were_meant(monkeypatch: pytest.MonkeyPatch) -> 
             "engine_arg": ['limit_mm_per_prompt={"image": 4, "video": 0}'],
             "model_base": "lmsys/vicuna-7b-v1.5",
         },
+        **CLAIM,
     }
     for name, value in settings_of(values).items():
         monkeypatch.setenv(name, value)
@@ -278,65 +279,6 @@ def test_made_key_is_one_that_the_server_takes_and_another_for_each_release() ->
     assert made("one") != made("two")
     assert made("one").startswith(PREFIX)
     assert "default" in read_key("default", made("one"), "the chart")
-
-
-def test_only_the_download_knows_the_hubs_token() -> None:
-    found = objects({"model": HUB, "download": {"mode": "job"}, "hub": {"token": "hf_0123456789"}, **CLAIM})
-    for pod in pods(found):
-        named = {one["name"] for container in pod.containers for one in container.get("env", [])}
-        assert ("HF_TOKEN" in named) == (pod.owner["kind"] == "Job")
-    assert settings_of({"model": HUB, "download": {"mode": "job"}, **CLAIM})["HF_HUB_OFFLINE"] == "1"
-
-
-def test_a_download_goes_where_the_server_looks() -> None:
-    found = objects({"model": HUB, "download": {"mode": "job"}, **CLAIM})
-    fetch = only(found, "Job")["spec"]["template"]["spec"]
-    server = only(found, "Deployment")["spec"]["template"]["spec"]
-    home = {one["name"]: one.get("value") for one in fetch["initContainers"][0]["env"]}["HF_HOME"]
-    assert home == settings_of({})["HF_HOME"]
-    # The server waits for the file that the Job makes last.
-    assert server["initContainers"][0]["command"][-1] == fetch["containers"][0]["command"][-1]
-
-
-JOB: Object = {"model": HUB, "download": {"mode": "job"}, **CLAIM}
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"revision": "abc"},
-        {"model": "llava-hf/llava-1.5-13b-hf"},
-        {"image": {"tag": "0.2.0"}},
-        {"download": {"mode": "job", "resources": {"limits": {"memory": "8Gi"}}}},
-        {"hub": {"existingSecret": "hub"}},
-        {"commonLabels": {"team": "vision"}},
-        {"gpu": {"count": 1}},
-    ],
-    ids=lambda more: next(iter(more)),
-)
-def test_jobs_of_one_name_have_the_same_pods(more: Object) -> None:
-    """Kubernetes refuses other pods for a Job that it has, and with it the whole upgrade."""
-    before, after = only(objects(JOB), "Job"), only(objects({**JOB, **more}), "Job")
-    assert before["spec"]["template"] != after["spec"]["template"]
-    assert before["metadata"]["name"] != after["metadata"]["name"]
-
-
-def test_a_job_stays_where_its_pods_do() -> None:
-    names = {
-        only(objects(JOB | more), "Job")["metadata"]["name"]
-        for more in ({}, {"replicas": 3}, {"settings": {"seed": 1}})
-    }
-    assert len(names) == 1
-
-
-def test_weights_that_were_fetched_need_no_second_job() -> None:
-    """Another image is another Job; pods that start meanwhile find the mark of the first one."""
-
-    def mark(values: Object) -> str:
-        return only(objects(values), "Deployment")["spec"]["template"]["spec"]["initContainers"][0]["command"][-1]
-
-    assert mark(JOB) == mark({**JOB, "image": {"tag": "0.2.0"}})
-    assert mark(JOB) != mark({**JOB, "revision": "abc"})
 
 
 def test_network_policy_closes_what_the_guard_closes() -> None:

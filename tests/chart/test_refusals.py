@@ -7,6 +7,7 @@ from tests.support.chart import Object, rendered
 from tests.support.chart_cases import CLAIM, HUB, MULTI_NODE, ROUTE, TWO_MODELS
 
 ONCE: Object = {"persistence": {"enabled": True, "accessModes": ["ReadWriteOncePod"]}}
+READ_ONLY: Object = {"persistence": {"enabled": True, "accessModes": ["ReadOnlyMany"]}}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,22 @@ ONCE: Object = {"persistence": {"enabled": True, "accessModes": ["ReadWriteOnceP
         ({"model": "--local-dir=/x", "download": {"mode": "initContainer"}}, "needs a hub id"),
         ({"model": HUB, "download": {"mode": "initContainer", "also": ["--local-dir=/x"]}}, "needs a hub id"),
         ({"model": HUB, "download": {"mode": "job"}, **ONCE}, "ReadWriteOncePod"),
+        ({"model": "llava-tiny-1.5", "download": {"mode": "job"}, **CLAIM}, "needs a hub id"),
+        (
+            {"model": HUB, "download": {"mode": "job"}, "persistence": {"volume": {"hostPath": {}}}},
+            "hostPath is not one",
+        ),
+        ({"model": HUB, "download": {"mode": "job"}, **READ_ONLY}, "a volume that is read-only"),
+        (
+            {"model": HUB, "download": {"mode": "initContainer"}, "persistence": {"volume": {"image": {"a": 1}}}},
+            "read-only",
+        ),
+        ({"persistence": {"enabled": True, "volume": {"nfs": {"server": "a"}}}}, "takes the place of a claim"),
+        ({"model": "/data/m", "download": {"command": ["cp"]}}, "download.mode initContainer or job"),
+        ({"model": HUB, "download": {"mode": "initContainer", "image": "a"}}, "download.command, which is missing"),
+        ({"model": "/data/m"}, "nothing puts /data/m into /data"),
+        ({"settings": {"lora": ["birds=/data/adapters/birds"]}}, "nothing puts /data/adapters/birds"),
+        ({"models": [{"name": "a", "model": "x"}, {"name": "a-cache", "model": "y"}]}, "the name a-cache belongs to"),
         ({"metrics": {"port": 8000}}, "metrics.port 8000"),
         ({"models": [{"name": "router", "model": "x"}]}, "the name router belongs to"),
         (

@@ -31,8 +31,6 @@ def test_every_served_name_leads_to_its_server() -> None:
         "llava-1.5-7b": "vicuna:8000/v1",
         "default": "vicuna:8000/v1",
         "llava-1.6-mistral-7b": "mistral:8000/v1",
-        "birds": "mistral:8000/v1",
-        "charts": "mistral:8000/v1",
         "llava-tiny-1.5": "demo:8000/v1",
     }
     for name, to in routes.items():
@@ -42,9 +40,11 @@ def test_every_served_name_leads_to_its_server() -> None:
         assert services[host]["spec"]["ports"][0]["port"] == 8000
 
 
-@pytest.mark.parametrize("adapters", [["birds=/data/b", "charts=/data/c"], "birds=/data/b, charts=/data/c"])
+@pytest.mark.parametrize("adapters", [["birds=org/b", "charts=/data/c"], "birds=org/b, charts=/data/c"])
 def test_adapters_are_models_too(adapters: object) -> None:
-    models = [{"name": "one", "model": "llava-tiny-1.5", "settings": {"lora": adapters}}]
+    models = [
+        {"name": "one", "model": "llava-tiny-1.5", "settings": {"lora": adapters}, "persistence": {"enabled": True}}
+    ]
     assert {one["model_name"] for one in config({"models": models})["model_list"]} == {
         "llava-tiny-1.5",
         "birds",

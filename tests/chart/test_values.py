@@ -157,6 +157,8 @@ def leaves(schema: Object, path: str = "") -> Iterator[str]:
 
 def test_every_value_is_used() -> None:
     text = sources()
+    # The claims are made by one template.
+    text += text.replace("$claim.", ".persistence.") + text.replace("$claim.", ".cache.")
     unused = [
         path
         for path in leaves(SCHEMA)

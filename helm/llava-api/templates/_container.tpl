@@ -57,10 +57,7 @@
     {{- end }}
     {{- toYaml $resources | nindent 4 }}
   volumeMounts:
-    - name: data
-      mountPath: /data
-    - name: tmp
-      mountPath: /tmp
+    {{- include "llava-api.serverMounts" $server | nindent 4 }}
     - name: shm
       mountPath: /dev/shm
     {{- if $server.apiKeys.enabled }}
@@ -82,6 +79,7 @@
 {{- $root := index . 0 -}}
 {{- $server := index . 1 -}}
 {{- $env := list -}}
+{{- if lt (int $server.gpu.count) 1 }}{{ $env = append $env (include "llava-api.noGpu" . | fromYaml) }}{{ end }}
 {{- if gt (int $server.multiNode.nodes) 1 }}
 {{- $env = append $env (dict "name" "VLLM_HOST_IP" "valueFrom" (dict "fieldRef" (dict "fieldPath" "status.podIP"))) }}
 {{- $env = append $env (dict "name" "RAY_PORT" "value" (toString $server.multiNode.rayPort)) }}

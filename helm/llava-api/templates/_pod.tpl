@@ -43,18 +43,7 @@ spec:
   {{- if or (eq $server.download.mode "job") (and (eq $server.download.mode "initContainer") $before) $server.initContainers }}
   initContainers:
     {{- if eq $server.download.mode "job" }}
-    - name: wait-for-weights
-      image: {{ include "llava-api.image" (list $root $server) }}
-      imagePullPolicy: {{ $server.image.pullPolicy }}
-      command: [tini, --, /bin/sh, -ec, 'until [ -e "$0" ]; do sleep 5; done', {{ include "llava-api.fetchedMark" $server }}]
-      securityContext:
-        {{- toYaml $server.securityContext | nindent 8 }}
-      resources:
-        requests: {cpu: 10m, memory: 16Mi}
-        limits: {memory: 64Mi}
-      volumeMounts:
-        - name: data
-          mountPath: /data
+    {{- include "llava-api.waitContainer" (list $root $server) | nindent 4 }}
     {{- else if eq $server.download.mode "initContainer" }}
     {{- $before | trim | nindent 4 }}
     {{- end }}
@@ -68,7 +57,12 @@ spec:
     {{- toYaml . | nindent 4 }}
     {{- end }}
   volumes:
-    {{- include "llava-api.dataVolumes" $server | nindent 4 }}
+    {{- include "llava-api.serverVolumes" $server | nindent 4 }}
+    {{- if eq $server.download.mode "initContainer" }}
+    {{- with $server.download.volumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+    {{- end }}
     - name: shm
       emptyDir:
         medium: Memory
@@ -107,7 +101,11 @@ securityContext:
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with concat (ternary (default list $server.gpu.tolerations) list (gt (int $server.gpu.count) 0)) $server.tolerations }}
+{{- $tolerations := list }}
+{{- if gt (int $server.gpu.count) 0 }}
+{{- range $server.gpu.tolerations }}{{ $tolerations = append $tolerations (merge (dict "key" (default "" .key | replace "nvidia.com/" (printf "%s/" (dir $server.gpu.resource)))) .) }}{{ end }}
+{{- end }}
+{{- with concat $tolerations $server.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -115,19 +113,4 @@ tolerations:
 affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- end }}
-
-{{/* Server: /data and /tmp. */}}
-{{- define "llava-api.dataVolumes" -}}
-- name: data
-  {{- if .persistence.enabled }}
-  persistentVolumeClaim:
-    claimName: {{ default .name .persistence.existingClaim }}
-  {{- else }}
-  emptyDir:
-    sizeLimit: {{ .persistence.size }}
-  {{- end }}
-- name: tmp
-  emptyDir:
-    sizeLimit: {{ .tmp.size }}
 {{- end }}

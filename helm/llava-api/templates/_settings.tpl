@@ -11,7 +11,7 @@
 {{- $own := dict
   "host" $server.listenAddress
   "port" 8000
-  "cache_dir" "/data/llava-api"
+  "cache_dir" "/cache/llava-api"
   "drain_timeout_seconds" $server.drainTimeoutSeconds
   "log_format" $server.logFormat
   "metrics" "off"
@@ -34,15 +34,7 @@
 {{- with $hosts }}{{ $_ := set $own "allowed_hosts" (uniq .) }}{{ end }}
 {{- end }}
 {{- if $server.apiKeys.limits }}{{ $_ := set $own "key_limits_file" "/etc/llava-api/limits/limits.toml" }}{{ end -}}
-HF_HOME: /data/huggingface
-{{- with $server.hub.endpoint }}
-HF_ENDPOINT: {{ . | quote }}
-{{- end }}
-{{- if or $server.hub.offline (eq $server.download.mode "job") }}
-HF_HUB_OFFLINE: "1"
-{{- end }}
-{{- /* Whatever a library keeps in the home folder: the image's may be read-only. */}}
-HOME: /tmp
+{{ include "llava-api.places" $server }}
 {{- range $name, $value := merge $own $settings }}
 LLAVA_{{ upper $name }}: {{ include "llava-api.setting" $value | quote }}
 {{- end }}
