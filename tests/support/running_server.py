@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, Literal
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from llava_api.server.http_server import make_config
 from llava_api.server.listening import listen
@@ -150,10 +150,13 @@ class PromptServer(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serve_app(app: FastAPI, listener: socket.socket | None = None, **others: Any) -> AsyncIterator[RunningServer]:
-    """Serve the app at ``listener``, or at a free port. ``others`` are make_config's."""
-    services: Services = app.state.services
-    settings = services.settings
+async def serve_app(
+    app: Starlette, listener: socket.socket | None = None, settings: Settings | None = None, **others: Any
+) -> AsyncIterator[RunningServer]:
+    """Serve the app at ``listener``, or at a free port, with ``settings`` or its own. ``others`` are make_config's."""
+    if settings is None:
+        services: Services = app.state.services
+        settings = services.settings
     if listener is None:
         listener = listen(settings if settings.unix_socket else settings.model_copy(update={"port": 0}))
     address = listener.getsockname()

@@ -69,21 +69,8 @@ class Preparer:
 
         Raises InvalidRequest for an empty name, and NotFound for an unknown one.
         """
-        names = self.model.served_names()
-        if given in names or self.settings.any_model:
-            found = current().model = given if given in names else names[0]
-            return found
-        if not given:
-            raise InvalidRequest(
-                f"Missing required parameter: 'model'. This server serves {', '.join(names)}.",
-                param="model",
-                code=ErrorCode.MISSING_REQUIRED_PARAMETER,
-            )
-        raise NotFound(
-            f"This server has no model of that name; it serves {', '.join(names)}.",
-            param="model",
-            code=ErrorCode.MODEL_NOT_FOUND,
-        )
+        found = current().model = chosen_name(given, self.model.served_names(), self.settings.any_model)
+        return found
 
     def find_adapter(self, name: str) -> Adapter | None:
         """The LoRA adapter of that name; None for the model itself."""
@@ -208,3 +195,20 @@ def engine_choices(sampling: Sampling, choices: int) -> int:
 
 def engine_image(image: RenderedImage, offset: int, length: int) -> EngineImage:
     return EngineImage(image.pixels, offset, length, image.cache_key, image.engine_size)
+
+
+def chosen_name(given: str, names: Sequence[str], any_model: bool) -> str:
+    """``given``, or the first of ``names`` for any other with ``any_model``. Raises InvalidRequest and NotFound."""
+    if given in names or any_model:
+        return given if given in names else names[0]
+    if not given:
+        raise InvalidRequest(
+            f"Missing required parameter: 'model'. This server serves {', '.join(names)}.",
+            param="model",
+            code=ErrorCode.MISSING_REQUIRED_PARAMETER,
+        )
+    raise NotFound(
+        f"This server has no model of that name; it serves {', '.join(names)}.",
+        param="model",
+        code=ErrorCode.MODEL_NOT_FOUND,
+    )

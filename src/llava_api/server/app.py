@@ -1,10 +1,11 @@
 """The application: state, middleware, error handlers and routes. Everything is made per app; there are no globals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from llava_api import __version__
 from llava_api.limits.keys import KeyRing
@@ -23,7 +24,7 @@ from llava_api.server.routes import ENDPOINTS, docs, probes
 from llava_api.server.services import Services
 from llava_api.server.state import AppState, set_state
 from llava_api.settings import Settings
-from llava_api.telemetry.metrics import Metrics
+from llava_api.telemetry.metrics import Metrics, RequestMetrics
 from llava_api.telemetry.tracing import Tracing
 from llava_api.versions import all_versions
 from llava_api.web_origins import pattern_of_origins
@@ -62,10 +63,26 @@ def create_app(
     # /metrics answers before the services are there.
     state.metrics = Metrics(all_versions()) if services is None else services.metrics
     state.tracing = tracing
+    add_middleware(app, settings, keys, endpoints, state.lifecycle, lambda: state.loaded, state.metrics, tracing)
+    error_handlers.install(app, ollama_api=settings.ollama_api)
+    return app
+
+
+def add_middleware(
+    app: Starlette,
+    settings: Settings,
+    keys: KeyRing,
+    endpoints: Collection[Endpoint],
+    lifecycle: Lifecycle,
+    is_loaded: Callable[[], bool],
+    metrics: RequestMetrics,
+    tracing: Tracing | None,
+) -> None:
+    """What every request passes before its endpoint."""
     probe_paths = {endpoint.path for endpoint in endpoints if endpoint.probe}
     open_paths = {endpoint.path for endpoint in endpoints if endpoint.access(settings) == "open"}
     # The middleware that is added last is called first.
-    app.add_middleware(Availability, state=state, open_paths=probe_paths)
+    app.add_middleware(Availability, lifecycle=lifecycle, is_loaded=is_loaded, open_paths=probe_paths)
     app.add_middleware(Authentication, keys=keys, open_paths=open_paths)
     if not keys.needed:
         app.add_middleware(Origins, settings=settings, open_paths={endpoint.path for endpoint in probes.HEALTH})
@@ -80,7 +97,7 @@ def create_app(
         )
     app.add_middleware(
         Access,
-        metrics=state.metrics,
+        metrics=metrics,
         routes={endpoint.pattern for endpoint in endpoints},
         probes=probe_paths,
         tracing=tracing,
@@ -91,8 +108,6 @@ def create_app(
     app.add_middleware(CleanPath, root_path=settings.root_path)
     if settings.trusted_proxies:
         app.add_middleware(ForwardedFor, trusted=settings.trusted_proxies)
-    error_handlers.install(app, ollama_api=settings.ollama_api)
-    return app
 
 
 def served_endpoints(settings: Settings) -> list[Endpoint]:

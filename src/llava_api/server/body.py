@@ -2,7 +2,8 @@
 
 import codecs
 import re
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
@@ -96,18 +97,8 @@ def parse(body: bytes | bytearray, model: type[Model], strict: bool = False) -> 
     """Raises InvalidRequest, which names one field to correct."""
     # Counted before orjson makes a million small objects that are all invalid. Base64 has none of these characters.
     text = without_base64(body)
-    commas = text.count(b",")
-    if objects_in(text) > MAX_OBJECTS or commas > MAX_VALUES:
-        raise InvalidRequest("The request's body has too many parts: send fewer messages, or shorter ones.")
-    try:
-        try:
-            data = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            data = orjson.loads(mended(body))
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest("The request's body is not valid JSON.", code=ErrorCode.INVALID_JSON) from error
-    if not isinstance(data, dict):
-        raise InvalidRequest("The request's body must be a JSON object.", code=ErrorCode.INVALID_JSON)
+    commas = check_parts(text)
+    data = json_object(body)
     if commas > MAX_FIELDS:
         check_fields(data)
     unread = Unread()
@@ -120,8 +111,36 @@ def parse(body: bytes | bytearray, model: type[Model], strict: bool = False) -> 
     return made
 
 
-def without_base64(body: bytes | bytearray) -> bytes:
-    """A body without the base64 of its images. Raises InvalidRequest if more than MAX_TEXT_BYTES are left.
+def check_parts(text: bytes) -> int:
+    """The number of commas in a body without its images. Raises InvalidRequest for more parts than a body may have."""
+    commas = text.count(b",")
+    if objects_in(text) > MAX_OBJECTS or commas > MAX_VALUES:
+        raise InvalidRequest("The request's body has too many parts: send fewer messages, or shorter ones.")
+    return commas
+
+
+def json_object(body: bytes | bytearray) -> dict[str, Any]:
+    """Raises InvalidRequest."""
+    try:
+        try:
+            data = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            data = orjson.loads(mended(body))
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest("The request's body is not valid JSON.", code=ErrorCode.INVALID_JSON) from error
+    if not isinstance(data, dict):
+        raise InvalidRequest("The request's body must be a JSON object.", code=ErrorCode.INVALID_JSON)
+    return data
+
+
+def no_image(image: memoryview) -> bytes:
+    return b""
+
+
+def without_base64(body: bytes | bytearray, instead: Callable[[memoryview], bytes] = no_image) -> bytes:
+    """A body with what ``instead`` gives for the base64 of each image, which is still JSON.
+
+    Raises InvalidRequest if more than MAX_TEXT_BYTES are left.
 
     Looks for the beginning of a string before every 1024th byte, so the time does not grow with the number of strings.
     """
@@ -130,7 +149,7 @@ def without_base64(body: bytes | bytearray) -> bytes:
     while here >= 0:
         quote = body.rfind(b'"', max(here, place - SHORT_STRING), place)
         is_image = place < len(body) and quote >= 0 and IMAGE.match(body, quote + 1) is not None
-        end = quote if is_image else min(place, len(body))
+        end = quote + 1 if is_image else min(place, len(body))
         if end - here > left:
             raise InvalidRequest(
                 f"The request's body has more than {MAX_TEXT_BYTES} bytes besides its images' base64: send less."
@@ -141,6 +160,9 @@ def without_base64(body: bytes | bytearray) -> bytes:
         pieces.append(bytes(body[here:end]))
         left -= end - here
         here = body.find(b'"', place) if is_image else -1
+        if is_image:
+            with memoryview(body) as whole:
+                pieces.append(instead(whole[end : here if here >= 0 else len(body)]))
         place = here + SHORT_STRING
     return b"".join(pieces)
 

@@ -4,8 +4,9 @@ import logging
 import math
 from functools import partial
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import Response
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 from llava_api.errors import INTERNAL, ApiError, ErrorCode, InvalidRequest, NotFound
@@ -65,7 +66,7 @@ async def on_unforeseen(request: Request, error: Exception) -> Response:
     return rendered(refusal, path, request_id, request_id_headers(path, request_id))
 
 
-def install(app: FastAPI, *, ollama_api: bool = False) -> None:
+def install(app: Starlette, *, ollama_api: bool = False) -> None:
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, partial(on_http_exception, ollama_api=ollama_api))
     app.add_exception_handler(Exception, on_unforeseen)

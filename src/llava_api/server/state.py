@@ -21,6 +21,10 @@ class AppState(State):
     metrics: Metrics
     tracing: Tracing | None
 
+    @property
+    def loaded(self) -> bool:
+        return self.services is not None
+
 
 def set_state(app: Starlette, state: AppState) -> None:
     app.state = state

@@ -9,6 +9,7 @@ queue, is set in ``Services.sample``.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily, Metric
@@ -61,6 +62,17 @@ class GapHistogram(Collector):
         family = HistogramMetricFamily(self.NAME, self.HELP)
         family.add_metric([], buckets, self.seconds)
         return [family]
+
+
+class RequestMetrics(Protocol):
+    """What is told of each request. All methods but ``page`` run on the event loop."""
+
+    def begin(self) -> None: ...
+
+    def end(self, record: RequestRecord) -> None: ...
+
+    def reject(self, code: ErrorCode | None) -> None:
+        """Count an error that was sent to a caller, including those from below the app, which have no record."""
 
 
 class Metrics:
@@ -214,12 +226,16 @@ class Metrics:
         self.sample_services()
 
     def page(self, accept: str) -> tuple[bytes, str]:
-        """The page and its content type, in the format that ``accept`` asks for.
+        return page(self.registry, accept)
 
-        Takes milliseconds, and may run in any thread.
-        """
-        if choose_encoder(accept)[1].startswith(OPENMETRICS):
-            # The default escaping turns half of vLLM's names into vllm_* (prometheus/client_python#1177).
-            page: bytes = openmetrics.generate_latest(self.registry, escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
-            return page, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
+
+def page(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The page and its content type, in the format that ``accept`` asks for.
+
+    Takes milliseconds, and may run in any thread.
+    """
+    if choose_encoder(accept)[1].startswith(OPENMETRICS):
+        # The default escaping turns half of vLLM's names into vllm_* (prometheus/client_python#1177).
+        made: bytes = openmetrics.generate_latest(registry, escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
+        return made, openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4

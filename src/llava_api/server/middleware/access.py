@@ -13,7 +13,7 @@ from llava_api.errors import ErrorCode
 from llava_api.server.exchange import Exchange
 from llava_api.server.state import exchange_of
 from llava_api.telemetry.log_lines import FIELDS, request_fields
-from llava_api.telemetry.metrics import Metrics
+from llava_api.telemetry.metrics import RequestMetrics
 from llava_api.telemetry.record import RECORD, RequestRecord
 from llava_api.telemetry.tracing import CARRIED, Tracing
 
@@ -28,7 +28,7 @@ class Access:
     def __init__(
         self,
         app: ASGIApp,
-        metrics: Metrics,
+        metrics: RequestMetrics,
         routes: Collection[str],
         probes: Collection[str],
         tracing: Tracing | None,

@@ -17,12 +17,13 @@ async def live(request: Request) -> Response:
     """503 only if the process must be replaced: not while it loads or drains, or its engine is started again."""
     state = state_of(request.app)
     if state.lifecycle.failure is not None:
-        raise refusal(state) or state.lifecycle.failure
+        raise refusal(state.lifecycle, state.loaded) or state.lifecycle.failure
     return json_response(Health(status="live"))
 
 
 async def ready(request: Request) -> Response:
-    refused = refusal(state_of(request.app))
+    state = state_of(request.app)
+    refused = refusal(state.lifecycle, state.loaded)
     if refused is not None:
         raise refused
     await services_of(request).engine.check_health()

@@ -1,0 +1,1 @@
+"""One address for several servers: requests are passed on by their model, byte for byte."""

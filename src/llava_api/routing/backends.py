@@ -1,0 +1,51 @@
+"""What the router asks of those who know the servers behind it: ``llava-api route`` and ``llava-api fleet``."""
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One running server. A server that is started again is another backend, with another name."""
+
+    name: str
+    """In logs and metrics."""
+    address: str
+    """http://HOST:PORT, https://HOST:PORT, or unix:/PATH."""
+
+
+class BackendLost(Exception):
+    """A backend cannot be reached, ended, or takes no requests now, before any of its answer was passed on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a request wants of a backend."""
+
+    model: str
+    """One of ``Backends.models``, a LoRA adapter's name too."""
+    affinity: bytes = b""
+    """Requests with the same bytes go to the same replica if possible, because its caches hold what they share."""
+    keeper: Backend | None = None
+    """Stores the response that the request continues."""
+
+
+class Backends(Protocol):
+    def models(self) -> Sequence[dict[str, Any]]:
+        """The objects of ``GET /v1/models``, as their servers wrote them, each with a ``status``: ready, loading...
+
+        A model that has not been loaded has ``id``, ``object``, ``created``, ``owned_by`` and ``status`` at least.
+        """
+
+    def running(self) -> Sequence[Backend]:
+        """Backends that answer requests now, of all models."""
+
+    def place(self, wanted: Wanted, tried: Collection[Backend]) -> AbstractAsyncContextManager[Backend]:
+        """The backend for one request, which counts as busy with it until the block ends.
+
+        Entering may take as long as a model loads; a streamed request gets comments meanwhile. It may be cancelled.
+        ``tried``: backends that were lost by this request. BackendLost raised in the block reports one more.
+        Raises ApiError: Unavailable with a Retry-After if there is no other backend.
+        """

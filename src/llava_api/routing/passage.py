@@ -1,0 +1,290 @@
+"""One request on its way to a backend, and its answer on the way back, byte for byte."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import httpcore2
+import orjson
+from sse_starlette import ServerSentEvent
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
+
+from llava_api.errors import ApiError, Draining, EngineStopped, Unavailable
+from llava_api.routing.backends import Backend, BackendLost
+from llava_api.server.dialects import OLLAMA, dialect_of
+from llava_api.server.error_handlers import error_response
+from llava_api.server.middleware.availability import STOPPING
+from llava_api.server.state import exchange_of
+from llava_api.settings import Settings
+from llava_api.telemetry.record import current
+
+if TYPE_CHECKING:
+    from llava_api.routing.proxy import Router
+
+log = logging.getLogger(__name__)
+
+Headers = list[tuple[bytes, bytes]]
+Find = Callable[[Collection[Backend]], AbstractAsyncContextManager[Backend]]
+
+HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+NOT_SENT = HOP_BY_HOP | {
+    *(b"host", b"content-length", b"content-encoding", b"expect", b"x-forwarded-for", b"x-forwarded-proto"),
+    # The router has judged them (middleware/origin.py, middleware/cors.py); a backend knows another Host.
+    *(b"origin", b"sec-fetch-site"),
+}
+NOT_SENT_BACK = HOP_BY_HOP | {b"date", b"x-request-id", b"request-id"}
+"""uvicorn and the exchange's middleware send these themselves, the ids as the backend wrote them."""
+CONNECT_SECONDS = 5.0
+LATE_SECONDS = 15.0
+"""A backend ends every request by its own --request-timeout-seconds; it counts as lost this long after ours."""
+MOST_TRIES = 5
+LOST = "The server that was answering has stopped: send your request again."
+UNREACHED = "No server could answer this request: send it again in a moment."
+NETWORK_ERRORS = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException)
+EVENTS, LINES = b"text/event-stream", b"application/x-ndjson"
+
+
+class Connections:
+    """Connections to backends, kept open between requests."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.timeouts = {
+            "connect": CONNECT_SECONDS,
+            "write": LATE_SECONDS,
+            "read": settings.request_timeout_seconds + LATE_SECONDS,
+        }
+        self.by_address: dict[str, httpcore2.AsyncConnectionPool] = {}
+
+    def pool(self, address: str) -> httpcore2.AsyncConnectionPool:
+        found = self.by_address.get(address)
+        if found is None:
+            path = address.removeprefix("unix:") if address.startswith("unix:") else None
+            # The kernel notices a machine that has vanished.
+            probing = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+            found = self.by_address[address] = httpcore2.AsyncConnectionPool(
+                max_connections=None,
+                max_keepalive_connections=64,
+                # Shorter than a server's own --keep-alive-seconds.
+                keepalive_expiry=30.0,
+                uds=path,
+                socket_options=None if path is not None else probing,
+            )
+        return found
+
+    async def send(
+        self, backend: Backend, method: str, target: str, headers: Headers, body: bytes = b""
+    ) -> httpcore2.Response:
+        """The answer without its body; ``aclose`` frees its connection. Raises httpcore2's errors."""
+        base = "http://localhost" if backend.address.startswith("unix:") else backend.address
+        asked = httpcore2.Request(
+            method, base + target, headers=headers, content=body, extensions={"timeout": self.timeouts}
+        )
+        return await self.pool(backend.address).handle_async_request(asked)
+
+    async def forget(self, kept: Collection[str]) -> None:
+        """Close the connections to backends that are gone, unless a request still uses them."""
+        for address in self.by_address.keys() - set(kept):
+            if all(connection.is_idle() for connection in self.by_address[address].connections):
+                await self.by_address.pop(address).aclose()
+
+    async def close(self) -> None:
+        for pool in self.by_address.values():
+            await pool.aclose()
+
+
+class Passage:
+    """An ASGI response. ``find`` gives a backend, as ``Backends.place`` does.
+
+    ``comments_for``: the model's name, if the request is answered by events, among which comments may be sent while
+    its backend is waited for.
+    """
+
+    def __init__(self, router: "Router", request: Request, body: bytes, find: Find, comments_for: str = "") -> None:
+        self.router = router
+        self.request = request
+        self.body = body
+        self.find = find
+        self.comments_for = comments_for
+        self.media = b""
+        """Content type of the answer that has begun."""
+        self.waiting = True
+        self.begun = False
+        """Whether something of a backend's answer has been sent on."""
+        self.refused: tuple[httpcore2.Response, bytes] | None = None
+        """The latest answer of a backend that takes no requests."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self.receive, self.send = scope, receive, send
+        work = asyncio.create_task(self.run())
+        gone = asyncio.create_task(until_disconnect(receive))
+        self.router.passages.add(work)
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.router.passages.discard(work)
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.wait({work, gone})
+        if not work.cancelled():
+            work.result()
+
+    async def run(self) -> None:
+        comments = asyncio.create_task(self.comment()) if self.comments_for else None
+        try:
+            await self.try_backends()
+        except ApiError as error:
+            if self.refused is None or self.begun:
+                await self.fail(error)
+            else:
+                await self.pass_back(*self.refused)
+                await self.end()
+        except asyncio.CancelledError:
+            if not self.router.ending:
+                raise
+            await self.fail(Draining(STOPPING))
+        finally:
+            if comments is not None:
+                comments.cancel()
+
+    async def comment(self) -> None:
+        """While a backend is waited for. The request's status is sent with the first comment, as the server does it."""
+        await asyncio.sleep(self.router.settings.stream_head_seconds)
+        while True:
+            if self.waiting:
+                await self.begin(200, [(b"content-type", EVENTS + b"; charset=utf-8"), (b"cache-control", b"no-cache")])
+            if self.waiting:
+                await self.piece(ServerSentEvent(comment=f"loading {self.comments_for}", sep="\n").encode())
+            await asyncio.sleep(self.router.settings.stream_keep_alive_seconds)
+
+    async def try_backends(self) -> None:
+        tried: list[Backend] = []
+        while True:
+            self.waiting = True
+            try:
+                async with self.find(tried) as backend:
+                    self.waiting = False
+                    await self.pass_to(backend)
+                    return
+            except BackendLost as lost:
+                tried.append(backend)
+                log.info("%s: backend %s is lost: %s", current().request_id, backend.name, lost)
+                if len(tried) >= MOST_TRIES:
+                    raise Unavailable(UNREACHED) from lost
+                self.router.metrics.retry(current().model or "")
+
+    async def pass_to(self, backend: Backend) -> None:
+        """Raises BackendLost if nothing of an answer has been sent on, and EngineStopped if something has."""
+        request = self.request
+        headers = headers_for(backend, request)
+        if request.method == "POST":
+            headers.append((b"content-length", str(len(self.body)).encode()))
+        try:
+            answer = await self.router.connections.send(backend, request.method, target(request), headers, self.body)
+            try:
+                assert not isinstance(answer.stream, Iterable)
+                pieces = aiter(answer.stream)
+                # Held back until its first bytes are there: until then another backend can answer instead.
+                first = await anext(pieces, b"")
+                if answer.status == 503 and refuses_all(answer.headers, first):
+                    self.refused = answer, first + b"".join([piece async for piece in pieces])
+                    raise BackendLost("it takes no requests now")
+                self.begun = True
+                await self.pass_back(answer, first)
+                async for piece in pieces:
+                    await self.piece(piece)
+            finally:
+                with suppress(Exception):
+                    await answer.aclose()
+        except NETWORK_ERRORS as error:
+            if self.begun:
+                raise EngineStopped(LOST) from error
+            raise BackendLost(f"{type(error).__name__} {error}") from error
+        await self.end()
+
+    async def pass_back(self, answer: httpcore2.Response, first: bytes) -> None:
+        if self.media:
+            # The status has been sent with a comment.
+            if answer.status != 200:
+                await self.piece(error_event(self.request.scope["path"], first))
+            else:
+                await self.piece(first)
+            return
+        exchange = exchange_of(self.request.scope)
+        given = next((value for name, value in answer.headers if name.lower() == b"x-request-id"), None)
+        if given is not None:
+            exchange.request_id = current().request_id = given.decode("latin-1")
+        kept = [(name, value) for name, value in answer.headers if name.lower() not in NOT_SENT_BACK]
+        await self.begin(answer.status, kept)
+        await self.piece(first)
+
+    async def begin(self, status: int, headers: Headers) -> None:
+        if not self.media:
+            self.media = next((value for name, value in headers if name.lower() == b"content-type"), b"none")
+            await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def piece(self, body: bytes) -> None:
+        if body:
+            await self.send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self) -> None:
+        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def fail(self, error: ApiError) -> None:
+        """An answer that has begun and is no stream is cut off: its client misses the rest."""
+        response = error_response(error)
+        if not self.media:
+            await response(self.scope, self.receive, self.send)
+            return
+        if self.media.startswith((EVENTS, LINES)):
+            await self.piece(error_event(self.request.scope["path"], bytes(response.body)))
+            await self.end()
+
+
+def target(request: Request) -> str:
+    query: bytes = request.scope["query_string"]
+    path = quote(request.scope["path"], safe="/:@!$&'()*+,;=~")
+    return f"{path}?{query.decode('latin-1')}" if query else path
+
+
+def headers_for(backend: Backend, request: Request) -> Headers:
+    """Those of the client, its API key too, and its address for a backend that trusts the router as a proxy."""
+    host = backend.address.partition("://")[2] or "localhost"
+    headers = [(b"host", host.encode())]
+    headers += [(name, value) for name, value in request.scope["headers"] if name not in NOT_SENT]
+    address = exchange_of(request.scope).address
+    if address:
+        headers.append((b"x-forwarded-for", address.encode("latin-1", "replace")))
+        headers.append((b"x-forwarded-proto", request.scope["scheme"].encode()))
+    return headers
+
+
+async def until_disconnect(receive: Receive) -> Message:
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    return message
+
+
+def refuses_all(headers: Headers, body: bytes) -> bool:
+    """Whether a 503 concerns all requests: its server loads, drains, has lost its engine, or has no connection left.
+
+    Such answers close the connection (``middleware/availability.py``) or name the engine.
+    """
+    closes = any(name.lower() == b"connection" and value.lower() == b"close" for name, value in headers)
+    return closes or b'"engine_stopped"' in body or b'"engine_restarting"' in body
+
+
+def error_event(path: str, body: bytes) -> bytes:
+    """An error's body as the last item of a stream of the path's own API."""
+    if dialect_of(path) is OLLAMA:
+        return body + b"\n"
+    if "/responses" in path:
+        error = orjson.loads(body)["error"]
+        kept = {name: error.get(name) for name in ("code", "message", "param")}
+        body = orjson.dumps({"type": "error", "sequence_number": 0, **kept})
+    name = None if "/completions" in path else "error"
+    return ServerSentEvent(body.decode(), event=name, sep="\n").encode()

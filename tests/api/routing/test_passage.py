@@ -1,0 +1,213 @@
+"""What passes through the router, and what it answers itself."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from llava_api.routing.backends import Backend, Wanted
+from tests.support.routing import FixedBackends, Replica, replica, routed
+from tests.support.running_server import Connection, post
+from tests.support.waiting import until
+
+CHAT = "/v1/chat/completions"
+KEY = "sk-a-key-of-this-test-1234"
+
+
+def question(model: str = "one", **fields: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": "What is it?"}], **fields}
+
+
+@pytest.fixture
+def chosen() -> dict[str, Any]:
+    """Settings of the servers and of the router."""
+    return {}
+
+
+@pytest_asyncio.fixture
+async def servers(tmp_path: Path, chosen: dict[str, Any]) -> AsyncIterator[list[Replica]]:
+    async with replica(tmp_path, "one", **chosen) as one, replica(tmp_path, "two", **chosen) as two:
+        yield [one, two]
+
+
+@pytest_asyncio.fixture
+async def backends(servers: list[Replica]) -> FixedBackends:
+    return FixedBackends(servers)
+
+
+@pytest_asyncio.fixture
+async def client(backends: FixedBackends, chosen: dict[str, Any]) -> AsyncIterator[httpx.AsyncClient]:
+    async with routed(backends, **chosen) as (opened, _):
+        yield opened
+
+
+async def test_requests_go_to_the_server_of_their_model(client: httpx.AsyncClient, servers: list[Replica]) -> None:
+    for name in ("one", "two", "two"):
+        answer = await client.post(CHAT, json=question(name))
+        assert answer.json()["model"] == name
+        assert answer.json()["choices"][0]["message"]["content"] == "A red circle."
+    assert [server.asked for server in servers] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, question()),
+        (CHAT, question(stream=True)),
+        (CHAT, question(n=99)),
+        (CHAT, question(strange=1)),
+        ("/v1/explain", question()),
+        ("/v1/responses", {"model": "one", "input": "What is it?", "stream": True}),
+        ("/v1/messages", question(max_tokens=9, stream=True)),
+        ("/v1/messages", question()),
+        ("/tokenize", {"model": "one", "prompt": "What?"}),
+    ],
+)
+async def test_answers_pass_byte_for_byte(
+    client: httpx.AsyncClient, servers: list[Replica], path: str, body: dict[str, Any]
+) -> None:
+    """Only ids, times and the date differ, as they do between two requests to one server."""
+    async with httpx.AsyncClient(base_url=servers[0].backend.address) as direct:
+        expected, answer = await direct.post(path, json=body), await client.post(path, json=body)
+    assert answer.status_code == expected.status_code
+    assert without_ids(answer) == without_ids(expected)
+    assert [name for name, _ in sorted(answer.headers.raw)] == [name for name, _ in sorted(expected.headers.raw)]
+    assert answer.headers["content-type"] == expected.headers["content-type"]
+    if answer.status_code != 200 and "messages" in path:
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+def without_ids(answer: httpx.Response) -> str:
+    text = re.sub(r'"[a-z]*[-_][0-9a-f]{32}[^"]*"', '"id"', answer.text)
+    return re.sub(r'"(created|created_at|completed_at)":[0-9.]+', '"time"', text)
+
+
+class TestKeysAndLimits:
+    @pytest.fixture
+    def chosen(self) -> dict[str, Any]:
+        return {"api_key": [f"ann={KEY}"], "requests_per_minute": 2}
+
+    async def test_a_key_is_asked_for_before_the_body(self, client: httpx.AsyncClient) -> None:
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(post(CHAT, b"", length=1000))
+        answer = await Connection(reader, writer).answer()
+        assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+        assert answer.headers["www-authenticate"] == "Bearer"
+        writer.close()
+
+    async def test_the_key_is_passed_on_and_its_limits_hold(self, client: httpx.AsyncClient) -> None:
+        client.headers["authorization"] = f"Bearer {KEY}"
+        first, _, third = [await client.post(CHAT, json=question()) for _ in range(3)]
+        assert first.headers["x-ratelimit-remaining-requests"] == "1"
+        assert (third.status_code, third.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert int(third.headers["retry-after"]) > 0
+        assert third.headers.get_list("x-request-id") == [third.headers["x-request-id"]]
+
+    async def test_a_body_over_the_limit_is_refused(self, client: httpx.AsyncClient, servers: list[Replica]) -> None:
+        client.headers["authorization"] = f"Bearer {KEY}"
+        answer = await client.post(CHAT, content=b"{" + b" " * 400_000)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+async def test_what_the_router_cannot_place_is_refused_as_the_server_does(client: httpx.AsyncClient) -> None:
+    unknown, missing = await client.post(CHAT, json=question("three")), await client.post(CHAT, json={"messages": []})
+    assert (unknown.status_code, unknown.json()["error"]) == (
+        404,
+        {
+            "message": "This server has no model of that name; it serves one, two.",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        },
+    )
+    assert (missing.status_code, missing.json()["error"]["code"]) == (400, "missing_required_parameter")
+    assert (await client.post(CHAT, content=b"no")).json()["error"]["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/load_lora_adapter", "/metrics/", "/docs", "/openapi.json", "/admin", "/v1/files"]
+)
+async def test_no_other_address_is_open(client: httpx.AsyncClient, path: str) -> None:
+    for answer in (await client.post(path, json={}), await client.get(path)):
+        assert answer.status_code in (404, 405) or path == "/metrics/"
+
+
+async def test_models_are_those_of_all_servers(client: httpx.AsyncClient) -> None:
+    found = (await client.get("/v1/models")).json()
+    assert [(model["id"], model["status"]) for model in found["data"]] == [("one", "ready"), ("two", "ready")]
+    assert (await client.get("/v1/models/two")).json() == found["data"][1]
+    assert (await client.get("/v1/models/three")).json()["error"]["code"] == "model_not_found"
+    anthropic = await client.get("/v1/models", headers={"anthropic-version": "2023-06-01"})
+    assert anthropic.json()["last_id"] == "two"
+
+
+async def test_a_client_that_leaves_ends_its_answer(client: httpx.AsyncClient, servers: list[Replica]) -> None:
+    servers[0].engine.pause_seconds = 0.2
+    async with client.stream("POST", CHAT, json=question(stream=True)) as answer:
+        await anext(answer.aiter_bytes())
+        assert servers[0].engine.unfinished == 1
+    await until(lambda: servers[0].engine.unfinished == 0)
+    assert servers[0].engine.deltas < 3
+
+
+class TestReplicas:
+    @pytest_asyncio.fixture
+    async def servers(self, tmp_path: Path) -> AsyncIterator[list[Replica]]:
+        async with replica(tmp_path, "one", 0) as first, replica(tmp_path, "one", 1) as second:
+            yield [first, second]
+
+    async def test_a_request_that_had_no_answer_goes_to_another_replica(
+        self, client: httpx.AsyncClient, servers: list[Replica], backends: FixedBackends
+    ) -> None:
+        gone = Backend("one-gone", "http://127.0.0.1:9")
+        servers.insert(0, Replica("one", servers[0].engine, servers[0].app, gone))
+        servers[1].app.state.lifecycle.draining = True
+        answer = await client.post(CHAT, json=question())
+        assert answer.status_code == 200
+        assert backends.lost == ["one-gone", "one-0"]
+        assert servers[2].asked == 1
+
+    async def test_the_last_refusal_is_passed_on(self, client: httpx.AsyncClient, servers: list[Replica]) -> None:
+        for server in servers:
+            server.app.state.lifecycle.draining = True
+        answer = await client.post(CHAT, json=question())
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json()["error"]["code"] == "server_stopping"
+
+
+class SlowBackends(FixedBackends):
+    """Loads a model when it is asked for."""
+
+    loaded = asyncio.Event()
+
+    @asynccontextmanager
+    async def place(self, wanted: Wanted, tried: Any) -> AsyncIterator[Backend]:
+        await self.loaded.wait()
+        async with super().place(wanted, tried) as backend:
+            yield backend
+
+
+@pytest.mark.parametrize("status", [200, 400])
+async def test_a_stream_gets_comments_while_its_model_loads(servers: list[Replica], status: int) -> None:
+    backends = SlowBackends(servers)
+    backends.loaded = asyncio.Event()
+    times = {"stream_head_seconds": 0.01, "stream_keep_alive_seconds": 0.01}
+    fields = {} if status == 200 else {"n": 99}
+    body = question(stream=True, **fields)
+    async with routed(backends, **times) as (client, _), client.stream("POST", CHAT, json=body) as answer:
+        lines = answer.aiter_lines()
+        assert answer.status_code == 200
+        assert [await anext(lines) for _ in range(4)] == [": loading one", ""] * 2
+        backends.loaded.set()
+        rest = [line async for line in lines if line and not line.startswith(":")]
+    if status == 200:
+        assert rest[-1] == "data: [DONE]"
+    else:
+        assert len(rest) == 1
+        assert rest[0].startswith('data: {"error":{"message":')
