@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from llava_api.checkpoints.adapters import locate_adapter
-from tests.chart.test_weights import JOB, mounts, server_of, settings_of
+from tests.chart.test_weights import mounts, server_of, settings_of
 from tests.support.chart import Object, example, objects, of_kind, only, pods, rendered
-from tests.support.chart_cases import HUB
+from tests.support.chart_cases import HUB, JOB
 from tests.support.hub import hub
 
 

@@ -8,7 +8,7 @@ import pytest
 from jsonschema import ValidationError
 
 from tests.support.chart import VERSIONS, Object, check, objects, of_kind, only, pods, selects
-from tests.support.chart_cases import CASES, MULTI_NODE, SWITCHES, TWO_MODELS
+from tests.support.chart_cases import CASES, MULTI_NODE, SCALING, SWITCHES, TWO_MODELS
 
 LONG = "a-release-with-the-longest-name-that-helm-will-accept"
 LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
@@ -77,6 +77,19 @@ def test_names_and_labels_fit(case: str, release: str) -> None:
             assert isinstance(value, str)
             assert len(value) <= 63
             assert LABEL.fullmatch(value)
+
+
+@every_case
+def test_no_two_objects_make_a_service_of_the_same_name(case: str) -> None:
+    """A LeaderWorkerSet's controller makes a Service of its name unless there is one, which would hide the nodes."""
+    makers = Counter(one["metadata"]["name"] for one in of_kind(objects(CASES[case]), "Service", "LeaderWorkerSet"))
+    assert [name for name, times in makers.items() if times > 1] == []
+
+
+def test_names_of_groups_leave_room_for_their_pods() -> None:
+    """NAME-0 is the name of a StatefulSet, which may have 52 letters: a hash of eleven follows in a label."""
+    one = only(objects(MULTI_NODE, name=LONG), "LeaderWorkerSet")
+    assert len(f"{one['metadata']['name']}-1000") <= 52
 
 
 def test_a_releases_dots_stand_in_no_name() -> None:
@@ -165,8 +178,11 @@ def test_every_reference_leads_somewhere(case: str) -> None:
         # Or every upgrade would undo what the autoscaler did.
         assert "replicas" not in scaled["spec"]
     for one in of_kind(found, "Ingress"):
-        backend = one["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
-        assert is_there("Service", backend["name"])
+        for rule in one["spec"]["rules"]:
+            assert is_there("Service", rule["http"]["paths"][0]["backend"]["service"]["name"])
+    for one in of_kind(found, "BackendTrafficPolicy"):
+        for target in one["spec"]["targetRefs"]:
+            assert is_there(target["kind"], target["name"])
     for one in of_kind(found, "HTTPRoute"):
         backend = one["spec"]["rules"][0]["backendRefs"][0]
         assert is_there(backend.get("kind", "Service"), backend["name"])
@@ -187,8 +203,6 @@ def references(spec: Object) -> Iterator[tuple[str, str]]:
         if "persistentVolumeClaim" in volume:
             yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
     for container in (*spec.get("initContainers", []), *spec["containers"]):
-        for source in container.get("envFrom", []):
-            yield "ConfigMap", source["configMapRef"]["name"]
         for variable in container.get("env", []):
             if "secretKeyRef" in variable.get("valueFrom", {}):
                 yield "Secret", variable["valueFrom"]["secretKeyRef"]["name"]
@@ -199,7 +213,7 @@ def test_each_model_is_missed_that_has_to_be_there() -> None:
     sleeping = {"keda": {"enabled": True, "minReplicas": 0, "triggers": [cron]}}
     models = [
         {"name": "one", "model": "llava-tiny-1.5"},
-        {"name": "two", "model": "llava-tiny-1.6", "replicas": 0, "autoscaling": {"enabled": True}},
+        {"name": "two", "model": "llava-tiny-1.6", "replicas": 0, **SCALING},
         {"name": "asleep", "model": "a/b", **sleeping},
         {"name": "off", "model": "c/d", "replicas": 0},
     ]

@@ -8,11 +8,10 @@ import pytest
 import yaml
 
 from llava_api.cli.main import build_parser
-from llava_api.images.guard import NOT_PUBLIC_4, NOT_PUBLIC_6
 from llava_api.limits.keys import PREFIX, read_key
 from llava_api.settings import Settings
-from tests.support.chart import ROOT, Object, encoded, objects, of_kind, only, pods, rendered
-from tests.support.chart_cases import CASES, CLAIM, HUB, MULTI_NODE, TWO_MODELS
+from tests.support.chart import ROOT, VERSIONS, Object, check, encoded, objects, of_kind, only, pods, rendered
+from tests.support.chart_cases import CASES, CLAIM, HUB, JOB, MULTI_NODE, TWO_MODELS
 from tests.support.endpoints import HEALTH
 
 SECRETS = ("sk-llava-planted-key", "hf_planted_token", "redis://:planted-password@redis:6379")
@@ -26,7 +25,8 @@ def test_no_pod_may_more_than_it_needs(case: str) -> None:
         assert pod.spec["automountServiceAccountToken"] is False
         assert pod.spec["enableServiceLinks"] is False
         assert pod.spec["securityContext"]["runAsNonRoot"] is True
-        assert pod.spec["securityContext"]["runAsUser"] > 0
+        # In OpenShift, each namespace has uids of its own.
+        assert pod.spec["securityContext"].get("runAsUser", -1 if case == "openshift" else 0) != 0
         assert pod.spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not pod.spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
         for container in pod.containers:
@@ -89,22 +89,13 @@ def test_a_34b_may_take_an_hour_to_load_and_is_no_failed_rollout_then() -> None:
 
 @every_case
 def test_no_pod_is_killed_before_it_has_drained(case: str) -> None:
-    found = objects(CASES[case])
-    drains = {
-        one["metadata"]["name"]: int(one["data"]["LLAVA_DRAIN_TIMEOUT_SECONDS"])
-        for one in of_kind(found, "ConfigMap")
-        if "LLAVA_HOST" in one["data"]
-    }
-    for pod in pods(found):
-        component = pod.labels["app.kubernetes.io/component"]
-        if component not in ("server", "worker", "router"):
-            continue
-        container = pod.spec["containers"][0]
-        pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-        sources = [source["configMapRef"]["name"] for source in container.get("envFrom", [])]
+    running = [pod for pod in pods(objects(CASES[case])) if pod.component in ("server", "worker", "router")]
+    drains = [int(pod.settings["LLAVA_DRAIN_TIMEOUT_SECONDS"]) for pod in running if pod.component != "router"]
+    for pod in running:
+        pause = pod.spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
         # The router lives as long as the answers of whichever server.
-        drain = drains[sources[0]] if sources else max(drains.values())
-        if component == "worker":
+        drain = int(pod.settings.get("LLAVA_DRAIN_TIMEOUT_SECONDS", max(drains)))
+        if pod.component == "worker":
             # A worker whose GPUs are gone ends its leader's answers.
             assert pause == 10 + drain
             assert pod.spec["terminationGracePeriodSeconds"] > pause
@@ -114,21 +105,18 @@ def test_no_pod_is_killed_before_it_has_drained(case: str) -> None:
 
 def settings_of(values: Object) -> dict[str, str]:
     """The environment of the (first) server."""
-    found = of_kind(objects(values), "ConfigMap")
-    (first, *_) = [one for one in found if "LLAVA_HOST" in one["data"]]
-    return first["data"]
+    (first, *_) = [pod for pod in pods(objects(values)) if pod.component == "server"]
+    return first.settings
 
 
 @every_case
 def test_settings_are_the_servers(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {f"LLAVA_{name.upper()}" for name in Settings.model_fields}
-    for one in objects(CASES[case]):
-        if one["kind"] != "ConfigMap" or "LLAVA_HOST" not in one["data"]:
+    for pod in pods(objects(CASES[case])):
+        if pod.component not in ("server", "worker"):
             continue
-        variables = one["data"]
-        assert {name for name in variables if name.startswith("LLAVA_")} <= known
         with monkeypatch.context() as patch:
-            for name, value in variables.items():
+            for name, value in pod.settings.items():
                 patch.setenv(name, value)
             read = Settings()
         assert read.port == 8000
@@ -149,7 +137,8 @@ def test_settings_arrive_as_they_were_meant(monkeypatch: pytest.MonkeyPatch) -> 
             "lora": ["x=/data/x", "y=/data/y"],
             "allowed_media_ports": [443, 8443],
             "engine_arg": ['limit_mm_per_prompt={"image": 4, "video": 0}'],
-            "model_base": "lmsys/vicuna-7b-v1.5",
+            # Kubernetes puts a variable's value in the place of $(NAME) unless it is escaped.
+            "model_base": "/data/$(HOME)/vicuna-7b-v1.5",
         },
         **CLAIM,
     }
@@ -239,12 +228,59 @@ def test_images_are_pushed_under_the_tags_that_the_chart_asks_for() -> None:
 
 
 def test_changed_settings_start_the_pods_anew_and_changed_keys_do_not() -> None:
-    def checksum(values: Object) -> str:
-        return only(objects(values), "Deployment")["spec"]["template"]["metadata"]["annotations"]["checksum/settings"]
+    def template(values: Object) -> Object:
+        return only(objects(values), "Deployment")["spec"]["template"]
 
-    before = checksum({})
-    assert checksum({"settings": {"max_model_len": 1024}}) != before
-    assert checksum({"apiKeys": {"values": {"anne": "sk-llava-0123456789"}}}) == before
+    before = template({})
+    assert template({"settings": {"max_model_len": 1024}}) != before
+    assert template({"apiKeys": {"values": {"anne": "sk-llava-0123456789"}}}) == before
+
+
+@every_case
+def test_an_upgrade_changes_nothing_in_pods_that_run_already(case: str) -> None:
+    """A pod of the release before that restarts meanwhile must come back with the settings of its own release."""
+    found = objects(CASES[case])
+    for pod in pods(found):
+        if pod.component == "router":
+            continue
+        for container in pod.containers:
+            assert "envFrom" not in container
+            assert not any("configMapKeyRef" in one.get("valueFrom", {}) for one in container.get("env", []))
+        # The limits are read again while the server runs: they are meant to change under the pods.
+        maps = {one["configMap"]["name"] for one in pod.spec.get("volumes", []) if "configMap" in one}
+        assert maps & {one["metadata"]["name"] for one in found} <= {"llava-llava-api-limits"}
+
+
+def test_a_variable_of_your_own_takes_precedence_and_is_there_once() -> None:
+    server = only(objects({"env": [{"name": "LLAVA_LOG_FORMAT", "value": "human"}]}), "Deployment")
+    variables = server["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert [one["value"] for one in variables if one["name"] == "LLAVA_LOG_FORMAT"] == ["human"]
+
+
+def test_other_fields_of_a_pod_are_passed_on_to_the_servers() -> None:
+    claim = {"name": "gpu", "resourceClaimTemplateName": "one-gpu"}
+    values = {
+        "podSpec": {"resourceClaims": [claim], "hostAliases": [{"ip": "10.0.0.9", "hostnames": ["hub.internal"]}]},
+        "resources": {"claims": [{"name": "gpu"}], "limits": {"memory": "8Gi"}},
+    }
+    found = objects({**JOB, **values})
+    check(only(found, "Deployment"), VERSIONS[-1])
+    specs = {pod.component: pod.spec for pod in pods(found)}
+    assert specs["server"]["resourceClaims"] == [claim]
+    assert specs["server"]["hostAliases"][0]["hostnames"] == ["hub.internal"]
+    assert specs["server"]["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+    # A GPU that the download claims is one that a server waits for.
+    assert "resourceClaims" not in specs["download"]
+
+
+def test_a_queue_and_a_priority_hold_for_the_download_too() -> None:
+    queue = {"kueue.x-k8s.io/queue-name": "inference"}
+    found = objects({**JOB, "workloadLabels": queue, "priorityClassName": "high", "schedulerName": "volcano"})
+    for kind in ("Deployment", "Job"):
+        one = only(found, kind)
+        assert queue.items() <= one["metadata"]["labels"].items()
+        spec = one["spec"]["template"]["spec"]
+        assert (spec["priorityClassName"], spec["schedulerName"]) == ("high", "volcano")
 
 
 @pytest.mark.parametrize("more", [{}, TWO_MODELS, {"model": HUB, "download": {"mode": "job"}, **CLAIM}, MULTI_NODE])
@@ -281,25 +317,10 @@ def test_made_key_is_one_that_the_server_takes_and_another_for_each_release() ->
     assert "default" in read_key("default", made("one"), "the chart")
 
 
-def test_network_policy_closes_what_the_guard_closes() -> None:
-    policy = only(objects(), "NetworkPolicy")["spec"]
-    (out,) = [rule for rule in policy["egress"] if "to" in rule]
-    blocks = {peer["ipBlock"]["cidr"]: set(peer["ipBlock"]["except"]) for peer in out["to"]}
-    assert blocks == {"0.0.0.0/0": {str(one) for one in NOT_PUBLIC_4}, "2000::/3": {str(one) for one in NOT_PUBLIC_6}}
-    assert {port["port"] for port in out["ports"]} == {80, 443}
-    assert policy["ingress"][0] == {"ports": [{"port": 8000, "protocol": "TCP"}]}
-
-
-def test_network_policy_can_close_the_way_out() -> None:
-    policy = only(objects({"networkPolicy": {"ports": []}}), "NetworkPolicy")["spec"]
-    (names,) = policy["egress"]
-    assert {port["port"] for port in names["ports"]} == {53}
-
-
 def test_without_keys_the_entrances_names_are_known() -> None:
-    values = {"apiKeys": {"enabled": False}, "ingress": {"enabled": True, "host": "llava.example.com"}}
+    values = {"apiKeys": {"enabled": False}, "ingress": {"enabled": True, "hosts": ["a.example.com", "b.example.com"]}}
     found = settings_of(values)
-    assert found["LLAVA_ALLOWED_HOSTS"] == "llava.example.com"
+    assert found["LLAVA_ALLOWED_HOSTS"] == "a.example.com,b.example.com"
     assert found["LLAVA_ALLOW_ANONYMOUS"] == "true"
     assert "LLAVA_API_KEY_DIR" not in found
     with_keys = settings_of({})

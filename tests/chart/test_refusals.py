@@ -4,7 +4,7 @@ import pytest
 from helm_python.errors import HelmError
 
 from tests.support.chart import Object, rendered
-from tests.support.chart_cases import CLAIM, HUB, MULTI_NODE, ROUTE, TWO_MODELS
+from tests.support.chart_cases import CLAIM, HUB, MULTI_NODE, ROUTE, SCALING, TWO_MODELS
 
 ONCE: Object = {"persistence": {"enabled": True, "accessModes": ["ReadWriteOncePod"]}}
 READ_ONLY: Object = {"persistence": {"enabled": True, "accessModes": ["ReadOnlyMany"]}}
@@ -21,7 +21,21 @@ READ_ONLY: Object = {"persistence": {"enabled": True, "accessModes": ["ReadOnlyM
             "models, one: terminationGracePeriodSeconds",
         ),
         ({"autoscaling": {"enabled": True}, "keda": {"enabled": True}}, "exclude each other"),
-        ({"autoscaling": {"enabled": True, "minReplicas": 9}}, "autoscaling.minReplicas"),
+        (SCALING | {"autoscaling": {"enabled": True, "minReplicas": 9}}, "autoscaling.minReplicas"),
+        ({"autoscaling": {"enabled": True}}, "set settings.max_num_seqs"),
+        ({"keda": {"enabled": True, "query": "none"}}, "needs another trigger"),
+        ({**MULTI_NODE, "podDisruptionBudget": {"maxUnavailable": "25%"}}, "must be a number with multiNode"),
+        ({"model": HUB, "download": {"mode": "job"}, "persistence": {"enabled": True}}, "use download.mode initCont"),
+        (
+            {"model": HUB, "download": {"mode": "job"}, "persistence": {"enabled": True, "existingClaim": "weights"}},
+            "also to describe an existing claim",
+        ),
+        ({"podSpec": {"containers": []}}, "use sidecars"),
+        ({"podSpec": {"volumes": []}}, "use the value volumes"),
+        ({"podSpec": {"securityContext": {}}}, "use podSecurityContext"),
+        ({"podSpec": {"hostNetwork": True}}, "share nothing with their node"),
+        ({"podSpec": {"automountServiceAccountToken": True}}, "is the chart's own"),
+        ({"models": [{"name": "a", "model": "x", "podSpec": {"hostPID": True}}]}, "models, a: podSpec.hostPID"),
         ({"keda": {"enabled": True, "minReplicas": 9}}, "keda.minReplicas is more"),
         ({"keda": {"enabled": True, "minReplicas": 0}}, "needs a trigger"),
         ({"keda": {"enabled": True}, "metrics": {"enabled": False}}, "set metrics.enabled"),

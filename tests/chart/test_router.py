@@ -99,7 +99,7 @@ def test_router_reaches_the_servers_and_nothing_else() -> None:
         one["spec"] for one in of_kind(objects(TWO_MODELS), "NetworkPolicy") if "router" in one["metadata"]["name"]
     ]
     names, servers = policy["egress"]
-    assert {port["port"] for port in names["ports"]} == {53}
+    assert {port["port"] for port in names["ports"]} == {53, 5353}
     assert servers["to"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "server"
 
 

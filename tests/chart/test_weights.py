@@ -6,15 +6,15 @@ import pytest
 from helm_python.errors import HelmError
 
 from tests.support.chart import EXAMPLES, ROOT, Object, example, objects, of_kind, only, pods, rendered
-from tests.support.chart_cases import CASES, CLAIM, HUB
+from tests.support.chart_cases import CASES, CLAIM, HUB, JOB
 
-JOB: Object = {"model": HUB, "download": {"mode": "job"}, **CLAIM}
 every_case = pytest.mark.parametrize("case", CASES)
 
 
 def settings_of(found: list[Object]) -> dict[str, str]:
-    (first, *_) = [one["data"] for one in of_kind(found, "ConfigMap") if "LLAVA_HOST" in one["data"]]
-    return first
+    """The environment of the (first) server."""
+    (first, *_) = [pod for pod in pods(found) if pod.component == "server"]
+    return first.settings
 
 
 def server_of(values: Object) -> Object:
@@ -30,7 +30,7 @@ def test_whatever_is_written_goes_beside_the_weights(case: str) -> None:
     """Every folder that the image's variables put below /data is in /cache, except the hub's downloads."""
     image = set(re.findall(r"\b([A-Z_]+)=/data", (ROOT / "Dockerfile").read_text(encoding="utf-8")))
     found = objects(CASES[case])
-    for settings in (one["data"] for one in of_kind(found, "ConfigMap") if "LLAVA_HOST" in one["data"]):
+    for settings in (pod.settings for pod in pods(found) if pod.component in ("server", "worker")):
         below_data = {name for name in settings if settings[name].startswith("/data")}
         assert below_data == {"HF_HUB_CACHE"}
         assert image <= settings.keys()

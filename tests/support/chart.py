@@ -86,6 +86,16 @@ class Pod:
     def containers(self) -> list[Object]:
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
+    @property
+    def component(self) -> str:
+        return self.labels["app.kubernetes.io/component"]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The variables of its first container that are no secrets, as the process will see them."""
+        variables = self.spec["containers"][0].get("env", [])
+        return {one["name"]: one["value"].replace("$$(", "$(") for one in variables if "value" in one}
+
 
 def pods(found: list[Object]) -> Iterator[Pod]:
     for one in found:

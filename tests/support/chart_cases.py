@@ -9,6 +9,8 @@ TWO_MODELS: Object = {
 POOL: Object = {"inferencePool": {"enabled": True, "endpointPicker": "llava-epp"}}
 ROUTE: Object = {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["a.example.com"]}}
 CLAIM: Object = {"persistence": {"enabled": True, "accessModes": ["ReadWriteMany"]}}
+JOB: Object = {"model": HUB, "download": {"mode": "job"}, **CLAIM}
+SCALING: Object = {"autoscaling": {"enabled": True}, "settings": {"max_num_seqs": 128}}
 MULTI_NODE: Object = {"gpu": {"count": 4}, "multiNode": {"nodes": 2}}
 
 SWITCHES: dict[str, tuple[Object, set[str]]] = {
@@ -28,12 +30,24 @@ SWITCHES: dict[str, tuple[Object, set[str]]] = {
     "fetch-job": ({"model": HUB, "download": {"mode": "job"}, **CLAIM}, {"Job", "PersistentVolumeClaim"}),
     "multi-node": (MULTI_NODE, {"-Deployment", "LeaderWorkerSet"}),
     "no-budget": ({"podDisruptionBudget": {"enabled": False}}, {"-PodDisruptionBudget"}),
-    "autoscaling": ({"autoscaling": {"enabled": True}}, {"HorizontalPodAutoscaler"}),
+    "autoscaling": (SCALING, {"HorizontalPodAutoscaler"}),
     "autoscaling-groups": (
-        {**MULTI_NODE, "autoscaling": {"enabled": True}},
+        {**MULTI_NODE, **SCALING},
         {"-Deployment", "LeaderWorkerSet", "HorizontalPodAutoscaler"},
     ),
     "keda": ({"keda": {"enabled": True}}, {"ScaledObject"}),
+    "keda-with-a-password": (
+        {
+            "keda": {
+                "enabled": True,
+                "authenticationRef": {"name": "prometheus"},
+                "metadata": {"authModes": "bearer"},
+                "fallback": {"failureThreshold": 3, "replicas": 2},
+            }
+        },
+        {"ScaledObject"},
+    ),
+    "affinity": ({"service": {"sessionAffinity": "ClientIP"}}, set()),
     "no-metrics": ({"metrics": {"enabled": False}}, {"-Service"}),
     "service-monitor": ({"serviceMonitor": {"enabled": True}}, {"ServiceMonitor"}),
     "pod-monitor": ({"podMonitor": {"enabled": True}}, {"PodMonitor"}),
@@ -43,7 +57,17 @@ SWITCHES: dict[str, tuple[Object, set[str]]] = {
     ),
     "dashboard": ({"dashboard": {"enabled": True}}, {"ConfigMap"}),
     "no-network-policy": ({"networkPolicy": {"enabled": False}}, {"-NetworkPolicy"}),
-    "ingress": ({"ingress": {"enabled": True, "className": "nginx", "tlsSecret": "tls"}}, {"Ingress"}),
+    "ingress": (
+        {
+            "ingress": {
+                "enabled": True,
+                "className": "nginx",
+                "hosts": ["a.example.com", "b.example.com"],
+                "tlsSecret": "tls",
+            }
+        },
+        {"Ingress"},
+    ),
     "route": (ROUTE, {"HTTPRoute"}),
     "pool": (POOL, {"InferencePool"}),
     "pool-behind-route": ({**POOL, **ROUTE}, {"InferencePool", "HTTPRoute"}),
@@ -102,6 +126,8 @@ OTHERS: dict[str, Object] = {
         "volumes": [{"name": "more", "emptyDir": {}}],
         "volumeMounts": [{"name": "more", "mountPath": "/more"}],
         "keda": {"enabled": True},
+        "podSpec": {"hostAliases": [{"ip": "10.0.0.9", "hostnames": ["hub.internal"]}]},
+        "workloadLabels": {"kueue.x-k8s.io/queue-name": "inference"},
         "service": {"type": "LoadBalancer", "port": 80, "annotations": {"a": "b"}},
         "networkPolicy": {
             "from": [{"podSelector": {}}],

@@ -21,6 +21,7 @@
 {{- range list "emptyDir" "ephemeral" "hostPath" }}
 {{- if hasKey $volume . }}{{ fail (printf "%sdownload.mode job fills a volume that pods of all nodes share, and %s is not one" $at .) }}{{ end }}
 {{- end }}
+{{- if and .persistence.enabled (not (has "ReadWriteMany" .persistence.accessModes)) }}{{ fail (printf "%sdownload.mode job needs a claim that the Job's node and the server's can mount: persistence.accessModes [ReadWriteMany], also to describe an existing claim. With ReadWriteOnce use download.mode initContainer" $at) }}{{ end }}
 {{- if not (or .persistence.enabled .persistence.volume) }}{{ fail (printf "%sdownload.mode job fills a claim: set persistence.enabled" $at) }}{{ end }}
 {{- end }}
 {{- end }}

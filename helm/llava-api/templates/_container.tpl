@@ -14,13 +14,8 @@
   {{- else }}
   args: [serve, {{ $server.model | quote }}]
   {{- end }}
-  envFrom:
-    - configMapRef:
-        name: {{ $server.name }}
-  {{- with include "llava-api.containerEnv" . }}
   env:
-    {{- . | nindent 4 }}
-  {{- end }}
+    {{- include "llava-api.containerEnv" . | nindent 4 }}
   {{- if eq $component "server" }}
   ports:
     - name: http
@@ -75,11 +70,19 @@
     {{- end }}
 {{- end }}
 
+{{/*
+The settings are in the pod's own template and not in a ConfigMap, which an upgrade would change under the pods of the
+release before: one of them that restarts in the middle of a bad upgrade would come back with the bad settings.
+*/}}
 {{- define "llava-api.containerEnv" -}}
 {{- $root := index . 0 -}}
 {{- $server := index . 1 -}}
 {{- $env := list -}}
 {{- if lt (int $server.gpu.count) 1 }}{{ $env = append $env (include "llava-api.noGpu" . | fromYaml) }}{{ end }}
+{{- range $name, $value := include "llava-api.settings" . | fromYaml }}
+{{- /* Kubernetes would put a variable's value in the place of $(NAME). */}}
+{{- $env = append $env (dict "name" $name "value" (replace "$(" "$$(" $value)) }}
+{{- end }}
 {{- if gt (int $server.multiNode.nodes) 1 }}
 {{- $env = append $env (dict "name" "VLLM_HOST_IP" "valueFrom" (dict "fieldRef" (dict "fieldPath" "status.podIP"))) }}
 {{- $env = append $env (dict "name" "RAY_PORT" "value" (toString $server.multiNode.rayPort)) }}
@@ -93,7 +96,9 @@
 {{- with include "llava-api.redisSecret" $root }}
 {{- $env = append $env (dict "name" "LLAVA_RATE_LIMIT_REDIS_URL" "valueFrom" (dict "secretKeyRef" (dict "name" . "key" $root.Values.redis.secretKey))) }}
 {{- end }}
-{{- with concat $env $server.env }}
-{{- toYaml . }}
-{{- end }}
+{{- $given := list }}
+{{- range $server.env }}{{ $given = append $given .name }}{{ end }}
+{{- $own := list }}
+{{- range $env }}{{ if not (has .name $given) }}{{ $own = append $own . }}{{ end }}{{ end }}
+{{- toYaml (concat $own $server.env) }}
 {{- end }}

@@ -70,7 +70,7 @@ llava-api/model: {{ (index . 1).key | quote }}
 
 {{/*
 The servers of the release, one for each model: all values, with those of the model laid over them, and
-name (of its objects), key (of its model's label), names (that it serves), nodes, kind (of its workload).
+name (of its objects), key (of its model's label), names (that it serves), kind, apiVersion and workload (kind and name of what runs its pods).
 */}}
 {{- define "llava-api.servers" -}}
 {{- $servers := list -}}
@@ -85,6 +85,9 @@ name (of its objects), key (of its model's label), names (that it serves), nodes
 {{- $_ := set $server "name" (ternary (include "llava-api.object" (list $ $key 46)) (include "llava-api.fullname" $) (not (empty .name))) }}
 {{- $_ := set $server "names" (concat (default (list $server.model) $server.servedModelNames) $adapters) }}
 {{- $_ := set $server "kind" (ternary "LeaderWorkerSet" "Deployment" $several) }}
+{{- /* The LeaderWorkerSet controller makes a Service of the set's name, by which the nodes find each other before they are
+ready: no other Service may have that name. 36 letters: a StatefulSet's name has at most 52, and here -group-0 follows. */}}
+{{- $_ := set $server "workload" (ternary (printf "%s-group" (include "llava-api.cut" (list $server.name 36))) $server.name $several) }}
 {{- $_ := set $server "apiVersion" (ternary "leaderworkerset.x-k8s.io/v1" "apps/v1" $several) }}
 {{- $servers = append $servers $server }}
 {{- end }}
@@ -128,7 +131,7 @@ name (of its objects), key (of its model's label), names (that it serves), nodes
 
 {{/* Server: the names of its pods, for Prometheus. */}}
 {{- define "llava-api.podPattern" -}}
-{{- if eq .kind "Deployment" }}{{ .name }}-[a-z0-9]+-[a-z0-9]{5}{{ else }}{{ .name }}-[0-9]+{{ end }}
+{{- if eq .kind "Deployment" }}{{ .workload }}-[a-z0-9]+-[a-z0-9]{5}{{ else }}{{ .workload }}-[0-9]+{{ end }}
 {{- end }}
 
 {{/* A setting as its environment variable takes it. */}}

@@ -13,8 +13,6 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
   annotations:
-    {{- /* Settings are read only at the start, so a change restarts the pods. Keys and limits are read again while the server runs. */}}
-    checksum/settings: {{ include "llava-api.settings" (list $root $server) | sha256sum }}
     kubectl.kubernetes.io/default-container: {{ $component }}
     {{- with $server.podAnnotations }}
     {{- toYaml . | nindent 4 }}
@@ -22,11 +20,8 @@ metadata:
 spec:
   {{- include "llava-api.podBasics" (list $root $server) | nindent 2 }}
   terminationGracePeriodSeconds: {{ $server.terminationGracePeriodSeconds }}
-  {{- with $server.priorityClassName }}
-  priorityClassName: {{ . }}
-  {{- end }}
-  {{- with $server.schedulerName }}
-  schedulerName: {{ . }}
+  {{- with $server.podSpec }}
+  {{- toYaml . | nindent 2 }}
   {{- end }}
   {{- if gt (int $server.gpu.count) 0 }}
   {{- with $server.gpu.runtimeClassName }}
@@ -112,5 +107,11 @@ tolerations:
 {{- with $server.affinity }}
 affinity:
   {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $server.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $server.schedulerName }}
+schedulerName: {{ . }}
 {{- end }}
 {{- end }}

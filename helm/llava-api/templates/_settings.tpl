@@ -8,13 +8,14 @@
 {{- if gt (int $server.multiNode.nodes) 1 }}{{ $_ := set $settings "pipeline_parallel_size" $server.multiNode.nodes }}{{ end }}
 {{- end }}
 {{- if gt (int $server.multiNode.nodes) 1 }}{{ $_ := set $settings "distributed_executor_backend" "ray" }}{{ end }}
+{{- /* An endpoint picker reads /metrics at the pool's own port, and shows no key. */}}
 {{- $own := dict
   "host" $server.listenAddress
   "port" 8000
   "cache_dir" "/cache/llava-api"
   "drain_timeout_seconds" $server.drainTimeoutSeconds
   "log_format" $server.logFormat
-  "metrics" "off"
+  "metrics" (ternary "open" "off" $server.inferencePool.enabled)
 }}
 {{- with $server.servedModelNames }}{{ $_ := set $own "served_model_name" . }}{{ end }}
 {{- with $server.revision }}{{ $_ := set $own "revision" . }}{{ end }}
@@ -29,7 +30,7 @@
 {{- /* Without keys the server answers to names that it knows; the entrance's are known here. */}}
 {{- $hosts := default list $settings.allowed_hosts }}
 {{- if kindIs "string" $hosts }}{{ $hosts = splitList "," $hosts }}{{ end }}
-{{- if $server.ingress.enabled }}{{ $hosts = append $hosts $server.ingress.host }}{{ end }}
+{{- if $server.ingress.enabled }}{{ $hosts = concat $hosts $server.ingress.hosts }}{{ end }}
 {{- if $server.httpRoute.enabled }}{{ $hosts = concat $hosts $server.httpRoute.hostnames }}{{ end }}
 {{- with $hosts }}{{ $_ := set $own "allowed_hosts" (uniq .) }}{{ end }}
 {{- end }}

@@ -1,0 +1,73 @@
+"""How many pods an autoscaler would make of the metrics, by Kubernetes' own formula, and what a drained node takes."""
+
+import math
+
+import pytest
+
+from tests.support.chart import VERSIONS, Object, check, objects, of_kind, only, pods, selects
+from tests.support.chart_cases import CASES, MULTI_NODE, SCALING
+
+AUTOSCALED = [case for case in CASES if of_kind(objects(CASES[case]), "HorizontalPodAutoscaler")]
+
+
+def desired(scaler: Object, pods_now: int, **metrics: float) -> int:
+    """Kubernetes takes the largest of ceil(pods x mean / target) over the metrics, within the bounds."""
+    wanted = 0
+    for one in scaler["spec"]["metrics"]:
+        name, target = one["pods"]["metric"]["name"], float(one["pods"]["target"]["averageValue"])
+        wanted = max(wanted, math.ceil(pods_now * metrics[name] / target))
+    return min(max(wanted, scaler["spec"]["minReplicas"]), scaler["spec"]["maxReplicas"])
+
+
+@pytest.mark.parametrize("case", AUTOSCALED)
+def test_pods_whose_slots_are_all_in_use_are_not_removed(case: str) -> None:
+    (scaler, *_) = of_kind(objects(CASES[case]), "HorizontalPodAutoscaler")
+    (server, *_) = [pod for pod in pods(objects(CASES[case])) if pod.component == "server"]
+    slots = int(server.settings["LLAVA_MAX_NUM_SEQS"])
+    most = scaler["spec"]["maxReplicas"]
+    for now in range(scaler["spec"]["minReplicas"], most + 1):
+        full = desired(scaler, now, llava_api_slots_in_use=slots, llava_api_queue_depth=0)
+        assert full > now or now == most
+        assert desired(scaler, now, llava_api_slots_in_use=math.floor(0.7 * slots), llava_api_queue_depth=0) == now
+        assert desired(scaler, now, llava_api_slots_in_use=slots, llava_api_queue_depth=100) == most
+    assert desired(scaler, most, llava_api_slots_in_use=0, llava_api_queue_depth=0) == scaler["spec"]["minReplicas"]
+
+
+@pytest.mark.parametrize(
+    ("values", "target"),
+    [
+        ({"settings": {"max_num_seqs": 10}}, "7"),
+        ({"settings": {"max_num_seqs": 10, "data_parallel_size": 2}, "gpu": {"count": 2}}, "14"),
+        ({"settings": {"max_num_seqs": 10, "max_running_answers": 20}}, "14"),
+        ({"settings": {}, "autoscaling": {"enabled": True, "targetSlotsInUse": 5}}, "5"),
+    ],
+)
+def test_the_target_follows_the_slots_that_the_server_will_have(values: Object, target: str) -> None:
+    scaler = only(objects({**SCALING, **values}), "HorizontalPodAutoscaler")
+    targets = {
+        one["pods"]["metric"]["name"]: one["pods"]["target"]["averageValue"] for one in scaler["spec"]["metrics"]
+    }
+    assert targets == {"llava_api_slots_in_use": target, "llava_api_queue_depth": "4"}
+
+
+def test_kedas_own_trigger_can_be_off_and_shows_a_password() -> None:
+    cron = {"type": "cron", "metadata": {"timezone": "UTC", "start": "0 8 * * *", "end": "0 18 * * *"}}
+    (trigger,) = only(objects({"keda": {"enabled": True, "query": "none", "triggers": [cron]}}), "ScaledObject")[
+        "spec"
+    ]["triggers"]
+    assert trigger == cron
+    scaled = only(objects(CASES["keda-with-a-password"]), "ScaledObject")["spec"]
+    assert scaled["triggers"][0]["authenticationRef"] == {"name": "prometheus"}
+    assert scaled["triggers"][0]["metadata"]["authModes"] == "bearer"
+    assert scaled["fallback"] == {"failureThreshold": 3, "replicas": 2}
+
+
+def test_a_budget_counts_every_pod_whose_end_ends_an_answer() -> None:
+    """The eviction of a worker restarts its whole group; a download's ends nothing."""
+    for values in (MULTI_NODE, {**CASES["fetch-job"]}):
+        found = objects(values)
+        budget = only(found, "PodDisruptionBudget")
+        for version in (VERSIONS[0], VERSIONS[-1]):
+            check(budget, version)
+        counted = {pod.component for pod in pods(found) if selects(budget["spec"]["selector"], pod.labels)}
+        assert counted == {pod.component for pod in pods(found)} - {"download", "test"}
