@@ -16,6 +16,7 @@ from llava_api.checkpoints.cache import ready_checkpoint
 from llava_api.checkpoints.size import count_parameters
 from llava_api.cli.allocator import keep_freed_memory
 from llava_api.cli.flags import DEMO, MODEL_HELP, add_flags, demo_folder, find_model, read_settings
+from llava_api.cli.notify import notify
 from llava_api.cli.start_checks import check_start, import_engine_ahead
 from llava_api.cli.terminal import error_line, set_up_logging
 from llava_api.engine import fork_server
@@ -72,6 +73,7 @@ def run(chosen: argparse.Namespace) -> None:
         start(chosen.model, settings)
     except StartupError as error:
         if settings.log_format != "json":
+            notify(f"STATUS={error}")
             raise
         report(error, settings)
         sys.exit(1)
@@ -79,6 +81,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 def report(error: StartupError, settings: Settings) -> None:
     """Write why the server ends, in one line in the log's format."""
+    notify(f"STATUS={error}")
     if settings.log_format == "json":
         log.critical("%s", error)
     else:
@@ -208,6 +211,7 @@ def serve_forever(
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
             """Drain first (``server/lifecycle.py``); uvicorn would close the port at once."""
+            notify("STOPPING=1")
             lifecycle.stop()
 
     server = Server(
@@ -237,6 +241,7 @@ def announce(
     """Log the base URL and a curl command that works as it is, with a small image in it."""
     name, url = model.names[0], base_url(settings, listener)
     option = "" if settings.unix_socket is None else f"--unix-socket {settings.unix_socket} "
+    notify("READY=1")
     log.info("ready. Base URL: %s%s", url, f" (on the Unix socket {settings.unix_socket})" if option else "")
     if made_key is not None:
         log.warning(
