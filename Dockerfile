@@ -10,19 +10,20 @@
 # version of the server is a pull of the small one. `make image-test` builds the CPU image and tries it.
 
 # Any Debian 12 or Ubuntu 24.04. Debian's own Python 3.11 is the one that constraints/cpu.txt is made with, and gets its
-# security fixes with the base.
+# security fixes with the base. The release's workflow resolves the tag to its digest of that day.
 ARG CPU_BASE=debian:bookworm-slim
 # "base", not "runtime": torch's wheels bring the CUDA libraries along. CUDA 13.0 is what torch 2.13 and so vLLM 0.31
 # and 0.32 are built for; the host's driver has to be 580 or newer.
-ARG CUDA_BASE=nvidia/cuda:13.0.2-base-ubuntu24.04
+ARG CUDA_BASE=nvidia/cuda:13.0.2-base-ubuntu24.04@sha256:2ab6381d970b211fb93853796dc6707eb8a72575a375c422b17cf4d8b2641701
 
 
 FROM ${CPU_BASE} AS cpu-system
 # No sharing=locked on the caches: buildah keeps the lock from one stage to the next, and waits for itself for ever.
-# libnuma1: vLLM's CPU kernels. /data belongs to the server's user; a new volume on it starts with this owner.
+# docker-clean, in Debian's and Ubuntu's images, would empty apt's cache after each package. libnuma1: vLLM's CPU kernels. /data belongs to the server's user; a new volume on it starts with this owner.
 RUN --mount=type=cache,id=cpu-apt,target=/var/cache/apt \
     --mount=type=cache,id=cpu-apt-lists,target=/var/lib/apt \
-    apt-get update \
+    rm -f /etc/apt/apt.conf.d/docker-clean \
+    && apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates libnuma1 python3 tini \
     && groupadd --gid 10001 llava \
     && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /data --shell /usr/sbin/nologin llava \
@@ -101,8 +102,9 @@ LABEL org.opencontainers.image.title="llava-api" \
 VOLUME ["/data"]
 EXPOSE 8000
 USER 10001:10001
-# Half an hour to fetch and load a large checkpoint; Kubernetes has probes of its own and ignores this.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=30m --retries=3 \
+# Half an hour to fetch and load a large checkpoint; Kubernetes has probes of its own and ignores this. A check takes 40 ms
+# of CPU. --start-interval would be for the start only, but Debian 12's buildah does not know it.
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30m --retries=6 \
     CMD ["/usr/bin/python3", "-IS", "/opt/llava-api/health.py"]
 ENTRYPOINT ["tini", "--", "llava-api"]
 CMD ["serve"]
@@ -110,11 +112,12 @@ CMD ["serve"]
 
 FROM ${CUDA_BASE} AS cuda-system
 # gcc, libc6-dev and python3-dev are no build tools left over: Triton compiles a small C stub for its kernels when they
-# are first used, and vLLM ends with "Failed to find C compiler" without them. There is no nvcc: what would want it is
-# FlashInfer, see VLLM_USE_FLASHINFER_SAMPLER below.
+# are first used, and vLLM ends with "Failed to find C compiler" without them. nvcc is there only as a wheel that
+# humming-kernels brings, not on the PATH: what would want it there is FlashInfer, see VLLM_USE_FLASHINFER_SAMPLER below.
 RUN --mount=type=cache,id=cuda-apt,target=/var/cache/apt \
     --mount=type=cache,id=cuda-apt-lists,target=/var/lib/apt \
-    apt-get update \
+    rm -f /etc/apt/apt.conf.d/docker-clean \
+    && apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev libnuma1 python3 python3-dev tini \
     && groupadd --gid 10001 llava \
     && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /data --shell /usr/sbin/nologin llava \
@@ -185,7 +188,7 @@ LABEL org.opencontainers.image.title="llava-api" \
 VOLUME ["/data"]
 EXPOSE 8000
 USER 10001:10001
-HEALTHCHECK --interval=30s --timeout=5s --start-period=30m --retries=3 \
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30m --retries=6 \
     CMD ["/usr/bin/python3", "-IS", "/opt/llava-api/health.py"]
 ENTRYPOINT ["tini", "--", "llava-api"]
 CMD ["serve"]

@@ -39,6 +39,7 @@ lint: setup-test ## Style, types and the rules on who imports whom
 	.venv/bin/hadolint Dockerfile
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml compose.gpu.yaml
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.renovate .github/renovate.json
 
 # The two environments at the same time, then style and types beside the first tests.
 test: ## Everything continuous integration runs
