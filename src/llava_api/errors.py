@@ -167,3 +167,15 @@ class EngineFailed(ApiError):
 
 class StartupError(Exception):
     """The server cannot start; the message is shown as it is, without a traceback."""
+
+    exit_code = 1
+
+
+class EngineLost(StartupError):
+    """The engine is gone for good, and the server ends.
+
+    What outlives the process is its exit code, by which an alert distinguishes this from a start that failed.
+    """
+
+    exit_code = 70
+    """EX_SOFTWARE of sysexits.h."""

@@ -1,6 +1,7 @@
 """What callers see while a server loads, drains, or has lost its engine: over a real socket, scripted engine."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from fastapi import FastAPI
 
 from llava_api.chat.model import open_model
 from llava_api.engine import supervisor
-from llava_api.errors import StartupError
+from llava_api.errors import EngineLost, StartupError
 from llava_api.limits.account import open_limiter
 from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
@@ -22,7 +23,7 @@ from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.lifespan import make_lifespan
 from llava_api.server.listening import listen
 from llava_api.settings import Settings
-from tests.support.metrics_page import read_page
+from tests.support.metrics_page import Page, read_page
 from tests.support.running_server import PromptServer
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.sse import events
@@ -53,6 +54,9 @@ class Running:
         async with asyncio.timeout(SOON):
             while not await holds():
                 await asyncio.sleep(0.01)
+
+    async def metrics(self) -> Page:
+        return read_page((await self.client.get("/metrics")).text)
 
 
 @pytest.fixture
@@ -115,7 +119,13 @@ async def test_a_loading_server_is_live_and_says_that_it_loads(running: Running)
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_not_ready")
     assert int(reply.headers["retry-after"]) > 0
     assert reply.headers["x-request-id"]
+    page = await running.metrics()
+    assert page.value("llava_api_state", state="loading") == 1
+    # Alerts are by model, and a model that does not load has one too.
+    assert page.labels("llava_api_model_info", "model") == {"tiny"}
     await ready(running)
+    page = await running.metrics()
+    assert (page.value("llava_api_state", state="loading"), page.value("llava_api_state", state="ready")) == (0, 1)
     assert await running.state() == (200, 200, 200)
 
 
@@ -209,8 +219,8 @@ async def test_a_second_signal_ends_everything_at_once(running: Running) -> None
     assert running.lifecycle.failure is None
     # No failure of the server's or the engine's: nobody is to be woken for it.
     page = read_page(metrics.page("")[0].decode())
-    assert page.value("llava_api_request_outcomes_total", outcome="cut") == 2
-    assert page.value("llava_api_request_outcomes_total", outcome="failed") == 0
+    assert page.total("llava_api_request_outcomes_total", outcome="cut") == 2
+    assert page.total("llava_api_request_outcomes_total", outcome="failed") == 0
 
 
 @pytest.mark.parametrize("settings_made", [{"drain_timeout_seconds": 0.2}])
@@ -239,11 +249,13 @@ async def test_a_lost_engine_ends_the_server_which_is_no_longer_live(running: Ru
     assert refused.json()["error"]["code"] == "engine_stopped"
     await asyncio.wait_for(running.serving, SOON)
     assert "engine was lost" in str(running.lifecycle.failure)
+    assert isinstance(running.lifecycle.failure, EngineLost)
 
 
 @pytest.mark.parametrize("settings_made", [{"restart_engine": True}])
 async def test_a_server_whose_engine_is_started_again_stays_live(running: Running) -> None:
     await ready(running)
+    assert (await running.metrics()).total("llava_api_engine_lost_timestamp_seconds") == 0
     running.loaded.clear()
     running.starts.append(ScriptedEngine())
     running.engine.dead = True
@@ -253,6 +265,10 @@ async def test_a_server_whose_engine_is_started_again_stays_live(running: Runnin
 
     await running.until(is_restarting)
     assert (await running.client.get("/health/live")).status_code == 200
+    page = await running.metrics()
+    assert page.value("llava_api_state", state="restarting") == 1
+    assert time.time() - page.value("llava_api_engine_lost_timestamp_seconds", reason="ended") < SOON  # type: ignore[operator]
+    assert page.total("llava_api_engine_lost_timestamp_seconds", reason="stalled") == 0
     await ready(running)
     reply = await running.client.post("/v1/chat/completions", json={**BODY, "stream": False})
     assert reply.json()["choices"][0]["message"]["content"] == "A red circle."

@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY, Counter
 
 from llava_api.concurrency.admission import Admission
 from llava_api.images.fetch import Resolve
+from llava_api.telemetry.metrics import STATES
 from tests.api.test_chat import BLUE, CHAT, RED, image_message, text_body
 from tests.support.endpoints import ALL
 from tests.support.metrics_page import OPENMETRICS, Page, read_page
@@ -45,7 +46,7 @@ async def test_a_request_is_counted(client: httpx.AsyncClient) -> None:
         assert page.value("llava_api_requests_total", **series) == 1
         assert page.value("llava_api_completion_tokens_total", model="tiny", key=key) == 3
         assert page.value("llava_api_prompt_tokens_total", model="tiny", key=key) > 72  # type: ignore[operator]
-    assert page.value("llava_api_request_outcomes_total", outcome="ok") == 2
+    assert page.value("llava_api_request_outcomes_total", outcome="ok", model="tiny") == 2
     assert page.value("llava_api_request_duration_seconds_count", route=CHAT) == 2
     assert page.value("llava_api_time_to_first_token_seconds_count") == 2
     assert page.value("llava_api_queue_wait_seconds_count") == 2
@@ -96,8 +97,11 @@ async def test_refusals_have_their_reason(client: httpx.AsyncClient, engine: Scr
     for reason in ("invalid_request", "invalid_json", "invalid_api_key", "model_not_found"):
         assert page.value("llava_api_rejections_total", reason=reason) == 1, reason
     assert page.value("llava_api_rejections_total", reason="engine_failed") == 3
-    assert page.value("llava_api_request_outcomes_total", outcome="refused") == 4
-    assert page.value("llava_api_request_outcomes_total", outcome="failed") == 3
+    assert page.total("llava_api_request_outcomes_total", outcome="refused") == 4
+    assert page.value("llava_api_request_outcomes_total", outcome="refused", model="other") == 1
+    assert page.value("llava_api_request_outcomes_total", outcome="failed", model="tiny") == 3
+    # Two of them are streams, whose status was 200.
+    assert page.value("llava_api_request_failures_total", model="tiny", key="anne") == 3
     unknown = {"route": CHAT, "method": "POST", "status": "401", "key": "-"}
     assert page.value("llava_api_requests_total", **unknown) == 1
 
@@ -120,6 +124,53 @@ async def test_the_queue_is_seen(client: httpx.AsyncClient, engine: ScriptedEngi
     assert page.value("llava_api_slots_in_use") == 0
     assert page.value("llava_api_queue_wait_seconds_count") == 3
     assert page.value("llava_api_queue_wait_seconds_bucket", le="0.025") == 1
+
+
+async def test_first_token_and_queue_wait_are_seen_before_the_request_ends(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    engine.say("A", "B", "C")
+    engine.pause_seconds = 0.3
+    asking = asyncio.create_task(client.post(CHAT, json=text_body(stream=True), headers=ANNE))
+    async with asyncio.timeout(5):
+        while (await page_of(client)).value("llava_api_queue_wait_seconds_count") != 1:
+            await asyncio.sleep(0.005)
+        while (await page_of(client)).value("llava_api_time_to_first_token_seconds_count") != 1:
+            await asyncio.sleep(0.005)
+    assert not asking.done()
+    await asking
+    page = await page_of(client)
+    assert page.value("llava_api_time_to_first_token_seconds_count") == 1
+    assert page.value("llava_api_queue_wait_seconds_count") == 1
+
+
+async def test_each_adapter_has_its_outcomes(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    await client.post(CHAT, json={**text_body(), "model": "birds"}, headers=ANNE)
+    engine.fail_at = 1
+    await client.post(CHAT, json={**text_body(), "model": "birds"}, headers=BEN)
+    page = await page_of(client)
+    for outcome, model, times in (("ok", "birds", 1), ("failed", "birds", 1), ("failed", "tiny", 0)):
+        assert page.value("llava_api_request_outcomes_total", outcome=outcome, model=model) == times
+    assert page.value("llava_api_request_failures_total", model="birds", key="ben") == 1
+
+
+async def test_the_state_is_what_the_health_says(
+    client: httpx.AsyncClient, app: FastAPI, engine: ScriptedEngine
+) -> None:
+    lifecycle, services = app.state.lifecycle, app.state.services
+
+    async def state() -> set[str]:
+        page = await page_of(client)
+        return {each for each in STATES if page.value("llava_api_state", state=each) == 1}
+
+    assert await state() == {"ready"}
+    engine.dead = True
+    assert await state() == {"lost"}
+    lifecycle.draining = True
+    assert await state() == {"draining"}
+    lifecycle.draining, app.state.services = False, None
+    assert await state() == {"loading"}
+    app.state.services = services
 
 
 async def test_every_answer_of_a_request_is_counted(client: httpx.AsyncClient) -> None:
@@ -164,9 +215,10 @@ async def test_no_client_can_add_a_series(client: httpx.AsyncClient) -> None:
     assert after.labels("llava_api_requests_total", "key") <= {"-", "anne", "ben"}
     assert after.labels("llava_api_requests_total", "method") <= {*METHODS, "other"}
     assert after.labels("llava_api_requests_total", "route") <= {*ROUTES, "other"}
+    assert after.labels("llava_api_request_outcomes_total", "model") == {"tiny", "owner/tiny", "birds", "other", "-"}
     assert after.labels("llava_api_prompt_tokens_total", "model") <= {"tiny", "owner/tiny", "birds", "other"}
     assert added == set()
-    assert len(ours[1]) < 400
+    assert len(ours[1]) < 450
 
 
 NO_SEPARATORS = str.maketrans(dict.fromkeys('()<>@,;:\\"/[]?={} \t', "-"))

@@ -194,7 +194,7 @@ async def test_a_failure_to_export_harms_nobody(app: FastAPI, tracing: Tracing) 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(second), base_url="http://test") as client:
         assert (await client.post(CHAT, json=text_body())).status_code == 200
         page = (await client.get("/metrics")).text
-        assert 'llava_api_request_outcomes_total{outcome="ok"} 1.0' in page
+        assert 'llava_api_request_outcomes_total{model="tiny",outcome="ok"} 1.0' in page
 
 
 class Collector(BaseHTTPRequestHandler):

@@ -23,8 +23,10 @@ class Page:
         """Every value that the label has."""
         return {dict(labels)[label] for found, labels in self.samples if found == name}
 
-    def total(self, name: str) -> float:
-        return sum(value for (found, _), value in self.samples.items() if found == name)
+    def total(self, name: str, **labels: str) -> float:
+        """Of all series that have these labels, whatever others they have."""
+        wanted = set(labels.items())
+        return sum(value for (found, has), value in self.samples.items() if found == name and wanted <= has)
 
 
 def read_page(text: str, openmetrics: bool = False) -> Page:

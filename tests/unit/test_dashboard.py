@@ -25,7 +25,7 @@ def metrics_after_a_request() -> Metrics:
     record.note_step("decode", record.started, ok=True)
     record.note_prompt(5, [1], 1, 10, 1.0)
     record.end("/v1/chat/completions", "anne")
-    metrics.begin()
+    metrics.begin(record)
     metrics.end(record)
     return metrics
 

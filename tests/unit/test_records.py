@@ -90,6 +90,6 @@ def test_nothing_is_nan_where_nothing_came() -> None:
     assert (record.first_token_seconds, record.queue_seconds, record.completion_tokens) == (None, None, 0)
     assert 0 <= record.seconds <= perf_counter() - record.started
     metrics = Metrics({"version": "1"})
-    metrics.begin()
+    metrics.begin(record)
     metrics.end(record)
     assert b"llava_api_time_to_first_token_seconds_count 0.0" in metrics.page("")[0]

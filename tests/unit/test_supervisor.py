@@ -106,6 +106,19 @@ async def test_work_without_a_token_for_too_long_is_a_hang() -> None:
         assert first.dead
 
 
+async def test_how_long_an_engine_with_work_has_been_silent() -> None:
+    async with supervised(Garage(endless(pause_seconds=0.2))) as (engine, _):
+        assert engine.silence_seconds == 0
+        heard: list[str] = []
+        streaming = asyncio.create_task(texts(engine, heard))
+        await until(lambda: engine.silence_seconds > 0.1)
+        await until(lambda: heard)
+        assert engine.silence_seconds < 0.2
+        streaming.cancel()
+        await asyncio.gather(streaming, return_exceptions=True)
+        assert engine.silence_seconds == 0
+
+
 async def test_an_idle_engine_does_not_hang_and_a_slow_one_that_moves_does_not() -> None:
     first = ScriptedEngine()
     first.pause_seconds = 0.06

@@ -99,10 +99,12 @@ async def test_while_redis_is_away_each_server_counts_for_itself(
         assert [state.exceeded for state in added] == [False, False, True]
     # One line of each server, however many requests there are.
     assert caplog.text.count("Redis does not answer") == 2
+    assert [windows.redis_fails for windows in servers] == [True, True]
     redis.connected = True
     first.redis_paused_until = 0.0
     assert (await first.state("requests", "anne", 2)).remaining == 0
     assert (await first.state("requests", "ben", 2)).remaining == 2
+    assert not first.redis_fails
 
 
 @pytest.mark.parametrize("silent", [True, False])

@@ -178,7 +178,7 @@ def serve_forever(
     import uvicorn
 
     from llava_api.server.app import create_app
-    from llava_api.server.http_server import make_config
+    from llava_api.server.http_server import limit_connections, make_config
     from llava_api.server.lifecycle import Lifecycle
     from llava_api.server.lifespan import make_lifespan
 
@@ -214,13 +214,22 @@ def serve_forever(
             notify("STOPPING=1")
             lifecycle.stop()
 
+    metrics, connection_limit = state_of(app).metrics, limit_connections(settings)
+    metrics.connections.set_function(lambda: len(connection_limit.open))
     server = Server(
-        make_config(app, settings, certificates=listeners.certificates, count_refusal=state_of(app).metrics.reject)
+        make_config(
+            app,
+            settings,
+            certificates=listeners.certificates,
+            count_refusal=metrics.reject,
+            connection_limit=connection_limit,
+        )
     )
     server.run(sockets=[listeners.main])
     if lifecycle.failure is not None:
         report(lifecycle.failure, settings)
-    end(0 if lifecycle.failure is None and server.started else 1)
+        end(lifecycle.failure.exit_code)
+    end(0 if server.started else 1)
 
 
 def end_at_once(exit_code: int = 0) -> NoReturn:

@@ -15,6 +15,7 @@ from llava_api.engine.base import Adapter, Delta, EngineProcesses, GenerationReq
 from llava_api.engine.cpu_plan import STALL_SECONDS
 from llava_api.errors import EngineStopped, ErrorCode, StartupError
 from llava_api.settings import Settings
+from llava_api.telemetry.record import Loss
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class SupervisedEngine:
         self.restarts_in_a_row = 0
         self.count_restart: Callable[[], None] = lambda: None
         """Called for each restart, including failed ones."""
+        self.note_loss: Callable[[Loss], None] = lambda why: None
+        """Called when the engine is lost."""
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         # Twice at most: the request may be what broke the engine.
@@ -108,7 +111,8 @@ class SupervisedEngine:
         """Watch until the engine is lost for good; returns why in one sentence."""
         while True:
             began = time.monotonic()
-            reason = await self.lost()
+            why, reason = await self.lost()
+            self.note_loss(why)
             log.error("the engine is lost: %s", reason)
             self.await_another(self.engine)
             self.engine.kill()
@@ -127,7 +131,12 @@ class SupervisedEngine:
         while self.waiting and time.monotonic() < deadline:  # noqa: ASYNC110 - two seconds at most
             await asyncio.sleep(0.02)
 
-    async def lost(self) -> str:
+    @property
+    def silence_seconds(self) -> float:
+        """Time since the last token of any answer; 0 if the engine has no work."""
+        return time.monotonic() - self.last_progress if self.waiting else 0.0
+
+    async def lost(self) -> tuple[Loss, str]:
         """Returns when the engine is dead, paused or hanging."""
         paused = 0
         while True:
@@ -135,13 +144,13 @@ class SupervisedEngine:
             try:
                 await self.engine.check_health()
             except EngineStopped:
-                return "its process ended"
+                return "ended", "its process ended"
             paused = paused + 1 if self.engine.paused() else 0
             if paused == PAUSED_CHECKS:
-                return "its process was stopped by a signal and does not go on"
-            silence = time.monotonic() - self.last_progress
-            if self.waiting and silence > self.stall_seconds:
-                return f"it has work and produced nothing for {silence:.0f} s (--engine-stall-seconds)"
+                return "paused", "its process was stopped by a signal and does not go on"
+            silence = self.silence_seconds
+            if silence > self.stall_seconds:
+                return "stalled", f"it has work and produced nothing for {silence:.0f} s (--engine-stall-seconds)"
 
     async def started_again(self) -> bool:
         while self.restarts_in_a_row < self.restart_limit:

@@ -83,6 +83,8 @@ class Windows:
         self.redis = redis
         self.script = None if redis is None else redis.register_script(SCRIPT)
         self.redis_paused_until = 0.0
+        self.redis_fails = False
+        """Whether Redis did not answer the last time that it was asked."""
         self.logged_at = -LOG_SECONDS
 
     async def state(self, kind: str, caller: str, limit: int) -> WindowState:
@@ -115,8 +117,10 @@ class Windows:
                 counted, milliseconds = await self.script(keys=[key], args=[count, int(self.seconds * 1000)])
         except Exception as error:  # Whatever the reason, counting must not fail a request.
             self.redis_paused_until = time.monotonic() + REDIS_PAUSE_SECONDS
+            self.redis_fails = True
             self.log_failure(error)
             return None
+        self.redis_fails = False
         return counted, self.clock() + max(0, milliseconds) / 1000
 
     def log_failure(self, error: Exception) -> None:

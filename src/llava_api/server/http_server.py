@@ -24,19 +24,19 @@ def make_config(
     lifespan: Literal["on", "off"] = "on",
     certificates: Certificates | None = None,
     count_refusal: Callable[[ErrorCode | None], None] = lambda code: None,
-    max_connections: int | None = None,
+    connection_limit: ConnectionLimit | None = None,
 ) -> uvicorn.Config:
     """``certificates``: for https.
 
-    ``count_refusal`` is called with the code of each error that is answered below the app. ``max_connections`` takes
-    the place of the setting.
+    ``count_refusal`` is called with the code of each error that is answered below the app. ``connection_limit`` takes
+    the place of the setting's.
     """
     return uvicorn.Config(
         app,
         http=partial(  # type: ignore[arg-type]
             HttpProtocol,
             settings=settings,
-            connection_limit=ConnectionLimit(max_connections or room_for_connections(settings.max_connections)),
+            connection_limit=connection_limit or limit_connections(settings),
             count_refusal=count_refusal,
         ),
         ws="none",
@@ -52,3 +52,7 @@ def make_config(
         timeout_graceful_shutdown=GRACE_SECONDS,
         ssl_context_factory=None if certificates is None else certificates.context_for_uvicorn,
     )
+
+
+def limit_connections(settings: Settings) -> ConnectionLimit:
+    return ConnectionLimit(room_for_connections(settings.max_connections))

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from llava_api.engine.supervisor import SupervisedEngine
-from llava_api.errors import StartupError
+from llava_api.errors import EngineLost, StartupError
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Lifecycle:
 
     async def fail(self, engine: SupervisedEngine, supervising: "asyncio.Task[str]") -> None:
         try:
-            self.failure = StartupError(f"the engine was lost: {supervising.result()}")
+            self.failure = EngineLost(f"the engine was lost: {supervising.result()}")
         except Exception as error:
             self.failure = unforeseen("the engine is no longer supervised", error)
             engine.abandon()

@@ -17,7 +17,7 @@ from llava_api.limits.account import RateLimiter
 from llava_api.limits.keys import KeyRing
 from llava_api.server.app import Lifespan
 from llava_api.server.lifecycle import Lifecycle
-from llava_api.server.services import Services
+from llava_api.server.services import Services, publish_model
 from llava_api.server.side_port import side_port
 from llava_api.server.state import state_of
 from llava_api.server.tls import Certificates
@@ -76,8 +76,12 @@ def make_lifespan(
         at_end.push_async_callback(engine.shutdown)
         log.info("%s: done in %.1f s", LOADING, time.monotonic() - started)
         state = state_of(app)
-        engine.count_restart = state.metrics.engine_restarts.inc
-        services = Services(settings, model, engine, metrics=state.metrics, limiter=limiter)
+        metrics = state.metrics
+        engine.count_restart = metrics.engine_restarts.inc
+        engine.note_loss = metrics.lose_engine
+        metrics.engine_silence.set_function(lambda: engine.silence_seconds)
+        metrics.engine_stall.set(engine.stall_seconds)
+        services = Services(settings, model, engine, metrics=metrics, limiter=limiter)
         at_end.push_async_callback(services.close)
         await warm_up(services)
         state.services = services
@@ -93,6 +97,10 @@ def make_lifespan(
         refreshes = [keys.refresh, limiter.table.refresh]
         if certificates is not None:
             refreshes.append(certificates.refresh)
+        # Which model it is that loads, and when its certificate ends, is known before the model is loaded.
+        publish_model(model, state_of(app).metrics)
+        if certificates is not None:
+            state_of(app).metrics.publish_certificate(lambda: certificates.expires_at)
         async with side_port(app, side_listener, settings), AsyncExitStack() as at_end:
             tracing = state_of(app).tracing
             if tracing is not None:

@@ -48,14 +48,7 @@ class Services:
         self.limiter = limiter or open_limiter(settings)
         self.metrics = metrics or Metrics(all_versions())
         self.metrics.sample_services = self.sample
-        self.metrics.serve_model(
-            model.served_names(),
-            model=model.names[0],
-            family=model.family.name,
-            image_mode=model.image_mode.name,
-            version=model.checkpoint.vision.version,
-            format=model.checkpoint.format,
-        )
+        publish_model(model, self.metrics)
         self.fingerprint = fingerprint_of(settings, model)
         """Changes when what is served does; ``system_fingerprint`` of replies."""
         self.started = int(time.time())
@@ -73,12 +66,24 @@ class Services:
         metrics.image_cache_bytes.set(images.cache.held_bytes)
         metrics.images_waiting.set(images.decoding.admission.waiting)
         metrics.inflight_bytes.set(self.memory.held_bytes)
+        metrics.rate_limit_fallback.set(self.limiter.windows.redis_fails)
 
     async def close(self) -> None:
         """Close everything except the engine, which is not made here."""
         await self.preparer.images.close()
         await self.preparer.grammars.close()
         await self.limiter.close()
+
+
+def publish_model(model: ServedModel, metrics: Metrics) -> None:
+    metrics.serve_model(
+        model.served_names(),
+        model=model.names[0],
+        family=model.family.name,
+        image_mode=model.image_mode.name,
+        version=model.checkpoint.vision.version,
+        format=model.checkpoint.format,
+    )
 
 
 def fingerprint_of(settings: Settings, model: ServedModel) -> str:

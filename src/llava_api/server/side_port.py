@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from llava_api.server import error_handlers
+from llava_api.server.connections import ConnectionLimit
 from llava_api.server.endpoint import routes_of
 from llava_api.server.http_server import make_config
 from llava_api.server.middleware.exchange import ExchangeMiddleware
@@ -54,7 +55,7 @@ async def side_port(main: FastAPI, listener: socket.socket | None, settings: Set
         settings,
         lifespan="off",
         count_refusal=state_of(main).metrics.reject,
-        max_connections=MAX_CONNECTIONS,
+        connection_limit=ConnectionLimit(MAX_CONNECTIONS),
     )
     server = SideServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

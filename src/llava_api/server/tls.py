@@ -1,7 +1,12 @@
 """https, with certificates that are read again when they change."""
 
+import base64
+import logging
+import re
 import ssl
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +14,12 @@ from llava_api.errors import StartupError
 from llava_api.settings import Settings
 from llava_api.watched_files import WatchedFiles
 
+log = logging.getLogger(__name__)
+
+WARN_DAYS = 14
+VALIDITY = re.compile(rb"(?:\x17\x0d|\x18\x0f)\d{12,14}Z(?:\x17\x0d|\x18\x0f)(\d{12,14})Z")
+"""Of a certificate in DER: two times, each a UTCTime or a GeneralizedTime (RFC 5280, 4.1.2.5)."""
+PEM = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----([^-]+)-----END")
 PASSWORD = "the key has a password, which is not supported. Remove it with: openssl pkey -in KEY -out NEW"
 
 
@@ -24,6 +35,8 @@ class Certificates(WatchedFiles[list[bytes], ssl.SSLContext]):
         self.certificate_file = Path(certificate_file).expanduser()
         self.key_file = Path(key_file).expanduser()
         self.client_ca_file = None if client_ca_file is None else Path(client_ca_file).expanduser()
+        self.expires_at = 0.0
+        """Unix time at which the first of the certificates in the file expires."""
         super().__init__()
 
     def context_for_uvicorn(self, config: object, make_default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
@@ -73,7 +86,31 @@ class Certificates(WatchedFiles[list[bytes], ssl.SSLContext]):
             # A resumed session is not verified again, so it would outlive the removal of its authority.
             context.options |= ssl.OP_NO_TICKET
             context.num_tickets = 0
+        self.expires_at = expiry_of(contents[0])
+        if self.days_left < WARN_DAYS:
+            log.warning("TLS: %s", self.expiry)
         return context
+
+    @property
+    def days_left(self) -> float:
+        return (self.expires_at - time.time()) / 86400
+
+    @property
+    def expiry(self) -> str:
+        when = datetime.fromtimestamp(self.expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return f"{self.certificate_file} {'expires' if self.days_left > 0 else 'expired'} at {when}"
+
+
+def expiry_of(pem: bytes) -> float:
+    """Unix time at which the first of the certificates expires."""
+    times = []
+    for certificate in PEM.findall(pem):
+        found = VALIDITY.search(base64.b64decode(certificate))
+        assert found is not None, "OpenSSL has read this certificate"
+        digits = found[1].decode()
+        made = datetime.strptime(digits, "%y%m%d%H%M%S" if len(digits) == 12 else "%Y%m%d%H%M%S")
+        times.append(made.replace(tzinfo=UTC).timestamp())
+    return min(times)
 
 
 def reason_of(error: OSError) -> str:

@@ -4,12 +4,12 @@ Clients cannot create label values: routes, methods, keys, models and error code
 else is "other". Each ``Metrics`` has a registry of its own.
 
 A new metric belongs in ``Metrics.__init__``. A gauge that mirrors a value of another object, such as the length of a
-queue, is set in ``Services.sample``.
+queue, is set in ``Services.sample``, or read by a function that is given to it (``Gauge.set_function``).
 """
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily, Metric
@@ -19,10 +19,17 @@ from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.registry import Collector
 
 from llava_api.errors import ErrorCode
-from llava_api.telemetry.record import GAP_BOUNDS_SECONDS, OUTCOMES, RequestRecord
+from llava_api.telemetry.record import GAP_BOUNDS_SECONDS, OUTCOMES, Loss, RequestRecord
+
+State = Literal["loading", "ready", "restarting", "draining", "lost"]
+"""lost: the engine is gone for good, and the process ends."""
 
 OTHER = "other"
+NONE = "-"
+"""The label of requests that named no model."""
 OPENMETRICS = "application/openmetrics-text"
+STATES: tuple[State, ...] = get_args(State)
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 NO_CODE = "invalid_request"
 """The label of errors without a code."""
@@ -67,7 +74,7 @@ class GapHistogram(Collector):
 class RequestMetrics(Protocol):
     """What is told of each request. All methods but ``page`` run on the event loop."""
 
-    def begin(self) -> None: ...
+    def begin(self, record: RequestRecord) -> None: ...
 
     def end(self, record: RequestRecord) -> None: ...
 
@@ -99,7 +106,12 @@ class Metrics:
         self.requests = counter(
             "requests_total", "Requests that ended. key: the API key's name.", "route", "method", "status", "key"
         )
-        self.outcomes = counter("request_outcomes_total", "Requests by how they ended, streams included.", "outcome")
+        self.outcomes = counter(
+            "request_outcomes_total", "Requests by how they ended, streams included.", "outcome", "model"
+        )
+        self.failures = counter(
+            "request_failures_total", "Requests that the server or its engine failed, streams included.", "model", "key"
+        )
         self.rejections = counter("rejections_total", "Errors sent to callers, in streams too, by code.", "reason")
         self.ignored_fields = counter("ignored_fields_total", "Requests with an ignored field, by its name.", "field")
         self.in_progress = gauge("requests_in_progress", "Open requests, to /health and /metrics too.")
@@ -141,15 +153,30 @@ class Metrics:
         self.image_pixels = counter("image_pixels_total", "Pixels of images, as sent.")
         self.image_tokens = counter("image_tokens_total", "Tokens of images.")
         # The process
+        self.state = gauge("state", "1 for what the server does now: /health/ready is 200 in state ready.", "state")
         self.tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
+        self.connections = gauge("connections", "Open connections to the port of the API.")
+        self.rate_limit_fallback = gauge(
+            "rate_limit_fallback", "1 while Redis does not answer, and this server counts rate limits for itself."
+        )
+        # The engine
         self.engine_restarts = counter("engine_restarts_total", "Restarts of the engine, including failed ones.")
+        self.engine_lost = gauge(
+            "engine_lost_timestamp_seconds", "When this process last lost an engine, by the reason; 0: never.", "reason"
+        )
+        self.engine_silence = gauge(
+            "engine_silence_seconds", "Time since an engine that has work last gave a token of any answer."
+        )
+        self.engine_stall = gauge(
+            "engine_stall_seconds", "--engine-stall-seconds: an engine that is silent for longer is replaced."
+        )
         build = {name: found or "" for name, found in versions.items()}
         gauge("build_info", "Versions; 1.", *build).labels(**build).set(1)
         self.model_info = gauge(
             "model_info", "The served model; 1.", "model", "family", "image_mode", "version", "format"
         )
-        for outcome in OUTCOMES:
-            self.outcomes.labels(outcome)
+        for lost in LOSSES:
+            self.engine_lost.labels(lost)
         for reason in sorted([NO_CODE, *ErrorCode]):
             self.rejections.labels(reason)
         for fetched in ("ok", "failed"):
@@ -160,13 +187,25 @@ class Metrics:
         registry.register(REGISTRY)
 
     def serve_model(self, names: Iterable[str], **labels: str) -> None:
-        """Publish the loaded model. ``names``: all model names that requests may use, including adapters."""
+        """Publish the model. ``names``: all model names that requests may use, including adapters."""
         self.models = frozenset(names)
+        for name in (*self.models, NONE, OTHER):
+            for outcome in OUTCOMES:
+                # A rate does not see the first increase of a series that was not there before.
+                self.outcomes.labels(outcome, name)
         self.model_info.clear()
         self.model_info.labels(**labels).set(1)
 
-    def begin(self) -> None:
+    def publish_certificate(self, expires_at: Callable[[], float]) -> None:
+        """Without TLS there is no such series. ``expires_at``: Unix time."""
+        name = "llava_api_tls_certificate_expiry_timestamp_seconds"
+        gauge = Gauge(name, "When the server's certificate, or one that signed it, expires.", registry=self.registry)
+        gauge.set_function(expires_at)
+
+    def begin(self, record: RequestRecord) -> None:
         self.running += 1
+        record.observe_queue_wait = self.queue_wait.observe
+        record.observe_first_token = self.first_token.observe
 
     def end(self, record: RequestRecord) -> None:
         self.running -= 1
@@ -176,7 +215,10 @@ class Metrics:
         if record.probe:
             # Errors that probes get while the model loads are not failures.
             return
-        self.outcomes.labels(record.outcome).inc()
+        model, outcome = self.model_label(record), record.outcome
+        self.outcomes.labels(outcome, model).inc()
+        if outcome == "failed":
+            self.failures.labels(model, record.key).inc()
         if record.error is not None:
             self.reject(record.error or None)
         for name in record.ignored_labels:
@@ -184,7 +226,13 @@ class Metrics:
         if record.images or record.steps:
             self.end_images(record)
         if record.answers:
-            self.end_answers(record)
+            self.end_answers(record, model)
+
+    def model_label(self, record: RequestRecord) -> str:
+        return NONE if record.model is None else record.model if record.model in self.models else OTHER
+
+    def lose_engine(self, why: Loss) -> None:
+        self.engine_lost.labels(why).set_to_current_time()
 
     def reject(self, code: ErrorCode | None) -> None:
         """Count an error that was sent to a caller, including those from below the app, which have no record."""
@@ -205,22 +253,17 @@ class Metrics:
             else:
                 self.image_decode.observe(step.seconds)
 
-    def end_answers(self, record: RequestRecord) -> None:
-        model = record.model if record.model in self.models else OTHER
+    def end_answers(self, record: RequestRecord, model: str) -> None:
         self.prompt_tokens.labels(model, record.key).inc(record.prompt_tokens)
         self.completion_tokens.labels(model, record.key).inc(record.completion_tokens)
-        first_token = record.first_token_seconds
-        if first_token is not None:
-            self.first_token.observe(first_token)
         for answer in record.answers:
-            waited = answer.queue_seconds
-            if waited is not None:
-                self.queue_wait.observe(waited)
             if answer.gap_seconds:
                 self.gaps.add(answer.gaps, answer.gap_seconds)
 
-    def sample(self) -> None:
+    def sample(self, state: State) -> None:
         """Set the gauges. To be called on the event loop before ``page``."""
+        for each in STATES:
+            self.state.labels(each).set(each == state)
         self.in_progress.set(self.running)
         self.tasks.set(len(asyncio.all_tasks()))
         self.sample_services()

@@ -1,16 +1,18 @@
 """What happened to one request: noted by every part of the code that knows something, and reported at its end.
 
 The middleware that opens a record (``server/middleware/access.py``) gives it to the metrics, the log and the trace when
-the request ends. Code that has something to note calls ``current()``. The record is in a context variable, which
-asyncio passes on to every task of the request, so that no signature between the HTTP layer and the images has to carry
-it. Without a request (on the command line, in a test) ``current()`` is a record that is never read.
+the request ends. Only the wait in the queue and the first token are observed when they happen, so that an engine that
+slows down is seen before its requests end. Code that has something to note calls ``current()``. The record is in a
+context variable, which asyncio passes on to every task of the request, so that no signature between the HTTP layer and
+the images has to carry it. Without a request (on the command line, in a test) ``current()`` is a record that is never
+read.
 
 A record must not hold images, their URLs, or keys.
 """
 
 import re
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter, time_ns
@@ -22,6 +24,8 @@ Outcome = Literal["ok", "refused", "client_gone", "failed", "cut"]
 """refused: an error instead of an answer, and the caller's or the load's doing; failed: the server's or the engine's
 doing, in a stream too; cut: the server ended the answer early (shutdown, a reader too slow)."""
 StepName = Literal["fetch", "decode"]
+Loss = Literal["ended", "paused", "stalled"]
+"""Why an engine is lost: a process of it ended, was stopped by a signal, or has work and gives no token."""
 
 OUTCOMES: tuple[Outcome, ...] = ("ok", "refused", "client_gone", "failed", "cut")
 FAILURES = frozenset({ErrorCode.ENGINE_FAILED, ErrorCode.ENGINE_STOPPED, ErrorCode.INTERNAL_ERROR})
@@ -52,6 +56,10 @@ class Step:
         return self.ended - self.started
 
 
+def unobserved(seconds: float) -> None:
+    """Without a server there are no metrics."""
+
+
 @dataclass(slots=True)
 class AnswerRecord:
     """One prompt and its answers: its turn and its tokens. Times are ``perf_counter``'s, 0 for not yet."""
@@ -63,6 +71,10 @@ class AnswerRecord:
     """Answers that the engine makes."""
     max_tokens: int
     temperature: float
+    on_admission: Callable[[float], None] = unobserved
+    """Called with the seconds that it waited for its turn."""
+    on_first_token: Callable[[float], None] = unobserved
+    """Called with the moment of its first token."""
     waiting_from: float = 0.0
     admitted: float = 0.0
     first_token: float = 0.0
@@ -86,6 +98,7 @@ class AnswerRecord:
 
     def admit(self) -> None:
         self.admitted = perf_counter()
+        self.on_admission(self.admitted - self.waiting_from)
 
     def count(self, choice: int, tokens: int) -> None:
         """Count tokens that came together. This takes 0.3 microseconds, once for each token."""
@@ -100,6 +113,7 @@ class AnswerRecord:
             self.gap_seconds += now - before
         elif not self.first_token:
             self.first_token = now
+            self.on_first_token(now)
 
     def end(self, completion_tokens: int, cached_tokens: int) -> None:
         self.ended = perf_counter()
@@ -125,6 +139,10 @@ class RequestRecord:
     """The caller's ``traceparent`` and ``tracestate``."""
     keeps_prompt: bool = False
     """--log-prompts"""
+    observe_queue_wait: Callable[[float], None] = unobserved
+    """Called with the seconds that each prompt waited for its turn."""
+    observe_first_token: Callable[[float], None] = unobserved
+    """Called once, with the seconds from the request's first byte to the engine's first token."""
     started: float = field(default_factory=perf_counter)
     started_unix_ns: int = field(default_factory=time_ns)
     ended: float = 0.0
@@ -163,6 +181,8 @@ class RequestRecord:
     cache_hits: int = 0
     cache_misses: int = 0
     steps: list[Step] = field(default_factory=list)
+    first_token: float = 0.0
+    """The engine's first token of any answer; 0 for not yet."""
     answers: list[AnswerRecord] = field(default_factory=list)
 
     def end(self, route: str, key: str | None) -> None:
@@ -203,9 +223,23 @@ class RequestRecord:
         self, prompt_tokens: int, image_tokens: list[int], choices: int, max_tokens: int, temperature: float
     ) -> AnswerRecord:
         """A prompt goes to the engine. ``image_tokens``: of each of its images."""
-        made = AnswerRecord(prompt_tokens, len(image_tokens), sum(image_tokens), choices, max_tokens, temperature)
+        made = AnswerRecord(
+            prompt_tokens,
+            len(image_tokens),
+            sum(image_tokens),
+            choices,
+            max_tokens,
+            temperature,
+            self.observe_queue_wait,
+            self.note_first_token,
+        )
         self.answers.append(made)
         return made
+
+    def note_first_token(self, moment: float) -> None:
+        if not self.first_token:
+            self.first_token = moment
+            self.observe_first_token(moment - self.started)
 
     @property
     def outcome(self) -> Outcome:
@@ -226,8 +260,7 @@ class RequestRecord:
     @property
     def first_token_seconds(self) -> float | None:
         """From the request's first byte to the engine's first token."""
-        moments = [answer.first_token for answer in self.answers if answer.first_token]
-        return min(moments) - self.started if moments else None
+        return self.first_token - self.started if self.first_token else None
 
     @property
     def queue_seconds(self) -> float | None:

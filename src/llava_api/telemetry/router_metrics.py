@@ -54,7 +54,7 @@ class RouterMetrics:
             self.outcomes.labels(outcome)
         registry.register(REGISTRY)
 
-    def begin(self) -> None:
+    def begin(self, record: RequestRecord) -> None:
         self.running += 1
 
     def end(self, record: RequestRecord) -> None:

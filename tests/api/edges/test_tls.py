@@ -4,12 +4,15 @@ import asyncio
 import logging
 import socket
 import ssl
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from cryptography import x509
 from fastapi import FastAPI
 
 from llava_api.errors import StartupError
@@ -323,6 +326,21 @@ class TestTheStart:
         assert "need each other" in self.refused(tls_certificate_file="a")
         assert "need each other" in self.refused(tls_key_file="a")
         assert "--tls-certificate-file" in self.refused(tls_client_ca_file="a")
+
+    @pytest.mark.parametrize("days", [3, 60, 365 * 40], ids=["soon", "later", "after 2050"])
+    def test_when_the_certificate_expires(
+        self, tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture, days: int
+    ) -> None:
+        leaf = authority.pair(valid_for=timedelta(days=days))
+        certificate, key = leaf.write(tmp_path)
+        certificates = Certificates(certificate, key, None)
+        end = x509.load_pem_x509_certificate(leaf.certificate).not_valid_after_utc
+        assert certificates.expires_at == end.timestamp()
+        assert (f"{certificate} expires at {end:%Y-%m-%d %H:%M} UTC" in caplog.text) == (days == 3)
+        # What signed it ends in an hour, and the pair with it.
+        Path(certificate).write_bytes(leaf.certificate + authority.certificate)
+        certificates.refresh()
+        assert 0 < certificates.expires_at - time.time() <= 3600
 
     def test_files_that_cannot_be_used(self, tmp_path: Path, authority: Authority) -> None:
         certificate, key = authority.pair().write(tmp_path / "one")

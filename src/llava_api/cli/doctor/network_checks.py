@@ -11,7 +11,7 @@ from llava_api.errors import StartupError
 from llava_api.limits.account import open_limiter
 from llava_api.limits.keys import KeyRing
 from llava_api.server.listening import listen, listen_tcp
-from llava_api.server.tls import open_certificates
+from llava_api.server.tls import WARN_DAYS, open_certificates
 from llava_api.settings import Settings
 from llava_api.telemetry.tracing import Tracing, open_tracing
 from llava_api.web_origins import is_loopback
@@ -41,10 +41,21 @@ def openings(settings: Settings) -> Iterator[Finding]:
         place = f"{settings.metrics_host} port {settings.metrics_port}"
         yield opening("metrics port", f"{place} is free", lambda: side_port(settings))
     if settings.tls_certificate_file or settings.tls_key_file:
-        yield opening("TLS", "certificate and key match", lambda: open_certificates(settings))
+        yield tls(settings)
     yield opening("limits", "the callers' limits can be read", lambda: open_limiter(settings))
     if settings.otlp_endpoint is not None:
         yield opening("traces", "the exporter can be set up", lambda: close(open_tracing(settings.otlp_endpoint)))
+
+
+def tls(settings: Settings) -> Finding:
+    try:
+        certificates = open_certificates(settings)
+    except StartupError as error:
+        return fail("TLS", str(error), "")
+    assert certificates is not None
+    if certificates.days_left < WARN_DAYS:
+        return warn("TLS", certificates.expiry, "renew it: the server takes the new one while it runs")
+    return ok("TLS", f"certificate and key match; {certificates.expiry}")
 
 
 def opening(check: str, found: str, open_it: Callable[[], object]) -> Finding:

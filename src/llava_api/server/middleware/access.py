@@ -65,7 +65,7 @@ class Access:
                 record.complete = True
 
         token = RECORD.set(record)
-        self.metrics.begin()
+        self.metrics.begin(record)
         try:
             await self.app(scope, receive_noted, send_noted)
         except Exception:

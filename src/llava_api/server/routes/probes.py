@@ -6,11 +6,19 @@ from functools import partial
 from fastapi import Request
 from fastapi.responses import Response
 
+from llava_api.errors import ErrorCode, Unavailable
 from llava_api.protocol.server_info import Health
 from llava_api.server.answer import json_response
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.middleware.availability import refusal
 from llava_api.server.state import services_of, state_of
+from llava_api.telemetry.metrics import State
+
+STATES: dict[ErrorCode | None, State] = {
+    ErrorCode.MODEL_NOT_READY: "loading",
+    ErrorCode.ENGINE_RESTARTING: "restarting",
+    ErrorCode.SERVER_STOPPING: "draining",
+}
 
 
 async def live(request: Request) -> Response:
@@ -30,10 +38,19 @@ async def ready(request: Request) -> Response:
     return json_response(Health(status="ready"))
 
 
+async def state_now(request: Request) -> State:
+    """What ``/health/ready`` says, in one word."""
+    try:
+        await ready(request)
+    except Unavailable as refused:
+        return STATES.get(refused.code, "lost")
+    return "ready"
+
+
 async def get_metrics(request: Request) -> Response:
     """For Prometheus, in its text format or OpenMetrics, as the Accept header asks."""
     metrics = state_of(request.app).metrics
-    metrics.sample()
+    metrics.sample(await state_now(request))
     # This takes some milliseconds; in a thread it does not delay the tokens of open streams.
     content, content_type = await asyncio.to_thread(metrics.page, request.headers.get("accept", ""))
     return Response(content, headers={"content-type": content_type})
