@@ -1,7 +1,7 @@
 """Engines that answer without a model: so that what stands in front of the engine can be measured and recorded."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 
 from benchmarks.servers import CONTEXT
 from benchmarks.workloads import ANSWER_TOKENS
@@ -27,7 +27,10 @@ class ScriptedEngine:
             reason = "length" if index == tokens - 1 else None
             yield Delta(text=" word", completion_tokens=1, cached_tokens=0, finish_reason=reason)
 
-    async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
+    async def load_adapter(self, adapter: Adapter) -> None:
+        pass
+
+    async def remove_adapter(self, adapter: Adapter) -> None:
         pass
 
     async def check_health(self) -> None:

@@ -78,6 +78,8 @@ def table(name: str, model: type[RequestObject]) -> list[str]:
     required = schema.get("required", ())
     description = " ".join(schema.get("description", "").split())
     lines = ["", f"#### {name}", "", *([description, ""] if description else [])]
+    if "properties" not in schema:
+        return lines[:-1]
     lines += [row("field", "", "values", "meaning"), row("---", "---", "---", "---")]
     for field, described in sorted(schema.get("properties", {}).items(), key=lambda entry: entry[0] not in required):
         text = described.get("description", "")
@@ -107,7 +109,8 @@ def heading(endpoint: Endpoint, models: dict[str, list[type[BaseModel]]]) -> lis
         if listed:
             lines += ["", f"{title}: {', '.join(link(model.__name__) for model in listed)}."]
     reply = DOCUMENT["paths"][endpoint.path][endpoint.method.lower()]["responses"]["200"]["content"]
-    return lines + [kind["schema"]["description"] for name, kind in reply.items() if name != "application/json"]
+    described = [kind["schema"] for kind in reply.values() if "description" in kind["schema"]]
+    return lines + [schema["description"] for schema in described]
 
 
 def tables() -> str:

@@ -39,6 +39,7 @@ class ErrorCode(StrEnum):
     UNSUPPORTED_CONTENT_ENCODING = "unsupported_content_encoding"
     # Keys, origins and rate limits
     INVALID_API_KEY = "invalid_api_key"
+    KEY_NOT_ALLOWED = "key_not_allowed"
     HOST_NOT_ALLOWED = "host_not_allowed"
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
@@ -98,7 +99,7 @@ class Unauthorized(InvalidRequest):
 
 
 class Forbidden(InvalidRequest):
-    """The server refuses the host or the origin that the request names."""
+    """The server refuses the host or the origin that the request names, or what its key asks for."""
 
     status = 403
 

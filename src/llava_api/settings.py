@@ -235,8 +235,14 @@ class Settings(BaseSettings):
     # LoRA adapters
     lora: Annotated[Texts, Mark.LOADED_MODEL] = []
     """Adapter to serve beside the model, as name=folder or name=hub-id; requests choose it by name. May be repeated."""
+    lora_dir: Annotated[Texts, Mark.LOADED_MODEL, Mark.PUBLIC_SERVER] = []
+    """Folder from which adapters may be loaded while the server runs, by the keys of --lora-key. May be repeated."""
+    lora_key: Annotated[Texts, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER] = []
+    """Name of an API key that may load and unload adapters. May be repeated."""
+    max_adapters: Annotated[int | None, Mark.LOADED_MODEL] = Field(None, ge=1)
+    """Adapters that are served at the same time; default: those of --lora, and with --lora-dir 4 more."""
     max_lora_rank: int | None = Field(None, ge=1)
-    """Highest rank of an adapter; default: the adapters' own."""
+    """Highest rank of an adapter; default: the adapters' own, and with --lora-dir at least 16."""
 
     # The engine, in vLLM's names
     dtype: str = "auto"

@@ -3,7 +3,6 @@
 import os
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ async def app(
     small = {"max_body_bytes": 300_000, "max_image_bytes": 100_000, "max_image_pixels": 1_000_000}
     settings = Settings.model_validate(small | settings_made)
     model = open_model(str(write_checkpoint(tmp_path / "model", pinpoints)), ("owner/tiny", "tiny"), settings)
-    model = replace(model, adapters=(Adapter("birds", "an adapter's folder", 1, 8),))
+    model.adapters.served["birds"] = Adapter("birds", "an adapter's folder", 1, 8)
     services = Services(settings, model, engine, resolver)
     yield create_app(settings, KeyRing(settings), services)
     await services.close()

@@ -74,6 +74,6 @@ async def test_an_adapter_is_listed_and_chosen_by_its_name(
     assert (await client.get("/v1/models/birds")).json()["parent"] == "owner/tiny"
     reply = await client.post(CHAT, json={**question("a"), "model": "birds"})
     assert reply.json()["model"] == "birds"
-    assert engine.requests[-1].adapter == services.model.adapters[0]
+    assert engine.requests[-1].adapter == services.model.adapters.served["birds"]
     await client.post(CHAT, json=question("a"))
     assert engine.requests[-1].adapter is None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from safetensors.torch import load_file
 
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.chat.prepare import Preparer
@@ -23,6 +24,8 @@ from llava_api.server.app import create_app
 from llava_api.server.services import Services
 from llava_api.settings import Settings
 from tests.support.running_server import RunningServer, serve_app
+from tests.support.tiny_checkpoints import LORA_ALPHA, LORA_RANK, lora_matrices
+from tests.unit.test_adapters import write_adapter
 
 if TYPE_CHECKING:
     from llava_api.engine.vllm_engine import VllmEngine
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 class Running:
     engine: "VllmEngine"
     model: ServedModel
-    preparer: Preparer
+    services: Services
     server: RunningServer
     reports: Path
     """What ``SPY`` found: for each process of vLLM's a file with [whether vLLM is changed, death signal]."""
@@ -40,6 +43,10 @@ class Running:
     @property
     def base_url(self) -> str:
         return self.server.base_url
+
+    @property
+    def preparer(self) -> Preparer:
+        return self.services.preparer
 
     def unfinished_requests(self) -> int:
         return self.engine.llm.output_processor.get_num_unfinished_requests()
@@ -89,10 +96,23 @@ def endless_copy(source: Path, target: Path) -> Path:
     return target
 
 
+def adapter_shelf(checkpoint: Path, shelf: Path) -> Path:
+    """A folder of two adapters that change the checkpoint in different ways: one, two."""
+    prefix = "language_model.model."
+    weights = load_file(checkpoint / "model.safetensors")
+    text = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    for seed, name in enumerate(("one", "two"), start=1):
+        (shelf / name).mkdir()
+        pairs = {f"base_model.model.{prefix}{layer}": half for layer, half in lora_matrices(text, seed).items()}
+        write_adapter(shelf / name, pairs, r=LORA_RANK, lora_alpha=LORA_ALPHA)
+    return shelf
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
     folder = endless_copy(demo_folder() / "llava-tiny-1.5", tmp_path_factory.mktemp("endless") / "model")
-    settings = Settings()
+    adapters = adapter_shelf(folder, tmp_path_factory.mktemp("adapters"))
+    settings = Settings(lora=[f"first={adapters / 'one'}"], lora_dir=[str(adapters)], lora_key=["admin"])
     model = replace(open_model(str(folder), ("endless",), settings), stop_token_ids=())
     reports = tmp_path_factory.mktemp("reports")
     with pytest.MonkeyPatch.context() as patched:
@@ -100,9 +120,10 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
         patched.setattr(sys, "path", [*sys.path, str(plugin_folder(tmp_path_factory.mktemp("spy") / "site"))])
         patched.setenv("SPY_REPORTS", str(reports))
         engine = await start_engine(settings, model.to_load())
+        await model.adapters.load_into(engine)
     services = Services(settings, model, engine)
     app = create_app(settings, KeyRing(settings), services)
     async with serve_app(app) as server:
-        yield Running(engine, model, services.preparer, server, reports)
+        yield Running(engine, model, services, server, reports)
     await services.close()
     await engine.shutdown()

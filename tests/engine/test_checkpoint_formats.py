@@ -406,7 +406,7 @@ def test_an_adapter_beside_the_model_answers_as_its_merged_weights_and_the_model
     before = engine.greedy(plain, TOKENS)
     check(before, as_transformers_computes(source_of(tiny), plain, before))
     merged = with_adapter_merged(tiny)
-    for adapter in model.adapters:
+    for adapter in model.adapters.served.values():
         request = image_request(model, drawing(LARGE), adapter.name, adapter)
         answer = engine.greedy(request, TOKENS)
         assert answer.token_ids != before.token_ids
@@ -422,7 +422,7 @@ def test_the_model_answers_as_alone_while_an_adapter_answers_in_the_same_batch(t
     settings = settings_for(tmp_path, lora=[f"birds={folder}"])
     model = served(write_hub(tiny, tmp_path / "hub", "classic"), settings)
     engine = start(model, settings)
-    (birds,) = model.adapters
+    (birds,) = model.adapters.served.values()
     asked = [image_request(model, drawing(LARGE), f"alone {adapter}", adapter) for adapter in (None, birds)]
     alone = [engine.greedy(request, TOKENS).token_ids for request in asked]
     assert alone[0] != alone[1]

@@ -202,7 +202,7 @@ def with_lora(
 def test_an_adapter_beside_a_quantized_model(tmp_path: Path, blue_for_red: Path, flags: dict[str, Any]) -> None:
     settings = Settings(cache_dir=str(tmp_path), lora=[f"blue={blue_for_red}"], **flags)
     model = ready_model(DEMO, settings)
-    (blue,) = model.adapters
+    (blue,) = model.adapters.served.values()
     with loaded(model, settings) as (engine, held):
         layers = model.checkpoint.config["text_config"]["num_hidden_layers"]
         # What applies an adapter to a layer has the layer's method too.

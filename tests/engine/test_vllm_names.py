@@ -17,7 +17,7 @@ import pytest
 
 import llava_api
 from llava_api.engine import start_errors
-from llava_api.engine.base import Adapter, ModelToLoad, Sampling
+from llava_api.engine.base import ModelToLoad, Sampling
 from llava_api.engine.cpu_plan import CpuPlan
 from llava_api.engine.fork_server_preload import MODULES
 from llava_api.engine.vllm_engine import leave_out_token_texts
@@ -80,6 +80,7 @@ TABLE = [
     Used(ENGINE, "vllm.v1.engine.async_llm.AsyncLLM.from_engine_args", arguments=(1, "usage_context")),
     Used(ENGINE, "vllm.v1.engine.async_llm.AsyncLLM.generate", arguments=(4, "lora_request")),
     Used(ENGINE, "vllm.v1.engine.async_llm.AsyncLLM.add_lora", arguments=(2, "")),
+    Used(ENGINE, "vllm.v1.engine.async_llm.AsyncLLM.remove_lora", arguments=(2, "")),
     Used(ENGINE, "vllm.v1.engine.async_llm.AsyncLLM.check_health", arguments=(1, "")),
     Used(ENGINE, "vllm.v1.engine.async_llm.AsyncLLM.shutdown", arguments=(1, "")),
     Used(ENGINE, "vllm.v1.engine.core_client.MPClient", "resources"),
@@ -260,7 +261,7 @@ def test_every_engine_argument_is_known() -> None:
     plan = CpuPlan("bfloat16", 1, 4096, 2**30, 2**31, 16, 2048, True, 2, 300, ("", "", ""))
     model = ModelToLoad(
         "m", LLAVA_1_6, CLIP, pinpoints=((336, 672),), merge="spatial", quantization="fp8", cpu_plan=plan,
-        adapters=(Adapter("a", "folder", 1, 8),), name="m",
+        max_loras=1, max_lora_rank=8, name="m",
     )  # fmt: skip
     settings = Settings().model_copy(update=dict.fromkeys(PASSED_ON, 1))
     known = known_arguments(AsyncEngineArgs)

@@ -1,11 +1,11 @@
 """An engine that says what a test wants it to say, for tests of everything in front of the engine."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from itertools import chain
 
 from llava_api.engine.base import Adapter, Delta, FinishReason, GenerationRequest, TokenLogprob
-from llava_api.errors import EngineFailed, EngineStopped
+from llava_api.errors import EngineFailed, EngineStopped, StartupError
 
 
 class ScriptedEngine:
@@ -27,6 +27,12 @@ class ScriptedEngine:
         """Whether the prefix cache has the end of a prompt, too."""
         self.other_choices: dict[int, tuple[str, ...]] = {}
         """Texts of the choices that do not say ``texts``, as many as those."""
+        self.adapters: list[Adapter] = []
+        """Those that were loaded and not removed."""
+        self.refused_adapters: set[str] = set()
+        self.adapter_gate = asyncio.Event()
+        """While it is not set, adapters are being loaded."""
+        self.adapter_gate.set()
         self.dead = False
         self.stopped = False
         self.requests: list[GenerationRequest] = []
@@ -78,8 +84,16 @@ class ScriptedEngine:
         known = tuple(TokenLogprob(token, self.letters.get(token, -1.0), ()) for token in ids)
         return Delta("", 1, 0, "length", prompt_logprobs=() if tail and self.cached_tail else known)
 
-    async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
-        pass
+    async def load_adapter(self, adapter: Adapter) -> None:
+        await self.adapter_gate.wait()
+        if self.dead:
+            raise EngineStopped("The engine has stopped.")
+        if adapter.name in self.refused_adapters:
+            raise StartupError("the engine could not load it: no")
+        self.adapters.append(adapter)
+
+    async def remove_adapter(self, adapter: Adapter) -> None:
+        self.adapters.remove(adapter)
 
     async def check_health(self) -> None:
         if self.dead:

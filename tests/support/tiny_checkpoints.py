@@ -344,9 +344,9 @@ def save(weights: Weights, path: Path) -> None:
         save_file(weights, path, metadata={"format": "pt"})
 
 
-def lora_matrices(weights: Weights) -> Weights:
+def lora_matrices(weights: Weights, seed: int = 1) -> Weights:
     """peft's pairs for the targeted weights, by the weight's name and ``lora_A`` or ``lora_B``."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     pairs: Weights = {}
     for name, tensor in sorted(weights.items()):
         module = name.removesuffix(".weight")

@@ -32,12 +32,17 @@ def write_checkpoint(folder: Path, pinpoints: list[list[int]] | None = None) -> 
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
         "image_token_index": tokenizer.token_to_id("<image>"),
-        "vision_config": {"image_size": 84, "patch_size": 14},
+        "vision_config": {"model_type": "clip_vision_model", "image_size": 84, "patch_size": 14},
         "text_config": {"model_type": "llama", "eos_token_id": 2},
     }
     if pinpoints is not None:
-        config |= {"architectures": ["LlavaNextForConditionalGeneration"], "image_grid_pinpoints": pinpoints}
+        config |= {
+            "architectures": ["LlavaNextForConditionalGeneration"],
+            "model_type": "llava_next",
+            "image_grid_pinpoints": pinpoints,
+        }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "add_bos_token": True}))
     return folder

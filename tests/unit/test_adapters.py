@@ -38,7 +38,8 @@ def write_adapter(folder: Path, weights: Weights, **config: Any) -> None:
 
 
 def served_beside(checkpoint: Path, folder: Path) -> Adapter:
-    (adapter,) = open_model(str(checkpoint), ("m",), Settings(lora=[f"birds={folder}"])).adapters
+    model = open_model(str(checkpoint), ("m",), Settings(lora=[f"birds={folder}"]))
+    (adapter,) = model.adapters.served.values()
     return adapter
 
 

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from llava_api.chat.adapters import Adapters
 from llava_api.chat.calls import CallPart, CallReader
 from llava_api.chat.choice_scores import ScoredPrompts, scored_choices
 from llava_api.chat.forms import Form
@@ -113,12 +114,15 @@ class AnswerReader:
 class Answers:
     """Generates the answers to one prompt and counts their tokens for the request's record and account."""
 
-    def __init__(self, engine: Engine, admission: Admission, spec: AnswerSpec, account: Account) -> None:
-        request = spec.request
+    def __init__(
+        self, engine: Engine, admission: Admission, spec: AnswerSpec, account: Account, adapters: Adapters
+    ) -> None:
+        request = self.request = spec.request
         self.engine = engine
         self.admission = admission
         self.spec = spec
         self.account = account
+        self.adapters = adapters
         self.record = current().note_prompt(
             len(request.token_ids),
             [image.length for image in request.images],
@@ -154,18 +158,21 @@ class Answers:
         slot = await self.admission.enter(self.account.caller, request.choices, weight)
         self.record.admit()
         try:
-            async with aclosing(self.engine.generate(request)) as deltas:
-                async for delta in deltas:
-                    self.count(delta, copies)
-                    if delta.finish_reason is not None:
-                        unfinished -= 1
-                        await self.score()
-                    for part in readers[delta.index].read(delta):
-                        if part.finish_reason is not None:
-                            self.record.finish_reasons += [part.finish_reason] * copies
-                        yield part
-                        for copy in range(1, copies):
-                            yield replace(part, index=copy)
+            with self.adapters.using(request.adapter) as adapter:
+                if adapter is not request.adapter:
+                    request = self.request = replace(request, adapter=adapter)
+                async with aclosing(self.engine.generate(request)) as deltas:
+                    async for delta in deltas:
+                        self.count(delta, copies)
+                        if delta.finish_reason is not None:
+                            unfinished -= 1
+                            await self.score()
+                        for part in readers[delta.index].read(delta):
+                            if part.finish_reason is not None:
+                                self.record.finish_reasons += [part.finish_reason] * copies
+                            yield part
+                            for copy in range(1, copies):
+                                yield replace(part, index=copy)
             if unfinished:
                 raise EngineFailed(UNFINISHED)
         finally:
@@ -192,7 +199,7 @@ class Answers:
         """
         form, scored = self.spec.form, self.spec.scored
         if form is not None and scored.endings and self.choice_logprobs is None:
-            requests = (scored.request(self.spec.request, place) for place in range(len(scored.endings)))
+            requests = (scored.request(self.request, place) for place in range(len(scored.endings)))
             logprobs = [await self.logprob_of(request) for request in requests]
             self.choice_logprobs = await asyncio.to_thread(scored_choices, form.choices, scored.endings, logprobs)
 

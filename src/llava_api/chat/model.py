@@ -1,15 +1,13 @@
 """The served model: everything that is known about it before the first request."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast, get_args
 
-from llava_api.checkpoints.adapters import check_adapter, locate_adapter
+from llava_api.chat.adapters import Adapters
 from llava_api.checkpoints.inspect import Checkpoint, Sources, inspect_checkpoint
-from llava_api.checkpoints.size import PRECISIONS, Precision, stored_precision, tensor_shapes
-from llava_api.engine.base import Adapter, ModelToLoad
+from llava_api.checkpoints.size import PRECISIONS, Precision, stored_precision
+from llava_api.engine.base import ModelToLoad
 from llava_api.engine.cpu_plan import CpuPlan
 from llava_api.errors import StartupError
 from llava_api.images.hub_processor import HubProcessor
@@ -40,6 +38,8 @@ class ServedModel:
     """Tokens that end an answer: the checkpoint's own and the family's."""
     stop_texts: tuple[str, ...]
     """Texts that end an answer: the family's, and its stop tokens that this tokenizer does not have."""
+    adapters: Adapters
+    """LoRA adapters served beside it."""
 
     precision: Precision | None = None
     """What the checkpoint must be quantized to before the engine loads it."""
@@ -47,14 +47,12 @@ class ServedModel:
     """vLLM's name of a method to quantize with; None for what the checkpoint says."""
     cpu_plan: CpuPlan | None = None
     """Settings that suit this machine if it has no GPU."""
-    adapters: tuple[Adapter, ...] = ()
-    """LoRA adapters served beside it."""
     parameters: int | None = None
     """Number of its weights, if it is known."""
 
     def served_names(self) -> tuple[str, ...]:
         """Every name that a request may give: the model's own, then its adapters'."""
-        return (*self.names, *(adapter.name for adapter in self.adapters))
+        return (*self.names, *self.adapters.served)
 
     def to_load(self) -> ModelToLoad:
         """What the engine needs to load it. Raises StartupError if vLLM could not."""
@@ -74,7 +72,8 @@ class ServedModel:
             merge=mode.engine_merge() if family.tiled else None,
             quantization=self.quantization,
             cpu_plan=self.cpu_plan,
-            adapters=self.adapters,
+            max_loras=self.adapters.engine_room,
+            max_lora_rank=self.adapters.max_rank,
             name=self.names[0],
         )
 
@@ -190,26 +189,6 @@ def precision_of(checkpoint: Checkpoint, settings: Settings) -> Precision | None
     return precision
 
 
-def read_adapters(settings: Settings, taken: Sequence[str], checkpoint: Checkpoint) -> tuple[Adapter, ...]:
-    """``--lora name=folder`` or ``name=owner/name`` -> adapters; those of the hub are fetched.
-
-    Raises StartupError for one that does not exist or does not fit the model.
-    """
-    folders: dict[str, Path] = {}
-    for text in settings.lora:
-        name, equals, path = text.partition("=")
-        if not (equals and name and path):
-            raise StartupError(f"--lora {text}: write it as name=folder or name=hub-id")
-        if name in taken or name in folders:
-            raise StartupError(f"--lora: the name {name} is given twice")
-        folders[name] = locate_adapter(name, path, settings.download_dir)
-    shapes = tensor_shapes(checkpoint) if folders else {}
-    return tuple(
-        Adapter(name, str(folder.resolve()), number, check_adapter(name, folder, shapes))
-        for number, (name, folder) in enumerate(folders.items(), start=1)
-    )
-
-
 def describe_model(checkpoint: Checkpoint, names: tuple[str, ...], settings: Settings) -> ServedModel:
     """Choose the prompt format, the image mode and the stops for a checkpoint. Raises StartupError."""
     tokenizer = TextTokenizer(checkpoint.tokenizer_json, checkpoint.bos_token)
@@ -232,7 +211,7 @@ def describe_model(checkpoint: Checkpoint, names: tuple[str, ...], settings: Set
         stop_texts=(*family.stop_texts, *(text for text, token in stops.items() if token is None)),
         precision=precision_of(checkpoint, settings),
         quantization=settings.quantization,
-        adapters=read_adapters(settings, names, checkpoint),
+        adapters=Adapters(settings, names, checkpoint),
     )
 
 

@@ -74,7 +74,7 @@ class Preparer:
 
     def find_adapter(self, name: str) -> Adapter | None:
         """The LoRA adapter of that name; None for the model itself."""
-        return next((adapter for adapter in self.model.adapters if adapter.name == name), None)
+        return self.model.adapters.served.get(name)
 
     async def prepare(self, question: Question, request_id: str, account: Account) -> AnswerSpec:
         """Raises InvalidRequest and its kinds, RateLimited and Busy. Nothing is refused after this."""

@@ -69,27 +69,27 @@ def locate_adapter(name: str, path: str, download_dir: str | None) -> Path:
         raise StartupError(f"--lora {name}: {error}") from error
 
 
-def check_adapter(name: str, folder: Path, shapes: Shapes) -> int:
+def check_adapter(folder: Path, shapes: Shapes, max_rank: int | None = None) -> int:
     """The highest of its layers' ranks. ``shapes``: of the model's tensors by classic name (``size.tensor_shapes``).
 
     Raises StartupError for an adapter that the engine would not load, or would silently load in part.
     """
-    try:
-        if not (folder / CONFIG).is_file():
-            raise StartupError(f"{folder} has no {CONFIG}")
-        if (folder / NON_LORA).is_file():
-            raise StartupError(
-                "an adapter made with LLaVA's own training code brings its own projector; serve it as a model of its "
-                "own, with --model-base"
-            )
-        weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
-        if weights is None:
-            raise StartupError(f"{folder} has no {WEIGHTS[0]}")
-        config = read_json(folder, CONFIG)
-        check_config(config)
-        return highest_rank(weights, config, shapes)
-    except StartupError as error:
-        raise StartupError(f"--lora {name}: {error}") from error
+    if not (folder / CONFIG).is_file():
+        raise StartupError(f"{folder} has no {CONFIG}")
+    if (folder / NON_LORA).is_file():
+        raise StartupError(
+            "an adapter made with LLaVA's own training code brings its own projector; serve it as a model of its "
+            "own, with --model-base"
+        )
+    weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+    if weights is None:
+        raise StartupError(f"{folder} has no {WEIGHTS[0]}")
+    config = read_json(folder, CONFIG)
+    check_config(config)
+    rank = highest_rank(weights, config, shapes)
+    if max_rank is not None and rank > max_rank:
+        raise StartupError(f"it has rank {rank}, and this server takes up to {max_rank}: raise --max-lora-rank")
+    return rank
 
 
 def check_config(config: dict[str, Any]) -> None:

@@ -98,6 +98,7 @@ def start(wanted: str, settings: Settings) -> None:
     if made_key is not None:
         keys = KeyRing(settings.model_copy(update={"api_key": [f"{MADE_KEY_NAME}={made_key}"]}))
     check_exposure(settings, keys)
+    check_lora_keys(settings, keys)
     limiter = open_limiter(settings)
     limiter.table.warn_of_unknown_keys(keys.names())
     certificates = open_certificates(settings)
@@ -165,6 +166,18 @@ def check_exposure(settings: Settings, keys: KeyRing) -> None:
     )
 
 
+def check_lora_keys(settings: Settings, keys: KeyRing) -> None:
+    """Raises StartupError if adapters could be loaded without a key, or by none."""
+    if settings.lora_dir and not (keys.needed and settings.lora_key):
+        raise StartupError(
+            "--lora-dir lets callers load adapters, for which they need an API key: give the server keys "
+            "(--api-key-file), and name the one for this with --lora-key"
+        )
+    unknown = sorted(set(settings.lora_key) - set(keys.names()))
+    if unknown:
+        log.warning("--lora-key names unknown keys: %s", ", ".join(unknown))
+
+
 def serve_forever(
     model: ServedModel,
     settings: Settings,
@@ -185,7 +198,7 @@ def serve_forever(
     async def load() -> EngineProcesses:
         engine = await start_engine(settings, model.to_load())
         try:
-            await engine.load_adapters(model.adapters)
+            await model.adapters.load_into(engine)
         except StartupError:
             await engine.shutdown()
             raise

@@ -1,6 +1,6 @@
 """The engine's interface: its Protocol and the types of its arguments and results. Imports neither vllm nor torch."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -35,7 +35,9 @@ class ModelToLoad:
     """vLLM's name of a quantization method; None for what the checkpoint says."""
     cpu_plan: CpuPlan | None = None
     """Settings that suit this machine if it has no GPU."""
-    adapters: tuple["Adapter", ...] = ()
+    max_loras: int = 0
+    """LoRA adapters that it must hold at once; 0 for an engine without them."""
+    max_lora_rank: int = 0
     name: str | None = None
     """The name it is served under, also in the engine's metrics. None for its path."""
 
@@ -49,6 +51,8 @@ class Adapter:
     number: int
     """Its number in the engine, from 1."""
     rank: int
+    engine_name: str = ""
+    """What the engine knows it by, if not by ``name``: the prefix cache takes adapters of one name for the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +172,15 @@ class Engine(Protocol):
         """Raises EngineStopped if the engine has stopped, and EngineFailed if it refuses the request."""
         ...
 
-    async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
-        """Load LoRA adapters before the first request asks for one. Raises StartupError."""
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Load a LoRA adapter before a request asks for it.
+
+        Raises StartupError if the engine does not take it, and EngineStopped if the engine has stopped.
+        """
+        ...
+
+    async def remove_adapter(self, adapter: Adapter) -> None:
+        """No request may ask for it any more. Raises EngineStopped."""
         ...
 
     async def check_health(self) -> None:

@@ -8,8 +8,9 @@ EngineStopped.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
+from typing import Any
 
 from llava_api.engine.base import Adapter, Delta, EngineProcesses, GenerationRequest
 from llava_api.engine.cpu_plan import STALL_SECONDS
@@ -86,11 +87,28 @@ class SupervisedEngine:
 
     def await_another(self, lost: EngineProcesses) -> None:
         """A request may know of the loss before the supervisor does, or when there will be no other any more."""
-        if self.engine is lost and self.running.done() and self.running.exception() is None:
+        if self.engine is lost and self.usable():
             self.running = asyncio.get_running_loop().create_future()
 
-    async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
-        await self.engine.load_adapters(adapters)
+    def usable(self) -> bool:
+        return self.running.done() and self.running.exception() is None
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        await self.unless_lost(lambda engine: engine.load_adapter(adapter))
+
+    async def remove_adapter(self, adapter: Adapter) -> None:
+        await self.unless_lost(lambda engine: engine.remove_adapter(adapter))
+
+    async def unless_lost(self, call: Callable[[EngineProcesses], Coroutine[Any, Any, None]]) -> None:
+        """Raises EngineStopped if the engine is lost meanwhile: vLLM would let the caller wait for ever."""
+        engine = await asyncio.shield(self.running)
+        calling = asyncio.create_task(call(engine))
+        while not calling.done():
+            await asyncio.wait({calling}, timeout=CHECK_SECONDS)
+            if not calling.done() and not (self.engine is engine and self.usable()):
+                calling.cancel()
+                raise self.stopped_error()
+        await calling
 
     async def check_health(self) -> None:
         if not self.running.done():

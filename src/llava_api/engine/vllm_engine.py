@@ -88,6 +88,8 @@ class VllmEngine:
         # None if the engine runs on other machines: Ray looks after its processes.
         manager = getattr(llm.engine_core.resources, "engine_manager", None)
         started = [process.pid for process in getattr(manager, "processes", [])]
+        self.adapters: set[int] = set()
+        """Numbers of the loaded adapters."""
         self.processes = with_descendants({*started, fork_server.process_id()} - {None})
         self.closed = threading.Event()
 
@@ -106,15 +108,27 @@ class VllmEngine:
                 cause = start.cause(reason(error))
                 raise StartupError(f"the engine could not load the checkpoint: {cause}") from error
 
-    async def load_adapters(self, adapters: Sequence[Adapter]) -> None:
-        for adapter in adapters:
-            try:
-                await self.llm.add_lora(lora_request(adapter))
-            except Exception as error:  # vLLM raises a plain Exception with the worker's words.
-                log.debug("the adapter was not loaded", exc_info=True)
-                raise StartupError(f"the engine could not load --lora {adapter.name}: {reason(error)}") from error
+    async def load_adapter(self, adapter: Adapter) -> None:
+        try:
+            await self.llm.add_lora(lora_request(adapter))
+        except EngineDeadError as error:
+            raise EngineStopped(DEAD) from error
+        except Exception as error:  # vLLM raises a plain Exception with the worker's words.
+            log.debug("the adapter was not loaded", exc_info=True)
+            raise StartupError(f"the engine could not load it: {reason(error)}") from error
+        self.adapters.add(adapter.number)
+
+    async def remove_adapter(self, adapter: Adapter) -> None:
+        self.adapters.discard(adapter.number)
+        try:
+            await self.llm.remove_lora(adapter.number)
+        except EngineDeadError as error:
+            raise EngineStopped(DEAD) from error
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        if request.adapter is not None and request.adapter.number not in self.adapters:
+            # vLLM would load it from its folder in the midst of its work, and end if the folder is gone.
+            raise EngineFailed("The adapter that this answer began with is no longer loaded: send the request again.")
         outputs = self.llm.generate(
             engine_input(request),
             sampling_params(request),
@@ -206,7 +220,7 @@ def engine_input(request: GenerationRequest) -> EngineInput:
 
 
 def lora_request(adapter: Adapter | None) -> LoRARequest | None:
-    return None if adapter is None else LoRARequest(adapter.name, adapter.number, adapter.path)
+    return None if adapter is None else LoRARequest(adapter.engine_name or adapter.name, adapter.number, adapter.path)
 
 
 def image_item(image: EngineImage) -> MultiModalKwargsItem:

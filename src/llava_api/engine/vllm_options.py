@@ -5,11 +5,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_api.engine.base import Adapter, ModelToLoad
+from llava_api.engine.base import ModelToLoad
 from llava_api.engine.cpu_plan import SEQUENCES, STALL_SECONDS, UNBOUND, CpuPlan
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
@@ -124,11 +123,13 @@ def engine_arguments(settings: Settings, model: ModelToLoad, *, on_cpu: bool, kn
     # Our grammars are written for llguidance (chat/grammar.py, grammar_check.py).
     arguments["structured_outputs_config"] = {"backend": "guidance"}
     arguments["hf_overrides"] = config_overrides(model)
-    if model.adapters:
+    if model.max_loras:
         arguments["enable_lora"] = True
         # One more than needed: vLLM writes "no adapter" as slot -1, which its CPU kernels take for the last slot.
-        arguments["max_loras"] = len(model.adapters) + 1
-        arguments["max_lora_rank"] = settings.max_lora_rank or rank_for(model.adapters)
+        arguments["max_loras"] = model.max_loras + 1
+        # None is read from its folder again, also with fewer places on the GPU (--engine-arg max_loras).
+        arguments["max_cpu_loras"] = model.max_loras + 1
+        arguments["max_lora_rank"] = model.max_lora_rank
     for text in settings.engine_arg:
         name, value = parse_engine_arg(text, known)
         arguments[name] = {**arguments["hf_overrides"], **value} if name == "hf_overrides" else value
@@ -150,9 +151,8 @@ def planned_arguments(plan: CpuPlan) -> dict[str, Any]:
     return made
 
 
-def rank_for(adapters: Sequence[Adapter]) -> int:
-    """The smallest rank allowed by vLLM that holds every adapter."""
-    needed = max(adapter.rank for adapter in adapters)
+def rank_for(needed: int) -> int:
+    """The smallest rank allowed by vLLM that is not below ``needed``."""
     return next((rank for rank in LORA_RANKS if rank >= needed), needed)
 
 

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    RootModel,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -28,6 +29,10 @@ MAX_ERRORS = 500
 
 class WireObject(BaseModel):
     model_config = ConfigDict(strict=True, use_attribute_docstrings=True, serialize_by_alias=True)
+
+
+class PlainText(RootModel[str]):
+    """A reply of one sentence that is no JSON."""
 
 
 class ErrorShape(WireObject):

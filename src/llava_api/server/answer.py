@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastapi import Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from llava_api.chat.answers import Answers, AnswerSpec
 from llava_api.limits.account import Account
+from llava_api.protocol.wire import PlainText
 from llava_api.server.body import Model, read_request
 from llava_api.server.producer import Deadline, End, Reply, ReplyProducer, Stopped
 from llava_api.server.services import Services
@@ -40,7 +41,8 @@ class Context:
 
     def answers(self, spec: AnswerSpec) -> Answers:
         """What the engine will answer, charged to the request's account."""
-        return Answers(self.services.engine, self.services.admission, spec, self.account)
+        services = self.services
+        return Answers(services.engine, services.admission, spec, self.account, services.model.adapters)
 
 
 Prepare = Callable[[Context, Model], Awaitable[Reply | BaseModel]]
@@ -75,7 +77,7 @@ async def answer(
     if producer.reply is not None:
         return stream(producer, producer.reply, first, settings.stream_keep_alive_seconds)
     assert isinstance(first, list)
-    return json_response(first[0])
+    return response_of(first[0])
 
 
 async def cancel_on_disconnect(receive: Receive, producer: ReplyProducer) -> None:
@@ -83,6 +85,10 @@ async def cancel_on_disconnect(receive: Receive, producer: ReplyProducer) -> Non
     while (await receive())["type"] != "http.disconnect":
         pass
     producer.cancel()
+
+
+def response_of(reply: BaseModel) -> Response:
+    return PlainTextResponse(reply.root) if isinstance(reply, PlainText) else json_response(reply)
 
 
 def json_response(body: BaseModel) -> Response:

