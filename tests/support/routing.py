@@ -13,13 +13,14 @@ from llava_api.chat.model import open_model
 from llava_api.errors import Unavailable
 from llava_api.limits.keys import KeyRing
 from llava_api.routing.backends import Backend, BackendLost, Wanted
+from llava_api.routing.connections import Connections
 from llava_api.routing.proxy import Router, router_app
 from llava_api.server.app import create_app
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.services import Services
 from llava_api.settings import Settings
 from llava_api.telemetry.router_metrics import RouterMetrics
-from tests.support.running_server import serve_app
+from tests.support.running_server import RunningServer, serve_app
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tokenizer import write_checkpoint
 
@@ -34,6 +35,17 @@ class Replica:
     engine: ScriptedEngine
     app: Starlette
     backend: Backend
+    running: RunningServer | None = None
+    killed: bool = False
+
+    def kill(self) -> None:
+        """As when its process is killed: its connections end, and no new one is accepted."""
+        assert self.running is not None
+        self.killed = True
+        for server in self.running.server.servers:
+            server.close()
+        for connection in self.running.server.server_state.connections:
+            connection.transport.real.abort()
 
     @property
     def asked(self) -> int:
@@ -49,7 +61,7 @@ async def replica(folder: Path, model: str, number: int = 0, **chosen: Any) -> A
     app = create_app(settings, KeyRing(settings), services)
     async with serve_app(app) as running:
         host, port = running.address[:2]
-        yield Replica(model, engine, app, Backend(f"{model}-{number}", f"http://{host}:{port}"))
+        yield Replica(model, engine, app, Backend(f"{model}-{number}", f"http://{host}:{port}"), running)
     await services.close()
 
 
@@ -60,6 +72,7 @@ class FixedBackends:
     replicas: list[Replica]
     lost: list[str] = field(default_factory=list)
     wanted: list[Wanted] = field(default_factory=list)
+    complete: bool = True
 
     def models(self) -> list[dict[str, Any]]:
         names = dict.fromkeys(replica.model for replica in self.replicas)
@@ -87,7 +100,9 @@ class FixedBackends:
 async def routed(backends: Any, **chosen: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Router]]:
     """A client of a router before ``backends``, and the router."""
     settings = Settings.model_validate(SMALL | chosen)
-    router = Router(settings, backends, Lifecycle(), RouterMetrics({"llava-api": "1"}))
+    connections = getattr(backends, "connections", None) or Connections(settings)
+    metrics = getattr(backends, "metrics", None) or RouterMetrics({"llava-api": "1"})
+    router = Router(settings, backends, connections, Lifecycle(), metrics)
     router.is_loaded = True
     async with AsyncExitStack() as at_end:
         at_end.push_async_callback(router.connections.close)

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_api.chat.model import open_model
-from llava_api.cli.flags import demo_folder
-from llava_api.cli.serve import MADE_KEY_NAME, announce, check_exposure, key_for_this_run
+from llava_api.cli.serve import MADE_KEY_NAME, Front, announce, check_exposure, key_for_this_run
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing
 from llava_api.settings import Settings
@@ -49,9 +47,8 @@ def test_the_key_and_a_curl_line_with_it_are_shown(caplog: pytest.LogCaptureFixt
     key = made(make_key=True)
     assert key is not None
     settings = Settings(**OPEN, api_key=[f"{MADE_KEY_NAME}={key}"])
-    model = open_model(str(demo_folder() / "llava-tiny-1.5"), ("llava-tiny-1.5",), settings)
     with caplog.at_level(logging.INFO, "llava_api"), socket.create_server(("127.0.0.1", 0)) as listener:
-        announce(model, KeyRing(settings), settings, listener, key)
+        announce("llava-tiny-1.5", settings, Front(KeyRing(settings), key, listener, None, None))
     assert f"\n{key}\n" in caplog.text
     curl = next(line for line in caplog.text.splitlines() if line.startswith("curl "))
     assert f"-H 'Authorization: Bearer {key}'" in curl

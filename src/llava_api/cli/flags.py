@@ -2,6 +2,7 @@
 
 import argparse
 import types
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -17,6 +18,17 @@ from llava_api.settings import Settings, marked
 DEMO = "llava-tiny-1.5"
 MODEL_HELP = "checkpoint folder, hub id, GGUF file, or a bundled demo: llava-tiny-1.5 (the default), llava-tiny-1.6"
 
+FRONT_SETTINGS = (
+    *("host", "port", "unix_socket", "unix_socket_mode", "root_path", "trusted_proxies", "log_level", "log_format"),
+    *("api_key", "api_key_file", "api_key_dir", "make_key", "allow_anonymous", "cors_allow_origins", "allowed_hosts"),
+    *("tls_certificate_file", "tls_key_file", "tls_client_ca_file", "metrics", "metrics_port", "metrics_host"),
+    *("any_model", "ollama_api", "short_paths", "accept_request_ids", "drain_timeout_seconds"),
+    *("request_timeout_seconds", "stream_head_seconds", "stream_keep_alive_seconds"),
+    *("max_body_bytes", "max_inflight_bytes", "max_connections", "max_header_bytes", "receive_timeout_seconds"),
+    *("body_timeout_seconds", "reader_timeout_seconds", "keep_alive_seconds"),
+)
+"""What concerns a server in front of the models' own, as ``llava-api route`` is one."""
+
 
 def demo_folder() -> Path:
     return Path(str(resources.files("llava_api") / "demo"))
@@ -29,9 +41,9 @@ def find_model(model: str) -> str:
     return model
 
 
-def add_flags(parser: argparse.ArgumentParser, *marks: Mark) -> None:
-    """Add a flag for each setting that has one of ``marks``, or for all settings without ``marks``."""
-    names = marked(*marks) if marks else Settings.model_fields
+def add_flags(parser: argparse.ArgumentParser, *marks: Mark, names: Collection[str] = ()) -> None:
+    """Add a flag for each setting of ``names`` or with one of ``marks``, or for all settings without either."""
+    names = {*names, *marked(*marks)} or Settings.model_fields
     for name, field in Settings.model_fields.items():
         if name not in names:
             continue

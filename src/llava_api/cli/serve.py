@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import sys
-import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -39,13 +40,36 @@ log = logging.getLogger("llava_api")
 
 
 @dataclass(frozen=True, slots=True)
-class Listeners:
+class Front:
     """Opened before the model is loaded, so that a mistake in the settings is reported at once."""
 
+    keys: KeyRing
+    made_key: str | None
+    """An API key that was made for this run. It is shown once, when the server is ready."""
     main: socket.socket
     certificates: Certificates | None
     side: socket.socket | None
     """Serves only metrics and health, without a key."""
+
+
+@contextmanager
+def opened_front(settings: Settings) -> Iterator[Front]:
+    """Raises StartupError."""
+    if settings.log_prompts:
+        log.warning("--log-prompts: this log contains what people ask")
+    keys = KeyRing(settings)
+    made_key = key_for_this_run(settings, keys)
+    if made_key is not None:
+        keys = KeyRing(settings.model_copy(update={"api_key": [f"{MADE_KEY_NAME}={made_key}"]}))
+    check_exposure(settings, keys)
+    certificates = open_certificates(settings)
+    # Closing it removes a Unix socket's file.
+    with listen(settings) as listener:
+        side = None
+        if settings.metrics_port is not None:
+            side = listen_tcp(settings.metrics_host, settings.metrics_port, "--metrics-port")
+            log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
+        yield Front(keys, made_key, listener, certificates, side)
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -90,30 +114,15 @@ def report(error: StartupError, settings: Settings) -> None:
 
 def start(wanted: str, settings: Settings) -> None:
     """Raises StartupError."""
-    if settings.log_prompts:
-        log.warning("--log-prompts: this log contains what people ask")
     tracing = open_tracing(settings.otlp_endpoint)
-    keys = KeyRing(settings)
-    made_key = key_for_this_run(settings, keys)
-    if made_key is not None:
-        keys = KeyRing(settings.model_copy(update={"api_key": [f"{MADE_KEY_NAME}={made_key}"]}))
-    check_exposure(settings, keys)
-    check_lora_keys(settings, keys)
     limiter = open_limiter(settings)
-    limiter.table.warn_of_unknown_keys(keys.names())
-    certificates = open_certificates(settings)
-    listener = listen(settings)
-    # Closing it removes a Unix socket's file.
-    with listener:
-        side = None
-        if settings.metrics_port is not None:
-            side = listen_tcp(settings.metrics_host, settings.metrics_port, "--metrics-port")
+    with opened_front(settings) as front:
+        check_lora_keys(settings, front.keys)
+        limiter.table.warn_of_unknown_keys(front.keys.names())
         model = ready_model(wanted, settings)
-        if side is not None:
-            log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
         if settings.engine_stall_seconds is None and model.cpu_plan is not None:
             settings = settings.model_copy(update={"engine_stall_seconds": model.cpu_plan.step_seconds})
-        serve_forever(model, settings, keys, limiter, Listeners(listener, certificates, side), tracing, made_key)
+        serve_forever(model, settings, front, limiter, tracing)
 
 
 def ready_model(wanted: str, settings: Settings) -> ServedModel:
@@ -179,19 +188,10 @@ def check_lora_keys(settings: Settings, keys: KeyRing) -> None:
 
 
 def serve_forever(
-    model: ServedModel,
-    settings: Settings,
-    keys: KeyRing,
-    limiter: RateLimiter,
-    listeners: Listeners,
-    tracing: Tracing | None,
-    made_key: str | None = None,
+    model: ServedModel, settings: Settings, front: Front, limiter: RateLimiter, tracing: Tracing | None
 ) -> None:
-    """``made_key``: shown once, when the server is ready."""
-    import uvicorn
-
     from llava_api.server.app import create_app
-    from llava_api.server.http_server import limit_connections, make_config
+    from llava_api.server.http_server import DrainingServer, limit_connections, make_config
     from llava_api.server.lifecycle import Lifecycle
     from llava_api.server.lifespan import make_lifespan
 
@@ -204,41 +204,29 @@ def serve_forever(
             raise
         return engine
 
-    def close_port() -> None:
-        server.should_exit = True
-
     def end(exit_code: int = 0) -> NoReturn:
         # Removes a Unix socket's file.
-        listeners.main.close()
+        front.main.close()
         end_at_once(exit_code)
 
     lifecycle = Lifecycle(
         settings.drain_timeout_seconds,
-        on_ready=lambda: announce(model, keys, settings, listeners.main, made_key),
+        on_ready=lambda: announce(model.names[0], settings, front),
         abandon_load=end,
-        on_end=close_port,
     )
-    lifespan = make_lifespan(model, settings, keys, limiter, lifecycle, load, listeners.side, listeners.certificates)
-    app = create_app(settings, keys, lifespan=lifespan, lifecycle=lifecycle, tracing=tracing)
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
-            """Drain first (``server/lifecycle.py``); uvicorn would close the port at once."""
-            notify("STOPPING=1")
-            lifecycle.stop()
-
+    lifespan = make_lifespan(model, settings, front.keys, limiter, lifecycle, load, front.side, front.certificates)
+    app = create_app(settings, front.keys, lifespan=lifespan, lifecycle=lifecycle, tracing=tracing)
     metrics, connection_limit = state_of(app).metrics, limit_connections(settings)
     metrics.connections.set_function(lambda: len(connection_limit.open))
-    server = Server(
-        make_config(
-            app,
-            settings,
-            certificates=listeners.certificates,
-            count_refusal=metrics.reject,
-            connection_limit=connection_limit,
-        )
+    config = make_config(
+        app,
+        settings,
+        certificates=front.certificates,
+        count_refusal=metrics.reject,
+        connection_limit=connection_limit,
     )
-    server.run(sockets=[listeners.main])
+    server = DrainingServer(config, lifecycle, on_signal=lambda: notify("STOPPING=1"))
+    server.run(sockets=[front.main])
     if lifecycle.failure is not None:
         report(lifecycle.failure, settings)
         end(lifecycle.failure.exit_code)
@@ -257,11 +245,9 @@ def end_at_once(exit_code: int = 0) -> NoReturn:
     os._exit(exit_code)
 
 
-def announce(
-    model: ServedModel, keys: KeyRing, settings: Settings, listener: socket.socket, made_key: str | None
-) -> None:
-    """Log the base URL and a curl command that works as it is, with a small image in it."""
-    name, url = model.names[0], base_url(settings, listener)
+def announce(name: str, settings: Settings, front: Front) -> None:
+    """Log the base URL and a curl command that works as it is, with the model ``name`` and a small image in it."""
+    url, keys, made_key = base_url(settings, front.main), front.keys, front.made_key
     option = "" if settings.unix_socket is None else f"--unix-socket {settings.unix_socket} "
     notify("READY=1")
     log.info("ready. Base URL: %s%s", url, f" (on the Unix socket {settings.unix_socket})" if option else "")

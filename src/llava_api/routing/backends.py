@@ -14,10 +14,19 @@ class Backend:
     """In logs and metrics."""
     address: str
     """http://HOST:PORT, https://HOST:PORT, or unix:/PATH."""
+    host: str = ""
+    """HOST:PORT for its Host header and its certificate, if its address is that of one of several replicas."""
 
 
 class BackendLost(Exception):
-    """A backend cannot be reached, ended, or takes no requests now, before any of its answer was passed on."""
+    """A backend cannot be reached, ended, or takes no requests now, before any of its answer was passed on.
+
+    ``was_answering``: it had got the request.
+    """
+
+    def __init__(self, reason: str, was_answering: bool = False) -> None:
+        super().__init__(reason)
+        self.was_answering = was_answering
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,10 @@ class Backends(Protocol):
 
         A model that has not been loaded has ``id``, ``object``, ``created``, ``owned_by`` and ``status`` at least.
         """
+
+    @property
+    def complete(self) -> bool:
+        """Whether ``models`` are all. If not, a request for another model is told to come again."""
 
     def running(self) -> Sequence[Backend]:
         """Backends that answer requests now, of all models."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING
@@ -16,11 +15,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from llava_api.errors import ApiError, Draining, EngineStopped, Unavailable
 from llava_api.routing.backends import Backend, BackendLost
+from llava_api.routing.connections import NETWORK_ERRORS, NOT_SENT_ERRORS, Headers
 from llava_api.server.dialects import OLLAMA, dialect_of
 from llava_api.server.error_handlers import error_response
 from llava_api.server.middleware.availability import STOPPING
 from llava_api.server.state import exchange_of
-from llava_api.settings import Settings
 from llava_api.telemetry.record import current
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Headers = list[tuple[bytes, bytes]]
 Find = Callable[[Collection[Backend]], AbstractAsyncContextManager[Backend]]
 
 HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
@@ -39,62 +37,12 @@ NOT_SENT = HOP_BY_HOP | {
 }
 NOT_SENT_BACK = HOP_BY_HOP | {b"date", b"x-request-id", b"request-id"}
 """uvicorn and the exchange's middleware send these themselves, the ids as the backend wrote them."""
-CONNECT_SECONDS = 5.0
-LATE_SECONDS = 15.0
-"""A backend ends every request by its own --request-timeout-seconds; it counts as lost this long after ours."""
 MOST_TRIES = 5
+MOST_ANSWERING = 2
+"""Backends that may be lost while they answer one request: it might be the request that ends them."""
 LOST = "The server that was answering has stopped: send your request again."
 UNREACHED = "No server could answer this request: send it again in a moment."
-NETWORK_ERRORS = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException)
 EVENTS, LINES = b"text/event-stream", b"application/x-ndjson"
-
-
-class Connections:
-    """Connections to backends, kept open between requests."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.timeouts = {
-            "connect": CONNECT_SECONDS,
-            "write": LATE_SECONDS,
-            "read": settings.request_timeout_seconds + LATE_SECONDS,
-        }
-        self.by_address: dict[str, httpcore2.AsyncConnectionPool] = {}
-
-    def pool(self, address: str) -> httpcore2.AsyncConnectionPool:
-        found = self.by_address.get(address)
-        if found is None:
-            path = address.removeprefix("unix:") if address.startswith("unix:") else None
-            # The kernel notices a machine that has vanished.
-            probing = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-            found = self.by_address[address] = httpcore2.AsyncConnectionPool(
-                max_connections=None,
-                max_keepalive_connections=64,
-                # Shorter than a server's own --keep-alive-seconds.
-                keepalive_expiry=30.0,
-                uds=path,
-                socket_options=None if path is not None else probing,
-            )
-        return found
-
-    async def send(
-        self, backend: Backend, method: str, target: str, headers: Headers, body: bytes = b""
-    ) -> httpcore2.Response:
-        """The answer without its body; ``aclose`` frees its connection. Raises httpcore2's errors."""
-        base = "http://localhost" if backend.address.startswith("unix:") else backend.address
-        asked = httpcore2.Request(
-            method, base + target, headers=headers, content=body, extensions={"timeout": self.timeouts}
-        )
-        return await self.pool(backend.address).handle_async_request(asked)
-
-    async def forget(self, kept: Collection[str]) -> None:
-        """Close the connections to backends that are gone, unless a request still uses them."""
-        for address in self.by_address.keys() - set(kept):
-            if all(connection.is_idle() for connection in self.by_address[address].connections):
-                await self.by_address.pop(address).aclose()
-
-    async def close(self) -> None:
-        for pool in self.by_address.values():
-            await pool.aclose()
 
 
 class Passage:
@@ -163,6 +111,7 @@ class Passage:
 
     async def try_backends(self) -> None:
         tried: list[Backend] = []
+        answering = 0
         while True:
             self.waiting = True
             try:
@@ -172,10 +121,13 @@ class Passage:
                     return
             except BackendLost as lost:
                 tried.append(backend)
+                answering += lost.was_answering
                 log.info("%s: backend %s is lost: %s", current().request_id, backend.name, lost)
+                if answering >= MOST_ANSWERING:
+                    raise EngineStopped(LOST) from lost
                 if len(tried) >= MOST_TRIES:
                     raise Unavailable(UNREACHED) from lost
-                self.router.metrics.retry(current().model or "")
+                self.router.metrics.retries.labels(current().model or "").inc()
 
     async def pass_to(self, backend: Backend) -> None:
         """Raises BackendLost if nothing of an answer has been sent on, and EngineStopped if something has."""
@@ -203,7 +155,8 @@ class Passage:
         except NETWORK_ERRORS as error:
             if self.begun:
                 raise EngineStopped(LOST) from error
-            raise BackendLost(f"{type(error).__name__} {error}") from error
+            was_answering = not isinstance(error, NOT_SENT_ERRORS)
+            raise BackendLost(f"{type(error).__name__} {error}", was_answering) from error
         await self.end()
 
     async def pass_back(self, answer: httpcore2.Response, first: bytes) -> None:
@@ -253,9 +206,7 @@ def target(request: Request) -> str:
 
 def headers_for(backend: Backend, request: Request) -> Headers:
     """Those of the client, its API key too, and its address for a backend that trusts the router as a proxy."""
-    host = backend.address.partition("://")[2] or "localhost"
-    headers = [(b"host", host.encode())]
-    headers += [(name, value) for name, value in request.scope["headers"] if name not in NOT_SENT]
+    headers = [(name, value) for name, value in request.scope["headers"] if name not in NOT_SENT]
     address = exchange_of(request.scope).address
     if address:
         headers.append((b"x-forwarded-for", address.encode("latin-1", "replace")))

@@ -21,14 +21,15 @@ from starlette.responses import Response
 from llava_api.chat.ollama_question import LATEST
 from llava_api.chat.ollama_reply import ollama_time
 from llava_api.chat.prepare import chosen_name
-from llava_api.errors import Unavailable
+from llava_api.errors import ErrorCode, NotFound, Unavailable
 from llava_api.limits.account import Account
 from llava_api.limits.keys import KeyRing
 from llava_api.limits.memory import MemoryBudget
 from llava_api.protocol.anthropic_reply import AnthropicModel, AnthropicModelList
 from llava_api.protocol.server_info import Health
 from llava_api.routing.backends import Backend, Backends, Wanted
-from llava_api.routing.passage import NETWORK_ERRORS, UNREACHED, Connections, Passage, headers_for
+from llava_api.routing.connections import NETWORK_ERRORS, Connections
+from llava_api.routing.passage import UNREACHED, Passage, headers_for
 from llava_api.routing.question import read_question
 from llava_api.server import error_handlers
 from llava_api.server.answer import json_response
@@ -60,12 +61,19 @@ SHORT = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 class Router:
     """``is_loaded``: whether requests are taken. ``ending``: the drain's time is over."""
 
-    def __init__(self, settings: Settings, backends: Backends, lifecycle: Lifecycle, metrics: RouterMetrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        backends: Backends,
+        connections: Connections,
+        lifecycle: Lifecycle,
+        metrics: RouterMetrics,
+    ) -> None:
         self.settings = settings
         self.backends = backends
         self.lifecycle = lifecycle
         self.metrics = metrics
-        self.connections = Connections(settings)
+        self.connections = connections
         self.memory = MemoryBudget(max(settings.max_inflight_bytes, COPIES_GROWN * settings.max_body_bytes))
         self.passages: set[asyncio.Task[None]] = set()
         """Open requests."""
@@ -106,7 +114,12 @@ class Router:
             return given.removesuffix(LATEST)
         # With one model and its adapters, its server says what the request lacks, which for some addresses is nothing.
         alone = len({model.get("root", model["id"]) for model in models if not model.get("parent")}) == 1
-        return chosen_name(given, names, self.settings.any_model or (alone and not given))
+        try:
+            return chosen_name(given, names, self.settings.any_model or (alone and not given))
+        except NotFound:
+            if self.backends.complete:
+                raise
+            raise Unavailable(UNREACHED, code=ErrorCode.MODEL_NOT_READY) from None
 
     # Stored responses, which their replica holds
 
@@ -173,7 +186,6 @@ class Router:
         return json_response(Health(status="ready"))
 
     async def metrics_page(self, request: Request) -> Response:
-        self.metrics.models = frozenset(str(model["id"]) for model in self.backends.models())
         self.metrics.sample()
         content, content_type = await asyncio.to_thread(self.metrics.page, request.headers.get("accept", ""))
         return Response(content, headers={"content-type": content_type})

@@ -1,5 +1,6 @@
 """uvicorn's configuration for both ports, made from the settings."""
 
+import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -9,12 +10,30 @@ import uvicorn
 from llava_api.errors import ErrorCode
 from llava_api.server.connections import ConnectionLimit
 from llava_api.server.http_protocol import HttpProtocol
+from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.listening import room_for_connections
 from llava_api.server.tls import Certificates
 from llava_api.settings import Settings
 
 GRACE_SECONDS = 1
 """When uvicorn closes, the requests have ended already (``lifecycle.py``)."""
+
+
+class DrainingServer(uvicorn.Server):
+    """Drains at a signal (``lifecycle.py``), for which uvicorn by itself would close the port at once."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, on_signal: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.lifecycle = lifecycle
+        self.on_signal = on_signal
+        lifecycle.on_end = self.close_port
+
+    def close_port(self) -> None:
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
+        self.on_signal()
+        self.lifecycle.stop()
 
 
 def make_config(

@@ -4,9 +4,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
-from llava_api.engine.supervisor import SupervisedEngine
 from llava_api.errors import EngineLost, StartupError
 
 log = logging.getLogger(__name__)
@@ -17,6 +16,16 @@ LAST_ANSWERS_SECONDS = 3.0
 
 def do_nothing() -> None:
     pass
+
+
+class Supervised(Protocol):
+    """What a server answers with: its engine, or a router's backends."""
+
+    async def supervise(self) -> str:
+        """Returns when it is lost, with the reason."""
+
+    def abandon(self) -> None:
+        """End the open requests with an error."""
 
 
 class Lifecycle:
@@ -59,14 +68,14 @@ class Lifecycle:
             self.stop_now.set()
         self.stop_asked.set()
 
-    async def run(self, load: Callable[[], Coroutine[Any, Any, SupervisedEngine]]) -> None:
+    async def run(self, load: Callable[[], Coroutine[Any, Any, Supervised]]) -> None:
         """Run from loading until the port may be closed."""
         try:
             await self.load_and_serve(load)
         finally:
             self.on_end()
 
-    async def load_and_serve(self, load: Callable[[], Coroutine[Any, Any, SupervisedEngine]]) -> None:
+    async def load_and_serve(self, load: Callable[[], Coroutine[Any, Any, Supervised]]) -> None:
         loading = asyncio.create_task(load())
         await first_of(loading, asyncio.create_task(self.stop_asked.wait()), keep=loading)
         if not loading.done():
@@ -94,7 +103,7 @@ class Lifecycle:
             supervising.cancel()
             await asyncio.gather(supervising, return_exceptions=True)
 
-    async def fail(self, engine: SupervisedEngine, supervising: "asyncio.Task[str]") -> None:
+    async def fail(self, engine: Supervised, supervising: "asyncio.Task[str]") -> None:
         try:
             self.failure = EngineLost(f"the engine was lost: {supervising.result()}")
         except Exception as error:
@@ -103,7 +112,7 @@ class Lifecycle:
         await asyncio.sleep(LAST_ANSWERS_SECONDS / 2)
         await self.until_requests_ended(LAST_ANSWERS_SECONDS)
 
-    async def drain(self, engine: SupervisedEngine, supervising: "asyncio.Task[str]") -> None:
+    async def drain(self, engine: Supervised, supervising: "asyncio.Task[str]") -> None:
         self.draining = True
         if self.open_requests:
             log.info(

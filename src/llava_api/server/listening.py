@@ -36,7 +36,8 @@ def listen_tcp(host: str, port: int, flag: str) -> socket.socket:
         raise StartupError(f"{name} {host} is neither an address nor a name that this machine knows") from error
     # Prefer IPv4 for a name with several addresses.
     family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Nagle's algorithm costs 40 ms an answer. asyncio's own event loop switches it off only if a socket names TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if host == "::":

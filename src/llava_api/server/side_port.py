@@ -8,15 +8,16 @@ It runs in the main server's process and event loop, from before the model is lo
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI
 
+from llava_api.errors import ErrorCode
 from llava_api.server import error_handlers
 from llava_api.server.connections import ConnectionLimit
-from llava_api.server.endpoint import routes_of
+from llava_api.server.endpoint import Endpoint, routes_of
 from llava_api.server.http_server import make_config
 from llava_api.server.middleware.exchange import ExchangeMiddleware
 from llava_api.server.routes import probes
@@ -33,12 +34,8 @@ class SideServer(uvicorn.Server):
         yield
 
 
-def side_app(main: FastAPI) -> FastAPI:
-    """An app that shows the health and the metrics of ``main``."""
-    app = FastAPI(
-        docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, routes=routes_of(probes.ENDPOINTS)
-    )
-    set_state(app, state_of(main))
+def side_app(endpoints: Iterable[Endpoint]) -> FastAPI:
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, routes=routes_of(endpoints))
     app.add_middleware(ExchangeMiddleware)
     error_handlers.install(app)
     return app
@@ -46,15 +43,29 @@ def side_app(main: FastAPI) -> FastAPI:
 
 @asynccontextmanager
 async def side_port(main: FastAPI, listener: socket.socket | None, settings: Settings) -> AsyncIterator[None]:
-    """Answer at ``listener``, a bound socket, until the end of the block. None means no second port."""
+    """Show the health and the metrics of ``main`` at ``listener``, a bound socket, until the end of the block.
+
+    None means no second port.
+    """
+    app = side_app(probes.ENDPOINTS)
+    set_state(app, state_of(main))
+    async with answering(app, listener, settings, state_of(main).metrics.reject):
+        yield
+
+
+@asynccontextmanager
+async def answering(
+    app: FastAPI, listener: socket.socket | None, settings: Settings, count_refusal: Callable[[ErrorCode | None], None]
+) -> AsyncIterator[None]:
+    """Answer with ``app`` at ``listener`` until the end of the block."""
     if listener is None:
         yield
         return
     config = make_config(
-        side_app(main),
+        app,
         settings,
         lifespan="off",
-        count_refusal=state_of(main).metrics.reject,
+        count_refusal=count_refusal,
         connection_limit=ConnectionLimit(MAX_CONNECTIONS),
     )
     server = SideServer(config)

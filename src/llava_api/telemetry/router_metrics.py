@@ -25,8 +25,6 @@ class RouterMetrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"llava_api_router_{name}", text, labels, registry=registry)
 
-        self.models: frozenset[str] = frozenset()
-        """Names that labels may contain."""
         self.requests = counter(
             "requests_total",
             "Requests that ended. key: the API key's name.",
@@ -60,18 +58,13 @@ class RouterMetrics:
     def end(self, record: RequestRecord) -> None:
         self.running -= 1
         method = record.method if record.method in METHODS else OTHER
-        self.requests.labels(record.route, method, str(record.status), record.key, self.label_of(record.model)).inc()
+        # The router notes only models that there are.
+        self.requests.labels(record.route, method, str(record.status), record.key, record.model or "").inc()
         self.duration.labels(record.route).observe(record.seconds)
         if not record.probe:
             self.outcomes.labels(record.outcome).inc()
             if record.error is not None:
                 self.reject(record.error or None)
-
-    def label_of(self, model: str | None) -> str:
-        return "" if model is None else model if model in self.models else OTHER
-
-    def retry(self, model: str) -> None:
-        self.retries.labels(self.label_of(model)).inc()
 
     def reject(self, code: ErrorCode | None) -> None:
         self.rejections.labels(code or NO_CODE).inc()

@@ -1,0 +1,70 @@
+"""``llava-api route``: one address for several servers, which may run anywhere."""
+
+import argparse
+import logging
+import re
+import signal
+import sys
+from pathlib import Path
+
+from llava_api.cli.flags import FRONT_SETTINGS, add_flags, read_settings
+from llava_api.cli.notify import notify
+from llava_api.cli.serve import announce, opened_front
+from llava_api.cli.terminal import set_up_logging
+from llava_api.errors import StartupError
+from llava_api.telemetry.router_metrics import RouterMetrics
+from llava_api.versions import all_versions
+from llava_api.watched_files import read_text
+
+log = logging.getLogger("llava_api")
+ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?/?|unix:/.+")
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("route", help="one address for several servers", description=__doc__)
+    parser.add_argument(
+        "--backend",
+        action="append",
+        required=True,
+        metavar="ADDRESS",
+        help="a server, as http://gpu1:8000, https://... or unix:/PATH; a name with several addresses is several "
+        "replicas, and is looked up again every few seconds. May be repeated.",
+    )
+    parser.add_argument(
+        "--backend-key-file",
+        metavar="FILE",
+        help="file with the API key to list the models of servers that have keys; requests keep their callers' own",
+    )
+    add_flags(parser, names=FRONT_SETTINGS)
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    from llava_api.routing.replicas import Replicas
+    from llava_api.routing.serving import serve_router
+
+    # Until uvicorn handles the signal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    settings = read_settings(chosen)
+    set_up_logging(settings.log_level, settings.log_format)
+    for address in chosen.backend:
+        if not ADDRESS.fullmatch(address):
+            raise StartupError(f"--backend {address}: write it as http://HOST:PORT, https://HOST:PORT or unix:/PATH")
+    file = chosen.backend_key_file
+    key = None if file is None else read_text(Path(file).expanduser(), "--backend-key-file").strip()
+    with opened_front(settings) as front:
+        replicas = Replicas(chosen.backend, settings, RouterMetrics(all_versions()), key)
+
+        def on_ready() -> None:
+            names = [str(card["id"]) for card in replicas.models()]
+            log.info("models: %s", ", ".join(names))
+            announce(names[0], settings, front)
+
+        def on_signal() -> None:
+            notify("STOPPING=1")
+
+        lifecycle = serve_router(
+            settings, front.keys, replicas, front.main, front.side, front.certificates, on_ready, on_signal
+        )
+    if lifecycle.failure is not None:
+        raise lifecycle.failure

@@ -1,0 +1,205 @@
+"""The backends of ``llava-api route``: servers that run anywhere, each perhaps as several replicas behind one name."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+from blake3 import blake3
+
+from llava_api.errors import ErrorCode, Unavailable
+from llava_api.routing.backends import Backend, BackendLost, Wanted
+from llava_api.routing.connections import NETWORK_ERRORS, Connections, Headers
+from llava_api.settings import Settings
+from llava_api.telemetry.router_metrics import RouterMetrics
+
+log = logging.getLogger("llava_api")
+
+LOOK_SECONDS = 1.0
+"""Between two questions to a backend whether it is ready. A request that fails at one asks at once."""
+ANSWER_SECONDS = 2.0
+MODELS_SECONDS = 10.0
+"""Between two questions for a backend's models: adapters may come and go."""
+NAMES_SECONDS = 5.0
+"""Between two look-ups of a name."""
+BUSIER, LEEWAY = 1.25, 4
+"""A replica with more than 1.25 times as many open requests as the mean, and 4 more, is passed over."""
+NO_REPLICA = "No server of this model takes requests now: try again in a moment."
+
+
+@dataclass(eq=False, slots=True)
+class Replica:
+    backend: Backend
+    ready: bool = False
+    models: list[dict[str, Any]] = field(default_factory=list)
+    """As it listed them last."""
+    next_models: float = 0.0
+    """When to ask for them again."""
+    open_requests: int = 0
+
+    def serves(self, model: str) -> bool:
+        return any(card["id"] == model for card in self.models)
+
+
+class Replicas:
+    """``addresses``: as --backend names them. ``key``: the API key to list the backends' models with."""
+
+    def __init__(self, addresses: Sequence[str], settings: Settings, metrics: RouterMetrics, key: str | None) -> None:
+        self.addresses = addresses
+        self.metrics = metrics
+        self.metrics.sample_backends = self.sample
+        self.connections = Connections(settings)
+        self.headers: Headers = [] if key is None else [(b"authorization", f"Bearer {key}".encode())]
+        self.replicas: dict[Backend, Replica] = {}
+        self.latest: dict[str, list[Backend]] = {}
+        """What each name was found to be last."""
+        self.known: dict[str, dict[str, Any]] = {}
+        """All models that have been seen."""
+        self.next_names = 0.0
+        """When to look the names up again."""
+        self.complaints: dict[str, str] = {}
+        """What was logged last of an address, so that it is logged once."""
+
+    # What the router asks
+
+    def models(self) -> list[dict[str, Any]]:
+        ready = {card["id"] for one in self.replicas.values() if one.ready for card in one.models}
+        return [card | {"status": "ready" if name in ready else "unreachable"} for name, card in self.known.items()]
+
+    @property
+    def complete(self) -> bool:
+        return all(replica.models for replica in self.replicas.values())
+
+    def running(self) -> list[Backend]:
+        return [replica.backend for replica in self.replicas.values() if replica.ready]
+
+    @asynccontextmanager
+    async def place(self, wanted: Wanted, tried: Collection[Backend]) -> AsyncIterator[Backend]:
+        replica = self.choose(wanted, tried)
+        replica.open_requests += 1
+        try:
+            yield replica.backend
+        except BackendLost:
+            await self.ask(replica)
+            raise
+        finally:
+            replica.open_requests -= 1
+
+    def choose(self, wanted: Wanted, tried: Collection[Backend]) -> Replica:
+        """By rendezvous hashing with bounded load: each affinity has its own order of replicas."""
+        ready = [one for one in self.replicas.values() if one.ready and one.serves(wanted.model)]
+        # One that was lost and is ready has closed the connection, or has been started again.
+        left = [one for one in ready if one.backend not in tried] or ready
+        if not left:
+            raise Unavailable(NO_REPLICA, code=ErrorCode.MODEL_NOT_READY)
+        keeper = next((one for one in left if one.backend == wanted.keeper), None)
+        if keeper is not None:
+            return keeper
+        most = BUSIER * sum(one.open_requests for one in left) / len(left) + LEEWAY
+        free = [one for one in left if one.open_requests <= most]
+        if not wanted.affinity:
+            return min(free, key=lambda one: one.open_requests)
+        return max(free, key=lambda one: blake3(wanted.affinity + one.backend.address.encode()).digest())
+
+    def sample(self) -> None:
+        """Set the metrics of the backends."""
+        self.metrics.backend_up.clear()
+        self.metrics.backend_requests.clear()
+        for replica in self.replicas.values():
+            self.metrics.backend_requests.labels(replica.backend.name).set(replica.open_requests)
+            for model in replica.models:
+                self.metrics.backend_up.labels(model["id"], replica.backend.name).set(replica.ready)
+
+    # Looking after them
+
+    async def start(self) -> None:
+        """Returns when one backend is ready at least."""
+        await self.look()
+        if not self.running():
+            log.info("waiting until a server is ready")
+        while not self.running():
+            await asyncio.sleep(LOOK_SECONDS)
+            await self.look()
+
+    async def supervise(self) -> str:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self.look()
+
+    async def close(self) -> None:
+        await self.connections.close()
+
+    async def look(self) -> None:
+        if time.monotonic() >= self.next_names:
+            self.next_names = time.monotonic() + NAMES_SECONDS
+            found = [
+                backend for backends in await asyncio.gather(*map(self.look_up, self.addresses)) for backend in backends
+            ]
+            self.replicas = {backend: self.replicas.get(backend) or Replica(backend) for backend in found}
+            await self.connections.forget([backend.address for backend in found])
+        await asyncio.gather(*map(self.ask, self.replicas.values()))
+
+    async def look_up(self, address: str) -> list[Backend]:
+        """One backend for each address of a name. Raises nothing: a name may be unknown while nothing runs there."""
+        parts = urlsplit(address)
+        if parts.scheme == "unix":
+            return [Backend(parts.path, address)]
+        assert parts.hostname is not None
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            self.complain(address, f"its name is not known: {error.strerror}")
+            return self.latest.get(address, [])
+        self.complain(address, "")
+        # A machine with addresses of both kinds is one replica.
+        family = min((one[0] for one in found), key=lambda family: family != socket.AF_INET)
+        hosts = sorted({str(one[4][0]) for one in found if one[0] == family})
+        places = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts]
+        # A server without keys accepts every address as its Host, but not every name.
+        name = f"{parts.hostname}:{port}" if parts.scheme == "https" else ""
+        self.latest[address] = [Backend(place, f"{parts.scheme}://{place}", name) for place in places]
+        return self.latest[address]
+
+    async def ask(self, replica: Replica) -> None:
+        """Ask a backend whether it is ready, and at times for its models."""
+        ready = False
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                ready = (await self.get(replica.backend, "/health/ready"))[0] == 200
+                if ready and time.monotonic() >= replica.next_models:
+                    await self.list_models(replica)
+        except (TimeoutError, ValueError, KeyError, TypeError, *NETWORK_ERRORS) as error:
+            log.debug("backend %s: %r", replica.backend.name, error)
+        ready = ready and bool(replica.models)
+        if ready != replica.ready:
+            log.info("backend %s %s", replica.backend.name, "is ready" if ready else "takes no requests")
+        replica.ready = ready
+
+    async def list_models(self, replica: Replica) -> None:
+        status, body = await self.get(replica.backend, "/v1/models")
+        if status == 200:
+            replica.models = orjson.loads(body)["data"]
+            replica.next_models = time.monotonic() + MODELS_SECONDS
+            self.known |= {str(card["id"]): card for card in replica.models}
+        needs_key = "it lists its models only with an API key: name one with --backend-key-file"
+        self.complain(replica.backend.address, needs_key if status == 401 else "")
+
+    async def get(self, backend: Backend, path: str) -> tuple[int, bytes]:
+        answer = await self.connections.send(backend, "GET", path, self.headers)
+        try:
+            return answer.status, await answer.aread()
+        finally:
+            await answer.aclose()
+
+    def complain(self, address: str, reason: str) -> None:
+        """Log a reason once."""
+        if reason and self.complaints.get(address) != reason:
+            log.warning("backend %s: %s", address, reason)
+        self.complaints[address] = reason
