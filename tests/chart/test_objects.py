@@ -218,11 +218,28 @@ def test_each_model_is_missed_that_has_to_be_there() -> None:
         {"name": "off", "model": "c/d", "replicas": 0},
     ]
     rule = only(objects({"models": models, "prometheusRule": {"enabled": True}}), "PrometheusRule")
-    alerts = [one for group in rule["spec"]["groups"] for one in group["rules"] if one["alert"] == "LlavaApiGone"]
+    alerts = [one for group in rule["spec"]["groups"] for one in group["rules"] if "absent(" in one["expr"]]
     missed = [one["annotations"]["summary"] for one in alerts]
-    assert missed == [f"No pod of llava-llava-api-{name} in ai tells its metrics." for name in ("one", "two")]
+    assert missed == [f"No pod of llava-llava-api-{name} in ai gives its metrics." for name in ("one", "two")]
     assert len({one["expr"] for one in alerts}) == 2
-    assert [one["labels"]["model"] for one in alerts] == ["one", "two"]
+    # As the servers name them in their own series.
+    assert [one["labels"]["model"] for one in alerts] == ["llava-tiny-1.5", "llava-tiny-1.6"]
+
+
+def test_the_file_of_alerts_is_limited_to_the_releases_pods() -> None:
+    chosen = {"enabled": True, "errorRatio": 0.25, "firstTokenSeconds": 3, "runbookUrl": "https://wiki.example.com/x"}
+    rule = only(objects({**TWO_MODELS, "prometheusRule": chosen}), "PrometheusRule")
+    alerts = {one["alert"]: one for one in rule["spec"]["groups"][0]["rules"]}
+    assert len(alerts) > 10
+    pods = "|".join(f"llava-llava-api-{name}-[a-z0-9]+-[a-z0-9]{{5}}" for name in ("one", "two"))
+    for name, alert in alerts.items():
+        series = re.findall(r"[a-z:_]+\{([^}]+)\}", alert["expr"].replace("{5}", "(5)"))
+        assert series
+        wanted = f'namespace="ai",pod=~"{pods}"'.replace("{5}", "(5)")
+        assert all(selector.startswith(wanted) for selector in series), name
+        assert alert["annotations"]["runbook_url"] == f"https://wiki.example.com/x#{name.lower()}"
+    assert alerts["LlavaApiErrors"]["expr"].rstrip().endswith("> 0.25")
+    assert alerts["LlavaApiSlowFirstToken"]["expr"].rstrip().endswith("> 3")
 
 
 def unchangeable(one: Object) -> Object | None:

@@ -13,8 +13,11 @@ class Page:
     samples: dict[tuple[str, frozenset[tuple[str, str]]], float]
 
     def value(self, name: str, **labels: str) -> float | None:
-        """None if there is no such series."""
-        return self.samples.get((name, frozenset(labels.items())))
+        """Of the one series with these labels; None if there is no such series."""
+        wanted = set(labels.items())
+        found = [value for (its, has), value in self.samples.items() if its == name and wanted <= has]
+        assert len(found) < 2, f"several series of {name} have these labels"
+        return found[0] if found else None
 
     def names(self) -> set[str]:
         return {name for name, _ in self.samples}

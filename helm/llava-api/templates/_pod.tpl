@@ -92,9 +92,7 @@ imagePullSecrets:
 {{- end }}
 securityContext:
   {{- toYaml $root.Values.podSecurityContext | nindent 2 }}
-{{- /* The chart's own image is for amd64; one that is named by its tag or digest may be for another. */}}
-{{- $arch := ternary dict (dict "kubernetes.io/arch" "amd64") (or $server.image.tag $server.image.digest | empty | not) }}
-{{- with merge (deepCopy (default dict $server.nodeSelector)) $arch }}
+{{- with $server.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}

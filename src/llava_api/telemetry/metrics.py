@@ -71,6 +71,21 @@ class GapHistogram(Collector):
         return [family]
 
 
+class WithModel(Collector):
+    """A registry whose series of ours all have the served model as a label, so that alerts can be by model."""
+
+    def __init__(self, registry: Collector, model: str) -> None:
+        self.registry = registry
+        self.label = {"model": model} if model else {}
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self.registry.collect():
+            if family.name.startswith("llava_api_"):
+                # Counts of requests have the name that the request used, which may be an adapter's.
+                family.samples = [sample._replace(labels=self.label | sample.labels) for sample in family.samples]
+            yield family
+
+
 class RequestMetrics(Protocol):
     """What is told of each request. All methods but ``page`` run on the event loop."""
 
@@ -91,6 +106,8 @@ class Metrics:
         """Sets the gauges that mirror the state of the loaded server."""
         self.models: frozenset[str] = frozenset()
         """Names that labels may contain."""
+        self.model = ""
+        """The served model."""
         self.running = 0
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -186,15 +203,16 @@ class Metrics:
         # vLLM and prometheus_client register theirs there.
         registry.register(REGISTRY)
 
-    def serve_model(self, names: Iterable[str], **labels: str) -> None:
+    def serve_model(self, names: Iterable[str], model: str, **labels: str) -> None:
         """Publish the model. ``names``: all model names that requests may use, including adapters."""
         self.models = frozenset(names)
+        self.model = model
         for name in (*self.models, NONE, OTHER):
             for outcome in OUTCOMES:
                 # A rate does not see the first increase of a series that was not there before.
                 self.outcomes.labels(outcome, name)
         self.model_info.clear()
-        self.model_info.labels(**labels).set(1)
+        self.model_info.labels(model=model, **labels).set(1)
 
     def publish_certificate(self, expires_at: Callable[[], float]) -> None:
         """Without TLS there is no such series. ``expires_at``: Unix time."""
@@ -269,10 +287,10 @@ class Metrics:
         self.sample_services()
 
     def page(self, accept: str) -> tuple[bytes, str]:
-        return page(self.registry, accept)
+        return page(WithModel(self.registry, self.model), accept)
 
 
-def page(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+def page(registry: Collector, accept: str) -> tuple[bytes, str]:
     """The page and its content type, in the format that ``accept`` asks for.
 
     Takes milliseconds, and may run in any thread.
