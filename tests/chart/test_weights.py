@@ -99,6 +99,16 @@ def test_examples_name_no_folder_that_nothing_fills(name: str) -> None:
         assert not folders or filled, folders
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_volumes_are_those_that_pod_securitys_restricted_profile_allows(name: str) -> None:
+    """pod-security-admission's check_restrictedVolumes.go, as of Kubernetes 1.33."""
+    allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image"}
+    allowed |= {"persistentVolumeClaim", "projected", "secret"}
+    for pod in pods(objects(example(name))):
+        for volume in pod.spec.get("volumes", []):
+            assert volume.keys() - {"name"} <= allowed
+
+
 def image_of(values: Object) -> str:
     return server_of(values)["containers"][0]["image"]
 
