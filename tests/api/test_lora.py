@@ -87,6 +87,8 @@ async def test_an_adapter_is_served_as_soon_as_it_is_loaded_and_no_longer_once_i
 ) -> None:
     reply = await load(admin, "cats", "cats")
     assert (reply.status_code, reply.text) == (200, "Success: LoRA adapter 'cats' added successfully.")
+    page = read_page((await admin.get("/metrics")).text)
+    assert page.value("llava_api_request_outcomes_total", outcome="ok", model="cats") == 0
     assert reply.headers["content-type"].startswith("text/plain")
     assert [(adapter.name, adapter.path) for adapter in engine.adapters] == [("cats", str(shelf / "cats"))]
     assert await names(admin) == ["owner/tiny", "tiny", "birds", "cats"]

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from llava_api.engine import supervisor
-from llava_api.engine.base import GenerationRequest, Sampling
+from llava_api.engine.base import Adapter, GenerationRequest, Sampling
 from llava_api.engine.supervisor import SupervisedEngine
 from llava_api.errors import EngineStopped, StartupError
 from llava_api.settings import Settings
 from tests.support.scripted_engine import ScriptedEngine
 
 SOON = 10.0
+BIRDS = Adapter("birds", "folder", 1, 8)
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +118,26 @@ async def test_how_long_an_engine_with_work_has_been_silent() -> None:
         streaming.cancel()
         await asyncio.gather(streaming, return_exceptions=True)
         assert engine.silence_seconds == 0
+
+
+async def test_an_adapter_that_is_being_loaded_when_the_engine_is_lost_ends_with_it() -> None:
+    first, second = ScriptedEngine(), ScriptedEngine()
+    # vLLM leaves such calls without an answer.
+    first.adapter_gate.clear()
+    garage = Garage(first, second)
+    async with supervised(garage, restart_engine=True) as (engine, _):
+        garage.gate.clear()
+        loading = asyncio.create_task(engine.load_adapter(BIRDS))
+        await asyncio.sleep(0)
+        kill(first)
+        with pytest.raises(EngineStopped):
+            await asyncio.wait_for(loading, SOON)
+        waiting = asyncio.create_task(engine.load_adapter(BIRDS))
+        garage.gate.set()
+        await asyncio.wait_for(waiting, SOON)
+        assert second.adapters == [BIRDS]
+        await engine.remove_adapter(BIRDS)
+        assert second.adapters == []
 
 
 async def test_an_idle_engine_does_not_hang_and_a_slow_one_that_moves_does_not() -> None:

@@ -79,8 +79,7 @@ class Services:
         self.note_adapters()
 
     def note_adapters(self) -> None:
-        # A name stays a label: an adapter that was unloaded may still be answering.
-        self.metrics.models |= self.model.adapters.served.keys()
+        publish_model(self.model, self.metrics)
         self.fingerprint = fingerprint_of(self.settings, self.model)
 
     async def close(self) -> None:

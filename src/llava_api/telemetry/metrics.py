@@ -204,8 +204,11 @@ class Metrics:
         registry.register(REGISTRY)
 
     def serve_model(self, names: Iterable[str], model: str, **labels: str) -> None:
-        """Publish the model. ``names``: all model names that requests may use, including adapters."""
-        self.models = frozenset(names)
+        """Publish the model. ``names``: all model names that requests may use, including adapters.
+
+        Earlier names stay: an adapter that was unloaded may still be answering.
+        """
+        self.models |= frozenset(names)
         self.model = model
         for name in (*self.models, NONE, OTHER):
             for outcome in OUTCOMES:
