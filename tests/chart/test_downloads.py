@@ -131,6 +131,11 @@ def test_a_failed_job_is_an_alert_of_its_own() -> None:
     assert re.fullmatch(pattern, name)
     assert re.fullmatch(pattern, f"{name}-r7")
     assert not re.fullmatch(pattern, "llava-llava-api-another-0123456789")
+    before = {"model": HUB, "download": {"mode": "initContainer"}, "prometheusRule": {"enabled": True}}
+    (failing,) = only(objects(before), "PrometheusRule")["spec"]["groups"][-1]["rules"]
+    names = [one["name"] for one in server_of(before)["initContainers"]]
+    (pattern,) = re.findall(r'container=~"([^"]+)"', failing["expr"])
+    assert all(re.fullmatch(pattern, name) for name in names)
     without = only(objects({"prometheusRule": {"enabled": True}}), "PrometheusRule")
     assert len(without["spec"]["groups"]) == len(rule["spec"]["groups"]) - 1
 

@@ -53,6 +53,10 @@ def test_notes_show_no_key_and_warn_of_an_open_door() -> None:
     assert "everybody who can reach the port" in told(CASES["no-keys"])
     assert "everybody who can reach the port" not in told({})
     assert "ReadWriteOnce" in told({"persistence": {"enabled": True}})
+    assert "converts or quantizes" in told({"settings": {"load_4bit": True}})
+    assert "converts or quantizes" not in told({"settings": {"load_4bit": True}, "cache": {"enabled": True}})
+    assert "in an emptyDir" not in told(CASES["image-volume"])
+    assert "component=download" in told(CASES["fetch-job"])
 
 
 def test_notes_say_what_the_network_policy_may_close() -> None:

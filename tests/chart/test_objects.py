@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 from jsonschema import ValidationError
 
-from tests.support.chart import VERSIONS, Object, check, objects, of_kind, only, pods, selects
+from tests.support.chart import ROOT, VERSIONS, Object, check, objects, of_kind, only, pods, selects
 from tests.support.chart_cases import CASES, MULTI_NODE, SCALING, SWITCHES, TWO_MODELS
 
 LONG = "a-release-with-the-longest-name-that-helm-will-accept"
 LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+RUNBOOKS = "https://github.com/llava-api/llava-api/blob/main/docs/operations.md"
 DNS = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 ELSEWHERE = {"llava-keys", "hub-token", "llava-redis", "llava-weights", "keys", "hub", "weights", "llava-epp"}
 ELSEWHERE |= {"company-ca"}
@@ -224,6 +225,15 @@ def test_each_model_is_missed_that_has_to_be_there() -> None:
     assert len({one["expr"] for one in alerts}) == 2
     # As the servers name them in their own series.
     assert [one["labels"]["model"] for one in alerts] == ["llava-tiny-1.5", "llava-tiny-1.6"]
+
+
+@every_case
+def test_every_alert_leads_to_its_runbook(case: str) -> None:
+    headings = re.findall(r"(?m)^### (LlavaApi\w+)$", (ROOT / "docs/operations.md").read_text(encoding="utf-8"))
+    anchors = {f"{RUNBOOKS}#{heading.lower()}" for heading in headings}
+    for rule in of_kind(objects(CASES[case]), "PrometheusRule"):
+        alerts = [one for group in rule["spec"]["groups"] for one in group["rules"] if one["alert"].startswith("Llava")]
+        assert {one["annotations"].get("runbook_url") for one in alerts} <= anchors
 
 
 def test_the_file_of_alerts_is_limited_to_the_releases_pods() -> None:

@@ -197,7 +197,11 @@ def test_the_test_runs_where_a_server_does_and_the_router_where_it_is_told() -> 
     values = {**TWO_MODELS, "gpu": {"count": 1}, "nodeSelector": {"pool": "gpu"}, "router": place}
     specs = {pod.labels["app.kubernetes.io/component"]: pod.spec for pod in pods(objects(values))}
     assert specs["test"]["tolerations"] == specs["server"]["tolerations"] == [taint]
-    assert specs["test"]["nodeSelector"] == specs["server"]["nodeSelector"] == {"pool": "gpu"}
+    assert (
+        specs["test"]["nodeSelector"]
+        == specs["server"]["nodeSelector"]
+        == {"pool": "gpu", "kubernetes.io/arch": "amd64"}
+    )
     assert {name: specs["router"][name] for name in place} == place
 
 

@@ -61,6 +61,8 @@ READ_ONLY: Object = {"persistence": {"enabled": True, "accessModes": ["ReadOnlyM
             {"model": HUB, "download": {"mode": "initContainer"}, "persistence": {"volume": {"image": {"a": 1}}}},
             "read-only",
         ),
+        ({**MULTI_NODE, "cache": {"enabled": True}}, "cache.accessModes .ReadWriteMany"),
+        ({"cache": {"enabled": True, "accessModes": ["ReadWriteOncePod"]}, "replicas": 2}, "cache.accessModes"),
         ({"persistence": {"enabled": True, "volume": {"nfs": {"server": "a"}}}}, "takes the place of a claim"),
         ({"model": "/data/m", "download": {"command": ["cp"]}}, "download.mode initContainer or job"),
         ({"model": HUB, "download": {"mode": "initContainer", "image": "a"}}, "download.command, which is missing"),

@@ -135,12 +135,21 @@ def test_a_model_on_the_cpu_never_gets_the_image_of_one_on_gpus() -> None:
     assert rendered({"models": models, "image": {"tag": "edge"}})
 
 
+def test_pods_run_where_their_image_can() -> None:
+    assert server_of({})["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
+    assert server_of({"nodeSelector": {"pool": "a"}})["nodeSelector"] == {"kubernetes.io/arch": "amd64", "pool": "a"}
+    arm = {"image": {"tag": "arm"}, "nodeSelector": {"kubernetes.io/arch": "arm64"}}
+    assert server_of(arm)["nodeSelector"] == {"kubernetes.io/arch": "arm64"}
+    assert "nodeSelector" not in server_of({"image": {"tag": "mine"}})
+    assert all(pod.spec["nodeSelector"]["kubernetes.io/arch"] == "amd64" for pod in pods(objects(JOB)))
+
+
 @every_case
 def test_a_container_without_gpus_does_not_see_the_nodes(case: str) -> None:
     """The CUDA image's base says NVIDIA_VISIBLE_DEVICES=all."""
     for pod in pods(objects(CASES[case])):
         for container in pod.containers:
-            if "llava" not in container["image"]:
+            if not re.search(r"llava-api(-ray)?(:[^-]+|@.*)$", container["image"]):
                 continue
             wants = any(name.endswith(("/gpu", "/mig-3g.40gb")) for name in container["resources"].get("limits", {}))
             void = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container.get("env", [])

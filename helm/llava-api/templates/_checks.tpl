@@ -7,6 +7,8 @@
 {{- $volume := .persistence.volume }}
 {{- $adapters := include "llava-api.adapters" . | fromYaml }}
 {{- if and .persistence.volume (or .persistence.enabled .persistence.existingClaim) }}{{ fail (printf "%spersistence.volume takes the place of a claim: leave persistence.enabled and existingClaim out" $at) }}{{ end }}
+{{- if and .cache.enabled (has "ReadWriteOncePod" .cache.accessModes) (or (gt (int .replicas) 1) .autoscaling.enabled .keda.enabled) }}{{ fail (printf "%sseveral pods cannot mount a claim that is ReadWriteOncePod: cache.accessModes" $at) }}{{ end }}
+{{- if and .cache.enabled (gt (int .multiNode.nodes) 1) (not (has "ReadWriteMany" .cache.accessModes)) }}{{ fail (printf "%smultiNode needs a claim that several nodes can mount: cache.accessModes [ReadWriteMany]" $at) }}{{ end }}
 {{- if and .download.command (eq .download.mode "off") }}{{ fail (printf "%sdownload.command is run by download.mode initContainer or job: choose one" $at) }}{{ end }}
 {{- if and .download.image (not .download.command) }}{{ fail (printf "%sdownload.image is the image of download.command, which is missing" $at) }}{{ end }}
 {{- if ne .download.mode "off" }}

@@ -37,22 +37,35 @@ again, so its successor has another name. */}}
 {{- index . 0 }}{{ if $failed }}-r{{ index . 2 }}{{ end }}
 {{- end }}
 
-{{/* Root: a group of alerts on Jobs that failed; empty if there are no Jobs. */}}
+{{/* Root: a group of alerts about weights that do not arrive; empty if the servers download them themselves. */}}
 {{- define "llava-api.weightsAlerts" -}}
 {{- $jobs := list }}
+{{- $pods := list }}
 {{- range (include "llava-api.servers" . | fromYaml).servers }}
 {{- if eq .download.mode "job" }}{{ $jobs = append $jobs (printf "%s-[0-9a-f]{10}(-r[0-9]+)?" .name) }}{{ end }}
+{{- if eq .download.mode "initContainer" }}{{ $pods = append $pods (include "llava-api.podPattern" .) }}{{ end }}
 {{- end }}
-{{- if $jobs -}}
+{{- if or $jobs $pods -}}
 - name: {{ include "llava-api.fullname" . }}-weights
   rules:
+    {{- with $jobs }}
     - alert: LlavaApiDownloadFailed
-      expr: kube_job_failed{namespace="{{ .Release.Namespace }}",job_name=~"{{ join "|" $jobs }}",condition="true"} > 0
+      expr: kube_job_failed{namespace="{{ $.Release.Namespace }}",job_name=~"{{ join "|" . }}",condition="true"} > 0
       labels: {severity: critical}
       annotations:
         summary: {{ `The download of weights {{ $labels.job_name }} failed, and the pods that wait for it hold their GPUs.` | quote }}
-        runbook_url: {{ .Values.prometheusRule.runbookUrl }}#llavaapidownloadfailed
-        description: {{ printf "kubectl --namespace %s logs --all-containers job/{{ $labels.job_name }} says why. helm upgrade starts it anew." .Release.Namespace | quote }}
+        runbook_url: {{ $.Values.prometheusRule.runbookUrl }}#llavaapidownloadfailed
+        description: {{ printf "kubectl --namespace %s logs --all-containers job/{{ $labels.job_name }} says why. helm upgrade starts it anew." $.Release.Namespace | quote }}
+    {{- end }}
+    {{- with $pods }}
+    - alert: LlavaApiDownloadFailing
+      expr: increase(kube_pod_init_container_status_restarts_total{namespace="{{ $.Release.Namespace }}",pod=~"{{ join "|" . }}",container=~"fetch-[0-9]+"}[1h]) > 2
+      labels: {severity: critical}
+      annotations:
+        summary: {{ `{{ $labels.pod }} cannot download its weights, and holds its GPUs.` | quote }}
+        runbook_url: {{ $.Values.prometheusRule.runbookUrl }}#llavaapidownloadfailed
+        description: {{ printf "kubectl --namespace %s logs --previous {{ $labels.pod }} --container {{ $labels.container }} says why." $.Release.Namespace | quote }}
+    {{- end }}
 {{- end }}
 {{- end }}
 

@@ -92,7 +92,9 @@ imagePullSecrets:
 {{- end }}
 securityContext:
   {{- toYaml $root.Values.podSecurityContext | nindent 2 }}
-{{- with $server.nodeSelector }}
+{{- /* The chart's own image is for amd64; one that is named by its tag or digest may be for another. */}}
+{{- $arch := ternary dict (dict "kubernetes.io/arch" "amd64") (or $server.image.tag $server.image.digest | empty | not) }}
+{{- with merge (deepCopy (default dict $server.nodeSelector)) $arch }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
