@@ -36,6 +36,7 @@ from llava_api.vision.normalisation import CLIP
 
 SOURCES = Path(llava_api.__path__[0])
 ENGINE, MODELS, PLUGIN = "engine/vllm_engine.py", "engine/vllm_models.py", "engine/vllm_plugin.py"
+INT8, CT = "engine/vllm_int8.py", "vllm.model_executor.layers.quantization.compressed_tensors"
 INT4, KERNELS = "engine/vllm_int4.py", "vllm.model_executor.kernels.linear"
 INPUTS, PROCESSES = "vllm.multimodal.inputs", "vllm.distributed.device_communicators.shm_broadcast"
 LLAVA = "vllm.model_executor.models.llava"
@@ -112,6 +113,17 @@ TABLE = [
     Used(INT4, f"{KERNELS}.choose_mp_linear_kernel"),
     Used(INT4, f"{KERNELS}.mixed_precision.cpu.CPUWNA16LinearKernel", "_process_gptq_weights_w4a8"),
     Used(INT4, "vllm._custom_ops", "CPUQuantAlgo"),
+    Used(INT8, KERNELS, "_POSSIBLE_INT8_KERNELS"),
+    Used(INT8, f"{KERNELS}.init_int8_linear_kernel"),
+    Used(
+        INT8,
+        f"{KERNELS}.scaled_mm.cpu.CPUInt8ScaledMMLinearKernel",
+        "_apply_weights_sgl process_weights_for_sgl linear_method",
+    ),
+    Used(INT8, f"{KERNELS}.scaled_mm.ScaledMMLinearKernel.Int8ScaledMMLinearLayerConfig", "input_symmetric"),
+    Used(INT8, f"{CT}.schemes.CompressedTensorsW8A8Int8", "kernel create_weights"),
+    Used(INT8, "vllm.distributed.get_tensor_model_parallel_world_size", arguments=(0, "")),
+    Used(INT8, "vllm.platforms.PlatformEnum", "CPU"),
     Used(INT4, "vllm._custom_ops.convert_weight_packed_scale_zp", arguments=(4, "")),
     Used(INT4, "vllm.platforms.PlatformEnum", "CPU"),
     Used(INT4, "vllm.scalar_type.scalar_types", "uint4 uint4b8"),

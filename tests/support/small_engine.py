@@ -63,10 +63,12 @@ def no_collecting() -> Iterator[None]:
 def load_as_the_servers_engine_does() -> None:
     """The plugin changes vLLM only in the processes of the server's engine."""
     from llava_api.engine.vllm_int4 import use_faster_kernels
+    from llava_api.engine.vllm_int8 import use_faster_kernel
 
     load_despite_stale_index()
     keep_adapters_on_cpu()
     use_faster_kernels()
+    use_faster_kernel()
 
 
 class SmallEngine:

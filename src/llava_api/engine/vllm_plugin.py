@@ -56,9 +56,11 @@ def register() -> None:
     load_despite_stale_index()
     if current_platform.is_cpu():
         from llava_api.engine.vllm_int4 import use_faster_kernels
+        from llava_api.engine.vllm_int8 import use_faster_kernel
 
         nap_between_messages()
         use_faster_kernels()
+        use_faster_kernel()
         set_threads()
         leave_empty_cache_unwritten()
         keep_adapters_on_cpu()
