@@ -57,8 +57,10 @@ def test_whatever_is_written_goes_beside_the_weights(case: str) -> None:
     ],
 )
 def test_weights_that_are_there_are_mounted_read_only_and_the_hub_is_not_asked(values: Object, read_only: bool) -> None:
+    values = {**values, "hub": {"token": "hf_0123456789", **values.get("hub", {})}}
     server = server_of(values)["containers"][0]
     assert mounts(server)["/data"].get("readOnly", False) == read_only
+    assert ("HF_TOKEN" not in {one["name"] for one in server["env"]}) == read_only
     assert ("HF_HUB_OFFLINE" in settings_of(objects(values))) == read_only
 
 

@@ -88,7 +88,7 @@ release before: one of them that restarts in the middle of a bad upgrade would c
 {{- $env = append $env (dict "name" "RAY_PORT" "value" (toString $server.multiNode.rayPort)) }}
 {{- $env = append $env (dict "name" "RAY_JOIN_TIMEOUT_SECONDS" "value" (toString $server.multiNode.joinTimeoutSeconds)) }}
 {{- end }}
-{{- if ne $server.download.mode "job" }}
+{{- if not (include "llava-api.weightsAreThere" $server) }}
 {{- with include "llava-api.hubSecret" $root }}
 {{- $env = append $env (dict "name" "HF_TOKEN" "valueFrom" (dict "secretKeyRef" (dict "name" . "key" $root.Values.hub.secretKey))) }}
 {{- end }}
