@@ -6,6 +6,7 @@ The comment above a value is its documentation. Its lines that start with @ are 
     @free            a part of a Kubernetes object, copied unchecked
     @schema {...}    JSON schema of the value, laid over what its default shows
     @settings        the server's settings by name, except those that the chart makes itself
+    @settings front  of these, the router's
     @models          the list of models
 
 The dashboard is copied too, because a chart cannot read files outside its folder.
@@ -14,13 +15,14 @@ The dashboard is copied too, because a chart cannot read files outside its folde
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llava_api.cli.flags import FRONT_SETTINGS
 from llava_api.setting_types import Mark
 from llava_api.settings import Settings, marked
 
@@ -88,7 +90,8 @@ def schema_of(value: Value) -> dict[str, Any]:
     if value.fields:
         schema |= {"properties": {name_of(one): schema_of(one) for one in value.fields}, "additionalProperties": False}
     elif "settings" in value.marks:
-        schema |= {"properties": settings_schema(), "additionalProperties": False}
+        names = FRONT_SETTINGS if value.marks["settings"] == "front" else tuple(Settings.model_fields)
+        schema |= {"properties": settings_schema(names), "additionalProperties": False}
     elif "schema" in value.marks:
         given = json.loads(value.marks["schema"])
         if isinstance(value.default, dict) and "properties" in given:
@@ -102,12 +105,12 @@ def schema_of(value: Value) -> dict[str, Any]:
     return schema
 
 
-def settings_schema() -> dict[str, Any]:
+def settings_schema(names: Collection[str]) -> dict[str, Any]:
     """The settings that values may contain. A list may be one text with commas, as in an environment variable."""
     found = {}
     made_by_chart = marked(Mark.MADE_BY_CHART)
     for name, one in sorted(Settings.model_json_schema()["properties"].items()):
-        if name in made_by_chart:
+        if name in made_by_chart or name not in names:
             continue
         schema = {key: one[key] for key in ("description", "type", "anyOf", "enum", "minimum", "maximum") if key in one}
         schema["description"] = " ".join(schema.get("description", "").split())

@@ -25,7 +25,9 @@ def ports(rule: Object) -> set[int]:
 @every_case
 def test_no_port_is_open_to_the_whole_world(case: str) -> None:
     """A rule without peers would let a pod send data to any address, port 53 of a stranger's name server too."""
-    own = CASES[case].get("networkPolicy", {}).get("egress", [])
+    values = CASES[case]
+    own = [*values.get("networkPolicy", {}).get("egress", [])]
+    own += values.get("router", {}).get("networkPolicy", {}).get("egress", [])
     for policy in policies(CASES[case]):
         for rule in policy["egress"]:
             assert rule.get("to") or rule in own

@@ -2,8 +2,30 @@
 
 import pytest
 
-from tests.support.chart import EXAMPLES, Object, example, objects, of_kind, only, pods
+from tests.support.chart import EXAMPLES, Object, example, loaded, objects, of_kind, only, pods
 from tests.support.chart_cases import CASES, TWO_MODELS
+
+KEYS: dict[str, Object] = {
+    "existingSecret": {"existingSecret": "keys"},
+    "values": {"values": {"anne": "sk-llava-0123456789"}},
+    "enabled": {"enabled": False},
+}
+
+
+def rendered_anew(values: Object) -> dict[str, str]:
+    return loaded().render(values, name="llava", namespace="ai")
+
+
+@pytest.mark.parametrize("values", [example("argo-cd"), *({**TWO_MODELS, "apiKeys": keys} for keys in KEYS.values())])
+def test_two_renderings_are_equal(values: Object) -> None:
+    """Argo CD renders again and again, without a cluster to look into, and compares."""
+    assert rendered_anew(values) == rendered_anew(values)
+
+
+def test_only_the_key_that_the_chart_makes_differs() -> None:
+    """So that the test above can fail."""
+    one, other = rendered_anew(TWO_MODELS), rendered_anew(TWO_MODELS)
+    assert {path for path in one if one[path] != other[path]} == {"llava-api/templates/secret-api-keys.yaml"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -13,8 +35,11 @@ def test_an_example_has_a_secret_of_your_own_or_no_keys(name: str) -> None:
 
 
 def test_openshift_chooses_users_and_groups_itself() -> None:
-    found = list(pods(objects(CASES["openshift"])))
-    assert {pod.component for pod in found} == {"server", "test"}
+    found = [
+        *pods(objects(CASES["openshift"])),
+        *pods(objects({**CASES["openshift"], **TWO_MODELS, "servedModelNames": []})),
+    ]
+    assert {pod.component for pod in found} == {"server", "router", "test"}
     for pod in found:
         for security in (pod.spec["securityContext"], *(one["securityContext"] for one in pod.containers)):
             assert not security.keys() & {"runAsUser", "runAsGroup", "fsGroup"}

@@ -1,55 +1,203 @@
-"""Several models have one entrance: LiteLLM is told of each, and callers' keys go through it to the servers."""
+"""Several models have one entrance: ``llava-api route``, which finds each pod of each model and drains as they do."""
 
-import asyncio
-import hashlib
-import importlib.util
-import sys
-import types
-from pathlib import Path
-from typing import Any
+import re
 
 import pytest
-import yaml
+from helm_python.errors import HelmError
 
-from tests.support.chart import CHART, Object, example, objects, of_kind, only
-from tests.support.chart_cases import TWO_MODELS
+from llava_api.cli.flags import FRONT_SETTINGS
+from llava_api.cli.main import build_parser
+from llava_api.cli.route import ADDRESS
+from llava_api.setting_types import Mark
+from llava_api.settings import Settings, marked
+from llava_api.telemetry.router_metrics import RouterMetrics
+from tests.support.chart import Object, Pod, example, objects, of_kind, only, pods, rendered, selects
+from tests.support.chart_cases import CASES, TWO_MODELS
 
-KEY = "sk-llava-0123456789abcdef"
-
-
-def config(values: Object) -> Object:
-    (found,) = [one for one in of_kind(objects(values), "ConfigMap") if "config.yaml" in one["data"]]
-    return yaml.safe_load(found["data"]["config.yaml"])
-
-
-def test_every_served_name_leads_to_its_server() -> None:
-    values = example("three-models")
-    found = objects(values)
-    services = {one["metadata"]["name"]: one for one in of_kind(found, "Service")}
-    routes = {one["model_name"]: one["litellm_params"] for one in config(values)["model_list"]}
-    assert {name: to["api_base"].rpartition("-")[2] for name, to in routes.items()} == {
-        "llava-1.5-7b": "vicuna:8000/v1",
-        "default": "vicuna:8000/v1",
-        "llava-1.6-mistral-7b": "mistral:8000/v1",
-        "llava-tiny-1.5": "demo:8000/v1",
-    }
-    for name, to in routes.items():
-        assert to.keys() == {"model", "api_base", "api_key"}
-        assert to["model"] == f"hosted_vllm/{name}"
-        host = to["api_base"].removeprefix("http://").partition(":")[0]
-        assert services[host]["spec"]["ports"][0]["port"] == 8000
+ROUTED = [case for case in CASES if CASES[case].get("models") and CASES[case].get("router", {}).get("enabled", True)]
+every_routed_case = pytest.mark.parametrize("case", ROUTED)
 
 
-@pytest.mark.parametrize("adapters", [["birds=org/b", "charts=/data/c"], "birds=org/b, charts=/data/c"])
-def test_adapters_are_models_too(adapters: object) -> None:
-    models = [
-        {"name": "one", "model": "llava-tiny-1.5", "settings": {"lora": adapters}, "persistence": {"enabled": True}}
+def router_of(values: Object) -> Pod:
+    (one,) = [pod for pod in pods(objects(values)) if pod.component == "router"]
+    return one
+
+
+@every_routed_case
+def test_every_model_is_a_backend_with_an_address_for_each_pod(case: str) -> None:
+    found = objects(CASES[case])
+    services = {one["metadata"]["name"]: one["spec"] for one in of_kind(found, "Service")}
+    chosen = build_parser().parse_args(router_of(CASES[case]).spec["containers"][0]["args"])
+    assert chosen.command == "route"
+    models = []
+    for backend in chosen.backend:
+        assert ADDRESS.fullmatch(backend)
+        host, port = re.fullmatch(r"http://(.+):(\d+)", backend).groups()
+        # A Service with an address of its own would hide its pods, and follow-ups would miss their caches.
+        assert services[host]["clusterIP"] == "None"
+        assert services[host]["ports"][0]["port"] == int(port) == 8000
+        models += [
+            pod.labels["llava-api/model"]
+            for pod in pods(found)
+            if pod.component in ("server", "worker") and selects(services[host]["selector"], pod.labels)
+        ]
+    assert models == [one["name"] for one in CASES[case]["models"]]
+
+
+@every_routed_case
+def test_the_router_is_started_with_settings_that_it_has(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = router_of(CASES[case]).settings
+    assert {name.removeprefix("LLAVA_").lower() for name in settings if name.startswith("LLAVA_")} <= {*FRONT_SETTINGS}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    read = Settings()
+    assert read.port == 8000
+    assert read.metrics_port == 9000
+    assert bool(read.api_key_dir) != read.allow_anonymous
+
+
+def test_the_router_has_all_settings_of_the_top_level_that_concern_it() -> None:
+    # The servers' keys are the router's too, so it makes none.
+    made_by_chart = marked(Mark.MADE_BY_CHART) | {"make_key"}
+    given = {"max_body_bytes": 3, "max_inflight_bytes": 4, "ollama_api": True, "cors_allow_origins": ["https://a"]}
+    for name in {*FRONT_SETTINGS} - made_by_chart - given.keys():
+        default = Settings.model_fields[name].default
+        given[name] = default if default is not None else "x"
+    given = {name: value for name, value in given.items() if value not in ([], (), None)}
+    found = router_of({**TWO_MODELS, "settings": {**given, "max_model_len": 4096}}).settings
+    assert {f"LLAVA_{name.upper()}" for name in given} <= found.keys()
+    assert found["LLAVA_OLLAMA_API"] == "true"
+    # Not those that size a server: the router has a memory of its own.
+    assert found["LLAVA_MAX_INFLIGHT_BYTES"] == "1000000000"
+    own = router_of({**TWO_MODELS, "router": {"settings": {"max_inflight_bytes": 5}}}).settings
+    assert own["LLAVA_MAX_INFLIGHT_BYTES"] == "5"
+
+
+def test_the_router_takes_the_largest_body_that_a_model_takes() -> None:
+    values: Object = {"models": [{**TWO_MODELS["models"][0], "settings": {"max_body_bytes": 250_000_000}}]}
+    assert router_of(values).settings["LLAVA_MAX_BODY_BYTES"] == "250000000"
+    assert router_of(TWO_MODELS).settings["LLAVA_MAX_BODY_BYTES"] == str(Settings().max_body_bytes)
+
+
+def test_settings_of_an_engine_are_refused() -> None:
+    with pytest.raises(HelmError, match="max_model_len"):
+        rendered({**TWO_MODELS, "router": {"settings": {"max_model_len": 4096}}})
+
+
+def test_the_router_checks_the_servers_keys_and_makes_no_secret() -> None:
+    (keys,) = [one for one in router_of(TWO_MODELS).spec["volumes"] if one["name"] == "api-keys"]
+    assert keys["secret"]["secretName"] == only(objects(TWO_MODELS), "Secret")["metadata"]["name"]
+    own = {**TWO_MODELS, "apiKeys": {"existingSecret": "keys"}}
+    assert of_kind(objects(own), "Secret") == []
+    chosen = build_parser().parse_args(router_of(own).spec["containers"][0]["args"])
+    (mount,) = [one for one in router_of(own).spec["containers"][0]["volumeMounts"] if one["name"] == "api-keys"]
+    assert str(chosen.backend_key_file) == mount["mountPath"] == router_of(own).settings["LLAVA_API_KEY_DIR"]
+    unlocked = router_of({**TWO_MODELS, "apiKeys": {"enabled": False}})
+    assert unlocked.settings["LLAVA_ALLOW_ANONYMOUS"] == "true"
+    assert "--backend-key-file" not in unlocked.spec["containers"][0]["args"]
+
+
+def test_a_key_of_its_own_lists_the_models_if_all_others_are_hashes() -> None:
+    values = {**TWO_MODELS, "router": {"key": {"existingSecret": "router-key"}}}
+    router = router_of(values)
+    container = router.spec["containers"][0]
+    (mount,) = [one for one in container["volumeMounts"] if one["name"] == "router-key"]
+    file = build_parser().parse_args(container["args"]).backend_key_file
+    assert str(file) == f"{mount['mountPath']}/key"
+    assert {"name": "router-key", "secret": {"secretName": "router-key", "defaultMode": 0o440}} in router.spec[
+        "volumes"
     ]
-    assert {one["model_name"] for one in config({"models": models})["model_list"]} == {
-        "llava-tiny-1.5",
-        "birds",
-        "charts",
+
+
+def test_the_router_has_the_servers_image_without_cuda() -> None:
+    gpu: Object = {"models": [{**one, "gpu": {"count": 1}} for one in TWO_MODELS["models"]]}
+    images = {pod.component: pod.spec["containers"][0]["image"] for pod in pods(objects(gpu))}
+    assert images["router"] == f"{images['server']}-cpu"
+    own = router_of({**gpu, "router": {"image": {"tag": "edge"}}}).spec["containers"][0]
+    assert own["image"] == "ghcr.io/llava-api/llava-api:edge"
+    assert own["imagePullPolicy"] == "IfNotPresent"
+    assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in own["env"]
+
+
+def test_the_router_runs_before_a_model_is_loaded() -> None:
+    container = router_of(TWO_MODELS).spec["containers"][0]
+    assert container["startupProbe"]["httpGet"] == {"path": "/health/live", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/health/ready", "port": "http"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/health/live", "port": "metrics"}
+
+
+def test_the_router_reaches_the_servers_and_what_it_is_told() -> None:
+    redis = {"ports": [{"port": 6379}], "to": [{"podSelector": {}}]}
+
+    def egress(values: Object) -> list[Object]:
+        policies = of_kind(objects({**TWO_MODELS, **values}), "NetworkPolicy")
+        (one,) = [each["spec"] for each in policies if each["metadata"]["name"].endswith("-router")]
+        return one["egress"]
+
+    _, servers = egress({})
+    assert servers["ports"] == [{"port": 8000, "protocol": "TCP"}]
+    assert servers["to"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "server"
+    assert egress({"router": {"networkPolicy": {"egress": [redis]}}})[2] == redis
+    # What servers may reach is no business of the router's.
+    assert len(egress({"networkPolicy": {"egress": [redis]}})) == 2
+
+
+def test_the_entrance_is_the_routers() -> None:
+    found = objects({**TWO_MODELS, "service": {"type": "LoadBalancer", "port": 80}})
+    services = {one["metadata"]["name"]: one["spec"] for one in of_kind(found, "Service")}
+    assert services["llava-llava-api"]["type"] == "LoadBalancer"
+    assert services["llava-llava-api"]["selector"]["app.kubernetes.io/component"] == "router"
+    assert {spec["type"] for name, spec in services.items() if name != "llava-llava-api"} == {"ClusterIP"}
+    alone = objects({"service": {"type": "LoadBalancer"}})
+    assert [one["spec"]["type"] for one in of_kind(alone, "Service")] == ["LoadBalancer", "ClusterIP"]
+
+
+def test_the_router_is_scraped_and_missed() -> None:
+    watched = {**TWO_MODELS, "prometheusRule": {"enabled": True}}
+    monitor = only(objects({**watched, "podMonitor": {"enabled": True}}), "PodMonitor")["spec"]
+    assert selects(monitor["selector"], router_of(watched).labels)
+    alerts = {
+        rule["alert"]: rule
+        for group in only(objects(watched), "PrometheusRule")["spec"]["groups"]
+        for rule in group["rules"]
     }
+    page = RouterMetrics({"version": "0"}).page("")[0].decode()
+    for alert in ("LlavaApiRouterGone", "LlavaApiRouterErrors"):
+        named = re.findall(r"llava_api_router_[a-z_]+", alerts[alert]["expr"])
+        assert named
+        assert all(name in page for name in named)
+        (pattern,) = {*re.findall(r'pod=~"([^"]+)"', alerts[alert]["expr"])}
+        assert re.fullmatch(pattern, "llava-llava-api-router-5d4f8b9c7d-x2x4z")
+        assert not re.fullmatch(pattern, "llava-llava-api-one-5d4f8b9c7d-x2x4z")
+    without = only(objects({"prometheusRule": {"enabled": True}}), "PrometheusRule")["spec"]["groups"]
+    assert not [rule for group in without for rule in group["rules"] if "Router" in rule["alert"]]
+
+
+def test_a_router_that_scales_leaves_its_pods_to_the_scaler() -> None:
+    values = {**TWO_MODELS, "router": {"autoscaling": {"enabled": True, "maxReplicas": 9}}}
+    scaler = only(objects(values), "HorizontalPodAutoscaler")["spec"]
+    (router,) = [one for one in of_kind(objects(values), "Deployment") if one["metadata"]["name"].endswith("-router")]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (2, 9)
+    assert scaler["scaleTargetRef"]["name"] == router["metadata"]["name"]
+    assert "replicas" not in router["spec"]
+    assert router["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"]
+
+
+def test_the_routers_pods_have_a_priority_labels_and_other_fields() -> None:
+    own = {
+        "priorityClassName": "high",
+        "schedulerName": "volcano",
+        "podLabels": {"team": "vision"},
+        "podAnnotations": {"a.example.com/b": "c"},
+        "podSpec": {"hostAliases": [{"ip": "10.0.0.9", "hostnames": ["a.internal"]}]},
+    }
+    router = router_of({**TWO_MODELS, "priorityClassName": "low", "podSpec": {"dnsPolicy": "None"}, "router": own})
+    assert (router.spec["priorityClassName"], router.spec["schedulerName"]) == ("high", "volcano")
+    assert router.labels["team"] == "vision"
+    assert router.spec["hostAliases"] == own["podSpec"]["hostAliases"]
+    assert "dnsPolicy" not in router.spec
+    with pytest.raises(HelmError, match=r"router: podSpec\.hostNetwork"):
+        rendered({**TWO_MODELS, "router": {"podSpec": {"hostNetwork": True}}})
 
 
 def test_models_differ_where_they_say_so() -> None:
@@ -77,103 +225,16 @@ def test_a_switch_can_be_off_for_one_model() -> None:
     assert budgets == ["llava-llava-api-one", "llava-llava-api-router"]
 
 
-def test_the_entrance_is_the_routers() -> None:
-    found = objects({**TWO_MODELS, "service": {"type": "LoadBalancer", "port": 80}})
-    services = {one["metadata"]["name"]: one["spec"] for one in of_kind(found, "Service")}
-    assert services["llava-llava-api"]["type"] == "LoadBalancer"
-    assert services["llava-llava-api"]["selector"]["app.kubernetes.io/component"] == "router"
-    assert {spec["type"] for name, spec in services.items() if name != "llava-llava-api"} == {"ClusterIP"}
-    alone = objects({"service": {"type": "LoadBalancer"}})
-    assert [one["spec"]["type"] for one in of_kind(alone, "Service")] == ["LoadBalancer", "ClusterIP"]
+@pytest.mark.parametrize("adapters", [["birds=/data/b", "charts=/data/c"], "birds=/data/b, charts=/data/c"])
+def test_adapters_are_models_too(adapters: object) -> None:
+    claim = {"persistence": {"enabled": True, "existingClaim": "weights"}}
+    models = [{"name": "one", "model": "llava-tiny-1.5", "settings": {"lora": adapters}, **claim}]
+    assert "serves llava-tiny-1.5 birds charts." in rendered({"models": models})["templates/NOTES.txt"]
+    with pytest.raises(HelmError, match="two of them are served as charts"):
+        rendered({"models": [*models, {"name": "two", "model": "charts"}]})
 
 
-def test_more_configuration_is_laid_over() -> None:
-    found = config({**TWO_MODELS, "router": {"config": {"litellm_settings": {"request_timeout": 5}}}})
-    assert found["litellm_settings"]["request_timeout"] == 5
-    assert found["litellm_settings"]["callbacks"] == "router_keys.callers_key"
-    assert len(found["model_list"]) == 2
-
-
-def test_router_reaches_the_servers_and_nothing_else() -> None:
-    (policy,) = [
-        one["spec"] for one in of_kind(objects(TWO_MODELS), "NetworkPolicy") if "router" in one["metadata"]["name"]
-    ]
-    names, servers = policy["egress"]
-    assert {port["port"] for port in names["ports"]} == {53, 5353}
-    assert servers["to"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "server"
-
-
-class Refused(Exception):
-    def __init__(self, **told: object) -> None:
-        self.told = told
-
-
-@pytest.fixture
-def router_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module that LiteLLM loads, over stand-ins for the three of LiteLLM's classes that it uses."""
-    (tmp_path / "anne").write_text(KEY)
-    (tmp_path / "bob").write_text(f"sha256:{hashlib.sha256(b'sk-llava-of-bob-0123').hexdigest()}\n")
-    (tmp_path / "..data").mkdir()
-    monkeypatch.setenv("LLAVA_API_KEY_DIR", str(tmp_path))
-    logger = types.SimpleNamespace(CustomLogger=object)
-    kinds = types.SimpleNamespace(ProxyException=Refused, UserAPIKeyAuth=types.SimpleNamespace)
-    for name, module in {"litellm": types.SimpleNamespace(), "litellm.integrations": types.SimpleNamespace()}.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setitem(sys.modules, "litellm.integrations.custom_logger", logger)
-    monkeypatch.setitem(sys.modules, "litellm.proxy", types.SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "litellm.proxy._types", kinds)
-    spec = importlib.util.spec_from_file_location("router_keys", CHART / "files" / "router_keys.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize(("key", "name"), [(KEY, "anne"), ("sk-llava-of-bob-0123", "bob")])
-def test_caller_is_let_through_and_the_server_sees_the_callers_key(router_keys: Any, key: str, name: str) -> None:
-    caller = asyncio.run(router_keys.authenticate(None, key))
-    assert caller.key_alias == name
-    assert key not in caller.api_key
-    data = asyncio.run(router_keys.callers_key.async_pre_call_hook(caller, None, {"model": "x"}, "acompletion"))
-    assert data == {"model": "x", "api_key": key}
-
-
-@pytest.mark.parametrize("key", [None, "", "sk-llava-wrong", f"{KEY}x", "sha256:" + "0" * 64])
-def test_others_are_not(router_keys: Any, key: str | None) -> None:
-    with pytest.raises(Refused) as refused:
-        asyncio.run(router_keys.authenticate(None, key))
-    assert refused.value.told["code"] == 401
-
-
-@pytest.mark.parametrize("entry", ["", "\n", "short", "sha256:\u00e9" + "0" * 63])
-def test_an_entry_that_is_no_key_lets_nobody_in(router_keys: Any, tmp_path: Path, entry: str) -> None:
-    (tmp_path / "0").write_text(entry, encoding="utf-8")
-    for key in (None, entry.strip()):
-        with pytest.raises(Refused):
-            asyncio.run(router_keys.authenticate(None, key))
-    assert asyncio.run(router_keys.authenticate(None, KEY)).key_alias == "anne"
-
-
-def test_a_key_that_is_taken_away_is_refused_at_once(router_keys: Any, tmp_path: Path) -> None:
-    asyncio.run(router_keys.authenticate(None, KEY))
-    (tmp_path / "anne").unlink()
-    with pytest.raises(Refused):
-        asyncio.run(router_keys.authenticate(None, KEY))
-
-
-def test_router_has_the_keys_where_they_are_asked_for() -> None:
-    for keys, expected in ((True, {"/etc/llava-api/keys"}), (False, set())):
-        found = objects({**TWO_MODELS, "apiKeys": {"enabled": keys}})
-        (router,) = [one for one in of_kind(found, "Deployment") if "router" in one["metadata"]["name"]]
-        container = router["spec"]["template"]["spec"]["containers"][0]
-        places = {mount["mountPath"] for mount in container["volumeMounts"]}
-        assert places - {"/etc/litellm", "/tmp"} == expected
-        named = {one["name"]: one.get("value") for one in container["env"]}
-        assert ("LLAVA_API_KEY_DIR" in named) == keys
-        # Beside config.yaml LiteLLM would load the module twice, and its halves would not share what they know.
-        (volume,) = [one for one in router["spec"]["template"]["spec"]["volumes"] if one["name"] == "config"]
-        paths = {item["key"]: item["path"] for item in volume["configMap"]["items"]}
-        assert f"/etc/litellm/{Path(paths['router_keys.py']).parent}" == named["PYTHONPATH"]
-        assert paths["config.yaml"] == "config.yaml"
-    assert only(objects({**TWO_MODELS, "apiKeys": {"enabled": False}}), "Secret")["data"].keys() == {"master-key"}
+def test_the_example_of_three_models_names_them_all() -> None:
+    notes = rendered(example("three-models"))["templates/NOTES.txt"]
+    for name in ("llava-1.5-7b", "default", "llava-1.6-mistral-7b", "llava-tiny-1.5"):
+        assert f" {name}" in notes

@@ -7,7 +7,7 @@ import pytest
 from tests.support.chart import VERSIONS, Object, check, objects, of_kind, only, pods, selects
 from tests.support.chart_cases import CASES, MULTI_NODE, SCALING
 
-AUTOSCALED = [case for case in CASES if of_kind(objects(CASES[case]), "HorizontalPodAutoscaler")]
+AUTOSCALED = [case for case in CASES if CASES[case].get("autoscaling", {}).get("enabled")]
 
 
 def desired(scaler: Object, pods_now: int, **metrics: float) -> int:

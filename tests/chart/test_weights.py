@@ -154,5 +154,6 @@ def test_a_container_without_gpus_does_not_see_the_nodes(case: str) -> None:
             if not re.search(r"llava-api(-ray)?(:[^-]+|@.*)$", container["image"]):
                 continue
             wants = any(name.endswith(("/gpu", "/mig-3g.40gb")) for name in container["resources"].get("limits", {}))
+            wants = wants or "claims" in container["resources"]
             void = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container.get("env", [])
             assert void != wants, container["name"]

@@ -141,6 +141,18 @@ OTHERS: dict[str, Object] = {
         **POOL,
         **ROUTE,
     },
+    "models-scaled-apart": {
+        **TWO_MODELS,
+        "router": {
+            "autoscaling": {"enabled": True},
+            "key": {"existingSecret": "router-key"},
+            "image": {"tag": "edge"},
+            "podSpec": {"hostAliases": [{"ip": "10.0.0.9", "hostnames": ["hub.internal"]}]},
+            "networkPolicy": {"egress": [{"ports": [{"port": 6379}]}]},
+        },
+        "podMonitor": {"enabled": True},
+        "prometheusRule": {"enabled": True},
+    },
     "models-apart": {**TWO_MODELS, "router": {"enabled": False}},
     "models-of-two-speeds": {
         "models": [

@@ -15,7 +15,7 @@ from tests.unit.test_dashboard import metrics_after_a_request
 
 FILE = Path("helm/llava-api/files/alerts.yaml")
 RULES: list[dict[str, Any]] = yaml.safe_load(FILE.read_text(encoding="utf-8"))["groups"][0]["rules"]
-IN_THE_CHART = {"LlavaApiVolumeFull", "LlavaApiDownloadFailed"}
+IN_THE_CHART = {"LlavaApiVolumeFull", "LlavaApiDownloadFailed", "LlavaApiRouterGone", "LlavaApiRouterErrors"}
 """Alerts of templates, from series that only a cluster has."""
 HEADINGS = set(re.findall(r"^### (LlavaApi\w+)$", Path("docs/operations.md").read_text(encoding="utf-8"), re.MULTILINE))
 SELECTED = re.compile(r"\b(llava_api_\w+|process_\w+)\{([^}]*)\}")

@@ -47,7 +47,11 @@
     {{- toYaml $server.securityContext | nindent 4 }}
   resources:
     {{- $resources := deepCopy (default dict $server.resources) }}
-    {{- if gt (int $server.gpu.count) 0 }}
+    {{- $claims := list }}
+    {{- range default list (get $server.podSpec "resourceClaims") }}{{ $claims = append $claims (dict "name" .name) }}{{ end }}
+    {{- if $claims }}
+    {{- $resources = merge $resources (dict "claims" $claims) }}
+    {{- else if gt (int $server.gpu.count) 0 }}
     {{- $_ := set $resources "limits" (merge (dict $server.gpu.resource $server.gpu.count) (default dict $resources.limits)) }}
     {{- end }}
     {{- toYaml $resources | nindent 4 }}
@@ -96,9 +100,14 @@ release before: one of them that restarts in the middle of a bad upgrade would c
 {{- with include "llava-api.redisSecret" $root }}
 {{- $env = append $env (dict "name" "LLAVA_RATE_LIMIT_REDIS_URL" "valueFrom" (dict "secretKeyRef" (dict "name" . "key" $root.Values.redis.secretKey))) }}
 {{- end }}
+{{- include "llava-api.envOver" (list $env $server.env) }}
+{{- end }}
+
+{{/* (the chart's variables, those of the values, which take precedence): each name once. */}}
+{{- define "llava-api.envOver" -}}
 {{- $given := list }}
-{{- range $server.env }}{{ $given = append $given .name }}{{ end }}
+{{- range index . 1 }}{{ $given = append $given .name }}{{ end }}
 {{- $own := list }}
-{{- range $env }}{{ if not (has .name $given) }}{{ $own = append $own . }}{{ end }}{{ end }}
-{{- toYaml (concat $own $server.env) }}
+{{- range index . 0 }}{{ if not (has .name $given) }}{{ $own = append $own . }}{{ end }}{{ end }}
+{{- toYaml (concat $own (index . 1)) }}
 {{- end }}

@@ -12,9 +12,9 @@ from llava_api.cli.notify import notify
 from llava_api.cli.serve import announce, opened_front
 from llava_api.cli.terminal import set_up_logging
 from llava_api.errors import StartupError
+from llava_api.limits.keys import plain_key
 from llava_api.telemetry.router_metrics import RouterMetrics
 from llava_api.versions import all_versions
-from llava_api.watched_files import read_text
 
 log = logging.getLogger("llava_api")
 ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?/?|unix:/.+")
@@ -33,7 +33,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--backend-key-file",
         metavar="FILE",
-        help="file with the API key to list the models of servers that have keys; requests keep their callers' own",
+        type=Path,
+        help="file with the API key to list the models of servers that have keys, or a folder of which the first key "
+        "that is not a hash is taken; requests keep their callers' own",
     )
     add_flags(parser, names=FRONT_SETTINGS)
     parser.set_defaults(run=run)
@@ -50,8 +52,9 @@ def run(chosen: argparse.Namespace) -> None:
     for address in chosen.backend:
         if not ADDRESS.fullmatch(address):
             raise StartupError(f"--backend {address}: write it as http://HOST:PORT, https://HOST:PORT or unix:/PATH")
-    file = chosen.backend_key_file
-    key = None if file is None else read_text(Path(file).expanduser(), "--backend-key-file").strip()
+    key = chosen.backend_key_file and chosen.backend_key_file.expanduser()
+    if key is not None:
+        plain_key(key)
     with opened_front(settings) as front:
         replicas = Replicas(chosen.backend, settings, RouterMetrics(all_versions()), key)
 

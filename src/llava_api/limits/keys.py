@@ -110,6 +110,16 @@ def files_in(folder: Path) -> Sequence[Path]:
         raise StartupError(f"--api-key-dir {folder}: {error.strerror}") from error
 
 
+def plain_key(place: Path) -> str:
+    """The key in a file, or the first one in a folder that is not kept as a hash. Raises StartupError."""
+    for path in files_in(place) if place.is_dir() else [place]:
+        key = read_text(path, "API key").strip()
+        if not key.startswith(HASHED):
+            read_key("router", key, str(path))
+            return key
+    raise StartupError(f"{place} has no API key that is not a hash: name a file with one")
+
+
 def read_lines(path: Path) -> Iterator[Key]:
     """Read ``name=key`` or ``name=sha256:...`` lines; skip empty lines and those that start with #."""
     for number, line in enumerate(read_text(path, "--api-key-file").splitlines(), start=1):

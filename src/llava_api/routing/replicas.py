@@ -7,13 +7,15 @@ import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 from blake3 import blake3
 
-from llava_api.errors import ErrorCode, Unavailable
+from llava_api.errors import ErrorCode, StartupError, Unavailable
+from llava_api.limits.keys import plain_key
 from llava_api.routing.backends import Backend, BackendLost, Wanted
 from llava_api.routing.connections import NETWORK_ERRORS, Connections, Headers
 from llava_api.settings import Settings
@@ -48,14 +50,14 @@ class Replica:
 
 
 class Replicas:
-    """``addresses``: as --backend names them. ``key``: the API key to list the backends' models with."""
+    """``addresses``: as --backend names them. ``key``: the file or folder of the key to list models with."""
 
-    def __init__(self, addresses: Sequence[str], settings: Settings, metrics: RouterMetrics, key: str | None) -> None:
+    def __init__(self, addresses: Sequence[str], settings: Settings, metrics: RouterMetrics, key: Path | None) -> None:
         self.addresses = addresses
         self.metrics = metrics
         self.metrics.sample_backends = self.sample
         self.connections = Connections(settings)
-        self.headers: Headers = [] if key is None else [(b"authorization", f"Bearer {key}".encode())]
+        self.key = key
         self.replicas: dict[Backend, Replica] = {}
         self.latest: dict[str, list[Backend]] = {}
         """What each name was found to be last."""
@@ -183,7 +185,16 @@ class Replicas:
         replica.ready = ready
 
     async def list_models(self, replica: Replica) -> None:
-        status, body = await self.get(replica.backend, "/v1/models")
+        headers: Headers = []
+        if self.key is not None:
+            # Read each time, because keys are exchanged while the router runs.
+            try:
+                key = await asyncio.to_thread(plain_key, self.key)
+            except StartupError as error:
+                self.complain(replica.backend.address, str(error))
+                return
+            headers = [(b"authorization", f"Bearer {key}".encode())]
+        status, body = await self.get(replica.backend, "/v1/models", headers)
         if status == 200:
             replica.models = orjson.loads(body)["data"]
             replica.next_models = time.monotonic() + MODELS_SECONDS
@@ -191,8 +202,8 @@ class Replicas:
         needs_key = "it lists its models only with an API key: name one with --backend-key-file"
         self.complain(replica.backend.address, needs_key if status == 401 else "")
 
-    async def get(self, backend: Backend, path: str) -> tuple[int, bytes]:
-        answer = await self.connections.send(backend, "GET", path, self.headers)
+    async def get(self, backend: Backend, path: str, headers: Headers | None = None) -> tuple[int, bytes]:
+        answer = await self.connections.send(backend, "GET", path, headers or [])
         try:
             return answer.status, await answer.aread()
         finally:

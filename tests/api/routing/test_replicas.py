@@ -13,7 +13,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from llava_api.errors import Unavailable
+from llava_api.errors import StartupError, Unavailable
+from llava_api.limits.keys import plain_key
 from llava_api.routing.backends import Wanted
 from llava_api.routing.replicas import LEEWAY, Replicas
 from llava_api.settings import Settings
@@ -32,7 +33,7 @@ def said(*texts: str, model: str = "one", **fields: Any) -> dict[str, Any]:
     return {"model": model, "messages": turns, **fields}
 
 
-def replicas_of(servers: list[Replica], *more: str, key: str | None = None) -> Replicas:
+def replicas_of(servers: list[Replica], *more: str, key: Path | None = None) -> Replicas:
     addresses = [*(server.backend.address for server in servers), *more]
     return Replicas(addresses, Settings(), RouterMetrics({"llava-api": "1"}), key)
 
@@ -188,8 +189,9 @@ class TestLoss:
 
 class TestModels:
     async def test_keys_are_needed_to_list_models(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        key = "sk-the-router's-own-key"
-        async with replica(tmp_path, "one", api_key=[f"router={key}"]) as server:
+        key = tmp_path / "key"
+        key.write_text("sk-the-router's-own-key\n")
+        async with replica(tmp_path, "one", api_key=[f"router={key.read_text().strip()}"]) as server:
             without, with_key = replicas_of([server]), replicas_of([server], key=key)
             await without.look()
             await with_key.look()
@@ -197,6 +199,25 @@ class TestModels:
             await with_key.close()
         assert (without.running(), len(with_key.running())) == ([], 1)
         assert "--backend-key-file" in caplog.text
+
+    async def test_the_first_plain_key_of_a_folder_lists_models_and_may_be_exchanged(self, tmp_path: Path) -> None:
+        (folder := tmp_path / "keys").mkdir()
+        (folder / "anne").write_text("sha256:" + "0" * 64)
+        (folder / "bob").write_text("sk-llava-another-key-of-bob")
+        key = "sk-llava-the-key-of-bob"
+        async with replica(tmp_path, "one", api_key=[f"bob={key}"]) as server:
+            replicas = replicas_of([server], key=folder)
+            await replicas.look()
+            assert replicas.running() == []
+            (folder / "bob").write_text(f"{key}\n")
+            await replicas.look()
+            assert len(replicas.running()) == 1
+            await replicas.close()
+
+    def test_a_folder_of_hashes_has_no_key_to_show(self, tmp_path: Path) -> None:
+        (tmp_path / "anne").write_text("sha256:" + "0" * 64)
+        with pytest.raises(StartupError, match="no API key that is not a hash"):
+            plain_key(tmp_path)
 
     async def test_a_model_that_may_still_come_is_not_unknown(self, servers: list[Replica]) -> None:
         replicas = replicas_of(servers[:1], "http://127.0.0.1:9")
