@@ -1,7 +1,9 @@
 """GGUF files of a text model and its vision half: what is read of them, what is chosen for them, what is refused."""
 
 import json
+import math
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,11 +170,51 @@ def vision_as_text(folder: Path, text: Path) -> None:
     shutil.copy(folder / "mmproj-model-f16.gguf", text)
 
 
+UINT32, INT32, FLOAT32 = ((kind).to_bytes(4, "little") for kind in (4, 5, 6))
+"""Types of values in the metadata."""
+
+
+def value_set(file: Path, key: str, kind: bytes, value: bytes) -> None:
+    """Overwrite a number of the metadata and its type, by one of the same size."""
+    content = file.read_bytes()
+    place = content.index(len(key).to_bytes(8, "little") + key.encode()) + 8 + len(key)
+    file.write_bytes(content[:place] + kind + value + content[place + 8 :])
+
+
 def number_set(text: Path, key: str, value: int) -> None:
-    """Overwrite a uint32 of the metadata."""
-    content = text.read_bytes()
-    place = content.index(key.encode() + (4).to_bytes(4, "little")) + len(key) + 4
-    text.write_bytes(content[:place] + value.to_bytes(4, "little") + content[place + 4 :])
+    value_set(text, key, UINT32, value.to_bytes(4, "little"))
+
+
+def rope_that_is_no_number(folder: Path, text: Path) -> None:
+    value_set(text, "llama.rope.freq_base", FLOAT32, struct.pack("<f", math.nan))
+
+
+def no_epsilon(folder: Path, text: Path) -> None:
+    value_set(text, "llama.attention.layer_norm_rms_epsilon", FLOAT32, struct.pack("<f", 0))
+
+
+def vision_epsilon_that_is_no_number(folder: Path, text: Path) -> None:
+    key = "clip.vision.attention.layer_norm_epsilon"
+    value_set(folder / "mmproj-model-f16.gguf", key, FLOAT32, struct.pack("<f", math.nan))
+
+
+def fewer_than_no_vision_heads(folder: Path, text: Path) -> None:
+    value_set(folder / "mmproj-model-f16.gguf", "clip.vision.attention.head_count", INT32, b"\xff" * 4)
+
+
+def vision_heads_that_do_not_divide(folder: Path, text: Path) -> None:
+    number_set(folder / "mmproj-model-f16.gguf", "clip.vision.attention.head_count", 7)
+
+
+def empty_tensor(folder: Path, text: Path) -> None:
+    content, name = text.read_bytes(), b"blk.0.attn_q.weight"
+    sizes = content.index(name) + len(name) + 4
+    text.write_bytes(content[:sizes] + bytes(16) + content[sizes + 16 :])
+
+
+def repeated_piece(folder: Path, text: Path) -> None:
+    length = (6).to_bytes(8, "little")
+    text.write_bytes(text.read_bytes().replace(length + b"<0x41>", length + b"<0x42>", 1))
 
 
 def heads_that_do_not_divide(folder: Path, text: Path) -> None:
@@ -222,6 +264,13 @@ def long_piece(folder: Path, text: Path) -> None:
         (long_piece, "ggml-model-f32.gguf has more than 300,000 tokens, or one of more than 2,000 letters"),
         (heads_that_do_not_divide, r"sizes in ggml-model-f32.gguf cannot be read \(.*attention heads"),
         (shared_heads_that_do_not_divide, "has 4 attention heads, which cannot share 3 of keys"),
+        (rope_that_is_no_number, "ggml-model-f32.gguf is damaged: its llama.rope.freq_base is nan"),
+        (no_epsilon, "damaged: its llama.attention.layer_norm_rms_epsilon is 0.0"),
+        (vision_epsilon_that_is_no_number, "damaged: its clip.vision.attention.layer_norm_epsilon is nan"),
+        (fewer_than_no_vision_heads, "mmproj-model-f16.gguf is damaged: its clip.vision.attention.head_count is -1"),
+        (vision_heads_that_do_not_divide, "damaged: its clip.vision.attention.head_count is 7"),
+        (empty_tensor, "ggml-model-f32.gguf is damaged: its tensor blk.0.attn_q.weight has no numbers"),
+        (repeated_piece, "ggml-model-f32.gguf is damaged: some of its tokens are the same"),
         (vision_as_text, r"is the vision half \(mmproj\): name the text model's file"),
     ],
 )

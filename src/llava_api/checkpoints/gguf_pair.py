@@ -5,6 +5,7 @@ llama.cpp ``conversion/llama.py``, ``tools/mtmd/clip.cpp`` and ``convert_image_e
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,9 @@ class Metadata:
         self.architecture = str(self.get("general.architecture", ""))
         self.prefix = prefix or self.architecture
         self.tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in self.reader.tensors}
+        empty = next((tensor for tensor in self.tensors.values() if not tensor.n_elements), None)
+        if empty is not None:
+            raise StartupError(f"{file.name} is damaged: its tensor {empty.name} has no numbers; download it again")
 
     def get(self, key: str, default: Any = None) -> Any:
         found = self.reader.get_field(key)
@@ -127,6 +131,16 @@ class Metadata:
         if value is None:
             raise StartupError(f"{self.file.name} has no {self.prefix}.{key} in its metadata")
         return value
+
+    def above_zero(self, key: str, default: Any = None, kind: type[int | float] = int) -> Any:
+        """A key of the architecture with a number of this kind. Raises StartupError for another value."""
+        value = self.own(key, default)
+        if type(value) is not kind or not 0 < value < math.inf:
+            raise self.impossible(key, value)
+        return value
+
+    def impossible(self, key: str, value: object) -> StartupError:
+        return StartupError(f"{self.file.name} is damaged: its {self.prefix}.{key} is {value}; download it again")
 
 
 def rounded(value: Any) -> Any:
@@ -186,8 +200,8 @@ def read_pair(text_file: Path, mmproj: str | None) -> GgufPair:
 
 def text_kind(text: Metadata) -> tuple[str, str]:
     """(model type, reason). llama.cpp calls Mistral's models llama too."""
-    heads = text.own("attention.head_count")
-    shares_keys = text.own("attention.head_count_kv", heads) < heads
+    heads = text.above_zero("attention.head_count")
+    shares_keys = text.above_zero("attention.head_count_kv", heads) < heads
     pieces = text.get("tokenizer.ggml.model") == "llama" and "<|im_start|>" not in text.get("tokenizer.ggml.tokens")
     if text.architecture == "llama" and shares_keys and pieces:
         return "mistral", "because its attention heads share keys, which Vicuna's do not"
@@ -201,6 +215,8 @@ def tokenizer_of(text: Metadata, bos: str | None) -> tokenizer_files.Tokenizer:
         raise StartupError(
             f"{text.file.name} has more than {MOST_PIECES:,} tokens, or one of more than {LONGEST_PIECE:,} letters"
         )
+    if len(set(pieces)) < len(pieces):
+        raise StartupError(f"{text.file.name} is damaged: some of its tokens are the same; download it again")
     try:
         from tokenizers.processors import TemplateProcessing
         from transformers import AutoTokenizer
@@ -268,9 +284,9 @@ def config_of(text: Metadata, vision: Metadata, kind: str, image_token_id: int) 
 
 
 def text_config(text: Metadata, kind: str, image_token_id: int) -> dict[str, Any]:
-    heads = text.own("attention.head_count")
+    heads = text.above_zero("attention.head_count")
     rows = int(text.tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in text.tensors else 0
-    shared = text.own("attention.head_count_kv", heads)
+    shared = text.above_zero("attention.head_count_kv", heads)
     if heads % shared:
         raise StartupError(f"{text.file.name} has {heads} attention heads, which cannot share {shared} of keys")
     if text.own("rope.scaling.type", "none") != "none":
@@ -279,15 +295,15 @@ def text_config(text: Metadata, kind: str, image_token_id: int) -> dict[str, Any
         "model_type": kind,
         "architectures": [TEXT_ARCHITECTURES[kind]],
         "vocab_size": rows_needed(rows, image_token_id),
-        "hidden_size": text.own("embedding_length"),
-        "intermediate_size": text.own("feed_forward_length"),
-        "num_hidden_layers": text.own("block_count"),
+        "hidden_size": text.above_zero("embedding_length"),
+        "intermediate_size": text.above_zero("feed_forward_length"),
+        "num_hidden_layers": text.above_zero("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": shared,
         "hidden_act": "silu",
-        "max_position_embeddings": text.own("context_length"),
-        "rms_norm_eps": text.own("attention.layer_norm_rms_epsilon"),
-        "rope_theta": text.own("rope.freq_base", 10000.0),
+        "max_position_embeddings": text.above_zero("context_length"),
+        "rms_norm_eps": text.above_zero("attention.layer_norm_rms_epsilon", kind=float),
+        "rope_theta": text.above_zero("rope.freq_base", 10000.0, float),
         "bos_token_id": text.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": text.get("tokenizer.ggml.eos_token_id", 2),
     }
@@ -297,19 +313,22 @@ def text_config(text: Metadata, kind: str, image_token_id: int) -> dict[str, Any
 
 
 def vision_config(vision: Metadata, layers: int) -> dict[str, Any]:
+    heads, width = vision.above_zero("attention.head_count"), vision.above_zero("embedding_length")
+    if width % heads:
+        raise vision.impossible("attention.head_count", heads)
     gelu = "gelu" if vision.get("clip.use_gelu", False) else "quick_gelu"
     return {
         "model_type": "clip_vision_model",
-        "hidden_size": vision.own("embedding_length"),
-        "intermediate_size": vision.own("feed_forward_length"),
+        "hidden_size": width,
+        "intermediate_size": vision.above_zero("feed_forward_length"),
         "num_hidden_layers": layers,
-        "num_attention_heads": vision.own("attention.head_count"),
+        "num_attention_heads": heads,
         "num_channels": 3,
-        "image_size": vision.own("image_size"),
-        "patch_size": vision.own("patch_size"),
-        "projection_dim": vision.own("projection_dim"),
+        "image_size": vision.above_zero("image_size"),
+        "patch_size": vision.above_zero("patch_size"),
+        "projection_dim": vision.above_zero("projection_dim"),
         "hidden_act": gelu,
-        "layer_norm_eps": vision.own("attention.layer_norm_epsilon"),
+        "layer_norm_eps": vision.above_zero("attention.layer_norm_epsilon", kind=float),
     }
 
 
