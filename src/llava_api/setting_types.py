@@ -3,7 +3,7 @@
 import re
 from enum import Enum, auto
 from ipaddress import ip_network
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
@@ -100,4 +100,35 @@ Ports = Annotated[list[Annotated[int, Field(ge=1, le=65535)]], NoDecode, SPLIT]
 Origins = Annotated[list[Annotated[str, AfterValidator(origin)]], NoDecode, SPLIT, Field(examples=["*"])]
 Proxies = Annotated[list[Annotated[str, AfterValidator(proxy)]], NoDecode, SPLIT, Field(examples=["10.1.0.0/16"])]
 TlsFile = Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER, Mark.MADE_BY_CHART]
+Dtype = Annotated[
+    Literal["auto", "float16", "half", "bfloat16", "float32", "float"],
+    AfterValidator(lambda name: {"half": "float16", "float": "float32"}.get(name, name)),
+]
+Quantization = Literal[
+    "awq",
+    "auto_awq",
+    "awq_marlin",
+    "gptq",
+    "auto_gptq",
+    "gptq_marlin",
+    "compressed-tensors",
+    "fp8",
+    "fp8_per_tensor",
+    "fp8_per_block",
+    "fp8_per_channel",
+    "int8_per_channel_weight_only",
+    "mxfp8",
+    "mxfp4",
+    "nvfp4_per_token",
+    "online",
+    "modelopt",
+    "modelopt_fp4",
+    "modelopt_mxfp8",
+    "modelopt_mixed",
+    "humming",
+    "quark",
+    "torchao",
+    "inc",
+]
+"""vLLM's methods, without those for single models and for mixtures of experts."""
 PathPrefix = Annotated[str, AfterValidator(path_prefix), Field(examples=["/llava"])]

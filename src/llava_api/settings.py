@@ -9,7 +9,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from llava_api.setting_types import Mark, Networks, Origins, PathPrefix, Ports, Proxies, Texts, TlsFile
+from llava_api.setting_types import (
+    Dtype,
+    Mark,
+    Networks,
+    Origins,
+    PathPrefix,
+    Ports,
+    Proxies,
+    Quantization,
+    Texts,
+    TlsFile,
+)
 from llava_api.vision.families import LayoutName
 
 MOST_COUNTED = 10**15
@@ -245,7 +256,7 @@ class Settings(BaseSettings):
     """Highest rank of an adapter; default: the adapters' own, and with --lora-dir at least 16."""
 
     # The engine, in vLLM's names
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     """Type of weights and activations; auto: the checkpoint's own; on a CPU, one that it computes fast."""
     max_model_len: Annotated[int | None, Mark.MODEL_INPUT] = Field(None, ge=1)
     """Longest prompt plus answer, in tokens; default: what the checkpoint allows."""
@@ -261,7 +272,7 @@ class Settings(BaseSettings):
     """Copies of the model."""
     distributed_executor_backend: Annotated[Literal["mp", "ray"] | None, Mark.MADE_BY_CHART] = None
     """How workers are run; ray for more than one machine."""
-    quantization: str | None = None
+    quantization: Quantization | None = None
     """Quantization method; default: what the checkpoint says."""
     load_8bit: Annotated[bool, Mark.LOADED_MODEL] = False
     """Quantize the text model to 8 bit (W8A8) when it is first served, into --cache-dir, and serve that."""

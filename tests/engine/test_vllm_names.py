@@ -29,6 +29,7 @@ from llava_api.engine.vllm_plugin import (
     leave_empty_cache_unwritten,
     load_despite_stale_index,
 )
+from llava_api.setting_types import Dtype, Quantization
 from llava_api.settings import Settings
 from llava_api.versions import VLLM, installed
 from llava_api.vision.families import LLAVA_1_6
@@ -289,6 +290,11 @@ def test_every_variable_is_known() -> None:
 
 
 def test_every_value_is_allowed() -> None:
+    methods, types = "vllm.model_executor.layers.quantization.QuantizationMethods", "vllm.config.model.ModelDType"
+    assert set(get_args(Quantization)) <= set(get_args(find(methods))), sentence("setting_types.py", f"such {methods}")
+    assert set(get_args(get_args(Dtype)[0])) == set(get_args(find(types))), sentence(
+        "setting_types.py", f"such {types}"
+    )
     ranks, backends = "vllm.config.lora.MaxLoRARanks", "vllm.config.structured_outputs.StructuredOutputsBackend"
     assert set(LORA_RANKS) <= set(get_args(find(ranks))), sentence("engine/vllm_options.py", f"such {ranks}")
     assert "guidance" in get_args(find(backends)), sentence("engine/vllm_options.py", f"guidance in {backends}")

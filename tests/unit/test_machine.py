@@ -197,6 +197,14 @@ def test_a_context_longer_than_the_checkpoints_is_refused_before_it_is_quantized
     assert ready_model("llava-tiny-1.5", Settings(max_model_len=2048)).cpu_plan is not None
 
 
+@pytest.mark.parametrize(("context", "warned"), [(64, True), (65, False), (None, False)])
+def test_a_context_without_room_for_an_image_is_warned_of(
+    caplog: pytest.LogCaptureFixture, context: int | None, warned: bool
+) -> None:
+    assert ready_model("llava-tiny-1.5", Settings(max_model_len=context)).checkpoint.tile_tokens == 64
+    assert ("an image takes 64 tokens or more" in caplog.text) == warned
+
+
 @pytest.mark.parametrize("precision", LOADED)
 def test_the_plan_made_before_quantizing_suits_what_is_quantized(tmp_path: Path, precision: Precision) -> None:
     before = ready_model("llava-tiny-1.5", LOADED[precision].model_copy(update={"cache_dir": str(tmp_path)})).cpu_plan

@@ -35,6 +35,8 @@ def complaint(*flags: str) -> str:
         ),
         ("ALLOW_ANONYMOUS", "perhaps", "--allow-anonymous perhaps (from LLAVA_ALLOW_ANONYMOUS): must be true or false"),
         ("DOCS", "maybe", "--docs maybe (from LLAVA_DOCS): must be one of 'key', 'open' or 'off'"),
+        ("DTYPE", "int4", "--dtype int4 (from LLAVA_DTYPE): must be one of 'auto', 'float16', 'half', 'bfloat16'"),
+        ("QUANTIZATION", "q4", "--quantization q4 (from LLAVA_QUANTIZATION): must be one of 'awq', "),
         ("ALLOWED_MEDIA_PORTS", "80,0", "--allowed-media-ports 0 (from LLAVA_ALLOWED_MEDIA_PORTS): must be 1 or more"),
         ("ALLOWED_MEDIA_CIDRS", "10.0.0.0/8,x", "x is not a network such as 10.1.0.0/16"),
         ("PORT", "tcp://10.0.0.7:80", "enableServiceLinks: false"),
@@ -46,6 +48,10 @@ def test_a_variable(monkeypatch: pytest.MonkeyPatch, variable: str, text: str, t
     assert told in said
     assert "Input should" not in said
     assert "pydantic" not in said
+
+
+def test_vllms_other_names_of_types_are_the_same_types() -> None:
+    assert [Settings(dtype=name).dtype for name in ("half", "float", "auto")] == ["float16", "float32", "auto"]
 
 
 def test_a_flag_is_its_own_source(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,6 @@ log = logging.getLogger("llava_api")
 
 SHARED_MEMORY_BYTES = 40 * 2**20
 """For the queues between vLLM's processes as small as they may get (``engine/vllm_plugin.py``)."""
-WIDTHS = {"float32": "float32", "float": "float32"}
-"""--dtype -> the names of ``size.BYTES``; all others have 16 bits."""
 BITS = {None: 16, "8bit": 8, "4bit": 4}
 NO_INT8_FROM = 10.0
 """Blackwell: vLLM's csrc/libtorch_stable/quantization/w8a8/cutlass has int8 for 7.5 to 9.0 only."""
@@ -131,7 +129,7 @@ def weight_bytes(model: ServedModel, weights: Weights | None, settings: Settings
     if weights is not None and model.precision is None:
         return weights.in_memory(dtype, quantized=quantized)
     precision = model.precision or stored_precision(model.checkpoint) or ("8bit" if quantized else None)
-    size = PRECISIONS[precision] if precision is not None else WIDTHS.get(dtype, "float16 / bfloat16")
+    size = PRECISIONS[precision] if precision is not None else "float32" if dtype == "float32" else "float16 / bfloat16"
     return count_parameters(model.checkpoint).memory_bytes()[size]
 
 
@@ -168,7 +166,17 @@ def check_gpu_kernels(model: ServedModel) -> None:
 
 
 def check_context(model: ServedModel, settings: Settings) -> None:
-    """Raises StartupError for a longer context than the checkpoint's, which vLLM refuses after loading has begun."""
+    """Warn of a context without room for an image.
+
+    Raises StartupError for a longer one than the checkpoint's, which vLLM refuses after loading has begun.
+    """
+    tile = model.checkpoint.tile_tokens
+    if settings.max_model_len is not None and settings.max_model_len <= tile:
+        log.warning(
+            "--max-model-len %d: an image takes %d tokens or more, so requests with images are refused",
+            settings.max_model_len,
+            tile,
+        )
     text = model.checkpoint.config.get("text_config") or model.checkpoint.config
     others = "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in os.environ or any("hf_overrides" in one for one in settings.engine_arg)
     if others or text.get("rope_scaling") or settings.max_model_len is None:
