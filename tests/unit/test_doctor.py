@@ -131,7 +131,9 @@ def test_imports_that_work_fail_crash_and_hang(tmp_path: Path, monkeypatch: pyte
         "hanging_one": "warn",
         "no_such_one": "fail",
     }
-    assert software_checks.package("x", found["no_such_one"], "no-such-package").found == "not installed"
+    missing = software_checks.package("x", found["no_such_one"], "no-such-package")
+    assert missing.found == "not installed"
+    assert "-c constraints/cuda.txt 'llava-api[cuda]'" in missing.advice
 
 
 @pytest.mark.parametrize(

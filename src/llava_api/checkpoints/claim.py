@@ -21,9 +21,12 @@ def claimed(target: Path, *, wait: bool) -> Iterator[None]:
     """Hold the lock for making ``target``, which need not exist; its parent must.
 
     Leaves an empty file beside it, because two processes can hold a lock whose file was removed. Raises StartupError if
-    another process holds it and ``wait`` is false, and OSError if the file system has no locks.
+    another process holds it and ``wait`` is false, and OSError if no file can be made there, or none locked.
     """
-    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=-1 if wait else 0)
+    path = target.with_name(f".{target.name}.lock")
+    # Where no file can be made, as in /proc, FileLock would only say that another process holds it.
+    path.touch()
+    lock = FileLock(path, timeout=-1 if wait else 0)
     try:
         lock.acquire()
     except Timeout as error:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from llava_api.checkpoints.inspect import Checkpoint
 from llava_api.errors import StartupError
@@ -90,6 +90,15 @@ def shapes_of(config_json: str) -> Mapping[str, tuple[int, ...]]:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise StartupError(f"the checkpoint's config.json describes no model: {first}") from error
     return {classic_name(name): tuple(tensor.shape) for name, tensor in model.named_parameters()}
+
+
+def whole_text_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The text model's config with transformers' defaults for what is not given."""
+    from transformers import AutoConfig
+
+    given = {"model_type": checkpoint.text_model_type, **(checkpoint.config.get("text_config") or {})}
+    made: dict[str, Any] = AutoConfig.for_model(**given).to_dict()
+    return made
 
 
 def count_parameters(checkpoint: Checkpoint) -> Parameters:

@@ -6,7 +6,7 @@ from typing import Any
 
 from llava_api.chat.model import ServedModel, open_model
 from llava_api.checkpoints.files import weight_files
-from llava_api.checkpoints.size import count_parameters
+from llava_api.checkpoints.size import count_parameters, whole_text_config
 from llava_api.cli import machine
 from llava_api.cli.flags import MODEL_HELP, add_flags, find_model, read_settings
 from llava_api.cli.start_checks import cpu_plan
@@ -38,7 +38,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 def describe(model: ServedModel, settings: Settings) -> dict[str, Any]:
     checkpoint = model.checkpoint
-    text, vision = checkpoint.config.get("text_config") or {}, checkpoint.config.get("vision_config") or {}
+    text, vision = whole_text_config(checkpoint), checkpoint.config.get("vision_config") or {}
     parameters = count_parameters(checkpoint)
     facts: dict[str, Any] = {
         "model": checkpoint.model,

@@ -16,6 +16,7 @@ from llava_api.engine.base import ModelToLoad
 from llava_api.engine.vllm_options import prepare_environment, prepare_start
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
+from llava_api.versions import HOW_TO_INSTALL
 
 if TYPE_CHECKING:
     from llava_api.engine.vllm_engine import VllmEngine
@@ -51,10 +52,7 @@ def load_engine(settings: Settings, model: ModelToLoad) -> "VllmEngine":
     try:
         import torch
     except ImportError as error:
-        raise StartupError(
-            "vLLM is not installed: pip install 'llava-api[cuda]' on a machine with an NVIDIA GPU, "
-            "'llava-api[cpu]' elsewhere"
-        ) from error
+        raise StartupError(f"vLLM is not installed: {HOW_TO_INSTALL}") from error
     on_cpu = torch.version.cuda is None
     prepare_environment(settings, on_cpu)
     prepare_start(settings, on_cpu, model.cpu_plan)

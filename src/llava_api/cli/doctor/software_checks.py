@@ -18,7 +18,7 @@ from llava_api.cli import machine
 from llava_api.cli.doctor.finding import Finding, fail, ok, warn
 from llava_api.cli.start_checks import GPU_SHARE
 from llava_api.units import readable_size
-from llava_api.versions import VLLM, installed, supported
+from llava_api.versions import HOW_TO_INSTALL, VLLM, installed, supported
 
 IMPORT_SECONDS = 25.0
 GROUPS = (("torch", "torchvision", "transformers"), ("vllm.engine.arg_utils",))
@@ -29,10 +29,7 @@ OLDEST_DRIVERS = {"12": 525, "13": 580}
 
 https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 """
-INSTALL = (
-    "install it as make setup does: pip install 'llava-api[cuda]' with an NVIDIA GPU, 'llava-api[cpu]' elsewhere, in "
-    "an environment of its own"
-)
+INSTALL = f"install it as make setup does, in an environment of its own: {HOW_TO_INSTALL}"
 SCRIPT = """
 import importlib, json, sys
 for name in sys.argv[1:]:
