@@ -37,7 +37,11 @@ READ_ONLY: Object = {"persistence": {"enabled": True, "accessModes": ["ReadOnlyM
         ({"podSpec": {"automountServiceAccountToken": True}}, "is the chart's own"),
         ({"models": [{"name": "a", "model": "x", "podSpec": {"hostPID": True}}]}, "models, a: podSpec.hostPID"),
         ({"keda": {"enabled": True, "minReplicas": 9}}, "keda.minReplicas is more"),
-        ({"keda": {"enabled": True, "minReplicas": 0}}, "needs a trigger"),
+        ({"keda": {"enabled": True, "minReplicas": 0}}, "or a trigger in keda.triggers"),
+        (
+            {**TWO_MODELS, "router": {"enabled": False}, "keda": {"enabled": True, "minReplicas": 0}},
+            "the router, which holds their requests",
+        ),
         ({"keda": {"enabled": True}, "metrics": {"enabled": False}}, "set metrics.enabled"),
         ({"podMonitor": {"enabled": True}, "metrics": {"enabled": False}}, "set metrics.enabled"),
         ({"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}, "enable one"),

@@ -1,11 +1,16 @@
 """How many pods an autoscaler would make of the metrics, by Kubernetes' own formula, and what a drained node takes."""
 
 import math
+import re
 
 import pytest
 
-from tests.support.chart import VERSIONS, Object, check, objects, of_kind, only, pods, selects
-from tests.support.chart_cases import CASES, MULTI_NODE, SCALING
+from llava_api.cli.main import build_parser
+from llava_api.routing.replicas import Replicas
+from llava_api.settings import Settings
+from llava_api.telemetry.router_metrics import RouterMetrics
+from tests.support.chart import VERSIONS, Object, check, example, objects, of_kind, only, pods, selects
+from tests.support.chart_cases import CASES, MULTI_NODE, SCALING, TWO_MODELS
 
 AUTOSCALED = [case for case in CASES if CASES[case].get("autoscaling", {}).get("enabled")]
 
@@ -60,6 +65,44 @@ def test_kedas_own_trigger_can_be_off_and_shows_a_password() -> None:
     assert scaled["triggers"][0]["authenticationRef"] == {"name": "prometheus"}
     assert scaled["triggers"][0]["metadata"]["authModes"] == "bearer"
     assert scaled["fallback"] == {"failureThreshold": 3, "replicas": 2}
+
+
+def wake_triggers(values: Object) -> list[Object]:
+    return [
+        one["metadata"]
+        for scaled in of_kind(objects(values), "ScaledObject")
+        for one in scaled["spec"]["triggers"]
+        if "waiting_requests" in one["metadata"].get("query", "")
+    ]
+
+
+def test_a_sleeping_model_is_woken_by_a_request_that_waits_and_only_to_one_pod() -> None:
+    values = example("scale-to-zero")
+    (trigger,) = wake_triggers(values)
+    inside = re.fullmatch(r"clamp_max\(sum\((\w+)\{(.+)\}\), 1\)", trigger["query"])
+    assert inside is not None
+    # Kubernetes takes the largest of all triggers: however many wait, this one asks for one pod.
+    assert (trigger["threshold"], trigger["activationThreshold"]) == ("1", "0")
+    (router,) = [pod for pod in pods(objects(values)) if pod.component == "router"]
+    chosen = build_parser().parse_args(router.spec["containers"][0]["args"])
+    assert chosen.sleeping_model == ["llava-1.5-7b"]
+    metrics = RouterMetrics({"version": "0"})
+    replicas = Replicas(chosen.backend, Settings(), metrics, None, chosen.sleeping_model)
+    replicas.sample()
+    page = metrics.page("")[0].decode()
+    # There before the first request: the first one would not be seen in a series that begins with it.
+    assert f'{inside[1]}{{model="llava-1.5-7b"}} 0.0' in page
+    labels = dict(re.findall(r'(\w+)=~?"([^"]+)"', inside[2]))
+    assert labels["namespace"] == "ai"
+    assert re.fullmatch(labels["pod"], "llava-llava-api-router-5d4f8b9c7d-x2x4z")
+    assert re.fullmatch(labels["model"], "llava-1.5-7b")
+
+
+def test_models_that_stay_awake_are_not_waited_for() -> None:
+    awake = {**TWO_MODELS, "keda": {"enabled": True}}
+    assert wake_triggers(awake) == []
+    (router,) = [pod for pod in pods(objects(awake)) if pod.component == "router"]
+    assert "--sleeping-model" not in router.spec["containers"][0]["args"]
 
 
 def test_a_budget_counts_every_pod_whose_end_ends_an_answer() -> None:

@@ -47,7 +47,7 @@ LLAVA_{{ upper $name }}: {{ include "llava-api.setting" $value | quote }}
 {{- define "llava-api.routerAlerts" -}}
 {{- if include "llava-api.routed" . -}}
 {{- $name := include "llava-api.object" (list . "router" 46) }}
-{{- $pods := printf `namespace="%s",pod=~"%s-[a-z0-9]+-[a-z0-9]{5}"` .Release.Namespace $name }}
+{{- $pods := include "llava-api.routerPods" . }}
 - name: {{ include "llava-api.fullname" . }}-router
   rules:
     - alert: LlavaApiRouterGone
@@ -67,4 +67,9 @@ LLAVA_{{ upper $name }}: {{ include "llava-api.setting" $value | quote }}
         summary: {{ `{{ $value | humanizePercentage }} of the requests for {{ $labels.model }} fail, as the router sees it.` | quote }}
         runbook_url: {{ .Values.prometheusRule.runbookUrl }}#llavaapiroutererrors
 {{- end }}
+{{- end }}
+
+{{/* Root: the router's pods, as a selector of Prometheus. */}}
+{{- define "llava-api.routerPods" -}}
+{{- printf `namespace="%s",pod=~"%s-[a-z0-9]+-[a-z0-9]{5}"` .Release.Namespace (include "llava-api.object" (list . "router" 46)) }}
 {{- end }}

@@ -37,6 +37,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="file with the API key to list the models of servers that have keys, or a folder of which the first key "
         "that is not a hash is taken; requests keep their callers' own",
     )
+    parser.add_argument(
+        "--sleeping-model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a model that may have no server until somebody asks for it: requests wait for one, up to "
+        "--request-timeout-seconds. May be repeated.",
+    )
     add_flags(parser, names=FRONT_SETTINGS)
     parser.set_defaults(run=run)
 
@@ -56,7 +64,7 @@ def run(chosen: argparse.Namespace) -> None:
     if key is not None:
         plain_key(key)
     with opened_front(settings) as front:
-        replicas = Replicas(chosen.backend, settings, RouterMetrics(all_versions()), key)
+        replicas = Replicas(chosen.backend, settings, RouterMetrics(all_versions()), key, chosen.sleeping_model)
 
         def on_ready() -> None:
             names = [str(card["id"]) for card in replicas.models()]

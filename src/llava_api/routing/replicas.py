@@ -50,9 +50,19 @@ class Replica:
 
 
 class Replicas:
-    """``addresses``: as --backend names them. ``key``: the file or folder of the key to list models with."""
+    """``addresses``: as --backend names them. ``key``: the file or folder of the key to list models with.
 
-    def __init__(self, addresses: Sequence[str], settings: Settings, metrics: RouterMetrics, key: Path | None) -> None:
+    ``sleeping``: models that may have no server until somebody asks for them, so that their requests wait for one.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        settings: Settings,
+        metrics: RouterMetrics,
+        key: Path | None,
+        sleeping: Sequence[str] = (),
+    ) -> None:
         self.addresses = addresses
         self.metrics = metrics
         self.metrics.sample_backends = self.sample
@@ -61,8 +71,12 @@ class Replicas:
         self.replicas: dict[Backend, Replica] = {}
         self.latest: dict[str, list[Backend]] = {}
         """What each name was found to be last."""
-        self.known: dict[str, dict[str, Any]] = {}
-        """All models that have been seen."""
+        card = {"object": "model", "created": int(time.time()), "owned_by": "llava-api"}
+        self.known: dict[str, dict[str, Any]] = {name: {"id": name} | card for name in sleeping}
+        """All models that have been seen or named."""
+        self.waiting = dict.fromkeys(sleeping, 0)
+        """Requests that wait for a server."""
+        self.most_seconds = settings.request_timeout_seconds
         self.next_names = 0.0
         """When to look the names up again."""
         self.complaints: dict[str, str] = {}
@@ -83,7 +97,7 @@ class Replicas:
 
     @asynccontextmanager
     async def place(self, wanted: Wanted, tried: Collection[Backend]) -> AsyncIterator[Backend]:
-        replica = self.choose(wanted, tried)
+        replica = await self.wait_for(wanted, tried) if wanted.model in self.waiting else self.choose(wanted, tried)
         replica.open_requests += 1
         try:
             yield replica.backend
@@ -92,6 +106,20 @@ class Replicas:
             raise
         finally:
             replica.open_requests -= 1
+
+    async def wait_for(self, wanted: Wanted, tried: Collection[Backend]) -> Replica:
+        self.waiting[wanted.model] += 1
+        end = time.monotonic() + self.most_seconds
+        try:
+            while True:
+                try:
+                    return self.choose(wanted, tried)
+                except Unavailable:
+                    if time.monotonic() >= end:
+                        raise
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            self.waiting[wanted.model] -= 1
 
     def choose(self, wanted: Wanted, tried: Collection[Backend]) -> Replica:
         """By rendezvous hashing with bounded load: each affinity has its own order of replicas."""
@@ -113,6 +141,8 @@ class Replicas:
         """Set the metrics of the backends."""
         self.metrics.backend_up.clear()
         self.metrics.backend_requests.clear()
+        for name, waiting in self.waiting.items():
+            self.metrics.waiting.labels(name).set(waiting)
         for replica in self.replicas.values():
             self.metrics.backend_requests.labels(replica.backend.name).set(replica.open_requests)
             for model in replica.models:
@@ -121,11 +151,11 @@ class Replicas:
     # Looking after them
 
     async def start(self) -> None:
-        """Returns when one backend is ready at least."""
+        """Returns when one backend is ready at least, or at once if models may sleep: requests wake them."""
         await self.look()
-        if not self.running():
+        if not self.running() and not self.waiting:
             log.info("waiting until a server is ready")
-        while not self.running():
+        while not self.running() and not self.waiting:
             await asyncio.sleep(LOOK_SECONDS)
             await self.look()
 

@@ -43,6 +43,7 @@ class RouterMetrics:
             buckets=TOTAL_SECONDS,
         )
         self.in_progress = gauge("requests_in_progress", "Open requests.")
+        self.waiting = gauge("waiting_requests", "Requests that wait for a server of a sleeping model.", "model")
         self.tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
         self.backend_up = gauge("backend_up", "1 if the backend takes requests.", "model", "backend")
         self.backend_requests = gauge("backend_requests", "Open requests at the backend.", "backend")

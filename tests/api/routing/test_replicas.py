@@ -187,6 +187,46 @@ class TestLoss:
         assert sum(counts(servers)) == 1
 
 
+class TestSleepingModels:
+    async def test_a_request_waits_until_its_model_has_a_server(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("llava_api.routing.replicas.LOOK_SECONDS", 0.02)
+        monkeypatch.setattr("llava_api.routing.replicas.NAMES_SECONDS", 0.02)
+        metrics = RouterMetrics({"llava-api": "1"})
+        replicas = Replicas([], Settings(), metrics, None, ["one"])
+        async with asyncio.timeout(2):
+            # Without a server the router takes requests.
+            await replicas.start()
+        looking = asyncio.create_task(replicas.supervise())
+        async with routed(replicas) as (client, _), replica(tmp_path, "one") as server:
+            (card,) = (await client.get("/v1/models")).json()["data"]
+            assert (card["id"], card["status"]) == ("one", "unreachable")
+            asked = asyncio.create_task(client.post(CHAT, json=said("a")))
+            await until(lambda: replicas.waiting["one"] == 1)
+            replicas.sample()
+            page = read_page(metrics.page("")[0].decode())
+            assert page.value("llava_api_router_waiting_requests", model="one") == 1
+            replicas.addresses = [server.backend.address]
+            answered = await asked
+            assert answered.status_code == 200
+            assert replicas.waiting["one"] == 0
+        looking.cancel()
+        await replicas.close()
+
+    async def test_it_waits_as_long_as_a_request_may_take(self) -> None:
+        replicas = Replicas(
+            [], Settings(request_timeout_seconds=0.01), RouterMetrics({"llava-api": "1"}), None, ["one"]
+        )
+        with pytest.raises(Unavailable):
+            async with replicas.place(Wanted("one"), []):
+                pass
+        assert replicas.waiting["one"] == 0
+        with pytest.raises(Unavailable):
+            async with replicas.place(Wanted("another"), []):
+                pass
+
+
 class TestModels:
     async def test_keys_are_needed_to_list_models(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         key = tmp_path / "key"
