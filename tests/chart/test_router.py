@@ -1,7 +1,12 @@
 """Several models have one entrance: ``llava-api route``, which finds each pod of each model and drains as they do."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import httpx
 import pytest
 from helm_python.errors import HelmError
 
@@ -13,7 +18,9 @@ from llava_api.settings import Settings, marked
 from llava_api.telemetry.router_metrics import RouterMetrics
 from tests.support.chart import Object, Pod, example, objects, of_kind, only, pods, rendered, selects
 from tests.support.chart_cases import CASES, TWO_MODELS
+from tests.support.waiting import wait_until
 
+KEY = "sk-llava-0123456789abcdef"
 ROUTED = [case for case in CASES if CASES[case].get("models") and CASES[case].get("router", {}).get("enabled", True)]
 every_routed_case = pytest.mark.parametrize("case", ROUTED)
 
@@ -238,3 +245,33 @@ def test_the_example_of_three_models_names_them_all() -> None:
     notes = rendered(example("three-models"))["templates/NOTES.txt"]
     for name in ("llava-1.5-7b", "default", "llava-1.6-mistral-7b", "llava-tiny-1.5"):
         assert f" {name}" in notes
+
+
+def test_the_pods_command_and_variables_start_a_router(tmp_path: Path) -> None:
+    """On this machine: its folder of keys and its ports are other ones."""
+    pod = router_of(example("scale-to-zero"))
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "anne").write_text(KEY)
+    args = [argument.replace("/etc/llava-api", str(tmp_path)) for argument in pod.spec["containers"][0]["args"]]
+    settings = {name: value.replace("/etc/llava-api", str(tmp_path)) for name, value in pod.settings.items()}
+    settings |= {"LLAVA_HOST": "127.0.0.1", "LLAVA_METRICS_HOST": "127.0.0.1", "PATH": os.environ["PATH"]}
+    settings |= {"LLAVA_PORT": "0", "LLAVA_METRICS_PORT": "0"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "llava_api", *args], env=settings, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: base_url(tmp_path / "log") or process.poll() is not None, 30)
+        url = base_url(tmp_path / "log")
+        assert url, (tmp_path / "log").read_text()
+        assert httpx.get(f"{url}/models").status_code == 401
+        listed = httpx.get(f"{url}/models", headers={"authorization": f"Bearer {KEY}"})
+        assert listed.status_code == 200, listed.text
+        (card,) = listed.json()["data"]
+        assert card["id"] == "llava-1.5-7b"
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def base_url(log: Path) -> str:
+    found = re.search(r"Base URL: (http[^\s\"]+)", log.read_text())
+    return found[1] if found else ""
