@@ -72,7 +72,7 @@ def test_names_and_labels_fit(case: str, release: str) -> None:
         assert DNS.fullmatch(one["metadata"]["name"])
         if one["kind"] == "Deployment":
             # -REPLICASET-POD: what is longer is cut, and the queries of alerts would not find it.
-            assert len(one["metadata"]["name"]) + 11 <= 58 or "router" in one["metadata"]["name"]
+            assert len(one["metadata"]["name"]) + 11 <= 58
     for labels in (*(one["metadata"].get("labels", {}) for one in found), *(pod.labels for pod in pods(found))):
         for value in labels.values():
             assert isinstance(value, str)

@@ -9,7 +9,7 @@ from llava_api.cli.main import build_parser
 from llava_api.routing.replicas import Replicas
 from llava_api.settings import Settings
 from llava_api.telemetry.router_metrics import RouterMetrics
-from tests.support.chart import VERSIONS, Object, check, example, objects, of_kind, only, pods, selects
+from tests.support.chart import VERSIONS, Object, check, example, objects, of_kind, only, pods, rendered, selects
 from tests.support.chart_cases import CASES, MULTI_NODE, SCALING, TWO_MODELS
 
 AUTOSCALED = [case for case in CASES if CASES[case].get("autoscaling", {}).get("enabled")]
@@ -96,6 +96,12 @@ def test_a_sleeping_model_is_woken_by_a_request_that_waits_and_only_to_one_pod()
     assert labels["namespace"] == "ai"
     assert re.fullmatch(labels["pod"], "llava-llava-api-router-5d4f8b9c7d-x2x4z")
     assert re.fullmatch(labels["model"], "llava-1.5-7b")
+
+
+def test_notes_say_that_a_sleeping_model_needs_the_routers_metrics() -> None:
+    unwatched = {**example("scale-to-zero"), "podMonitor": {"enabled": False}}
+    assert "woken by the router's metrics" in rendered(unwatched)["templates/NOTES.txt"]
+    assert "woken by" not in rendered(example("scale-to-zero"))["templates/NOTES.txt"]
 
 
 def test_models_that_stay_awake_are_not_waited_for() -> None:
