@@ -252,6 +252,8 @@ def unchangeable(one: Object) -> Object | None:
         return one["spec"]["selector"]
     if one["kind"] == "Job":
         return one["spec"]["template"]
+    if one["kind"] == "Service":
+        return {"headless": one["spec"].get("clusterIP") == "None"}
     return {"type": one["type"]} if one["kind"] == "Secret" else None
 
 

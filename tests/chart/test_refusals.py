@@ -30,6 +30,7 @@ READ_ONLY: Object = {"persistence": {"enabled": True, "accessModes": ["ReadOnlyM
             {"model": HUB, "download": {"mode": "job"}, "persistence": {"enabled": True, "existingClaim": "weights"}},
             "also to describe an existing claim",
         ),
+        ({**TWO_MODELS, "apiKeys": {"values": {"anne": "sha256:" + "0" * 64}}}, "router.key.existingSecret"),
         ({"podSpec": {"containers": []}}, "use sidecars"),
         ({"podSpec": {"volumes": []}}, "use the value volumes"),
         ({"podSpec": {"securityContext": {}}}, "use podSecurityContext"),
