@@ -297,6 +297,16 @@ def test_lines_from_a_pipe_are_a_conversation(api: ScriptedApi, tmp_path: Path) 
     assert saved["messages"] == [*last["messages"], {"role": "assistant", "content": "A red circle."}]
 
 
+def test_another_model_of_the_server_answers(api: ScriptedApi) -> None:
+    done = run([], b"Who?\n/model\n/model third\n/model other\nAnd you?\n")
+    told = done.stderr.decode()
+    assert "tiny answers. The server has tiny, other." in told
+    assert "the server has no model third; it has tiny, other" in told
+    assert "other answers." in told
+    assert [request["model"] for request in api.requests] == ["tiny", "other"]
+    assert [message["content"] for message in api.requests[1]["messages"]] == ["Who?", "A red circle.", "And you?"]
+
+
 def test_an_image_on_standard_input(api: ScriptedApi) -> None:
     done = run(["--image", "-", "--query", "What?"], IMAGE.read_bytes())
     assert (done.returncode, done.stdout, done.stderr) == (0, b"A red circle.\n", b"")

@@ -23,6 +23,7 @@ COMMANDS = {
     "/image": ("FILE|URL ...", "an image for the next question"),
     "/new": ("", "start a new conversation, without images"),
     "/system": ("TEXT", 'set the system prompt ("" for the model\'s own); without TEXT, show it'),
+    "/model": ("NAME", "let another of the server's models answer; without NAME, list them"),
     "/save": ("FILE.json", "write the conversation into a file"),
     "/load": ("FILE.json", "continue a conversation from a file"),
     "/help": ("", "this list"),
@@ -225,6 +226,13 @@ class Commands:
             self.chat.conversation = replace(self.chat.conversation, system=system)
         system = self.chat.conversation.system
         self.screen.note("The system prompt is the model's own." if system is None else f"The system prompt: {system}")
+
+    def model(self, argument: str) -> None:
+        chat = self.chat
+        if argument and argument not in chat.models:
+            raise StartupError(f"the server has no model {argument}; it has {', '.join(chat.models)}")
+        chat.model = argument or chat.model
+        self.screen.note(f"{chat.model} answers. The server has {', '.join(chat.models)}.")
 
     def save(self, argument: str) -> None:
         if not self.chat.conversation.turns:
