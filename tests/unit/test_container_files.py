@@ -9,6 +9,9 @@ import yaml
 
 import setup_venv
 from llava_api import __version__
+from llava_api.cli.fleet.child import END_SECONDS
+from llava_api.cli.fleet.models_file import read_models
+from llava_api.cli.main import build_parser
 from llava_api.settings import Settings
 from tools.image_test import writable_by_all
 
@@ -100,7 +103,33 @@ def test_the_images_user_is_a_number() -> None:
 
 
 def test_compose_names_settings_that_there_are() -> None:
-    assert variables(compose()["server"]) <= set(Settings.model_fields)
+    for service in ("server", "fleet"):
+        assert variables(compose()[service]) <= set(Settings.model_fields)
+
+
+def test_compose_passes_every_variable_of_its_file_on() -> None:
+    for service in ("server", "fleet"):
+        assert compose()[service]["env_file"] == [{"path": ".env", "required": False}]
+
+
+def test_compose_starts_the_fleet_only_if_it_is_named(tmp_path: Path) -> None:
+    assert {name for name, service in compose().items() if service.get("profiles")} == {"fleet"}
+    command = compose()["fleet"]["command"]
+    assert build_parser().parse_args(command).what == compose()["fleet"]["configs"][0]["target"]
+    whole = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    default = re.fullmatch(r"\$\{LLAVA_MODELS:-(.+)\}", whole["configs"]["models"]["file"])
+    assert default is not None
+    assert len(read_models(ROOT / default[1], {})) == 2
+
+
+def test_both_services_get_all_gpus() -> None:
+    found = yaml.safe_load((ROOT / "compose.gpu.yaml").read_text())["services"]
+    assert found.keys() == {"server", "fleet"}
+    for service in found.values():
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+        # Without a value: an empty one would hide all GPUs.
+        assert service["environment"]["CUDA_VISIBLE_DEVICES"] is None
 
 
 def test_compose_mounts_files_that_are_there() -> None:
@@ -121,17 +150,17 @@ def test_grafana_finds_its_dashboard() -> None:
 
 
 def test_prometheus_asks_the_metrics_port_which_is_not_published() -> None:
-    server = compose()["server"]
-    port = server["environment"]["LLAVA_METRICS_PORT"]
     jobs = yaml.safe_load((ROOT / "packaging/compose/prometheus.yaml").read_text())["scrape_configs"]
-    assert f"server:{port}" in [
-        target for job in jobs for config in job["static_configs"] for target in config["targets"]
-    ]
-    assert not any(published.endswith(f":{port}") for published in server["ports"])
+    (looked_up,) = jobs[0]["dns_sd_configs"]
+    assert looked_up["names"] == ["server", "fleet"]
+    for name in looked_up["names"]:
+        service = compose()[name]
+        assert service["environment"]["LLAVA_METRICS_PORT"] == str(looked_up["port"])
+        assert not any(published.endswith(f":{looked_up['port']}") for published in service["ports"])
 
 
 def test_compose_publishes_on_this_machine_alone() -> None:
-    published = [port for service in compose().values() for port in service["ports"]]
+    published = {port for service in compose().values() for port in service["ports"]}
     assert len(published) == 3
     assert all(port.startswith("127.0.0.1:") for port in published)
 
@@ -139,7 +168,7 @@ def test_compose_publishes_on_this_machine_alone() -> None:
 def test_compose_waits_for_the_drain() -> None:
     grace = re.fullmatch(r"(\d+)s", compose()["server"]["stop_grace_period"])
     assert grace is not None
-    assert int(grace[1]) > Settings().drain_timeout_seconds
+    assert int(grace[1]) > Settings().drain_timeout_seconds + END_SECONDS
 
 
 def test_no_image_has_the_decoder_under_the_gpl() -> None:

@@ -24,7 +24,7 @@ def values(unit: Path, name: str) -> list[str]:
 
 
 def test_there_are_units() -> None:
-    assert [unit.name for unit in UNITS] == ["llava-api.service"]
+    assert [unit.name for unit in UNITS] == ["llava-api-fleet.service", "llava-api.service"]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
@@ -45,6 +45,12 @@ def test_the_network_is_waited_for_and_the_drain_too(unit: Path) -> None:
     assert values(unit, "Wants") == values(unit, "After") == ["network-online.target"]
     assert int(values(unit, "TimeoutStopSec")[0]) > Settings().drain_timeout_seconds + 15
     assert values(unit, "Type") == ["notify"]
+
+
+def test_both_may_do_the_same() -> None:
+    hardening = [unit.read_text().partition("# What it may do")[2] for unit in UNITS]
+    assert hardening[0] == hardening[1]
+    assert "ProtectSystem=strict" in hardening[0]
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")

@@ -5,13 +5,15 @@ Only what is certain to fail stops a start. ``llava-api doctor`` warns about the
 
 import logging
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from llava_api.chat.model import ServedModel
+from llava_api.chat.model import ServedModel, open_model
 from llava_api.checkpoints.size import PRECISIONS, count_parameters, stored_precision, unquantized_dtype
 from llava_api.checkpoints.whole import Weights, check_whole
 from llava_api.cli import machine
+from llava_api.cli.flags import find_model
 from llava_api.cli.wrong_settings import unknown_variables
 from llava_api.engine import fork_server
 from llava_api.engine.cpu_plan import CheckpointFacts, CpuMachine, CpuPlan, plan, thread_count
@@ -44,8 +46,7 @@ def check_start(model: ServedModel, settings: Settings) -> CpuPlan | None:
         return None
     check_shared_memory(settings, on_gpu=on_gpu)
     check_context(model, settings)
-    folder = Path(model.checkpoint.model).expanduser()
-    weights = check_whole(folder) if folder.is_dir() and model.checkpoint.format == "hub" else None
+    weights = local_weights(model)
     if not on_gpu:
         return cpu_plan(model, weights, settings)
     check_gpu_kernels(model)
@@ -54,8 +55,29 @@ def check_start(model: ServedModel, settings: Settings) -> CpuPlan | None:
     return None
 
 
-def cpu_plan(model: ServedModel, weights: Weights | None, settings: Settings) -> CpuPlan | None:
-    """None for an engine on several machines, or a model that transformers does not know. Raises StartupError."""
+def memory_needed(wanted: str, settings: Settings, free: int) -> int:
+    """Bytes that a server of ``wanted`` takes on a machine without a GPU that has ``free`` bytes; 0 if unknown.
+
+    Raises StartupError if that is too little.
+    """
+    model = open_model(find_model(wanted), (wanted,), settings)
+    found = cpu_plan(model, local_weights(model), settings, replace(this_machine(), free=free))
+    return 0 if found is None else found.needed
+
+
+def local_weights(model: ServedModel) -> Weights | None:
+    """None if they are still to be fetched or converted. Raises StartupError if some are missing."""
+    folder = Path(model.checkpoint.model).expanduser()
+    return check_whole(folder) if folder.is_dir() and model.checkpoint.format == "hub" else None
+
+
+def cpu_plan(
+    model: ServedModel, weights: Weights | None, settings: Settings, here: CpuMachine | None = None
+) -> CpuPlan | None:
+    """None for an engine on several machines, or a model that transformers does not know. Raises StartupError.
+
+    ``here``: instead of this machine as it is now.
+    """
     if settings.distributed_executor_backend == "ray":
         return None
     try:
@@ -69,7 +91,7 @@ def cpu_plan(model: ServedModel, weights: Weights | None, settings: Settings) ->
     checkpoint, sizes = model.checkpoint, parameters.memory_bytes()
     stored, precision = checkpoint.stored_dtype, stored_precision(checkpoint)
     return plan(
-        this_machine(),
+        here or this_machine(),
         CheckpointFacts(
             stored_dtype=stored if model.precision is None else unquantized_dtype(stored),
             context=checkpoint.context_length,

@@ -78,6 +78,10 @@ class UnixListener(socket.socket):
                 pass
         super().close()
 
+    def __exit__(self, *_: object) -> None:
+        # uvloop closes a server's socket without ``close``, which Python's own __exit__ would then leave out.
+        self.close()
+
 
 def identity(path: Path) -> tuple[int, int]:
     found = path.lstat()

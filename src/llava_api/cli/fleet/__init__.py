@@ -1,0 +1,1 @@
+"""``llava-api fleet``: several models under one address on one machine."""

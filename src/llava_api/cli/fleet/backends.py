@@ -1,0 +1,173 @@
+"""The fleet as the router sees it: one backend for each model, which is started for a request if need be."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import orjson
+
+from llava_api.cli.fleet import child
+from llava_api.cli.fleet.control import control_socket
+from llava_api.cli.fleet.models_file import FleetModel
+from llava_api.cli.fleet.needs import MEMORY, judge, weigh
+from llava_api.cli.fleet.supervisor import Fleet, Member, State
+from llava_api.errors import ErrorCode, Unavailable
+from llava_api.routing.backends import Backend, Wanted
+from llava_api.routing.connections import NETWORK_ERRORS, Connections
+from llava_api.settings import Settings
+from llava_api.telemetry.fleet_metrics import FleetMetrics
+from llava_api.telemetry.router_metrics import RouterMetrics
+
+END_SECONDS = 10
+"""A server that takes no requests, because it has lost its engine, ends before."""
+ANSWER_SECONDS = 5
+
+
+class FleetBackends:
+    """Raises StartupError if the machine lacks GPUs that the models need.
+
+    ``keys``: name=key, for the models' servers, which check them too; the last is the fleet's own. Empty without keys.
+    ``control``: the socket for ``llava-api fleet status``.
+    """
+
+    complete = True
+
+    def __init__(
+        self,
+        models: Sequence[FleetModel],
+        settings: Settings,
+        folder: Path,
+        control: socket,
+        keys: Sequence[str],
+        metrics: FleetMetrics,
+    ) -> None:
+        members, capacity = weigh(models)
+        self.fleet = Fleet(members, capacity, self.start_server, self.list_models)
+        self.folder = folder
+        self.control = control
+        self.keys = keys
+        self.metrics: RouterMetrics = metrics
+        self.state, self.waiting = metrics.state, metrics.waiting
+        metrics.sample_backends = self.sample
+        metrics.server_pages = self.server_pages
+        self.connections = Connections(settings)
+        self.created = int(time.time())
+        self.cards: dict[str, dict[str, Any]] = {}
+        """The models as their servers listed them last."""
+        self.starts: Counter[str] = Counter()
+        self.at_end = AsyncExitStack()
+
+    # What the router asks
+
+    def models(self) -> list[dict[str, Any]]:
+        return [
+            self.cards.get(name, self.card(name, member)) | {"status": member.state}
+            for member in self.fleet.members
+            for name in member.model.names
+        ]
+
+    def card(self, name: str, member: Member) -> dict[str, Any]:
+        parent = None if name == member.model.name else member.model.name
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "llava-api",
+            "root": name,
+            "parent": parent,
+        }
+
+    def running(self) -> list[Backend]:
+        return [self.backend_of(member) for member in self.fleet.members if member.state is State.READY]
+
+    @asynccontextmanager
+    async def place(self, wanted: Wanted, tried: Collection[Backend]) -> AsyncIterator[Backend]:
+        member = self.fleet.find(wanted.model)
+        assert member is not None
+        while True:
+            async with self.fleet.lease(member) as server:
+                backend = self.backend_of(member)
+                if backend not in tried:
+                    yield backend
+                    return
+            # It has failed the request, so it ends.
+            ended, _ = await asyncio.wait({server.ended}, timeout=END_SECONDS)
+            if not ended:
+                name = member.model.name
+                raise Unavailable(f"The model {name} takes no requests now.", code=ErrorCode.MODEL_NOT_READY)
+            await asyncio.sleep(0)
+
+    def backend_of(self, member: Member) -> Backend:
+        name = member.model.name
+        return Backend(f"{name}#{self.starts[name]}", f"unix:{self.address(member)}")
+
+    def address(self, member: Member) -> Path:
+        return self.folder / f"{self.fleet.members.index(member)}.sock"
+
+    # What the fleet asks
+
+    async def start_server(self, member: Member) -> child.Child:
+        self.starts[member.model.name] += 1
+        return await child.start(member.model, self.address(member), self.keys)
+
+    async def list_models(self, member: Member) -> None:
+        with suppress(TimeoutError, ValueError, KeyError, TypeError, *NETWORK_ERRORS):
+            self.cards |= {card["id"]: card for card in orjson.loads(await self.get(member, "/v1/models"))["data"]}
+
+    async def get(self, member: Member, path: str) -> bytes:
+        key = self.keys[-1].partition("=")[2] if self.keys else ""
+        headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
+        async with asyncio.timeout(ANSWER_SECONDS):
+            answer = await self.connections.send(self.backend_of(member), "GET", path, headers)
+            try:
+                return await answer.aread()
+            finally:
+                await answer.aclose()
+
+    # Metrics
+
+    def sample(self) -> None:
+        metrics = self.metrics
+        for member in self.fleet.members:
+            name = member.model.name
+            for state in State:
+                self.state.labels(name, state).set(member.state is state)
+            metrics.backend_up.labels(name, name).set(member.state is State.READY)
+            metrics.backend_requests.labels(name).set(member.leases)
+            self.waiting.labels(name).set(len(member.waiting))
+
+    def server_pages(self) -> Mapping[str, str]:
+        return asyncio.run_coroutine_threadsafe(self.read_metrics(), self.loop).result()
+
+    async def read_metrics(self) -> Mapping[str, str]:
+        async def read(member: Member) -> str:
+            try:
+                return (await self.get(member, "/metrics")).decode()
+            except (TimeoutError, *NETWORK_ERRORS):
+                return ""
+
+        ready = [member for member in self.fleet.members if member.state is State.READY]
+        pages = await asyncio.gather(*map(read, ready))
+        return {member.model.name: page for member, page in zip(ready, pages, strict=True)}
+
+    # From start to end
+
+    async def start(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        await self.at_end.enter_async_context(control_socket(self.fleet, self.control))
+        if MEMORY in self.fleet.capacity:
+            self.fleet.judged = False
+            judging = asyncio.create_task(judge(self.fleet))
+            self.at_end.callback(judging.cancel)
+
+    async def supervise(self) -> str:
+        return await self.fleet.run()
+
+    async def close(self) -> None:
+        await self.fleet.close()
+        await self.at_end.aclose()

@@ -1,0 +1,127 @@
+"""``llava-api fleet status|load|unload``: a line of JSON each way, over a Unix socket in the fleet's private folder."""
+
+import asyncio
+import json
+import os
+import socket
+import stat
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from llava_api.cli.fleet.supervisor import Fleet, Member, State
+from llava_api.errors import StartupError, Unavailable
+from llava_api.units import readable_size
+
+COMMANDS = ("status", "load", "unload")
+SOCKET = "control.sock"
+MOST_PATH_BYTES = 90
+"""Of the folder: Linux allows 107 bytes for the path of a socket."""
+COLUMNS = ("MODEL", "STATE", "FOR", "REQUESTS", "WAITING", "MEMORY", "GPUS")
+
+
+def default_folder() -> Path:
+    """The user's own folder for such files, else one in the folder for temporary files."""
+    given = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    if given:
+        return Path(given)
+    return Path(own) / "llava-api-fleet" if own else Path(tempfile.gettempdir()) / f"llava-api-fleet-{os.getuid()}"
+
+
+def private_folder(folder: Path) -> Path:
+    """Made if it is not there. Raises StartupError if others may open it, or if it is another user's."""
+    try:
+        folder = folder.expanduser().absolute()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise StartupError(f"--folder {folder} cannot be made: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise StartupError(f"--folder {folder} must be a folder that only you can open (chmod 700), or a new one")
+    if len(os.fsencode(folder)) > MOST_PATH_BYTES:
+        raise StartupError(f"--folder {folder}: its path is too long for Unix sockets; choose a shorter one")
+    return folder
+
+
+def described(member: Member, now: float) -> dict[str, Any]:
+    return {
+        "model": member.model.name,
+        "state": member.state,
+        "seconds": round(now - member.since) if member.since else None,
+        "requests": member.leases,
+        "waiting": len(member.waiting),
+        "memory": int(member.needs.get("memory", 0)),
+        "gpus": member.model.gpus,
+        "reason": member.reason if member.state is State.FAILED else "",
+    }
+
+
+@asynccontextmanager
+async def control_socket(fleet: Fleet, listener: socket.socket) -> AsyncIterator[None]:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, ValueError):
+            asked = json.loads(await reader.readline())
+            writer.write(json.dumps(await obey(fleet, asked)).encode() + b"\n")
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer, sock=listener):
+        yield
+
+
+async def obey(fleet: Fleet, asked: dict[str, Any]) -> dict[str, Any]:
+    if asked["command"] != "status":
+        member = fleet.find(asked["model"])
+        if member is None:
+            names = ", ".join(member.model.name for member in fleet.members)
+            return {"error": f"the fleet has no model {asked['model']}; it has {names}"}
+        try:
+            await (fleet.load(member) if asked["command"] == "load" else fleet.unload(member))
+        except Unavailable as error:
+            return {"error": error.message}
+    return {"models": [described(member, fleet.now()) for member in fleet.members]}
+
+
+def command(folder: Path, name: str, model: str | None) -> None:
+    """Ask the fleet that runs in ``folder``, and print its answer. Raises StartupError."""
+    if (model is None) != (name == "status"):
+        raise StartupError(f"llava-api fleet {name} {'MODEL: name the model' if model is None else 'takes no model'}")
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, client.makefile("rw") as lines:
+            client.connect(str(folder.expanduser().absolute() / SOCKET))
+            lines.write(json.dumps({"command": name, "model": model}) + "\n")
+            lines.flush()
+            said = json.loads(lines.readline() or "{}")
+    except OSError as error:
+        raise StartupError(f"no fleet runs in {folder} ({error.strerror}); --folder names another folder") from error
+    if "models" not in said:
+        raise StartupError(said.get("error", "the fleet ended before it answered"))
+    print_table(said["models"])
+
+
+def print_table(models: list[dict[str, Any]]) -> None:
+    rows = [COLUMNS]
+    for one in models:
+        since = "" if one["seconds"] is None else f"{one['seconds']} s"
+        memory = readable_size(one["memory"]) if one["memory"] else ""
+        rows.append(
+            (
+                one["model"],
+                one["state"],
+                since,
+                str(one["requests"]),
+                str(one["waiting"]),
+                memory,
+                ",".join(one["gpus"]),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    for one in models:
+        if one["reason"]:
+            print(f"{one['model']}: {one['reason']}", file=sys.stderr)

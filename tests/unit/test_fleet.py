@@ -1,0 +1,314 @@
+"""The fleet's decisions, with scripted servers: which models are loaded, and what waiting requests get."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import pytest
+
+from llava_api.cli.fleet.models_file import FleetModel
+from llava_api.cli.fleet.supervisor import Fleet, Member
+from llava_api.errors import StartupError, Unavailable
+from llava_api.settings import Settings
+from tests.support.clock import Clock
+from tests.support.waiting import until
+
+
+class ScriptedServer:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.ended = asyncio.ensure_future(self.wait())
+
+    async def wait(self) -> str:
+        return await self.end
+
+    async def until_ready(self) -> None:
+        await asyncio.wait({self.ready, self.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if self.ended.done():
+            raise StartupError(self.ended.result())
+
+    def terminate(self) -> None:
+        self.crash("")
+
+    def crash(self, reason: str) -> None:
+        if not self.end.done():
+            self.end.set_result(reason)
+
+
+class Machine:
+    """A fleet whose servers get ready at once, unless their name is in ``slow``."""
+
+    def __init__(
+        self, needs: Mapping[str, Mapping[str, float]], capacity: Mapping[str, float], idle: float = 0
+    ) -> None:
+        self.clock = Clock()
+        self.slow: set[str] = set()
+        self.broken: dict[str, str] = {}
+        """Model -> why it cannot start."""
+        self.started: list[ScriptedServer] = []
+        members = [
+            Member(FleetModel(name, name, {}, Settings(), idle_seconds=idle, names=[name]), dict(needs[name]))
+            for name in needs
+        ]
+        self.fleet = Fleet(members, capacity, self.start, self.listed, self.clock)
+        self.members = {member.model.name: member for member in members}
+
+    async def start(self, member: Member) -> ScriptedServer:
+        name = member.model.name
+        server = ScriptedServer(name)
+        self.started.append(server)
+        if name in self.broken:
+            server.crash(self.broken[name])
+        elif name not in self.slow:
+            server.ready.set_result(None)
+        return server
+
+    async def listed(self, member: Member) -> None:
+        pass
+
+    def starts(self) -> list[str]:
+        return [server.name for server in self.started]
+
+    def states(self) -> dict[str, str]:
+        return {name: str(member.state) for name, member in self.members.items()}
+
+    async def ask(self, name: str) -> str:
+        async with self.fleet.lease(self.members[name]) as server:
+            await asyncio.sleep(0)
+            assert not server.ended.done(), "unloaded during a request"
+            return name
+
+
+@asynccontextmanager
+async def machine(
+    needs: Mapping[str, Mapping[str, float]], capacity: Mapping[str, float] | None = None, idle: float = 0
+) -> AsyncIterator[Machine]:
+    made = Machine(needs, capacity or {"memory": 10, "group": 1}, idle)
+    running = asyncio.create_task(made.fleet.run())
+    try:
+        yield made
+    finally:
+        await made.fleet.close()
+        running.cancel()
+
+
+SMALL: Mapping[str, Mapping[str, float]] = {"a": {"memory": 4}, "b": {"memory": 4}, "c": {"memory": 4}}
+GROUP: Mapping[str, Mapping[str, float]] = {"a": {"group": 1}, "b": {"group": 1}}
+
+
+async def test_the_first_request_loads_the_model_and_waits() -> None:
+    async with machine(SMALL) as box:
+        box.slow = {"a"}
+        asking = [asyncio.create_task(box.ask("a")) for _ in range(3)]
+        await until(lambda: box.started)
+        assert box.states() == {"a": "loading", "b": "unloaded", "c": "unloaded"}
+        assert not any(one.done() for one in asking)
+        box.started[0].ready.set_result(None)
+        assert await asyncio.gather(*asking) == ["a", "a", "a"]
+        assert box.starts() == ["a"]
+
+
+async def test_the_least_recently_used_is_unloaded_if_memory_does_not_hold_all() -> None:
+    async with machine(SMALL) as box:
+        for name in ("a", "b", "a"):
+            box.clock.now += 1
+            await box.ask(name)
+        assert box.states() == {"a": "ready", "b": "ready", "c": "unloaded"}
+        await box.ask("c")
+        assert box.states() == {"a": "ready", "b": "unloaded", "c": "ready"}
+
+
+async def test_an_idle_model_is_unloaded_before_a_busy_one() -> None:
+    async with machine(SMALL) as box:
+        await box.ask("a")
+        box.clock.now += 1
+        async with box.fleet.lease(box.members["b"]), box.fleet.lease(box.members["a"]):
+            pass
+        async with box.fleet.lease(box.members["a"]):
+            box.clock.now += 1
+            await box.ask("b")
+            box.clock.now += 1
+            await box.ask("c")
+            assert box.states() == {"a": "ready", "b": "unloaded", "c": "ready"}
+
+
+async def test_a_model_that_fits_unloads_no_other() -> None:
+    needs = {"a": {"gpu 0": 0.5}, "b": {"gpu 1": 0.9}, "c": {"gpu 0": 0.4}}
+    async with machine(needs, {"gpu 0": 1, "gpu 1": 1}) as box:
+        for name in needs:
+            await box.ask(name)
+        assert set(box.states().values()) == {"ready"}
+
+
+async def test_a_model_larger_than_the_machine_is_left_to_its_own_server_to_judge() -> None:
+    async with machine({"a": {"memory": 40}}) as box:
+        assert await box.ask("a") == "a"
+
+
+async def test_a_request_is_finished_before_its_model_is_unloaded() -> None:
+    async with machine(GROUP) as box:
+        async with box.fleet.lease(box.members["a"]) as server:
+            other = asyncio.create_task(box.ask("b"))
+            await until(lambda: box.states()["a"] == "unloading")
+            assert not server.ended.done()
+            assert box.starts() == ["a"]
+        assert await other == "b"
+        assert box.states() == {"a": "unloaded", "b": "ready"}
+
+
+async def test_two_exclusive_models_under_load_both_answer_everything_and_neither_starves() -> None:
+    async with machine(GROUP) as box:
+        answers = await asyncio.gather(*[box.ask(name) for name in ["a", "b"] * 50])
+        assert answers == ["a", "b"] * 50
+        # All requests that wait for a model are answered when it is loaded.
+        assert box.starts() == ["a", "b"]
+
+        async def keep_asking(name: str) -> None:
+            for _ in range(20):
+                await box.ask(name)
+
+        async with asyncio.timeout(5):
+            await asyncio.gather(*[keep_asking(name) for name in ("a", "a", "b", "b")])
+
+
+async def test_what_waits_longest_is_loaded_first() -> None:
+    async with machine({name: {"group": 1} for name in "abc"}) as box:
+        async with box.fleet.lease(box.members["a"]):
+            asking = []
+            for name in ("c", "b"):
+                asking.append(asyncio.create_task(box.ask(name)))
+                await asyncio.sleep(0)
+                box.clock.now += 1
+        await asyncio.gather(*asking)
+        assert box.starts() == ["a", "c", "b"]
+
+
+async def test_an_idle_time_unloads() -> None:
+    async with machine(SMALL, idle=60) as box:
+        async with box.fleet.lease(box.members["a"]):
+            box.clock.now += 100
+            box.fleet.step()
+            assert box.states()["a"] == "ready"
+        box.clock.now += 59
+        assert box.fleet.step() == pytest.approx(1)
+        assert box.states()["a"] == "ready"
+        box.clock.now += 1
+        box.fleet.changed.set()
+        await until(lambda: box.states()["a"] == "unloaded")
+
+
+async def test_a_request_that_has_gone_loads_nothing() -> None:
+    async with machine(GROUP) as box:
+        async with box.fleet.lease(box.members["a"]):
+            asking = asyncio.create_task(box.ask("b"))
+            await until(lambda: box.states()["a"] == "unloading")
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        await until(lambda: box.states()["a"] == "unloaded")
+        assert box.starts() == ["a"]
+
+
+async def test_a_request_that_goes_in_the_moment_it_may_begin_keeps_no_place() -> None:
+    async with machine(SMALL) as box:
+        box.slow = {"a"}
+        asking = asyncio.create_task(box.ask("a"))
+        await until(lambda: box.started)
+        member = box.members["a"]
+        box.fleet.serve(member)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert member.leases == 0
+
+
+async def test_a_model_that_cannot_start_gives_the_reason_and_is_tried_again_later() -> None:
+    async with machine(SMALL) as box:
+        box.broken = {"a": "out of memory: serve a smaller checkpoint"}
+        answers = await asyncio.gather(box.ask("a"), box.ask("a"), return_exceptions=True)
+        for error in answers:
+            assert isinstance(error, Unavailable)
+            assert error.message == "The model a could not be loaded: out of memory: serve a smaller checkpoint"
+            assert error.retry_after_seconds == 2
+        with pytest.raises(Unavailable, match="out of memory"):
+            await box.ask("a")
+        assert box.starts() == ["a"]
+        assert await box.ask("b") == "b"
+        box.clock.now += 2
+        box.broken = {}
+        assert await box.ask("a") == "a"
+
+
+async def test_a_crash_takes_no_other_model_along_and_is_repaired_with_back_off() -> None:
+    async with machine(SMALL) as box:
+        await box.ask("a")
+        await box.ask("b")
+        box.started[0].crash("the engine was lost")
+        await until(lambda: box.starts() == ["a", "b", "a"])
+        await until(lambda: box.states() == {"a": "ready", "b": "ready", "c": "unloaded"})
+        assert not box.started[1].ended.done()
+        delays = []
+        for _ in range(6):
+            box.started[-1].crash("the engine was lost")
+            await until(lambda: box.states()["a"] == "failed")
+            delays.append(box.members["a"].retry_at - box.clock.now)
+            waiting = asyncio.create_task(box.ask("a"))
+            await asyncio.sleep(0.01)
+            assert not waiting.done()
+            box.clock.now += delays[-1]
+            box.fleet.changed.set()
+            assert await waiting == "a"
+        assert delays == [2, 4, 8, 16, 30, 30]
+
+
+async def test_a_crashed_model_takes_no_place_from_the_one_that_came_after_it() -> None:
+    async with machine(GROUP) as box:
+        await box.ask("a")
+        box.slow = {"b"}
+        asking = asyncio.create_task(box.ask("b"))
+        await until(lambda: box.starts() == ["a", "b"])
+        box.started[1].ready.set_result(None)
+        await asking
+        box.fleet.fail(box.members["a"], "the engine was lost", served=True)
+        await asyncio.sleep(0.01)
+        assert box.states()["b"] == "ready"
+        assert box.starts() == ["a", "b"]
+
+
+async def test_until_memory_is_known_one_model_is_loaded_at_a_time() -> None:
+    async with machine(SMALL) as box:
+        box.fleet.judged = False
+        assert await box.ask("a") == "a"
+        other = asyncio.create_task(box.ask("b"))
+        await asyncio.sleep(0.01)
+        assert box.states() == {"a": "ready", "b": "unloaded", "c": "unloaded"}
+        box.fleet.judged = True
+        box.fleet.changed.set()
+        assert await other == "b"
+
+
+async def test_load_and_unload() -> None:
+    async with machine(SMALL) as box:
+        await box.fleet.load(box.members["a"])
+        assert box.states()["a"] == "ready"
+        await box.fleet.unload(box.members["a"])
+        assert box.states()["a"] == "unloaded"
+        box.slow = {"a"}
+        asking = asyncio.create_task(box.fleet.load(box.members["a"]))
+        await until(lambda: box.states()["a"] == "loading")
+        asking.cancel()
+        await box.fleet.unload(box.members["a"])
+        assert box.states()["a"] == "unloaded"
+
+
+async def test_the_end_ends_all_and_refuses_who_waits() -> None:
+    async with machine(GROUP) as box:
+        async with box.fleet.lease(box.members["a"]):
+            other = asyncio.create_task(box.ask("b"))
+            await until(lambda: box.states()["a"] == "unloading")
+            await box.fleet.close()
+            with pytest.raises(Unavailable, match="stopping"):
+                await other
+            with pytest.raises(Unavailable, match="stopping"):
+                await box.ask("a")
+        assert all(server.ended.done() for server in box.started)
