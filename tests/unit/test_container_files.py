@@ -13,6 +13,8 @@ from llava_api.cli.fleet.child import END_SECONDS
 from llava_api.cli.fleet.models_file import read_models
 from llava_api.cli.main import build_parser
 from llava_api.settings import Settings
+from llava_api.telemetry.fleet_metrics import FleetMetrics
+from llava_api.versions import all_versions
 from tools.image_test import writable_by_all
 
 ROOT = Path(__file__).parents[2]
@@ -157,6 +159,23 @@ def test_prometheus_asks_the_metrics_port_which_is_not_published() -> None:
         service = compose()[name]
         assert service["environment"]["LLAVA_METRICS_PORT"] == str(looked_up["port"])
         assert not any(published.endswith(f":{looked_up['port']}") for published in service["ports"])
+
+
+def test_prometheus_has_the_alerts_of_the_chart_and_of_the_fleet() -> None:
+    mounted = dict(volume.split(":")[:2] for volume in compose()["prometheus"]["volumes"])
+    found = {Path(target).name: ROOT / source for source, target in mounted.items() if source.startswith("./")}
+    rules = yaml.safe_load((ROOT / "packaging/compose/prometheus.yaml").read_text())["rule_files"]
+    assert [found[name] for name in rules] == [
+        ROOT / "helm/llava-api/files/alerts.yaml",
+        ROOT / "packaging/compose/fleet-alerts.yaml",
+    ]
+    page = FleetMetrics(all_versions()).page("")[0].decode()
+    for group in yaml.safe_load(found["fleet-alerts.yaml"].read_text())["groups"]:
+        for rule in group["rules"]:
+            assert all(f"# TYPE {name} " in page for name in re.findall(r"llava_api_\w+", rule["expr"]))
+            anchor = rule["annotations"]["runbook_url"].partition("#")[2]
+            assert anchor == rule["alert"].lower()
+            assert f"### {rule['alert']}\n" in (ROOT / "docs/fleet.md").read_text()
 
 
 def test_compose_publishes_on_this_machine_alone() -> None:
