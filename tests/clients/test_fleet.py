@@ -77,6 +77,8 @@ def fleet(folder: Path) -> Iterator[Box]:
         "--metrics",
         "open",
     ]
+    (folder / "limits.toml").write_text("[you]\nrequests_per_minute = 1\n")
+    command += ["--api-key", f"you={SECRET}-2", "--key-limits-file", str(folder / "limits.toml")]
     command += ["--stream-head-seconds", "0", "--stream-keep-alive-seconds", "0.1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SCRIPTED_FOLDER": str(folder)}
     log = folder / "log"
@@ -197,6 +199,15 @@ def test_metrics_of_all_models_are_on_one_page(box: Box) -> None:
     assert any('route="/v1/chat/completions"' in line and 'key="me"' in line for line in asked)
     assert page.count("# TYPE llava_api_requests_total ") == 1
     assert httpx.get(url, headers={"accept": "application/openmetrics-text"}).text.endswith("# EOF\n")
+
+
+def test_the_limits_of_a_key_hold(box: Box) -> None:
+    you = {"authorization": KEY["authorization"] + "-2"}
+    url = f"{box.server.base_url}/chat/completions"
+    answers = [httpx.post(url, json=question("c"), headers=you, timeout=30) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert answers[1].json()["error"]["code"] == "rate_limit_exceeded"
+    assert answers[1].headers["x-ratelimit-limit-requests"] == "1"
 
 
 def test_another_fleet_in_the_folder_is_refused(box: Box) -> None:

@@ -210,6 +210,16 @@ async def test_a_request_that_has_gone_loads_nothing() -> None:
         assert box.starts() == ["a"]
 
 
+async def test_a_request_waits_no_longer_than_a_request_may_take() -> None:
+    async with machine(SMALL) as box:
+        box.slow = {"a"}
+        with pytest.raises(Unavailable, match="The model a is still loading: ask again later") as raised:
+            async with box.fleet.lease(box.members["a"], 0.01):
+                pass
+        assert raised.value.code == "request_timeout"
+        assert not box.members["a"].waiting
+
+
 async def test_a_request_that_goes_in_the_moment_it_may_begin_keeps_no_place() -> None:
     async with machine(SMALL) as box:
         box.slow = {"a"}

@@ -56,6 +56,7 @@ class FleetBackends:
         metrics.sample_backends = self.sample
         metrics.server_pages = self.server_pages
         self.connections = Connections(settings)
+        self.seconds = settings.request_timeout_seconds
         self.created = int(time.time())
         self.cards: dict[str, dict[str, Any]] = {}
         """The models as their servers listed them last."""
@@ -90,7 +91,7 @@ class FleetBackends:
         member = self.fleet.find(wanted.model)
         assert member is not None
         while True:
-            async with self.fleet.lease(member) as server:
+            async with self.fleet.lease(member, self.seconds) as server:
                 backend = self.backend_of(member)
                 if backend not in tried:
                     yield backend

@@ -52,16 +52,20 @@ async def judge(fleet: Fleet) -> None:
     """Find out how much memory each model takes, in a process of its own: counting needs torch."""
     free = int(fleet.capacity[MEMORY])
     asked = [(one.model.model, one.model.settings.model_dump(mode="json")) for one in fleet.members]
-    process = await asyncio.create_subprocess_exec(*bound(__name__), stdin=PIPE, stdout=PIPE, start_new_session=True)
-    said, _ = await process.communicate(json.dumps([free, asked]).encode())
-    for member, line in zip(fleet.members, said.splitlines(), strict=False):
-        found = json.loads(line)
-        if isinstance(found, str):
-            log.warning("%s cannot be loaded as it is: %s", member.model.name, found)
-        else:
-            member.needs[MEMORY] = found
-    fleet.judged = True
-    fleet.changed.set()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *bound(__name__), stdin=PIPE, stdout=PIPE, start_new_session=True
+        )
+        said, _ = await process.communicate(json.dumps([free, asked]).encode())
+        for member, line in zip(fleet.members, said.splitlines(), strict=False):
+            found = json.loads(line)
+            if isinstance(found, str):
+                log.warning("%s cannot be loaded as it is: %s", member.model.name, found)
+            else:
+                member.needs[MEMORY] = found
+    finally:
+        fleet.judged = True
+        fleet.changed.set()
 
 
 def main() -> None:

@@ -99,12 +99,17 @@ class Fleet:
         return next((member for member in self.members if name in member.model.names), None)
 
     @asynccontextmanager
-    async def lease(self, member: Member) -> AsyncIterator[Server]:
+    async def lease(self, member: Member, seconds: float | None = None) -> AsyncIterator[Server]:
         """The model's server, once it is ready; it is not unloaded before the end of the block.
 
-        Raises Unavailable with the reason if the model cannot be loaded.
+        Raises Unavailable with the reason if the model cannot be loaded, or is not within so many seconds.
         """
-        await self.place(member)
+        try:
+            async with asyncio.timeout(seconds):
+                await self.place(member)
+        except TimeoutError as error:
+            reason = f"The model {member.model.name} is still {member.state}: ask again later."
+            raise Unavailable(reason, code=ErrorCode.REQUEST_TIMEOUT) from error
         try:
             assert member.server is not None
             yield member.server
