@@ -7,9 +7,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
-from llava_api.engine.start_errors import VARIABLE, EngineStart, engine_start, record_start_errors
+from llava_api.engine.start_errors import (
+    VARIABLE,
+    EngineStart,
+    counted,
+    engine_start,
+    loaded_bytes,
+    record_start_errors,
+)
 
 GENERIC = "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': %d}"
 
@@ -75,3 +83,16 @@ def test_what_is_logged_at_other_times_is_left_alone(logger: logging.Logger) -> 
         except ValueError:
             logger.exception("could not answer")
         assert "without a message" in start.cause(GENERIC % 1)
+
+
+def test_the_server_sees_how_much_has_been_loaded() -> None:
+    megabytes = [(str(number), np.zeros(2**20, np.uint8)) for number in range(20)]
+    assert loaded_bytes() == 0
+    with engine_start():
+        assert loaded_bytes() == 0
+        # The tensor that is being loaded does not count yet.
+        seen = [loaded_bytes() for _ in counted(megabytes)]
+        assert seen == [0] * 8 + [8 * 2**20] * 8 + [16 * 2**20] * 4
+    assert loaded_bytes() == 0
+    # In a program that is no engine of ours.
+    assert list(counted(megabytes)) == megabytes

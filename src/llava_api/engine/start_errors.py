@@ -1,4 +1,4 @@
-"""Why the engine did not start, in one line.
+"""What vLLM's processes report while the engine starts: why it did not, in one line, and how far it has loaded.
 
 The exception is raised in one of vLLM's processes (EngineCore or a worker), which prints it; the server only gets
 "Engine core initialization failed. See root cause above". So while an engine starts, the environment variable
@@ -17,14 +17,15 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self, TypeVar
 
 from llava_api.errors import StartupError
 
+STEP_BYTES = 8 * 2**20
 VARIABLE = "_LLAVA_API_ENGINE_START"
 FAILED = "failed to start"
 """The end of the sentence that vLLM's processes log with the exception that stopped them."""
@@ -40,6 +41,14 @@ BUS_ERROR = "a process of the engine was ended by SIGBUS, which happens when /de
 VANISHED = "a process of the engine ended without a message while it loaded: out of memory? See llava-api doctor"
 
 
+class Tensor(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+Sized = TypeVar("Sized", bound=Tensor)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStart:
     """A start of our engine, as its processes know it."""
@@ -48,6 +57,11 @@ class EngineStart:
     """Process id of the server."""
     path: Path
     """One JSON object for each exception, oldest first."""
+
+    @property
+    def loaded(self) -> Path:
+        """Bytes of weights that a process has loaded; if there are several, each loads about as much."""
+        return self.path.with_name("loaded")
 
     @classmethod
     def current(cls) -> Self | None:
@@ -79,6 +93,28 @@ class EngineStart:
             return one_line(message)
         codes = {int(code) for code in re.findall(r": (-\d+)", message)}
         return KILLED if -9 in codes else BUS_ERROR if -7 in codes else VANISHED
+
+
+def counted(weights: Iterable[tuple[str, Sized]]) -> Iterator[tuple[str, Sized]]:
+    """The weights, of which the server learns how many have been loaded."""
+    start, loaded, shown = EngineStart.current(), 0, 0
+    for name, tensor in weights:
+        yield name, tensor
+        loaded += tensor.nbytes
+        if start is not None and loaded - shown >= STEP_BYTES:
+            shown = loaded
+            with suppress(OSError):
+                start.loaded.write_text(str(loaded))
+
+
+def loaded_bytes() -> int:
+    """Of the weights, by the engine that is being started; 0 if none is."""
+    start = EngineStart.current()
+    try:
+        return int(start.loaded.read_text()) if start is not None else 0
+    except (OSError, ValueError):
+        # Not begun, or the file is being written.
+        return 0
 
 
 @contextmanager

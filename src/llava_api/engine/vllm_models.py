@@ -16,7 +16,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
 
-from llava_api.engine.start_errors import EngineStart
+from llava_api.engine.start_errors import EngineStart, counted
 from llava_api.errors import StartupError
 from llava_api.vision.families import classic_name
 from llava_api.vision.normalisation import Normalisation
@@ -76,7 +76,7 @@ class Extended(VllmModel):
         return features
 
     def load_weights(self, weights: Weights) -> set[str]:
-        loaded: set[str] = super().load_weights((classic_name(name), tensor) for name, tensor in weights)
+        loaded: set[str] = super().load_weights((classic_name(name), tensor) for name, tensor in counted(weights))
         return loaded
 
 

@@ -9,6 +9,7 @@ from llava_api.chat.response_store import ResponseStore
 from llava_api.concurrency.admission import Admission
 from llava_api.engine.base import Engine
 from llava_api.engine.grammar_check import GrammarChecker
+from llava_api.engine.start_errors import loaded_bytes
 from llava_api.images.fetch import Resolve
 from llava_api.images.load import ImageLoader
 from llava_api.limits.account import RateLimiter, open_limiter
@@ -53,9 +54,7 @@ class Services:
         """Changes when what is served does; ``system_fingerprint`` of replies."""
         self.started = int(time.time())
         """Unix seconds; the creation time of the served model in ``/v1/models``."""
-        files = model.checkpoint.folder.iterdir()
-        self.checkpoint_bytes = sum(file.stat().st_size for file in files if file.is_file())
-        """Of the files of the checkpoint's folder."""
+        self.checkpoint_bytes = checkpoint_bytes(model)
 
     def sample(self) -> None:
         """Set the metrics that mirror the current state."""
@@ -91,7 +90,14 @@ class Services:
         await self.limiter.close()
 
 
+def checkpoint_bytes(model: ServedModel) -> int:
+    """Of the files of the checkpoint's folder."""
+    return sum(file.stat().st_size for file in model.checkpoint.folder.iterdir() if file.is_file())
+
+
 def publish_model(model: ServedModel, metrics: Metrics) -> None:
+    metrics.load_bytes.set_function(loaded_bytes)
+    metrics.checkpoint_bytes.set(checkpoint_bytes(model))
     metrics.serve_model(
         model.served_names(),
         model=model.names[0],

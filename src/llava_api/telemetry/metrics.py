@@ -177,6 +177,8 @@ class Metrics:
             "rate_limit_fallback", "1 while Redis does not answer, and this server counts rate limits for itself."
         )
         # The engine
+        self.load_bytes = gauge("load_bytes", "Weights that an engine has loaded which is being started, else 0.")
+        self.checkpoint_bytes = gauge("checkpoint_bytes", "Size of the files of the checkpoint.")
         self.engine_restarts = counter("engine_restarts_total", "Restarts of the engine, including failed ones.")
         self.engine_lost = gauge(
             "engine_lost_timestamp_seconds", "When this process last lost an engine, by the reason; 0: never.", "reason"
