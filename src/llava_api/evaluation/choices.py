@@ -1,0 +1,139 @@
+"""Questions with options to choose from by letter: ScienceQA, MMBench and SEED-Bench."""
+
+import csv
+import io
+import re
+from collections import defaultdict
+
+from pydantic import BaseModel
+
+from llava_api.errors import StartupError
+from llava_api.evaluation.files import Sources, by_id, match, read, read_json
+from llava_api.evaluation.result import Result, Score, by_group, overall, percent
+
+SCIENCE_LETTERS = "ABCDE"
+SCIENCE_SENTENCE = re.compile(r"The answer is ([A-E])")
+
+
+class Problem(BaseModel):
+    choices: list[str]
+    answer: int
+    image: str | None = None
+
+
+def science_letter(text: str) -> str | None:
+    """The letter by itself, before a period and more text, or in "The answer is X"."""
+    text = text.replace("\n", ". ")
+    if text.strip() in [*SCIENCE_LETTERS]:
+        return text.strip()
+    if text[1:3] == ". " and text[0] in SCIENCE_LETTERS:
+        return text[0]
+    # The sentence with a period comes first.
+    found = re.search(SCIENCE_SENTENCE.pattern + r"\.", text) or SCIENCE_SENTENCE.search(text)
+    return found[1] if found else None
+
+
+def scienceqa(sources: Sources) -> Result:
+    """ScienceQA's accuracy on the questions with an image, which LLaVA publishes, and on all.
+
+    As LLaVA's ``llava/eval/eval_science_qa.py`` computes it from ``problems.json`` and ``pid_splits.json``
+    (https://github.com/lupantech/ScienceQA). LLaVA recognises the questions with an image by their prompts, here
+    ``problems.json`` says which they are: the same ones.
+    """
+    problems = read_json(sources.annotations / "problems.json", dict[str, Problem])
+    splits = read_json(sources.annotations / "pid_splits.json", dict[str, list[str]])
+    if sources.split not in splits:
+        raise StartupError(
+            f"{sources.annotations}/pid_splits.json has no split {sources.split}: name one of {[*splits]}"
+        )
+    questions = {key: problems[key] for key in splits[sources.split] if key in problems}
+    matched = match(by_id(sources.answers), questions, sources.annotations)
+    groups: dict[bool, list[float]] = {True: [], False: []}
+    for key, problem in questions.items():
+        letter = science_letter(matched.texts.get(key, ""))
+        groups[problem.image is not None].append(letter == SCIENCE_LETTERS[problem.answer])
+    scores = [
+        Score("with image", percent(groups[True]), (66.8, 71.6)),
+        Score("all", percent(groups[True] + groups[False])),
+    ]
+    return Result(scores, len(questions), matched.missing, matched.unknown)
+
+
+MMBENCH_LETTERS = "ABCDE"
+MMBENCH_FORMS = ("{}", "{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
+"""How a letter may be written as a word of the answer, in the order in which they are tried."""
+CIRCULAR = 1_000_000
+"""The rows of one question have the same index up to multiples of this."""
+
+
+def mmbench_letter(text: str, options: dict[str, str]) -> str | None:
+    """MMBench's rules before it asks ChatGPT: one letter as a word, else the only option that the answer has."""
+    words = text.split()
+    for form in MMBENCH_FORMS:
+        letters = [letter for letter in MMBENCH_LETTERS if form.format(letter) in words]
+        # In a sentence, A may be the article.
+        if len(letters) == 1 and not (form == "{}" and letters == ["A"] and len(words) > 3):
+            return letters[0]
+    named = [letter for letter, option in options.items() if option.lower() in text.lower()]
+    return named[0] if len(named) == 1 else None
+
+
+def mmbench(sources: Sources) -> Result:
+    """MMBench's CircularEval, in which a question must be right with its options in every order; and each row.
+
+    The rules are those of arXiv 2307.06281, in the form that lmms-eval ships (``tasks/mmbench/mmbench_evals.py``).
+    LLaVA uploads its answers, and the server asks ChatGPT for the option if no rule finds it; here such an answer is
+    wrong. A file with one row for each question has the same score twice.
+    """
+    csv.field_size_limit(2**30)  # for the images
+    rows = csv.DictReader(io.StringIO(read(sources.annotations).decode(errors="replace"), newline=""), delimiter="\t")
+    if not {"index", "A", "B", "answer"} <= {*(rows.fieldnames or ())}:
+        raise StartupError(
+            f"{sources.annotations}: no columns index, A, B and answer: take a dev split, whose answers are public"
+        )
+    questions = {row["index"]: row for row in rows}
+    matched = match(by_id(sources.answers), questions, sources.annotations)
+    circles: dict[int, list[bool]] = defaultdict(list)
+    for key, row in questions.items():
+        options = {
+            letter: row[letter] for letter in "ABCD" if row.get(letter) and row[letter].lower() not in ("nan", "none")
+        }
+        letter = mmbench_letter(matched.texts.get(key, ""), options)
+        circles[int(key) % CIRCULAR].append(letter == row["answer"])
+    scores = [
+        Score("CircularEval", percent([all(right) for right in circles.values()]), (64.3, 67.7)),
+        Score("each row", percent([right for circle in circles.values() for right in circle])),
+    ]
+    return Result(scores, len(questions), matched.missing, matched.unknown)
+
+
+class SeedQuestion(BaseModel):
+    question_id: int | str
+    answer: str
+    data_type: str = "image"
+    question_type_id: int
+
+
+class SeedBench(BaseModel):
+    questions: list[SeedQuestion]
+    question_type: dict[str, int]
+
+
+def seed(sources: Sources) -> Result:
+    """SEED-Bench's accuracy (arXiv 2307.16125), in all, on images, on videos' frames, and by type of question.
+
+    As LLaVA's ``scripts/convert_seed_for_submission.py``, which takes the answer as it is: a letter and nothing else.
+    """
+    bench = read_json(sources.annotations, SeedBench)
+    questions = {str(question.question_id): question for question in bench.questions}
+    matched = match(by_id(sources.answers), questions, sources.annotations)
+    names = {number: name for name, number in bench.question_type.items()}
+    groups: dict[str, list[float]] = defaultdict(list)
+    media: dict[str, list[float]] = {"image": [], "video": []}
+    for key, question in questions.items():
+        correct = matched.texts.get(key) == question.answer
+        media.setdefault(question.data_type, []).append(correct)
+        groups[names.get(question.question_type_id, str(question.question_type_id))].append(correct)
+    scores = [Score("accuracy", overall(media), (58.6, 61.6))]
+    scores += [Score(name, percent(values)) for name, values in media.items() if values]
+    return Result([*scores, *by_group(groups)], len(questions), matched.missing, matched.unknown)
