@@ -1,6 +1,6 @@
 """A rolling update under load, with real servers: what a Deployment does with the chart's defaults, on one machine.
 
-    python -m benchmarks.rolling_update
+    python -m benchmarks.rolling_update [--router]
 
 Two servers with the demo checkpoint and the real engine stand behind a balancer of TCP connections, as pods behind a
 Service. Clients of the ``openai`` package, with its own retries, ask about twice a second each. Then each server is
@@ -8,7 +8,8 @@ replaced: a new one starts and is let in when ``/health/ready`` says 200; the ol
 seconds of preStop, gets SIGTERM and drains. Printed: what the clients saw in each phase, and how the old servers ended.
 
 The balancer stands for kube-proxy and is as blind: it chooses by chance, once for a connection, and learns of a pod's
-end a second late.
+end a second late. With --router the clients ask ``llava-api route`` instead, without retries of their own. It knows the
+addresses of all four servers, as a headless Service would name them one after the other.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ import httpx
 from openai import APIError, AsyncOpenAI
 
 from benchmarks.machine import describe
+from benchmarks.router import route
 from benchmarks.servers import ENVIRONMENT, MODEL, die_with_parent, free_port, our_command
 from llava_api.cli.flags import demo_folder
 
@@ -157,8 +159,9 @@ class Phase:
 
 
 class Load:
-    def __init__(self, port: int, clients: int) -> None:
+    def __init__(self, port: int, clients: int, max_retries: int) -> None:
         self.base_url = f"http://127.0.0.1:{port}/v1"
+        self.max_retries = max_retries
         self.clients = clients
         self.over = False
         self.phases: list[Phase] = []
@@ -181,7 +184,9 @@ class Load:
                 self.phases[-1].tried_again[str(answer.status_code)] += 1
 
         http = httpx.AsyncClient(event_hooks={"response": [note]}, timeout=180)
-        async with AsyncOpenAI(base_url=self.base_url, api_key="none", http_client=http) as client:
+        async with AsyncOpenAI(
+            base_url=self.base_url, api_key="none", http_client=http, max_retries=self.max_retries
+        ) as client:
             while not self.over:
                 # Pods have cores of their own. Here a third server starts on the cores of the two that answer.
                 await asyncio.sleep(chance.expovariate(1 / PAUSE_SECONDS))
@@ -218,15 +223,42 @@ class Load:
         return bool(reply.choices[0].message.content == question["answer"])
 
 
-async def update(scratch: Path, clients: int, quiet_seconds: float) -> dict[str, Any]:
+@asynccontextmanager
+async def routing(pods: list[Pod]) -> AsyncIterator[int]:
+    """The port of a router before the pods."""
+    port = free_port()
+    command = route(port, [pod.port for pod in pods])
+    process = await asyncio.create_subprocess_exec(*command, preexec_fn=die_with_parent)
+    try:
+        yield port
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def retried(port: int) -> int:
+    """Requests that the router gave to another server."""
+    async with httpx.AsyncClient() as client:
+        page = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    found = [line for line in page.splitlines() if line.startswith("llava_api_router_retries_total{")]
+    return sum(int(float(line.rpartition(" ")[2])) for line in found)
+
+
+async def update(scratch: Path, clients: int, quiet_seconds: float, routed: bool) -> dict[str, Any]:
     pods = [Pod(f"old-{number}", scratch) for number in range(2)]
+    coming = [Pod(f"new-{number}", scratch) for number in range(2)]
     balancer = Balancer(pods)
     ends: list[dict[str, Any]] = []
+    given_again = 0
     try:
-        async with balancer.listening():
+        async with AsyncExitStack() as at_end:
+            await at_end.enter_async_context(balancer.listening())
+            port = await at_end.enter_async_context(routing([*pods, *coming])) if routed else balancer.port
             for pod in pods:
                 await pod.start()
-            load = Load(balancer.port, clients)
+            if routed:
+                await asyncio.sleep(2 * PROBE_SECONDS)
+            load = Load(port, clients, max_retries=0 if routed else 2)
             load.enter("warming up")
             running = asyncio.create_task(load.run())
             await asyncio.sleep(quiet_seconds / 2)
@@ -234,7 +266,7 @@ async def update(scratch: Path, clients: int, quiet_seconds: float) -> dict[str,
             await asyncio.sleep(quiet_seconds)
             for number, old in enumerate(list(pods)):
                 load.enter(f"new-{number} starts")
-                new = Pod(f"new-{number}", scratch)
+                new = coming[number]
                 pods.append(new)
                 start_seconds = await new.start()
                 print(f"{new.name} is in service after {start_seconds:.0f} s", file=sys.stderr)
@@ -247,6 +279,7 @@ async def update(scratch: Path, clients: int, quiet_seconds: float) -> dict[str,
             load.over = True
             load.phases[-1].ended = time.monotonic()
             await running
+            given_again = await retried(port) if routed else 0
     finally:
         for pod in pods:
             pod.kill()
@@ -255,6 +288,7 @@ async def update(scratch: Path, clients: int, quiet_seconds: float) -> dict[str,
         "clients": clients,
         "phases": [phase.row() for phase in load.phases[1:]],
         "ends": ends,
+        "given_to_another_server": given_again,
     }
 
 
@@ -262,9 +296,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--quiet-seconds", type=float, default=30.0, help="measured before and after the update")
+    parser.add_argument(
+        "--router", action="store_true", help="ask llava-api route instead of a balancer of connections"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        found = asyncio.run(update(Path(scratch), arguments.clients, arguments.quiet_seconds))
+        found = asyncio.run(update(Path(scratch), arguments.clients, arguments.quiet_seconds, arguments.router))
     print(json.dumps(found, indent=2))
     lost = sum(sum(phase["failed"].values()) for phase in found["phases"])
     return 1 if lost or any(end["exit_code"] for end in found["ends"]) else 0
