@@ -5,7 +5,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,6 +19,8 @@ REFUSALS: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "busy": (503, {"message": "Come \x1b[31magain\x9b\n later.", "code": "server_busy"}),
 }
+RETRY_AT_ONCE = {"retry-after-ms": "1"}
+"""So that the client does not wait to ask again."""
 MAX_PIECES = 3000
 POLL_SECONDS = 0.02
 
@@ -41,6 +43,8 @@ class ScriptedApi:
         self.odd_event: Any = None
         self.refusal: tuple[int, str] | None = None
         """Status and message of every answer to a question."""
+        self.refuse_first: Callable[[], tuple[int, dict[str, str]] | None] = lambda: None
+        """Called for each question: the status and the headers of a refusal, or None to answer."""
         self.needed_key: str | None = None
         self.has_list = True
         self.requests: list[dict[str, Any]] = []
@@ -100,13 +104,25 @@ class Handler(BaseHTTPRequestHandler):
         elif self.has_key():
             self.api.requests.append(request)
             question = question_of(request)
-            if question in REFUSALS:
+            refused = self.api.refuse_first()
+            if refused is not None:
+                self.send(refused[0], b'{"error": {"message": "Not now."}}', headers=refused[1])
+            elif question in REFUSALS:
                 self.refuse(*REFUSALS[question])
             elif self.api.refusal is not None:
                 status, message = self.api.refusal
                 self.refuse(status, {"message": message})
-            else:
+            elif request.get("stream"):
                 self.stream(question)
+            else:
+                self.answer(question)
+
+    def answer(self, question: str) -> None:
+        """Without streaming: the question's own words, so that a test sees which answer belongs to it."""
+        time.sleep(self.api.seconds_between)
+        message = {"role": "assistant", "content": f" {self.api.said} {question}"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        self.send(200, json.dumps({"object": "chat.completion", "model": "tiny", "choices": [choice]}).encode())
 
     def remember_headers(self) -> None:
         self.api.headers.append({name.lower(): value for name, value in self.headers.items()})
@@ -121,12 +137,14 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self, status: int, error: dict[str, Any]) -> None:
         self.send(status, json.dumps({"error": {"param": None, "type": "server_error", **error}}).encode())
 
-    def send(self, status: int, body: bytes, kind: str = "application/json") -> None:
+    def send(
+        self, status: int, body: bytes, kind: str = "application/json", headers: dict[str, str] = RETRY_AT_ONCE
+    ) -> None:
         self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
-        # So that the client does not wait to ask again.
-        self.send_header("retry-after-ms", "1")
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
@@ -188,11 +206,11 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def scripted_api() -> Iterator[ScriptedApi]:
+def scripted_api(port: int = 0) -> Iterator[ScriptedApi]:
     class Bound(Handler):
         pass
 
-    with Server(("127.0.0.1", 0), Bound) as server:
+    with Server(("127.0.0.1", port), Bound) as server:
         Bound.api = ScriptedApi(server.server_address[1])
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": POLL_SECONDS})
         thread.start()
