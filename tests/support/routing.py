@@ -60,8 +60,9 @@ async def replica(folder: Path, model: str, number: int = 0, **chosen: Any) -> A
     services = Services(settings, served, engine)
     app = create_app(settings, KeyRing(settings), services)
     async with serve_app(app) as running:
-        host, port = running.address[:2]
-        yield Replica(model, engine, app, Backend(f"{model}-{number}", f"http://{host}:{port}"), running)
+        unix = settings.unix_socket is not None
+        address = f"unix:{running.address}" if unix else f"http://127.0.0.1:{running.address[1]}"
+        yield Replica(model, engine, app, Backend(f"{model}-{number}", address), running)
     await services.close()
 
 

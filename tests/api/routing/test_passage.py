@@ -1,6 +1,8 @@
 """What passes through the router, and what it answers itself."""
 
 import asyncio
+import gzip
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -211,3 +213,72 @@ async def test_a_stream_gets_comments_while_its_model_loads(servers: list[Replic
     else:
         assert len(rest) == 1
         assert rest[0].startswith('data: {"error":{"message":')
+
+
+async def test_a_drain_that_takes_too_long_ends_requests_with_an_error(servers: list[Replica]) -> None:
+    for server in servers:
+        server.engine.pause_seconds = 0.3
+    async with routed(FixedBackends(servers)) as (client, router):
+        whole = asyncio.create_task(client.post(CHAT, json=question()))
+        async with client.stream("POST", CHAT, json=question("two", stream=True)) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            router.abandon()
+            rest = [line async for line in lines if line]
+        refused = await whole
+    assert "server_stopping" in rest[-1]
+    assert rest[-1].startswith('data: {"error":')
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_stopping")
+    await until(lambda: not any(server.engine.unfinished for server in servers))
+
+
+async def test_a_packed_body_is_passed_on_unpacked(client: httpx.AsyncClient, servers: list[Replica]) -> None:
+    body = gzip.compress(json.dumps(question("two")).encode())
+    answer = await client.post(CHAT, content=body, headers={"content-encoding": "gzip"})
+    assert answer.status_code == 200
+    assert servers[1].asked == 1
+
+
+async def test_a_page_that_may_call_the_router_may_call_its_servers(servers: list[Replica]) -> None:
+    """The servers have no keys and would refuse a page of another origin."""
+    page = {"origin": "https://chat.example.com", "sec-fetch-site": "cross-site"}
+    async with routed(FixedBackends(servers), cors_allow_origins=[page["origin"]]) as (client, _):
+        answer = await client.post(CHAT, json=question(), headers=page)
+        assert answer.status_code == 200
+        assert answer.headers.get_list("access-control-allow-origin") == [page["origin"]]
+        other = await client.post(CHAT, json=question(), headers=page | {"origin": "https://evil.example.com"})
+        assert (other.status_code, other.json()["error"]["code"]) == (403, "origin_not_allowed")
+    assert servers[0].asked == 1
+
+
+class TestOtherApis:
+    @pytest.fixture
+    def chosen(self) -> dict[str, Any]:
+        return {"ollama_api": True, "short_paths": True}
+
+    async def test_ollamas_api(self, client: httpx.AsyncClient, servers: list[Replica]) -> None:
+        assert [model["name"] for model in (await client.get("/api/tags")).json()["models"]] == [
+            "one:latest",
+            "two:latest",
+        ]
+        answer = await client.post("/api/chat", json=question("two:latest"))
+        lines = [json.loads(line) for line in answer.text.splitlines()]
+        assert "".join(line["message"]["content"] for line in lines).strip() == "A red circle."
+        assert servers[1].asked == 1
+        assert (await client.get("/")).text == "Ollama is running"
+        unknown = await client.post("/api/chat", json=question("three"))
+        assert unknown.status_code == 404
+        assert isinstance(unknown.json()["error"], str)
+
+    async def test_short_paths(self, client: httpx.AsyncClient, servers: list[Replica]) -> None:
+        assert (await client.post("/chat/completions", json=question("two"))).status_code == 200
+        assert (await client.post("/responses", json={"model": "two", "input": "What?"})).status_code == 200
+        assert servers[1].asked == 2
+
+
+async def test_servers_on_unix_sockets(tmp_path: Path) -> None:
+    path = str(tmp_path / "server.sock")
+    async with replica(tmp_path, "one", unix_socket=path) as server, routed(FixedBackends([server])) as (client, _):
+        assert server.backend.address == f"unix:{path}"
+        answer = await client.post(CHAT, json=question())
+        assert answer.json()["choices"][0]["message"]["content"] == "A red circle."
