@@ -1,6 +1,7 @@
 """``llava-api batch run``: OpenAI's batch lines at an API that refuses, and a client that is killed."""
 
 import base64
+import os
 import random
 import signal
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from tests.support.bulk import read_lines, request_line, run, start, write_image, write_lines
 from tests.support.scripted_api import KEY, ScriptedApi, closed_port, scripted_api
+from tests.support.terminal import terminal
 from tests.support.waiting import wait_until
 
 ITEMS = 300
@@ -241,3 +243,30 @@ def test_a_server_that_comes_late_is_waited_for(tmp_path: Path) -> None:
         with scripted_api(port) as api:
             assert process.wait(30) == 0
             assert asked(api) == ["a"]
+
+
+def test_a_terminal_shows_how_far_it_is(api: ScriptedApi, tmp_path: Path) -> None:
+    api.seconds_between = 0.05
+    write_image(tmp_path / "a.png")
+    lines = [request_line("refuse"), *(request_line(f"item {number}", image="a.png") for number in range(30))]
+    requests = write_lines(tmp_path / "r.jsonl", lines)
+    arguments = ["batch", "run", str(requests), "--output", str(tmp_path / "out.jsonl"), "--concurrency", "2"]
+    environment = os.environ | {"OPENAI_BASE_URL": api.base_url, "TERM": "xterm"}
+    with terminal(["-m", "llava_api", *arguments], environment) as shown:
+        bar = shown.wait_for(" left")
+        assert "/31" in bar
+        assert "1 failed" in bar
+        assert "images/s" in bar
+        assert shown.end() == 3
+        assert "30 of 31 done" in shown.raw
+
+
+def test_two_processes_do_not_write_one_file(api: ScriptedApi, tmp_path: Path) -> None:
+    api.seconds_between = 1
+    requests = write_lines(tmp_path / "r.jsonl", [request_line("a")])
+    arguments = ["batch", "run", requests, "--output", tmp_path / "out.jsonl"]
+    with start(api.base_url, arguments) as process:
+        wait_until(lambda: api.requests, 30)
+        code, said = run(api.base_url, *arguments)
+        assert (code, process.wait(30)) == (1, 0)
+    assert said == f"llava-api: another process is writing {tmp_path / 'out.jsonl'}: wait for it, or stop it\n"

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from llava_api import __version__
 from llava_api.cli import convert, explain, inspect, keys, route, serve
-from llava_api.cli.bulk import batch, evaluate
+from llava_api.cli.bulk import batch, caption, evaluate
 from llava_api.cli.chat import command as chat
 from llava_api.cli.doctor import command as doctor
 from llava_api.cli.fleet import command as fleet
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="llava-api", description="An OpenAI-compatible API for LLaVA checkpoints.")
     parser.add_argument("--version", action="version", version=f"llava-api {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (serve, fleet, route, chat, batch, evaluate, ui, doctor, explain, inspect, convert, keys):
+    for command in (serve, fleet, route, chat, batch, caption, evaluate, ui, doctor, explain, inspect, convert, keys):
         command.add_parser(commands)
     return parser
 
