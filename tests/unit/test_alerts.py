@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llava_api.telemetry.metrics import STATES
-from tests.support.metrics_page import Page, read_page
-from tests.unit.test_dashboard import metrics_after_a_request
+from tests.support.exported import exported
 
 FILE = Path("helm/llava-api/files/alerts.yaml")
 RULES: list[dict[str, Any]] = yaml.safe_load(FILE.read_text(encoding="utf-8"))["groups"][0]["rules"]
@@ -19,15 +17,6 @@ IN_THE_CHART = {"LlavaApiVolumeFull", "LlavaApiDownloadFailed", "LlavaApiRouterG
 """Alerts of templates, from series that only a cluster has."""
 HEADINGS = set(re.findall(r"^### (LlavaApi\w+)$", Path("docs/operations.md").read_text(encoding="utf-8"), re.MULTILINE))
 SELECTED = re.compile(r"\b(llava_api_\w+|process_\w+)\{([^}]*)\}")
-
-
-@pytest.fixture(scope="module")
-def page() -> Page:
-    metrics = metrics_after_a_request()
-    metrics.publish_certificate(lambda: 0.0)
-    for state in STATES:
-        metrics.state.labels(state)
-    return read_page(metrics.page("")[0].decode())
 
 
 def test_each_alert_has_a_runbook() -> None:
@@ -39,7 +28,8 @@ def test_each_alert_has_a_runbook() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=[rule["alert"] for rule in RULES])
-def test_an_alert_goes_by_series_labels_and_values_that_a_server_has(rule: dict[str, Any], page: Page) -> None:
+def test_an_alert_goes_by_series_labels_and_values_that_a_server_has(rule: dict[str, Any]) -> None:
+    page = exported()
     for name, selector in SELECTED.findall(rule["expr"]):
         assert name in page.names()
         for label, operator, values in re.findall(r'(\w+)(=~?)"([^"]*)"', selector.replace('job="llava-api"', "")):

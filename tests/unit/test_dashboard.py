@@ -7,38 +7,22 @@ import re
 
 import pytest
 
-from llava_api.telemetry.metrics import Metrics
-from llava_api.telemetry.record import RequestRecord
 from tests.support.dashboard import dashboard, expressions, panels, series_used
-from tests.support.metrics_page import read_page
+from tests.support.exported import exported
 
 LABELS_IN_QUERIES = ("job", "instance", "le")
 """Those that Prometheus and its histograms add."""
 
 
-def metrics_after_a_request() -> Metrics:
-    metrics = Metrics({"version": "1", "vllm": "1", "torch": "1", "python": "3"})
-    metrics.serve_model(["tiny"], model="tiny", family="v1", image_mode="pad", version="1.5", format="hub")
-    record = RequestRecord(method="POST", status=200, complete=True, cache_hits=1, cache_misses=1)
-    record.note_image(1, 1, 1)
-    record.note_step("fetch", record.started, ok=True)
-    record.note_step("decode", record.started, ok=True)
-    record.note_prompt(5, [1], 1, 10, 1.0)
-    record.end("/v1/chat/completions", "anne")
-    metrics.begin(record)
-    metrics.end(record)
-    return metrics
-
-
 def test_every_series_of_ours_is_there() -> None:
-    page = read_page(metrics_after_a_request().page("")[0].decode())
+    page = exported()
     used = {name for name in series_used() if not name.startswith("vllm:")}
     assert len(used) > 20
     assert used <= page.names()
 
 
 def test_every_label_of_ours_is_there() -> None:
-    page = read_page(metrics_after_a_request().page("")[0].decode())
+    page = exported()
     for expression in expressions():
         for name, given in re.findall(r"(llava_api_\w+)\{([^}]*)\}", expression):
             has = {label for found, labels in page.samples if found == name for label, _ in labels}
@@ -77,6 +61,13 @@ def test_panels_stand_beside_each_other() -> None:
         ):
             assert cell not in taken, (panel["title"], taken[cell])
             taken[cell] = panel["title"]
+
+
+def test_the_model_is_chosen_everywhere() -> None:
+    for panel in panels():
+        for target in panel["targets"]:
+            for name, given in re.findall(r"\b((?:llava_api_|vllm:)\w+)\{([^}]*)\}", target["expr"]):
+                assert re.search(r'\bmodel(_name)?=~"\$model"', given), (panel["title"], name)
 
 
 def test_variables_are_there() -> None:
