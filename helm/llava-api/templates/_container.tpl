@@ -43,6 +43,8 @@
       sleep:
         seconds: {{ $sleep }}
   {{- end }}
+  {{- /* Why a container ended is then in the pod's state, which outlives its log. */}}
+  terminationMessagePolicy: FallbackToLogsOnError
   securityContext:
     {{- toYaml $server.securityContext | nindent 4 }}
   resources:
