@@ -248,6 +248,8 @@ class Settings(BaseSettings):
     """Adapter to serve beside the model, as name=folder or name=hub-id; requests choose it by name. May be repeated."""
     lora_dir: Annotated[Texts, Mark.LOADED_MODEL, Mark.PUBLIC_SERVER] = []
     """Folder from which adapters may be loaded while the server runs, by the keys of --lora-key. May be repeated."""
+    lora_from_hub: Annotated[bool, Mark.LOADED_MODEL, Mark.PUBLIC_SERVER] = False
+    """Let these keys load adapters from the hub too, by their ids."""
     lora_key: Annotated[Texts, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER] = []
     """Name of an API key that may load and unload adapters. May be repeated."""
     max_adapters: Annotated[int | None, Mark.LOADED_MODEL] = Field(None, ge=1)
@@ -300,6 +302,11 @@ class Settings(BaseSettings):
     """Refuse to start if weights and KV cache are larger than the free memory."""
     engine_arg: Texts = []
     """Any other vLLM engine argument, as name=value; checked against the installed vLLM. May be repeated."""
+
+    @property
+    def adapters_change(self) -> bool:
+        """Whether adapters may be loaded while the server runs."""
+        return bool(self.lora_dir) or self.lora_from_hub
 
 
 def marked(*marks: Mark) -> set[str]:

@@ -297,6 +297,34 @@ async def test_outside_lora_dir_what_exists_cannot_be_told_from_what_does_not(
     assert (await load(admin, "cats", "nothing")).status_code == 404
 
 
+class TestFromTheHub:
+    @pytest.fixture
+    def settings_made(self, settings_made: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+        return {**settings_made, "lora_dir": [], "lora_from_hub": True, "download_dir": str(tmp_path / "cache")}
+
+    async def test_an_adapter_is_fetched_by_its_id_and_no_folder_is_read(
+        self, admin: httpx.AsyncClient, engine: ScriptedEngine, shelf: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        unknown = await load(admin, "dogs", "org/dogs")
+        assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "lora_path")
+        assert "the hub has no checkpoint org/dogs" in unknown.json()["error"]["message"]
+        monkeypatch.chdir(shelf.parent)
+        for path in ("shelf/cats", str(shelf / "cats"), "../shelf", "."):
+            assert "--lora-dir" in (await load(admin, "dogs", path)).json()["error"]["message"]
+        # What it does with the hub: tests/unit/test_adapters.py.
+        asked: list[tuple[str, str | None]] = []
+
+        def fetch(*wanted: Any) -> Path:
+            asked.append(wanted)
+            return shelf / "cats"
+
+        monkeypatch.setattr("llava_api.chat.adapters.locate_adapter", fetch)
+        assert (await load(admin, "cats", "org/cats")).status_code == 200
+        assert asked == [("org/cats", str(shelf.parent / "cache"))]
+        assert [adapter.name for adapter in engine.adapters] == ["cats"]
+
+
 async def test_files_may_be_links_within_lora_dir(admin: httpx.AsyncClient, shelf: Path) -> None:
     (shelf / "snapshot").mkdir()
     for file in (shelf / "cats").iterdir():

@@ -68,7 +68,7 @@ def test_model_and_adapters_are_fetched_to_where_the_server_looks(
     assert set(served.fetched) == wanted | {"org/birds/adapter_config.json", "org/birds/adapter_model.safetensors"}
     cache = settings_of(found)["HF_HUB_CACHE"].replace("/data", f"{tmp_path}/data")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert (locate_adapter("birds", "org/birds", cache) / "adapter_model.safetensors").read_text() == "x"
+    assert (locate_adapter("org/birds", cache) / "adapter_model.safetensors").read_text() == "x"
 
 
 def test_the_server_waits_for_the_file_that_the_job_makes_last(tmp_path: Path) -> None:

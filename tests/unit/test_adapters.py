@@ -159,7 +159,7 @@ def test_an_adapter_comes_from_the_hub_as_models_do(tmp_path: Path) -> None:
     (source / "README.md").write_text("birds")
     (source / "checkpoint-1000" / "adapter_model.safetensors").write_text("an older state of the training")
     with hub({"org/birds-lora": source}) as served:
-        command = [sys.executable, "-c", LOCATE, "birds", "org/birds-lora", cache]
+        command = [sys.executable, "-c", LOCATE, "org/birds-lora", cache]
         online = {**os.environ, "HF_ENDPOINT": served.address, "HF_HUB_OFFLINE": "0"}
         opened = subprocess.run(command, env=online, capture_output=True, text=True, timeout=60)
         assert opened.returncode == 0, opened.stderr

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ MORE_ADAPTERS = 4
 """How many ``--lora-dir`` allows besides those of ``--lora``, by default."""
 LEAST_RANK = 16
 """Of an engine whose adapters are not known when it starts: vLLM's default."""
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 
 
 @dataclass(slots=True)
@@ -46,23 +48,26 @@ class Adapters:
                 raise StartupError(f"--lora: the name {name} is given twice")
             given[name] = path
         self.model_names = model_names
+        self.may_change = settings.adapters_change
+        self.hub_cache = settings.download_dir
+        self.from_hub = settings.lora_from_hub
         self.folders = [existing_folder(path) for path in settings.lora_dir]
         """Real paths. Adapters may be loaded from them at run time."""
-        self.most = settings.max_adapters or len(given) + (MORE_ADAPTERS if self.folders else 0)
+        self.most = settings.max_adapters or len(given) + (MORE_ADAPTERS if self.may_change else 0)
         """Served at the same time."""
         if len(given) > self.most:
             raise StartupError(f"--max-adapters {self.most}: --lora names {len(given)}")
-        self.shapes = tensor_shapes(checkpoint) if given or self.folders else {}
+        self.shapes = tensor_shapes(checkpoint) if given or self.may_change else {}
         self.served: dict[str, Adapter] = {}
         for name, path in given.items():
-            folder = locate_adapter(name, path, settings.download_dir)
             try:
+                folder = locate_adapter(path, settings.download_dir)
                 rank = check_adapter(folder, self.shapes, settings.max_lora_rank)
             except StartupError as error:
                 raise StartupError(f"--lora {name}: {error}") from error
             self.served[name] = Adapter(name, str(folder.resolve()), len(self.served) + 1, rank)
         ranks = [adapter.rank for adapter in self.served.values()]
-        self.max_rank = settings.max_lora_rank or rank_for(max(ranks + [LEAST_RANK] * len(self.folders), default=0))
+        self.max_rank = settings.max_lora_rank or rank_for(max([*ranks, LEAST_RANK * self.may_change]))
         self.numbers = count(len(ranks) + 1)
         self.engine_names = set(self.served)
         """All that were ever used."""
@@ -76,7 +81,7 @@ class Adapters:
     @property
     def engine_room(self) -> int:
         """How many the engine must hold: one that is replaced may still be answering."""
-        return self.most + 1 if self.folders else len(self.served)
+        return self.most + 1 if self.may_change else len(self.served)
 
     async def load_into(self, engine: Engine) -> None:
         """Load all that are served into an engine that has just started.
@@ -129,8 +134,8 @@ class Adapters:
         """
         async with self.turn:
             self.check_name(name, in_place=in_place)
-            folder = await asyncio.to_thread(self.folder_of, path)
             try:
+                folder = await asyncio.to_thread(self.folder_of, path)
                 rank = await asyncio.to_thread(check_adapter, folder, self.shapes, self.max_rank)
                 number, engine_name = next(self.numbers), name
                 while engine_name in self.engine_names:
@@ -186,7 +191,15 @@ class Adapters:
             )
 
     def folder_of(self, path: str) -> Path:
-        """The real folder. Raises InvalidRequest for one outside ``--lora-dir``, whether it exists or not."""
+        """The real folder. Blocks, with ``--lora-from-hub`` for as long as a download takes.
+
+        Raises InvalidRequest for one outside ``--lora-dir``, whether it exists or not, and StartupError if the hub does
+        not have it.
+        """
+        of_hub = self.from_hub and HUB_ID.fullmatch(path)
+        # ``locate_adapter`` takes folders too, wherever they are.
+        if of_hub and not any((start / path).exists() for start in (Path(), *self.folders)):
+            return locate_adapter(path, self.hub_cache)
         missing = False
         for allowed in self.folders:
             # Of a path with a zero byte, one that is too long, and a link to itself.

@@ -58,15 +58,12 @@ def check_projector(folder: Path) -> None:
         )
 
 
-def locate_adapter(name: str, path: str, download_dir: str | None) -> Path:
-    """The folder of ``--lora name=path``, fetched if ``path`` is a hub id. Raises StartupError.
+def locate_adapter(path: str, download_dir: str | None) -> Path:
+    """The folder, fetched if ``path`` is a hub id. Raises StartupError.
 
     Only the adapter's own files are fetched: repositories of adapters often hold the training's checkpoints too.
     """
-    try:
-        return locate(path, download_dir, files=(CONFIG, *WEIGHTS, NON_LORA))
-    except StartupError as error:
-        raise StartupError(f"--lora {name}: {error}") from error
+    return locate(path, download_dir, files=(CONFIG, *WEIGHTS, NON_LORA))
 
 
 def check_adapter(folder: Path, shapes: Shapes, max_rank: int | None = None) -> int:

@@ -177,10 +177,10 @@ def check_exposure(settings: Settings, keys: KeyRing) -> None:
 
 def check_lora_keys(settings: Settings, keys: KeyRing) -> None:
     """Raises StartupError if adapters could be loaded without a key, or by none."""
-    if settings.lora_dir and not (keys.needed and settings.lora_key):
+    if settings.adapters_change and not (keys.needed and settings.lora_key):
         raise StartupError(
-            "--lora-dir lets callers load adapters, for which they need an API key: give the server keys "
-            "(--api-key-file), and name the one for this with --lora-key"
+            "--lora-dir and --lora-from-hub let callers load adapters, for which they need an API key: give the server "
+            "keys (--api-key-file), and name the one for this with --lora-key"
         )
     unknown = sorted(set(settings.lora_key) - set(keys.names()))
     if unknown:

@@ -15,7 +15,8 @@ class LoadLoraRequest(RequestObject):
     lora_name: NewName
     """The name that requests choose it by, of printable ASCII characters without spaces."""
     lora_path: str
-    """A folder within --lora-dir on the server: its whole path, or the path below --lora-dir."""
+    """A folder within --lora-dir on the server: its whole path, or the path below --lora-dir. Or, with
+    --lora-from-hub, a hub id."""
     load_inplace: bool = False
     """Replace the adapter that has the name, if there is one. Answers that it has begun it also ends."""
 

@@ -39,7 +39,7 @@ changing = partial(
     "POST",
     reply=PlainText,
     spends_tokens=False,
-    access=lambda settings: "key" if settings.lora_dir else "off",
+    access=lambda settings: "key" if settings.adapters_change else "off",
 )
 ENDPOINTS = (
     changing(
