@@ -26,10 +26,11 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self.lifecycle = lifecycle
         self.on_signal = on_signal
-        lifecycle.on_end = self.close_port
 
-    def close_port(self) -> None:
-        self.should_exit = True
+        def close_port() -> None:
+            self.should_exit = True
+
+        lifecycle.on_end = close_port
 
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
         self.on_signal()
