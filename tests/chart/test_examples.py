@@ -32,6 +32,11 @@ def test_every_golden_render_has_its_example() -> None:
     assert {path.stem for path in GOLDEN.iterdir()} == set(EXAMPLES)
 
 
+def test_every_example_is_in_the_docs() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    assert [name for name in EXAMPLES if f"`{name}.yaml`" not in text] == []
+
+
 def told(values: dict[str, Any]) -> str:
     return rendered(values)["templates/NOTES.txt"]
 
