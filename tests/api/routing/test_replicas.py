@@ -19,6 +19,7 @@ from llava_api.routing.backends import Wanted
 from llava_api.routing.replicas import LEEWAY, Replicas
 from llava_api.settings import Settings
 from llava_api.telemetry.router_metrics import RouterMetrics
+from tests.support.certificates import Authority
 from tests.support.image_files import encoded, noise
 from tests.support.metrics_page import read_page
 from tests.support.routing import Replica, replica, routed
@@ -289,6 +290,25 @@ class TestModels:
         assert await look_up() == ["http://10.0.0.2:8000", "http://10.0.0.3:8000"]
         found.clear()
         assert await look_up() == ["http://10.0.0.2:8000", "http://10.0.0.3:8000"]
+
+
+async def test_servers_with_https_are_verified_by_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = Authority()
+    certificate, key = authority.pair().write(tmp_path / "tls")
+    (tmp_path / "authority.pem").write_bytes(authority.certificate)
+    async with replica(tmp_path, "one", tls_certificate_file=certificate, tls_key_file=key) as server:
+        address = f"https://localhost:{server.backend.address.rpartition(':')[2]}"
+        stranger = replicas_of([], address)
+        await stranger.look()
+        assert stranger.running() == []
+        await stranger.close()
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        replicas = replicas_of([], address)
+        await replicas.start()
+        assert [backend.host for backend in replicas.running()] == [address.removeprefix("https://")]
+        async with routed(replicas) as (client, _):
+            assert (await client.post(CHAT, json=said("a"))).status_code == 200
+        await replicas.close()
 
 
 async def test_a_stored_response_is_found_at_its_replica(tmp_path: Path) -> None:
