@@ -3,6 +3,7 @@
 import base64
 import os
 import random
+import resource
 import signal
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bulk import read_lines, request_line, run, start, write_image, write_lines
-from tests.support.scripted_api import KEY, ScriptedApi, closed_port, scripted_api
+from tests.support.scripted_api import KEY, ScriptedApi, closed_port, question_of, scripted_api
 from tests.support.terminal import terminal
 from tests.support.waiting import wait_until
 
@@ -243,6 +244,33 @@ def test_a_server_that_comes_late_is_waited_for(tmp_path: Path) -> None:
         with scripted_api(port) as api:
             assert process.wait(30) == 0
             assert asked(api) == ["a"]
+
+
+def test_a_server_error_is_tried_again_and_then_fails_by_itself(api: ScriptedApi, tmp_path: Path) -> None:
+    api.refuse_first = lambda: (500, {}) if question_of(api.requests[-1]) == "bad" else None
+    output = tmp_path / "out.jsonl"
+    requests = write_lines(tmp_path / "r.jsonl", map(request_line, ["bad", "good"]))
+    assert run(api.base_url, "batch", "run", requests, "--output", output, "--concurrency", "1")[0] == 3
+    (failure,) = read_lines(tmp_path / "out.jsonl.errors.jsonl")
+    assert failure["error"] == {"code": "server_error", "message": "The server answered with HTTP status 500: Not now."}
+    assert Counter(asked(api)) == {"bad": 5, "good": 1}
+    assert [line["custom_id"] for line in read_lines(output)] == ["good"]
+
+
+def test_a_full_disk_leaves_whole_lines(api: ScriptedApi, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    requests = write_lines(tmp_path / "r.jsonl", map(request_line, "abcdefghij"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        code, said = run(api.base_url, "batch", "run", requests, "--output", output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, said.splitlines()[-1]) == (1, f"llava-api: {output} cannot be written (File too large)")
+    assert 0 < len(read_lines(output)) < 10
+    assert output.read_bytes().endswith(b"\n")
+    assert run(api.base_url, "batch", "run", requests, "--output", output)[0] == 0
+    assert [line["custom_id"] for line in read_lines(output)] == list("abcdefghij")
 
 
 def test_a_terminal_shows_how_far_it_is(api: ScriptedApi, tmp_path: Path) -> None:

@@ -109,7 +109,10 @@ def prepare(line: Line, images: ImageFolder) -> Request:
         source = holder[name]
         if not source.lower().startswith(SENT_AS_IT_IS) and len(source) < LONGEST_PATH:
             holder[name] = images.data_url(source)
-    return Request(url.removeprefix("/v1/"), orjson.dumps(body), len(found))
+    try:
+        return Request(url.removeprefix("/v1/"), orjson.dumps(body), len(found))
+    except orjson.JSONEncodeError as error:
+        raise ItemFailed("invalid_request", "body is nested too deeply.") from error
 
 
 def image_places(messages: Any) -> Iterator[tuple[dict[str, Any], str]]:

@@ -57,6 +57,8 @@ def model_of(chosen: argparse.Namespace) -> str:
     """``--model``, else the first model that the server lists. Raises StartupError."""
     from llava_api.cli.api_client import ApiClient
 
+    check_base_url(chosen)
+
     async def first() -> str:
         client = ApiClient(
             base_url_from(chosen.base_url),

@@ -7,6 +7,7 @@ from collections import deque
 
 START = 8
 CUT = 0.7
+SHORTEST_WAIT_SECONDS = 0.05
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
 
@@ -62,7 +63,9 @@ class Pace:
             self.was_refused = True
             self.wait = min(LONGEST_WAIT_SECONDS, max(FIRST_WAIT_SECONDS, self.wait * 2))
         # Many clients that were refused together must not come back together.
-        seconds = (self.wait if retry_after is None else retry_after) * random.uniform(1, 1.2)
+        seconds = (self.wait if retry_after is None else max(retry_after, SHORTEST_WAIT_SECONDS)) * random.uniform(
+            1, 1.2
+        )
         if now + seconds > self.paused_until:
             self.paused_until = now + seconds
             asyncio.get_running_loop().call_later(seconds + 0.001, self.let_in)

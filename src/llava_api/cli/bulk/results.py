@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import tempfile
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import BinaryIO
 
 import orjson
 
-from llava_api.cli.bulk.job import Job, Line
+from llava_api.cli.bulk.job import ItemFailed, Job, Line
 from llava_api.errors import StartupError
 
 
@@ -67,13 +66,21 @@ class ResultFile:
         return Counter({key: len(places) for key, places in self.places.items()})
 
     def add(self, key: Hashable, line: Line) -> None:
-        """Raises StartupError if it cannot be written; what is then in the file is cut at the next start."""
-        data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        """Raises ItemFailed for what cannot be a line, and StartupError if it cannot be written.
+
+        After an error the file is as it was.
+        """
+        try:
+            data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        except orjson.JSONEncodeError as error:
+            raise ItemFailed("invalid_response", "The answer is nested too deeply.") from error
         try:
             written = self.file.write(data)
             if written != len(data):
                 self.file.write(data[written:])
         except OSError as error:
+            # A part of the line may be written, and the requests under way may still add theirs.
+            self.file.truncate(self.size)
             raise self.unwritable(error) from error
         self.places.setdefault(key, deque()).append(self.size)
         self.size += len(data)
@@ -83,22 +90,18 @@ class ResultFile:
         order = [places.popleft() for places in map(self.places.get, keys) if places]
         if order == sorted(order):
             return
+        sorted_path = self.path.with_name(f"{self.path.name}.sorting")
         try:
-            with tempfile.NamedTemporaryFile("wb", dir=self.path.parent, delete=False) as sorted_file:
-                try:
-                    with open(self.path, "rb") as lines:
-                        for place in order:
-                            lines.seek(place)
-                            sorted_file.write(lines.readline())
-                    os.fchmod(sorted_file.fileno(), os.fstat(self.file.fileno()).st_mode & 0o777)
-                    sorted_file.flush()
-                    os.fsync(sorted_file.fileno())
-                    os.replace(sorted_file.name, self.path)
-                except BaseException:
-                    # Ctrl-C included.
-                    Path(sorted_file.name).unlink(missing_ok=True)
-                    raise
+            with open(self.path, "rb") as lines, open(sorted_path, "wb") as sorted_file:
+                for place in order:
+                    lines.seek(place)
+                    sorted_file.write(lines.readline())
+                os.fchmod(sorted_file.fileno(), os.fstat(lines.fileno()).st_mode & 0o777)
+                sorted_file.flush()
+                os.fsync(sorted_file.fileno())
+            os.replace(sorted_path, self.path)
         except OSError as error:
+            sorted_path.unlink(missing_ok=True)
             raise self.unwritable(error) from error
 
     def unwritable(self, error: OSError) -> StartupError:

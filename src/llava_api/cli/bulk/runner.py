@@ -78,22 +78,20 @@ class Runner:
         broken = 0
         while True:
             sent_at = time.monotonic()
-            wait: float | None = None
             try:
                 reply = await self.sender.send(request)
+                self.pace.answered()
+                return reply
             except Busy as busy:
-                wait = busy.retry_after
                 self.check_patience(busy, first)
+                self.pace.refused(sent_at, busy.retry_after)
             except Broken as error:
                 broken += 1
                 if broken == MAX_BROKEN:
                     raise ItemFailed("server_error", str(error)) from error
-            else:
-                self.pace.answered()
-                return reply
-            self.pace.refused(sent_at, wait)
+                if error.connection_lost:
+                    self.pace.refused(sent_at, None)
             self.pace.leave()
-            # Nothing can be raised between these two but the cancellation of everything.
             await self.pace.enter(again=True)
 
     def check_patience(self, busy: Busy, first: float) -> None:

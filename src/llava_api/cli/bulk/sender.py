@@ -29,7 +29,12 @@ class Busy(Exception):
 
 
 class Broken(Exception):
-    """The answer did not come. Another try may work, or break the server again."""
+    """There is no answer. Another try may work, or break the server again."""
+
+    def __init__(self, message: str, *, connection_lost: bool = False) -> None:
+        super().__init__(message)
+        self.connection_lost = connection_lost
+        """Whether the other requests at the server may be lost as well."""
 
 
 class Sender:
@@ -58,7 +63,7 @@ class Sender:
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise Busy(f"no server answers at {self.shown} ({error})") from error
         except httpx2.HTTPError as error:
-            raise Broken(f"The answer broke off ({type(error).__name__}).") from error
+            raise Broken(f"The answer broke off ({type(error).__name__}).", connection_lost=True) from error
         if response.status_code in BUSY:
             raise Busy(f"the server answers with HTTP status {response.status_code}", retry_after(response.headers))
         try:
@@ -67,6 +72,12 @@ class Sender:
             body = response.text[:MAX_TEXT]
         if response.status_code == 401:
             raise StartupError(f"the server at {self.shown} does not accept the API key: name another --api-key-file")
+        if (
+            response.status_code == 200
+            and not isinstance(body, dict)
+            and "json" in response.headers.get("content-type", "")
+        ):
+            raise Broken("The answer is not valid JSON.")
         if not isinstance(body, dict) and response.status_code in (200, 301, 302, 307, 308, 404, 405):
             raise StartupError(f"{self.shown} does not speak OpenAI's API: does its base URL end in /v1?")
         if response.status_code >= 500 or response.status_code == 408:
