@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from llava_api.cli.fleet import control
 from llava_api.errors import StartupError
 from tests.support.serve import Server, have_ended
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 FILE = """
@@ -167,6 +169,24 @@ def test_a_killed_server_is_started_again_and_takes_no_other_along(box: Box) -> 
     assert box.ask("c").status_code == 200
     assert box.process_of("c").pid != killed.pid
     assert box.process_of("slow") == other
+
+
+def test_a_request_that_had_no_byte_yet_is_answered_by_the_next_server(
+    box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def is_at_the_server() -> bool:
+        control.command(box.sockets, "status", None)
+        row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("c "))
+        return row.split()[4] == "1"
+
+    box.ask("c")
+    killed = box.process_of("c")
+    killed.suspend()
+    with ThreadPoolExecutor() as callers:
+        asked = callers.submit(box.ask, "c")
+        wait_until(is_at_the_server)
+        killed.kill()
+        assert asked.result(30).json()["choices"][0]["message"]["content"] == "I am c."
 
 
 def test_the_operator_sees_loads_and_unloads(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
