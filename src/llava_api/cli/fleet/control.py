@@ -47,17 +47,17 @@ def private_folder(folder: Path) -> Path:
     return folder
 
 
-def described(member: Member, now: float) -> dict[str, Any]:
-    return {
-        "model": member.model.name,
-        "state": member.state,
-        "seconds": round(now - member.since) if member.since else None,
-        "requests": member.leases,
-        "waiting": len(member.waiting),
-        "memory": int(member.needs.get("memory", 0)),
-        "gpus": member.model.gpus,
-        "reason": member.reason if member.state is State.FAILED else "",
-    }
+def row(member: Member, now: float) -> list[str]:
+    memory = int(member.needs.get("memory", 0))
+    return [
+        member.model.name,
+        member.state,
+        f"{now - member.since:.0f} s" if member.since else "",
+        str(member.leases),
+        str(len(member.waiting)),
+        readable_size(memory) if memory else "",
+        ",".join(member.model.gpus),
+    ]
 
 
 @asynccontextmanager
@@ -83,7 +83,11 @@ async def obey(fleet: Fleet, asked: dict[str, Any]) -> dict[str, Any]:
             await (fleet.load(member) if asked["command"] == "load" else fleet.unload(member))
         except Unavailable as error:
             return {"error": error.message}
-    return {"models": [described(member, fleet.now()) for member in fleet.members]}
+    failed = [member for member in fleet.members if member.state is State.FAILED]
+    return {
+        "rows": [row(member, fleet.now()) for member in fleet.members],
+        "reasons": [f"{member.model.name}: {member.reason}" for member in failed],
+    }
 
 
 def command(folder: Path, name: str, model: str | None) -> None:
@@ -98,30 +102,11 @@ def command(folder: Path, name: str, model: str | None) -> None:
             said = json.loads(lines.readline() or "{}")
     except OSError as error:
         raise StartupError(f"no fleet runs in {folder} ({error.strerror}); --folder names another folder") from error
-    if "models" not in said:
+    if "rows" not in said:
         raise StartupError(said.get("error", "the fleet ended before it answered"))
-    print_table(said["models"])
-
-
-def print_table(models: list[dict[str, Any]]) -> None:
-    rows = [COLUMNS]
-    for one in models:
-        since = "" if one["seconds"] is None else f"{one['seconds']} s"
-        memory = readable_size(one["memory"]) if one["memory"] else ""
-        rows.append(
-            (
-                one["model"],
-                one["state"],
-                since,
-                str(one["requests"]),
-                str(one["waiting"]),
-                memory,
-                ",".join(one["gpus"]),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    for one in models:
-        if one["reason"]:
-            print(f"{one['model']}: {one['reason']}", file=sys.stderr)
+    rows = [COLUMNS, *said["rows"]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    for reason in said["reasons"]:
+        print(reason, file=sys.stderr)
