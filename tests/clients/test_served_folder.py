@@ -89,6 +89,10 @@ def test_metrics_on_a_port_of_their_own_and_a_line_for_each_request(server: Serv
         assert client.get(f"{main}/metrics").status_code == 401
         assert client.get(f"{main}/metrics", headers=ANNE).status_code == 200
     assert page.value("llava_api_completion_tokens_total", model="shown", key="anne") == 5
+    # The client's one to the main port, and none of the metrics' port.
+    assert page.value("llava_api_connections") == 1
+    assert page.value("llava_api_state", state="ready") == 1
+    assert page.value("llava_api_engine_stall_seconds") == 300
     assert page.labels("vllm:generation_tokens_total", "model_name") == {"shown"}
     assert page.total("vllm:generation_tokens_total") >= 5
     lines = [line for line in server.terminal.splitlines() if "route=/v1/chat/completions" in line]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from llava_api.cli.doctor.software_checks import Import
 from llava_api.cli.flags import demo_folder
 from llava_api.cli.main import build_parser
 from llava_api.settings import Settings
+from tests.support.certificates import Authority
 
 GB = 10**9
 SECRET = "sk-llava-very-secret-0123456789"
@@ -259,6 +261,14 @@ def test_a_free_port_and_a_taken_one() -> None:
     assert network_checks.port(Settings(port=number)).state == "ok"
     assert network_checks.port(Settings(host="192.0.2.1")).state == "fail"
     assert network_checks.port(Settings(host="no-such-host.invalid")).state == "fail"
+
+
+@pytest.mark.parametrize(("days", "state"), [(-0.02, "warn"), (3, "warn"), (60, "ok")])
+def test_a_certificate_that_expires(tmp_path: Path, days: float, state: str) -> None:
+    certificate, key = Authority().pair(valid_for=timedelta(days=days)).write(tmp_path)
+    found = network_checks.tls(Settings(tls_certificate_file=certificate, tls_key_file=key))
+    assert found.state == state
+    assert f"{certificate} {'expired' if days < 0 else 'expires'} at 20" in found.found
 
 
 def test_exposure(tmp_path: Path) -> None:
