@@ -12,7 +12,8 @@ from llava_api.evaluation.files import Sources, by_id, match, read, read_json
 from llava_api.evaluation.result import Result, Score, by_group, overall, percent
 
 SCIENCE_LETTERS = "ABCDE"
-SCIENCE_SENTENCE = re.compile(r"The answer is ([A-E])")
+SCIENCE_SENTENCE = re.compile(r"The answer is ([A-Z]).")
+"""As in LLaVA's script, whose period is any letter but the end of the line."""
 
 
 class Problem(BaseModel):
@@ -22,15 +23,13 @@ class Problem(BaseModel):
 
 
 def science_letter(text: str) -> str | None:
-    """The letter by itself, before a period and more text, or in "The answer is X"."""
-    text = text.replace("\n", ". ")
-    if text.strip() in [*SCIENCE_LETTERS]:
-        return text.strip()
+    """The letter by itself, before a period and more text, or in the only sentence that says which answer it is."""
+    if text in [*SCIENCE_LETTERS]:
+        return text
     if text[1:3] == ". " and text[0] in SCIENCE_LETTERS:
         return text[0]
-    # The sentence with a period comes first.
-    found = re.search(SCIENCE_SENTENCE.pattern + r"\.", text) or SCIENCE_SENTENCE.search(text)
-    return found[1] if found else None
+    found: list[str] = SCIENCE_SENTENCE.findall(text)
+    return found[0] if len(found) == 1 else None
 
 
 def scienceqa(sources: Sources) -> Result:
