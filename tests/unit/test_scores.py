@@ -11,6 +11,7 @@ from llava_api.cli.main import main
 from llava_api.evaluation.choices import mmbench_letter, science_letter
 from llava_api.evaluation.vqa import llava_answer, soft_accuracy
 from llava_api.evaluation.yes_no import mme_answer, pope_says_yes
+from training.evaluation_files import write_pope, write_vqa
 
 Score = Callable[..., dict[str, Any]]
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -441,3 +442,21 @@ def test_annotations_without_answers_are_a_test_split(tmp_path: Path) -> None:
     annotations.write_text(json.dumps([{"image": "v0.jpg", "question": "?"}]))
     answers = answered(tmp_path / "a.jsonl", {"v0.jpg": "yes"})
     assert "use the val split" in refusal("vizwiz", "--answers-file", answers, "--annotations", annotations)
+
+
+def test_the_drawn_questions_are_in_both_formats(score: Score, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    write_pope(tmp_path, 8)
+    write_vqa(tmp_path, 8)
+    files = [tmp_path / name for name in ("coco_pope_random.json", "vqa_questions.jsonl")]
+    asked = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert all((tmp_path / "images" / question["image"]).is_file() for question in asked)
+    right = answered(tmp_path / "pope.jsonl", {question["question_id"]: question["label"] for question in asked[:8]})
+    assert score("pope", right, tmp_path / "coco_pope_random.json")["scores"]["random: accuracy"] == 100
+    annotations = tmp_path / "vqa_annotations.json"
+    rows = json.loads(annotations.read_text())["annotations"]
+    # As a demo checkpoint answers: with a period, and counts as words.
+    words = {"0": "None", "1": "One", "2": "Two", "3": "Three"}
+    texts = {row["question_id"]: words.get(row["answers"][0]["answer"], row["answers"][0]["answer"]) for row in rows}
+    right = answered(tmp_path / "vqa.jsonl", {key: f"{text}." for key, text in texts.items()})
+    assert score("vqav2", right, annotations)["scores"]["accuracy"] == 100

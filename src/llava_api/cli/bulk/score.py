@@ -63,7 +63,8 @@ def table(task: str, result: Result) -> str:
     for score in result.scores:
         cells = [f"{score.value:8.2f}", *(f"{value:8.1f}" for value in score.published or ())]
         lines.append("  ".join([f"{score.name:{width}}", *cells]))
-    lines.append(f"1.5-7B and 1.5-13B: published ({PAPER}). {result.note}".rstrip())
+    if any(score.published for score in result.scores):
+        lines.append(f"1.5-7B and 1.5-13B: published ({PAPER}). {result.note}".rstrip())
     if result.missing:
         lines.append(f"{len(result.missing):,} questions have no answer and count as wrong: {some(result.missing)}")
     if result.unknown:
