@@ -9,7 +9,19 @@ from llava_api.cli.main import build_parser
 from llava_api.routing.replicas import Replicas
 from llava_api.settings import Settings
 from llava_api.telemetry.router_metrics import RouterMetrics
-from tests.support.chart import VERSIONS, Object, check, example, objects, of_kind, only, pods, rendered, selects
+from tests.support.chart import (
+    EXAMPLES,
+    VERSIONS,
+    Object,
+    check,
+    example,
+    objects,
+    of_kind,
+    only,
+    pods,
+    rendered,
+    selects,
+)
 from tests.support.chart_cases import CASES, MULTI_NODE, SCALING, TWO_MODELS
 
 AUTOSCALED = [case for case in CASES if CASES[case].get("autoscaling", {}).get("enabled")]
@@ -36,6 +48,12 @@ def test_pods_whose_slots_are_all_in_use_are_not_removed(case: str) -> None:
         assert desired(scaler, now, llava_api_slots_in_use=math.floor(0.7 * slots), llava_api_queue_depth=0) == now
         assert desired(scaler, now, llava_api_slots_in_use=slots, llava_api_queue_depth=100) == most
     assert desired(scaler, most, llava_api_slots_in_use=0, llava_api_queue_depth=0) == scaler["spec"]["minReplicas"]
+
+
+def test_the_rule_for_prometheus_adapter_in_the_example_offers_each_metric() -> None:
+    (series,) = re.findall('__name__=~"([^"]+)"', EXAMPLES["autoscaling"].read_text(encoding="utf-8"))
+    scaler = only(objects(example("autoscaling")), "HorizontalPodAutoscaler")
+    assert all(re.fullmatch(series, one["pods"]["metric"]["name"]) for one in scaler["spec"]["metrics"])
 
 
 @pytest.mark.parametrize(

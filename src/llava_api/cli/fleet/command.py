@@ -29,7 +29,12 @@ OWN_KEY_NAME = "llava-api-fleet"
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("fleet", help="serve several models under one address", description=__doc__)
+    parser = commands.add_parser(
+        "fleet",
+        help="serve several models under one address",
+        usage="%(prog)s FILE [flags]\n       %(prog)s status|load MODEL|unload MODEL [--folder FOLDER]",
+        description=__doc__,
+    )
     parser.add_argument("what", metavar="FILE|status|load|unload", help="the models' file, or a question to the fleet")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="for load and unload")
     parser.add_argument(

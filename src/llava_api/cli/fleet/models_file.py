@@ -118,6 +118,12 @@ def first_error(error: ValidationError, table: type[BaseModel]) -> str:
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return f"there is no {key} at the top of the file{did_you_mean(key, table)}: settings belong below [[models]]"
+    if key == "models":
+        return 'write each model as a table of its own: [[models]], and below it model = "..."'
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    if first["type"] == "list_type":
+        return f"{key} is a list: {key} = [{first['input']!r}]"
     return f"{key}: {first['msg']}"
 
 
