@@ -280,8 +280,7 @@ async def test_a_crashed_model_takes_no_place_from_the_one_that_came_after_it() 
         box.started[1].ready.set_result(None)
         await asking
         box.fleet.fail(box.members["a"], "the engine was lost", served=True)
-        await asyncio.sleep(0.01)
-        assert box.states()["b"] == "ready"
+        await until(lambda: box.states() == {"a": "unloaded", "b": "ready"})
         assert box.starts() == ["a", "b"]
 
 

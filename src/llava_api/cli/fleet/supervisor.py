@@ -202,6 +202,7 @@ class Fleet:
             else:
                 # It is to be started again after a crash, which is no reason to unload another.
                 member.wanted_since = None
+                self.enter(member, State.UNLOADED)
                 continue
             # If room is being made for this one, no later one may take it.
             held.append(member)
