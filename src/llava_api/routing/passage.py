@@ -40,6 +40,8 @@ NOT_SENT_BACK = HOP_BY_HOP | {b"date", b"x-request-id", b"request-id"}
 MOST_TRIES = 5
 MOST_ANSWERING = 2
 """Backends that may be lost while they answer one request: it might be the request that ends them."""
+MOST_REFUSAL_BYTES = 65_536
+"""Of the answer of a backend that takes no requests, which is held back."""
 LOST = "The server that was answering has stopped: send your request again."
 UNREACHED = "No server could answer this request: send it again in a moment."
 EVENTS, LINES = b"text/event-stream", b"application/x-ndjson"
@@ -143,7 +145,12 @@ class Passage:
                 # Held back until its first bytes are there: until then another backend can answer instead.
                 first = await anext(pieces, b"")
                 if answer.status == 503 and refuses_all(answer.headers, first):
-                    self.refused = answer, first + b"".join([piece async for piece in pieces])
+                    body = bytearray(first)
+                    async for piece in pieces:
+                        body += piece
+                        if len(body) > MOST_REFUSAL_BYTES:
+                            raise BackendLost("its refusal is no error of a server")
+                    self.refused = answer, bytes(body)
                     raise BackendLost("it takes no requests now")
                 self.begun = True
                 await self.pass_back(answer, first)
@@ -172,6 +179,9 @@ class Passage:
         if given is not None:
             exchange.request_id = current().request_id = given.decode("latin-1")
         kept = [(name, value) for name, value in answer.headers if name.lower() not in NOT_SENT_BACK]
+        if any(name.lower() == b"transfer-encoding" for name, _ in answer.headers):
+            # A length beside it says nothing (RFC 9112, 6.3).
+            kept = [(name, value) for name, value in kept if name.lower() != b"content-length"]
         await self.begin(answer.status, kept)
         await self.piece(first)
 

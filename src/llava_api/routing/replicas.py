@@ -32,6 +32,8 @@ NAMES_SECONDS = 5.0
 """Between two look-ups of a name."""
 BUSIER, LEEWAY = 1.25, 4
 """A replica with more than 1.25 times as many open requests as the mean, and 4 more, is passed over."""
+DEFAULTS = {"object": "model", "created": 0, "owned_by": ""}
+"""Of the objects of ``GET /v1/models``."""
 NO_REPLICA = "No server of this model takes requests now: try again in a moment."
 
 
@@ -226,11 +228,20 @@ class Replicas:
             headers = [(b"authorization", f"Bearer {key}".encode())]
         status, body = await self.get(replica.backend, "/v1/models", headers)
         if status == 200:
-            replica.models = orjson.loads(body)["data"]
+            # Not every server's cards have all fields that the router's own answers need.
+            replica.models = [DEFAULTS | card for card in orjson.loads(body)["data"] if isinstance(card["id"], str)]
             replica.next_models = time.monotonic() + MODELS_SECONDS
-            self.known |= {str(card["id"]): card for card in replica.models}
+            self.known |= {card["id"]: card for card in replica.models}
+            self.forget_adapters()
         needs_key = "it lists its models only with an API key: name one with --backend-key-file"
         self.complain(replica.backend.address, needs_key if status == 401 else "")
+
+    def forget_adapters(self) -> None:
+        """Those that have been unloaded: no server lists them, but one lists their model."""
+        listed = {card["id"] for one in self.replicas.values() for card in one.models}
+        for name, card in list(self.known.items()):
+            if name not in listed and name not in self.waiting and card.get("parent") in listed:
+                del self.known[name]
 
     async def get(self, backend: Backend, path: str, headers: Headers | None = None) -> tuple[int, bytes]:
         answer = await self.connections.send(backend, "GET", path, headers or [])

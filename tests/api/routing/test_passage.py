@@ -282,3 +282,29 @@ async def test_servers_on_unix_sockets(tmp_path: Path) -> None:
         assert server.backend.address == f"unix:{path}"
         answer = await client.post(CHAT, json=question())
         assert answer.json()["choices"][0]["message"]["content"] == "A red circle."
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "status"),
+    [
+        (b"503 No\r\nconnection: close", b"x" * 200_000, 503),
+        (b"200 OK\r\ncontent-length: 9\r\ntransfer-encoding: chunked", b"2\r\n{}\r\n0\r\n\r\n", 200),
+    ],
+)
+async def test_answers_that_no_server_should_give(
+    servers: list[Replica], head: bytes, body: bytes, status: int
+) -> None:
+    """A refusal that does not end would fill the memory; a wrong length would cut the answer off."""
+
+    async def strange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %b\r\n\r\n%b" % (head, body))
+        writer.close()
+
+    async with await asyncio.start_server(strange, "127.0.0.1", 0) as server:
+        servers[0].backend = Backend("strange", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with routed(FixedBackends(servers)) as (client, _):
+            answer = await client.post(CHAT, json=question())
+    assert answer.status_code == status
+    assert len(answer.content) < 1000
+    answer.json()

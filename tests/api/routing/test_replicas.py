@@ -268,6 +268,44 @@ class TestModels:
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_ready")
             assert int(answer.headers["retry-after"]) > 0
 
+    @pytest.mark.parametrize("data", [b"[1]", b"{}", b'"one"', b'[{"id":["one"]}]', b'[{"id":"other"}]', b"[null]"])
+    async def test_a_server_with_strange_models_does_not_concern_others(
+        self, servers: list[Replica], data: bytes
+    ) -> None:
+        async def strange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            body = b'{"data":%b}' % data
+            writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+            writer.close()
+
+        async with await asyncio.start_server(strange, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            made = replicas_of(servers, f"http://127.0.0.1:{port}")
+            await made.start()
+            async with routed(made) as (client, _):
+                assert (await client.post(CHAT, json=said("Hello."))).status_code == 200
+                for headers in ({}, {"anthropic-version": "2023-06-01"}):
+                    listed = (await client.get("/v1/models", headers=headers)).json()["data"]
+                    assert {"one", "two"} <= {card["id"] for card in listed}
+
+    async def test_an_adapter_that_was_unloaded_is_unknown_and_one_that_may_come_back_is_not(
+        self, servers: list[Replica], replicas: Replicas
+    ) -> None:
+        one = next(each for each in replicas.replicas.values() if each.serves("one"))
+        birds = one.models[0] | {"id": "birds", "parent": "one"}
+        one.models.append(birds)
+        lost = birds | {"id": "fish", "parent": "a model whose servers are away"}
+        replicas.known |= {"birds": birds, "fish": lost}
+        for each in replicas.replicas.values():
+            each.next_models = 0
+        async with routed(replicas) as (client, _):
+            await replicas.look()
+            codes = [
+                (await client.post(CHAT, json=said("Hello.", model=name))).json()["error"]["code"]
+                for name in ("birds", "fish")
+            ]
+        assert codes == ["model_not_found", "model_not_ready"]
+
     async def test_a_name_with_several_addresses_is_several_replicas(
         self, servers: list[Replica], monkeypatch: pytest.MonkeyPatch
     ) -> None:
