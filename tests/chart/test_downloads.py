@@ -71,6 +71,18 @@ def test_model_and_adapters_are_fetched_to_where_the_server_looks(
     assert (locate_adapter("org/birds", cache) / "adapter_model.safetensors").read_text() == "x"
 
 
+def test_only_the_files_that_are_wanted_are_fetched_and_of_the_revision(
+    tmp_path: Path, repositories: dict[str, Path]
+) -> None:
+    values = {**JOB, "revision": "abc", "download": {"mode": "job", "include": ["*.json"]}}
+    (container,) = [one for one in job_of(values)["initContainers"] if one["name"].startswith("fetch")]
+    with hub(repositories) as served:
+        done = run_at(tmp_path, container, {"HF_ENDPOINT": served.address, "HF_HUB_OFFLINE": "0"})
+    assert done.returncode == 0, done.stderr
+    assert set(served.fetched) == {f"{HUB}/config.json"}
+    assert [path.name for path in tmp_path.rglob("refs/*")] == ["abc"]
+
+
 def test_the_server_waits_for_the_file_that_the_job_makes_last(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     wait = server_of(JOB)["initContainers"][0]
