@@ -11,6 +11,8 @@ from llava_api.cli.main import main
 from llava_api.evaluation.choices import mmbench_letter, science_letter
 from llava_api.evaluation.vqa import llava_answer, soft_accuracy
 from llava_api.evaluation.yes_no import mme_answer, pope_says_yes
+from tests.support.bulk import run
+from tests.support.scripted_api import scripted_api
 from training.evaluation_files import write_pope, write_vqa
 
 Score = Callable[..., dict[str, Any]]
@@ -334,6 +336,9 @@ def test_mmbench(score: Score, tmp_path: Path) -> None:
     facts = score("mmbench", answered(tmp_path / "a.jsonl", texts), annotations)
     assert facts["scores"] == {"CircularEval": 50, "each row": 80}
     assert facts["published"]["llava-1.5-13b"] == {"CircularEval": 67.7}
+    annotations.write_text(annotations.read_text() + "three\tq\n")
+    bad = refusal("mmbench", "--answers-file", tmp_path / "a.jsonl", "--annotations", annotations)
+    assert "mmbench_dev_20230712.tsv line 8: no row of MMBench" in bad
 
 
 @pytest.mark.parametrize(
@@ -460,3 +465,17 @@ def test_the_drawn_questions_are_in_both_formats(score: Score, tmp_path: Path) -
     texts = {row["question_id"]: words.get(row["answers"][0]["answer"], row["answers"][0]["answer"]) for row in rows}
     right = answered(tmp_path / "vqa.jsonl", {key: f"{text}." for key, text in texts.items()})
     assert score("vqav2", right, annotations)["scores"]["accuracy"] == 100
+
+
+def test_the_chunks_that_eval_writes_are_scored(score: Score, tmp_path: Path) -> None:
+    labels = ["yes", "no", "yes", "yes"]
+    rows = [{"question_id": n, "text": "Is it?", "label": label} for n, label in enumerate(labels)]
+    questions = lines(tmp_path / "coco_pope_random.json", *rows)
+    chunks = [tmp_path / f"2_{n}.jsonl" for n in range(2)]
+    with scripted_api() as api:
+        for n, chunk in enumerate(chunks):
+            files = ("--question-file", questions, "--answers-file", chunk)
+            assert run(api.base_url, "eval", *files, "--num-chunks", "2", "--chunk-idx", str(n))[0] == 0
+    # The server answers "A red circle. Is it?", in which there is no no.
+    facts = score("pope", chunks[0], questions, "--answers-file", *chunks)
+    assert (facts["missing"], facts["scores"]["random: accuracy"]) == ([], 75)

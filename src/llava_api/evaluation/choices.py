@@ -5,7 +5,7 @@ import io
 import re
 from collections import defaultdict
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from llava_api.errors import StartupError
 from llava_api.evaluation.files import Sources, by_id, match, read, read_json
@@ -18,7 +18,7 @@ SCIENCE_SENTENCE = re.compile(r"The answer is ([A-Z]).")
 
 class Problem(BaseModel):
     choices: list[str]
-    answer: int
+    answer: int = Field(ge=0, lt=len(SCIENCE_LETTERS))
     image: str | None = None
 
 
@@ -90,7 +90,10 @@ def mmbench(sources: Sources) -> Result:
         raise StartupError(
             f"{sources.annotations}: no columns index, A, B and answer: take a dev split, whose answers are public"
         )
-    questions = {row["index"]: row for row in rows}
+    try:
+        questions = {str(int(row["index"])): row for row in rows}
+    except (ValueError, TypeError, csv.Error) as error:
+        raise StartupError(f"{sources.annotations} line {rows.line_num}: no row of MMBench: {error}") from error
     matched = match(by_id(sources.answers), questions, sources.annotations)
     circles: dict[int, list[bool]] = defaultdict(list)
     for key, row in questions.items():
