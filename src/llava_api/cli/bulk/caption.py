@@ -43,9 +43,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--question", default=QUESTION, metavar="TEXT", help=f'what to ask ("{QUESTION}")')
     parser.add_argument("--schema", metavar="FILE", help="JSON schema of the answers: they become objects")
     parser.add_argument("--model", metavar="NAME", help="which of the server's models (the first)")
-    add_answer_flags(parser)
+    add_answer_flags(parser, temperature=0, max_tokens=MAX_TOKENS)
     add_flags(parser)
-    parser.set_defaults(run=run, temperature=0.0, max_tokens=MAX_TOKENS)
+    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -53,9 +53,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--chunk-idx", type=int, default=0, metavar="NUMBER", help="the chunk to answer, from 0")
     parser.add_argument("--model", "--model-path", metavar="NAME", help="which of the server's models (the first)")
     parser.add_argument("--conv-mode", metavar="NAME", help="no effect: the server decides the prompt")
-    add_answer_flags(parser)
+    add_answer_flags(parser, temperature=0, max_tokens=MAX_NEW_TOKENS)
     add_flags(parser)
-    parser.set_defaults(run=run, temperature=0.0, max_tokens=MAX_NEW_TOKENS)
+    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -56,8 +56,18 @@ def add_question_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-preview", action="store_true", help="do not draw the images in the terminal")
 
 
-def add_answer_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--temperature", type=number, metavar="NUMBER", help="0 always takes the most likely word")
+def add_answer_flags(
+    parser: argparse.ArgumentParser, temperature: float | None = None, max_tokens: int | None = None
+) -> None:
+    """``temperature`` and ``max_tokens``: the defaults."""
+    default = "" if temperature is None else f" (default: {temperature:g})"
+    parser.add_argument(
+        "--temperature",
+        type=number,
+        default=temperature,
+        metavar="NUMBER",
+        help=f"0 always takes the most likely word{default}",
+    )
     parser.add_argument(
         "--top-p", "--top_p", type=number, metavar="NUMBER", help="share of the probability to sample from"
     )
@@ -66,8 +76,9 @@ def add_answer_flags(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         "--max_new_tokens",
         type=int,
+        default=max_tokens,
         metavar="NUMBER",
-        help="maximum length of an answer; without it, what the context leaves",
+        help=f"maximum length of an answer; without it, {max_tokens or 'what the context leaves'}",
     )
     parser.add_argument("--seed", type=int, metavar="NUMBER", help="the same seed gives the same answer")
 
