@@ -2,12 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import httpcore2
 import orjson
 from sse_starlette import ServerSentEvent
 from starlette.requests import Request
@@ -65,7 +64,7 @@ class Passage:
         self.waiting = True
         self.begun = False
         """Whether something of a backend's answer has been sent on."""
-        self.refused: tuple[httpcore2.Response, bytes] | None = None
+        self.refused: tuple[int, Headers, bytes] | None = None
         """The latest answer of a backend that takes no requests."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,7 +139,6 @@ class Passage:
         try:
             answer = await self.router.connections.send(backend, request.method, target(request), headers, self.body)
             try:
-                assert not isinstance(answer.stream, Iterable)
                 pieces = aiter(answer.stream)
                 # Held back until its first bytes are there: until then another backend can answer instead.
                 first = await anext(pieces, b"")
@@ -150,15 +148,14 @@ class Passage:
                         body += piece
                         if len(body) > MOST_REFUSAL_BYTES:
                             raise BackendLost("its refusal is no error of a server")
-                    self.refused = answer, bytes(body)
+                    self.refused = answer.status, answer.headers, bytes(body)
                     raise BackendLost("it takes no requests now")
                 self.begun = True
-                await self.pass_back(answer, first)
+                await self.pass_back(answer.status, answer.headers, first)
                 async for piece in pieces:
                     await self.piece(piece)
             finally:
-                with suppress(Exception):
-                    await answer.aclose()
+                await answer.aclose()
         except NETWORK_ERRORS as error:
             if self.begun:
                 raise EngineStopped(LOST) from error
@@ -166,23 +163,20 @@ class Passage:
             raise BackendLost(f"{type(error).__name__} {error}", was_answering) from error
         await self.end()
 
-    async def pass_back(self, answer: httpcore2.Response, first: bytes) -> None:
+    async def pass_back(self, status: int, headers: Headers, first: bytes) -> None:
         if self.media:
             # The status has been sent with a comment.
-            if answer.status != 200:
+            if status != 200:
                 await self.piece(error_event(self.request.scope["path"], first))
             else:
                 await self.piece(first)
             return
         exchange = exchange_of(self.request.scope)
-        given = next((value for name, value in answer.headers if name.lower() == b"x-request-id"), None)
+        given = next((value for name, value in headers if name.lower() == b"x-request-id"), None)
         if given is not None:
             exchange.request_id = current().request_id = given.decode("latin-1")
-        kept = [(name, value) for name, value in answer.headers if name.lower() not in NOT_SENT_BACK]
-        if any(name.lower() == b"transfer-encoding" for name, _ in answer.headers):
-            # A length beside it says nothing (RFC 9112, 6.3).
-            kept = [(name, value) for name, value in kept if name.lower() != b"content-length"]
-        await self.begin(answer.status, kept)
+        kept = [(name, value) for name, value in headers if name.lower() not in NOT_SENT_BACK]
+        await self.begin(status, kept)
         await self.piece(first)
 
     async def begin(self, status: int, headers: Headers) -> None:
