@@ -56,6 +56,7 @@ OLLAMA_DETAILS = {"parent_model": "", "format": "safetensors", "family": "llava"
 OLLAMA_DETAILS |= {"parameter_size": "", "quantization_level": ""}
 SHORT = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 """What --short-paths serves without /v1 too, with the addresses below them."""
+NOT_THERE = "No server that answers has this model, and others do not answer: check the name, or try again in a moment."
 
 
 class Router:
@@ -119,7 +120,8 @@ class Router:
         except NotFound:
             if self.backends.complete:
                 raise
-            raise Unavailable(UNREACHED, code=ErrorCode.MODEL_NOT_READY) from None
+            message = f"{NOT_THERE} Known: {', '.join(names)}."
+            raise Unavailable(message, code=ErrorCode.MODEL_NOT_READY) from None
 
     # Stored responses, which their replica holds
 

@@ -46,6 +46,7 @@ class Replica:
     next_models: float = 0.0
     """When to ask for them again."""
     open_requests: int = 0
+    asked: bool = False
 
     def serves(self, model: str) -> bool:
         return any(card["id"] == model for card in self.models)
@@ -203,18 +204,19 @@ class Replicas:
 
     async def ask(self, replica: Replica) -> None:
         """Ask a backend whether it is ready, and at times for its models."""
-        ready = False
+        ready, reason = False, ""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 ready = (await self.get(replica.backend, "/health/ready"))[0] == 200
                 if ready and time.monotonic() >= replica.next_models:
                     await self.list_models(replica)
         except (TimeoutError, ValueError, KeyError, TypeError, *NETWORK_ERRORS) as error:
-            log.debug("backend %s: %r", replica.backend.name, error)
+            reason = f": {error!r}"
         ready = ready and bool(replica.models)
-        if ready != replica.ready:
-            log.info("backend %s %s", replica.backend.name, "is ready" if ready else "takes no requests")
-        replica.ready = ready
+        # The first time too: the address may be wrong.
+        if ready != replica.ready or not replica.asked:
+            log.info("backend %s %s", replica.backend.name, "is ready" if ready else f"takes no requests{reason}")
+        replica.ready, replica.asked = ready, True
 
     async def list_models(self, replica: Replica) -> None:
         headers: Headers = []

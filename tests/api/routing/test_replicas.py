@@ -260,13 +260,18 @@ class TestModels:
         with pytest.raises(StartupError, match="no API key that is not a hash"):
             plain_key(tmp_path)
 
-    async def test_a_model_that_may_still_come_is_not_unknown(self, servers: list[Replica]) -> None:
+    async def test_a_model_that_may_still_come_is_not_unknown(
+        self, servers: list[Replica], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "llava_api")
         replicas = replicas_of(servers[:1], "http://127.0.0.1:9")
         await replicas.start()
         async with routed(replicas) as (client, _):
             answer = await client.post(CHAT, json=said("a", model="two"))
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_ready")
+            assert answer.json()["error"]["message"].endswith("check the name, or try again in a moment. Known: one.")
             assert int(answer.headers["retry-after"]) > 0
+        assert "backend 127.0.0.1:9 takes no requests: ConnectError" in caplog.text
 
     @pytest.mark.parametrize("data", [b"[1]", b"{}", b'"one"', b'[{"id":["one"]}]', b'[{"id":"other"}]', b"[null]"])
     async def test_a_server_with_strange_models_does_not_concern_others(
