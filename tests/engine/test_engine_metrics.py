@@ -34,7 +34,8 @@ async def test_vllms_series_stand_beside_ours(running: Running) -> None:
             # Other tests start engines in this process too.
             assert "endless" in page.labels("vllm:num_requests_running", "model_name")
             assert page.value("vllm:num_requests_running", **ENGINE) == 0
-            assert series_used() <= page.names()
+            # Ours are looked for in tests/unit/test_dashboard.py: some come with a router, a fleet or TLS only.
+            assert {name for name in series_used() if not name.startswith("llava_api_")} <= page.names()
         for name in ("vllm:generation_tokens_total", "llava_api_completion_tokens_total"):
             assert page.total(name) - before.total(name) == 20, name
         assert page.total("vllm:num_requests_running") == 0
