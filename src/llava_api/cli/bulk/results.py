@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +21,7 @@ class ResultFile:
 
     def __init__(self, path: Path, job: Job) -> None:
         self.path = path
-        self.places: dict[Hashable, deque[int]] = {}
+        self.places: dict[Hashable, list[int]] = {}
         """Where the lines of a key start. Two questions may have the same key."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ class ResultFile:
                         if not (line.startswith(job.line_start) or job.line_start.startswith(line)):
                             raise ValueError
                         break
-                    self.places.setdefault(job.key_of(orjson.loads(line)), deque()).append(size)
+                    self.places.setdefault(job.key_of(orjson.loads(line)), []).append(size)
                 except (ValueError, LookupError, TypeError):
                     raise StartupError(
                         f"{self.path} line {number} is not a line that this command writes: name another file"
@@ -82,12 +82,12 @@ class ResultFile:
             # A part of the line may be written, and the requests under way may still add theirs.
             self.file.truncate(self.size)
             raise self.unwritable(error) from error
-        self.places.setdefault(key, deque()).append(self.size)
+        self.places.setdefault(key, []).append(self.size)
         self.size += len(data)
 
     def sort(self, keys: Iterable[Hashable]) -> None:
         """Put the lines into the order of ``keys``, in which each line has its key: all of them or none."""
-        order = [places.popleft() for places in map(self.places.get, keys) if places]
+        order = [places.pop(0) for places in map(self.places.get, keys) if places]
         if order == sorted(order):
             return
         sorted_path = self.path.with_name(f"{self.path.name}.sorting")
