@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from llava_api.chat.adapters import Adapters
 from llava_api.cli.serve import check_lora_keys
+from llava_api.engine.base import Adapter
 from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing
 from llava_api.server.services import Services
@@ -456,3 +457,25 @@ async def test_a_new_engine_gets_what_is_served_now_and_one_that_fails_there_is_
     await adapters.load_into(restarted)
     assert [adapter.name for adapter in restarted.adapters] == ["cats"]
     assert await names(admin) == ["owner/tiny", "tiny", "cats"]
+
+
+async def test_an_adapter_that_is_unloaded_while_the_engine_starts_again_is_not_loaded(
+    admin: httpx.AsyncClient, services: Services
+) -> None:
+    adapters = services.model.adapters
+    await unload(admin, "birds")
+    for name in ("cats", "dogs"):
+        await load(admin, name, name)
+
+    class Restarted(ScriptedEngine):
+        async def load_adapter(self, adapter: Adapter) -> None:
+            for name in ("cats", "dogs"):
+                if name in adapters.served:
+                    adapters.unload(self, name)
+            raise StartupError("its folder is gone")
+
+    restarted = Restarted()
+    await adapters.load_into(ScriptedEngine())
+    await adapters.load_into(restarted)
+    assert restarted.adapters == []
+    assert await names(admin) == ["owner/tiny", "tiny"]

@@ -1,13 +1,19 @@
 """The fleet's decisions, with scripted servers: which models are loaded, and what waiting requests get."""
 
 import asyncio
+import socket
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TextIO
 
 import pytest
 
+from llava_api.cli.fleet.child import Child
 from llava_api.cli.fleet.models_file import FleetModel
-from llava_api.cli.fleet.supervisor import Fleet, Member
+from llava_api.cli.fleet.supervisor import Fleet, Member, Server
 from llava_api.errors import StartupError, Unavailable
 from llava_api.settings import Settings
 from tests.support.clock import Clock
@@ -40,6 +46,8 @@ class ScriptedServer:
 class Machine:
     """A fleet whose servers get ready at once, unless their name is in ``slow``."""
 
+    running: asyncio.Task[str]
+
     def __init__(
         self, needs: Mapping[str, Mapping[str, float]], capacity: Mapping[str, float], idle: float = 0
     ) -> None:
@@ -47,6 +55,8 @@ class Machine:
         self.slow: set[str] = set()
         self.broken: dict[str, str] = {}
         """Model -> why it cannot start."""
+        self.short_lived: set[str] = set()
+        """Models whose servers end as soon as they are ready."""
         self.started: list[ScriptedServer] = []
         members = [
             Member(FleetModel(name, name, {}, Settings(), idle_seconds=idle, names=[name]), dict(needs[name]))
@@ -66,7 +76,9 @@ class Machine:
         return server
 
     async def listed(self, member: Member) -> None:
-        pass
+        if member.model.name in self.short_lived:
+            self.started[-1].crash("it was killed")
+            await asyncio.wait({self.started[-1].ended})
 
     def starts(self) -> list[str]:
         return [server.name for server in self.started]
@@ -86,12 +98,12 @@ async def machine(
     needs: Mapping[str, Mapping[str, float]], capacity: Mapping[str, float] | None = None, idle: float = 0
 ) -> AsyncIterator[Machine]:
     made = Machine(needs, capacity or {"memory": 10, "group": 1}, idle)
-    running = asyncio.create_task(made.fleet.run())
+    made.running = asyncio.create_task(made.fleet.run())
     try:
         yield made
     finally:
         await made.fleet.close()
-        running.cancel()
+        made.running.cancel()
 
 
 SMALL: Mapping[str, Mapping[str, float]] = {"a": {"memory": 4}, "b": {"memory": 4}, "c": {"memory": 4}}
@@ -232,6 +244,37 @@ async def test_a_request_that_goes_in_the_moment_it_may_begin_keeps_no_place() -
         assert member.leases == 0
 
 
+async def test_a_server_that_ends_as_soon_as_it_is_ready_is_a_failed_load() -> None:
+    async with machine(SMALL) as box:
+        box.short_lived = {"a"}
+        with pytest.raises(Unavailable, match="The model a could not be loaded: it was killed"):
+            await box.ask("a")
+        assert box.members["a"].leases == 0
+
+
+async def test_a_server_that_is_just_being_started_is_ended_with_the_fleet() -> None:
+    async with machine(SMALL) as box:
+        starting = asyncio.Event()
+        start = box.fleet.start
+
+        async def slow_start(member: Member) -> Server:
+            await starting.wait()
+            return await start(member)
+
+        box.fleet.start = slow_start
+        asking = asyncio.create_task(box.ask("a"))
+        await until(lambda: box.states()["a"] == "loading")
+        closing = asyncio.create_task(box.fleet.close())
+        await asyncio.sleep(0)
+        box.running.cancel()
+        starting.set()
+        async with asyncio.timeout(5):
+            await closing
+        assert box.started[0].ended.done()
+        with pytest.raises(Unavailable):
+            await asking
+
+
 async def test_a_model_that_cannot_start_gives_the_reason_and_is_tried_again_later() -> None:
     async with machine(SMALL) as box:
         box.broken = {"a": "out of memory: serve a smaller checkpoint"}
@@ -321,3 +364,29 @@ async def test_the_end_ends_all_and_refuses_who_waits() -> None:
             with pytest.raises(Unavailable, match="stopping"):
                 await box.ask("a")
         assert all(server.ended.done() for server in box.started)
+
+
+def full_disk() -> TextIO:
+    return open("/dev/full", "w", buffering=1)
+
+
+async def test_a_full_disk_for_the_log_does_not_block_a_models_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = "for _ in range(20_000): print('x' * 100)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", writes, stdout=PIPE)
+    news, other = socket.socketpair(type=socket.SOCK_DGRAM)
+    news.setblocking(False)
+    with other, full_disk() as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        model = FleetModel("a", "a", {}, Settings())
+        try:
+            async with asyncio.timeout(20):
+                reason = await Child(model, tmp_path / "0.sock", news, process).ended
+        finally:
+            monkeypatch.undo()
+            with suppress(ProcessLookupError):
+                process.kill()
+            with suppress(OSError):
+                full.close()
+    assert reason.startswith("its server ended with exit code 0")

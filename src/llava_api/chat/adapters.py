@@ -89,13 +89,16 @@ class Adapters:
         Raises StartupError. When an engine is started again, an adapter that fails is no longer served instead.
         """
         for adapter in list(self.served.values()):
+            if self.served.get(adapter.name) is not adapter:
+                # It was unloaded while the others were loaded.
+                continue
             try:
                 await engine.load_adapter(adapter)
             except StartupError as error:
                 if not self.engine_has_started:
                     raise StartupError(f"--lora {adapter.name}: {error}") from error
                 log.error("the adapter %s is no longer served: %s", adapter.name, error)
-                del self.served[adapter.name]
+                self.served.pop(adapter.name, None)
             except EngineStopped as error:
                 raise StartupError(f"the engine ended while it loaded the adapter {adapter.name}") from error
         self.engine_has_started = True

@@ -108,8 +108,11 @@ class Child:
                 if not line or TRY_IT.search(line):
                     continue
                 self.last_line = line.decode(errors="replace")
-                sys.stderr.write(f"{prefix}{self.last_line}\n")
-            sys.stderr.flush()
+                # With a full disk the line is lost, and the server must not wait until somebody reads the next ones.
+                with suppress(OSError):
+                    sys.stderr.write(f"{prefix}{self.last_line}\n")
+            with suppress(OSError):
+                sys.stderr.flush()
 
 
 async def start(model: FleetModel, address: Path, keys: Sequence[str]) -> Child:

@@ -247,10 +247,14 @@ class Fleet:
         served = False
         try:
             member.server = await self.start(member)
+            if self.stopping:
+                # ``close`` could not end it yet.
+                member.server.terminate()
             self.changed.set()
             await member.server.until_ready()
             await self.on_ready(member)
-            if member.state is State.LOADING:
+            # If it has ended meanwhile, those who wait get the reason.
+            if member.state is State.LOADING and not member.server.ended.done():
                 served = True
                 self.serve(member)
             reason = await asyncio.shield(member.server.ended)
