@@ -131,3 +131,10 @@ def test_a_server_sees_its_gpus_and_keys_but_not_the_address(tmp_path: Path, mon
     assert found["LLAVA_MAX_NUM_SEQS"] == "3"
     assert "LLAVA_PORT" not in found
     assert not [flag for flag in flags_of(model.given) if "sk-1" in flag]
+
+
+def test_no_password_is_in_the_list_of_processes(tmp_path: Path) -> None:
+    url = "redis://:a-password@limits:6379/0"
+    (model,) = read(tmp_path, f'[[models]]\nmodel = "a"\nrate_limit_redis_url = "{url}"\nrequests_per_minute = 5')
+    assert flags_of(model.given) == ["--requests-per-minute=5"]
+    assert environment(model, tmp_path / "news", [])["LLAVA_RATE_LIMIT_REDIS_URL"] == url

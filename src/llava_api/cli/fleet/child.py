@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from llava_api.cli.fleet.models_file import LISTENING, FleetModel, flags_of
+from llava_api.cli.fleet.models_file import LISTENING, WITH_PASSWORDS, FleetModel, flags_of
 from llava_api.errors import StartupError
 from llava_api.settings import variable_of
 
@@ -152,6 +152,7 @@ def environment(model: FleetModel, news_path: Path, keys: Sequence[str]) -> dict
     found["NOTIFY_SOCKET"] = str(news_path)
     # Flags would show in the list of processes.
     found[variable_of("api_key")] = ",".join(keys)
+    found.update({variable_of(name): str(model.given[name]) for name in WITH_PASSWORDS if model.given.get(name)})
     if model.gpus:
         # The numbers that nvidia-smi shows.
         found.update(CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=",".join(model.gpus))

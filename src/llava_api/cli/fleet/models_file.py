@@ -24,6 +24,9 @@ They do get the keys, so that each key's limits hold there too."""
 OF_FLEET = LISTENING | marked(Mark.PUBLIC_SERVER)
 """Settings that one model cannot have for itself."""
 
+WITH_PASSWORDS = ("rate_limit_redis_url", "otlp_endpoint")
+"""Settings that may contain a password. The models' servers get them as variables, because ``ps`` shows flags."""
+
 
 class Table(BaseModel):
     """The keys of a ``[[models]]`` table that are not settings of ``llava-api serve``."""
@@ -137,7 +140,7 @@ def flags_of(given: Mapping[str, Any]) -> list[str]:
     """The settings as flags of ``llava-api serve``, but for secrets, which ``ps`` would show."""
     flags: list[str] = []
     for name, value in given.items():
-        if name in marked(Mark.SECRET):
+        if name in marked(Mark.SECRET) or name in WITH_PASSWORDS:
             continue
         flag = flag_of(name)
         if isinstance(value, bool):
