@@ -14,9 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from llava_api.protocol.chat import ChatCompletionRequest
-from tests.support.chart import CHART, EXAMPLES, GOLDEN, ROOT, golden, objects, of_kind, only, rendered
+from tests.support.chart import (
+    CHART,
+    EXAMPLES,
+    GOLDEN,
+    ROOT,
+    VERSIONS,
+    check,
+    example,
+    golden,
+    objects,
+    of_kind,
+    only,
+    rendered,
+)
 from tests.support.chart_cases import CASES, MULTI_NODE, TWO_MODELS
 
 DEMO_PICTURE = ROOT / "src" / "llava_api" / "demo" / "red-circle.png"
@@ -35,6 +49,14 @@ def test_every_golden_render_has_its_example() -> None:
 def test_every_example_is_in_the_docs() -> None:
     text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
     assert [name for name in EXAMPLES if f"`{name}.yaml`" not in text] == []
+
+
+def test_kubernetes_takes_the_claims_template_of_the_example() -> None:
+    lines = EXAMPLES["dra"].read_text(encoding="utf-8").splitlines()
+    template = yaml.safe_load("\n".join(line[4:] for line in lines if line.startswith("#   ")))
+    check(template, VERSIONS[-1])
+    (claim,) = example("dra")["podSpec"]["resourceClaims"]
+    assert claim["resourceClaimTemplateName"] == template["metadata"]["name"]
 
 
 def told(values: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from llava_api.cli.fleet.supervisor import Fleet, Member, State
 from llava_api.errors import StartupError, Unavailable
-from llava_api.units import readable_size
+from llava_api.units import readable_size, readable_time
 
 COMMANDS = ("status", "load", "unload")
 SOCKET = "control.sock"
@@ -52,7 +52,7 @@ def row(member: Member, now: float) -> list[str]:
     return [
         member.model.name,
         member.state,
-        f"{now - member.since:.0f} s" if member.since else "",
+        readable_time(now - member.since) if member.since else "",
         str(member.leases),
         str(len(member.waiting)),
         readable_size(memory) if memory else "",
