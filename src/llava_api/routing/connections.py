@@ -28,6 +28,9 @@ MOST_IDLE = 64
 READ_AHEAD_BYTES = 262_144
 """Of an answer that its client does not read; then the backend waits."""
 
+MOST_HEAD_BYTES = 131_072
+"""Of an answer's status and headers, together with the interim answers before it."""
+
 
 class ConnectionBroken(Exception):
     """A connection ended or stayed silent, or what came over it is not HTTP."""
@@ -65,13 +68,19 @@ class Answer(asyncio.Protocol):
         self.headers: Headers = []
         self.head_is_complete = self.is_complete = self.stays_open = self.paused = False
         self.pieces: deque[bytes] = deque()
-        self.held_bytes = 0
+        self.held_bytes = self.head_bytes = 0
         self.transport.write(request)
         if body:
             self.transport.write(body)
 
+    def on_message_begin(self) -> None:
+        if self.head_is_complete:
+            # The rest of it must not become the answer to the next request.
+            raise ValueError("it answered twice")
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name, value))
+        if not self.head_is_complete:
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self.status = self.parser.get_status_code()
@@ -100,6 +109,9 @@ class Answer(asyncio.Protocol):
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:
             self.fail(str(error))
+        self.head_bytes += 0 if self.head_is_complete else len(data)
+        if self.head_bytes > MOST_HEAD_BYTES:
+            self.fail("its headers do not end")
         if self.held_bytes > READ_AHEAD_BYTES and not self.paused:
             self.paused = True
             self.transport.pause_reading()
@@ -148,7 +160,7 @@ class Answer(asyncio.Protocol):
 
     async def aclose(self) -> None:
         """Keep the connection for another request, or close it if the answer has not been read to its end."""
-        read = self.is_complete and not self.pieces and not self.without_body
+        read = self.is_complete and not self.pieces and not self.without_body and not self.paused
         if self.broken or not read or not self.stays_open or len(self.idle) >= MOST_IDLE:
             self.fail("given up")
         else:
