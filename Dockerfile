@@ -74,7 +74,7 @@ COPY packaging/image/health.py /opt/llava-api/health.py
 #
 # LLAVA_MAKE_KEY: a container has to listen on 0.0.0.0 to be reached at all, and `docker run -p 8000:8000` opens it to
 # every network that the host is in, past the host's own firewall rules. Answering everybody by default is out of the
-# question, and so is a key that stands in a public image. So where no key is configured the server makes one for this
+# question, and so is a key in a public image. So if no key is configured, the server makes one for this
 # run and shows it, with a curl line, in its log (Jupyter does the same). Keys of your own (LLAVA_API_KEY_FILE,
 # LLAVA_API_KEY_DIR) or LLAVA_ALLOW_ANONYMOUS=true, said by you, take its place.
 ENV PATH=/opt/llava-api/app/bin:/opt/llava-api/bin:$PATH \

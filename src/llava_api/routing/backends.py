@@ -50,7 +50,7 @@ class Backends(Protocol):
 
     @property
     def complete(self) -> bool:
-        """Whether ``models`` are all. If not, a request for another model is told to come again."""
+        """Whether ``models`` are all. If not, a request for another model may find it later."""
 
     def running(self) -> Sequence[Backend]:
         """Backends that answer requests now, of all models."""

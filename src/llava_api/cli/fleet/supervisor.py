@@ -102,7 +102,7 @@ class Fleet:
     async def lease(self, member: Member, seconds: float | None = None) -> AsyncIterator[Server]:
         """The model's server, once it is ready; it is not unloaded before the end of the block.
 
-        Raises Unavailable with the reason if the model cannot be loaded, or is not within so many seconds.
+        Raises Unavailable with the reason if the model cannot be loaded, or is not within ``seconds``.
         """
         try:
             async with asyncio.timeout(seconds):
