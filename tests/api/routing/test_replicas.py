@@ -271,7 +271,7 @@ class TestModels:
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_ready")
             assert answer.json()["error"]["message"].endswith("check the name, or try again in a moment. Known: one.")
             assert int(answer.headers["retry-after"]) > 0
-        assert "backend 127.0.0.1:9 takes no requests: ConnectError" in caplog.text
+        assert "backend 127.0.0.1:9 takes no requests: NotConnected" in caplog.text
 
     @pytest.mark.parametrize("data", [b"[1]", b"{}", b'"one"', b'[{"id":["one"]}]', b'[{"id":"other"}]', b"[null]"])
     async def test_a_server_with_strange_models_does_not_concern_others(
