@@ -18,6 +18,7 @@ from llava_api.errors import StartupError
 from llava_api.limits.keys import KeyRing
 from llava_api.server.services import Services
 from llava_api.settings import Settings
+from llava_api.telemetry.metrics import MOST_MODELS
 from tests.api.test_chat import CHAT, text_body
 from tests.support.metrics_page import read_page
 from tests.support.scripted_engine import ScriptedEngine
@@ -479,3 +480,15 @@ async def test_an_adapter_that_is_unloaded_while_the_engine_starts_again_is_not_
     await adapters.load_into(restarted)
     assert restarted.adapters == []
     assert await names(admin) == ["owner/tiny", "tiny"]
+
+
+async def test_metrics_do_not_grow_with_every_name_that_an_adapter_ever_had(
+    admin: httpx.AsyncClient, services: Services
+) -> None:
+    earlier = {f"earlier-{number}" for number in range(MOST_MODELS - len(services.metrics.models))}
+    services.metrics.models |= earlier
+    await load(admin, "cats", "cats")
+    assert (await ask(admin, "cats")).status_code == 200
+    page = read_page((await admin.get("/metrics")).text)
+    assert page.value("llava_api_request_outcomes_total", outcome="ok", model="other") == 1
+    assert "cats" not in services.metrics.models

@@ -24,6 +24,7 @@ from llava_api.telemetry.record import GAP_BOUNDS_SECONDS, OUTCOMES, Loss, Reque
 State = Literal["loading", "ready", "restarting", "draining", "lost"]
 """lost: the engine is gone for good, and the process ends."""
 
+MOST_MODELS = 1000
 OTHER = "other"
 NONE = "-"
 """The label of requests that named no model."""
@@ -208,9 +209,11 @@ class Metrics:
     def serve_model(self, names: Iterable[str], model: str, **labels: str) -> None:
         """Publish the model. ``names``: all model names that requests may use, including adapters.
 
-        Earlier names stay: an adapter that was unloaded may still be answering.
+        Earlier names stay: an adapter that was unloaded may still be answering. When there have been very many, such as
+        an adapter for each user, new ones are "other".
         """
-        self.models |= frozenset(names)
+        new = [name for name in names if name not in self.models]
+        self.models |= frozenset(new[: MOST_MODELS - len(self.models)])
         self.model = model
         for name in (*self.models, NONE, OTHER):
             for outcome in OUTCOMES:
