@@ -97,6 +97,8 @@ def test_a_killed_server_costs_no_answer(tmp_path: Path) -> None:
     ("flags", "words"),
     [
         (["--backend", "gpu1:8000"], "write it as http://HOST:PORT"),
+        (["--backend", "http://gpu1:99999"], "write it as http://HOST:PORT"),
+        (["--backend", "http://gpu1:0"], "write it as http://HOST:PORT"),
         (["--backend", "http://127.0.0.1:9", "--backend-key-file", "/no/such"], "/no/such"),
         (["--backend", "http://127.0.0.1:9", "--host", "0.0.0.0"], "--allow-anonymous"),
     ],

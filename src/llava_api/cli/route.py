@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from llava_api.cli.flags import FRONT_SETTINGS, add_flags, read_settings
 from llava_api.cli.notify import notify
@@ -58,7 +59,7 @@ def run(chosen: argparse.Namespace) -> None:
     settings = read_settings(chosen)
     set_up_logging(settings.log_level, settings.log_format)
     for address in chosen.backend:
-        if not ADDRESS.fullmatch(address):
+        if not is_address(address):
             raise StartupError(f"--backend {address}: write it as http://HOST:PORT, https://HOST:PORT or unix:/PATH")
     key = chosen.backend_key_file and chosen.backend_key_file.expanduser()
     if key is not None:
@@ -79,3 +80,11 @@ def run(chosen: argparse.Namespace) -> None:
         )
     if lifecycle.failure is not None:
         raise lifecycle.failure
+
+
+def is_address(text: str) -> bool:
+    try:
+        # The port is 65535 at most.
+        return ADDRESS.fullmatch(text) is not None and urlsplit(text).port != 0
+    except ValueError:
+        return False

@@ -189,8 +189,8 @@ class Replicas:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
             found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            self.complain(address, f"its name is not known: {error.strerror}")
+        except (OSError, UnicodeError) as error:
+            self.complain(address, f"its name is not known: {getattr(error, 'strerror', None) or error}")
             return self.latest.get(address, [])
         self.complain(address, "")
         # A machine with addresses of both kinds is one replica.

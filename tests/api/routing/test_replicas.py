@@ -311,6 +311,15 @@ class TestModels:
             ]
         assert codes == ["model_not_found", "model_not_ready"]
 
+    async def test_a_name_that_cannot_be_one_does_not_concern_others(
+        self, servers: list[Replica], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        replicas = replicas_of(servers[:1], "http://gpu1..example:80")
+        await replicas.start()
+        assert len(replicas.running()) == 1
+        assert "backend http://gpu1..example:80: its name is not known" in caplog.text
+        await replicas.close()
+
     async def test_a_name_with_several_addresses_is_several_replicas(
         self, servers: list[Replica], monkeypatch: pytest.MonkeyPatch
     ) -> None:

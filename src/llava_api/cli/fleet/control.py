@@ -69,8 +69,12 @@ async def control_socket(fleet: Fleet, listener: socket.socket) -> AsyncIterator
             await writer.drain()
         writer.close()
 
-    async with await asyncio.start_unix_server(answer, sock=listener):
+    server = await asyncio.start_unix_server(answer, sock=listener)
+    try:
         yield
+    finally:
+        # Python 3.12 and later would wait for those who have connected and ask nothing.
+        server.close()
 
 
 async def obey(fleet: Fleet, asked: dict[str, Any]) -> dict[str, Any]:
