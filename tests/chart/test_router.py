@@ -86,6 +86,14 @@ def test_the_router_takes_the_largest_body_that_a_model_takes() -> None:
     assert router_of(TWO_MODELS).settings["LLAVA_MAX_BODY_BYTES"] == str(Settings().max_body_bytes)
 
 
+def test_the_router_waits_as_long_as_the_slowest_model_may_take() -> None:
+    slow: Object = {"models": [{**TWO_MODELS["models"][0], "settings": {"request_timeout_seconds": 1800}}]}
+    assert float(router_of(slow).settings["LLAVA_REQUEST_TIMEOUT_SECONDS"]) == 1800
+    own = {**slow, "router": {"settings": {"request_timeout_seconds": 900}}}
+    assert float(router_of(own).settings["LLAVA_REQUEST_TIMEOUT_SECONDS"]) == 900
+    assert "LLAVA_REQUEST_TIMEOUT_SECONDS" not in router_of(TWO_MODELS).settings
+
+
 def test_settings_of_an_engine_are_refused() -> None:
     with pytest.raises(HelmError, match="max_model_len"):
         rendered({**TWO_MODELS, "router": {"settings": {"max_model_len": 4096}}})

@@ -18,6 +18,11 @@
 {{- range (include "llava-api.servers" . | fromYaml).servers }}{{ $body = max $body (int (default 0 .settings.max_body_bytes)) }}{{ end }}
 {{- /* What concerns a server in front of the models' own: FRONT_SETTINGS of cli/flags.py; a test compares them. */}}
 {{- $top := pick .Values.settings "trusted_proxies" "root_path" "log_level" "cors_allow_origins" "allowed_hosts" "any_model" "ollama_api" "short_paths" "accept_request_ids" "request_timeout_seconds" "stream_head_seconds" "stream_keep_alive_seconds" "max_connections" "max_header_bytes" "receive_timeout_seconds" "body_timeout_seconds" "reader_timeout_seconds" "keep_alive_seconds" }}
+{{- /* It must not take a server that still computes for a lost one: the request would be computed twice. */}}
+{{- range (include "llava-api.servers" . | fromYaml).servers }}
+{{- $seconds := default 600 .settings.request_timeout_seconds }}
+{{- if gt (float64 $seconds) (float64 (default 600 $top.request_timeout_seconds)) }}{{ $_ := set $top "request_timeout_seconds" $seconds }}{{ end }}
+{{- end }}
 {{- $settings := merge (deepCopy .Values.router.settings) (dict "max_inflight_bytes" 1000000000 "max_body_bytes" $body) $top }}
 {{- $own := include "llava-api.listening" (list .Values $settings) | fromYaml }}
 {{- $_ := set $own "drain_timeout_seconds" (include "llava-api.routerDrain" . | int) -}}
