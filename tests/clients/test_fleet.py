@@ -221,12 +221,18 @@ def test_metrics_of_all_models_are_on_one_page(box: Box) -> None:
     assert httpx.get(url, headers={"accept": "application/openmetrics-text"}).text.endswith("# EOF\n")
 
 
-def test_the_limits_of_a_key_hold(box: Box) -> None:
+def test_the_limits_of_a_key_hold_for_all_models_together_and_a_refused_request_loads_none(box: Box) -> None:
     you = {"authorization": KEY["authorization"] + "-2"}
     url = f"{box.server.base_url}/chat/completions"
     answers = [httpx.post(url, json=question("c"), headers=you, timeout=30) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [200, 429]
-    assert answers[1].json()["error"]["code"] == "rate_limit_exceeded"
+    control.command(box.sockets, "unload", "c")
+    control.command(box.sockets, "load", "a")
+    for model in ("c", "a", "c"):
+        answers.append(httpx.post(url, json=question(model), headers=you, timeout=30))
+        assert box.states()["c"] == "unloaded"
+    assert {answer.status_code for answer in answers[1:]} == {429}
+    assert answers[0].status_code == 200
+    assert {answer.json()["error"]["code"] for answer in answers[1:]} == {"rate_limit_exceeded"}
     assert answers[1].headers["x-ratelimit-limit-requests"] == "1"
 
 

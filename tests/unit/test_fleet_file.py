@@ -125,11 +125,12 @@ def test_a_server_sees_its_gpus_and_keys_but_not_the_address(tmp_path: Path, mon
     monkeypatch.setenv("LLAVA_PORT", "9000")
     monkeypatch.setenv("LLAVA_MAX_NUM_SEQS", "3")
     (model,) = read(tmp_path, '[[models]]\nmodel = "a"\ngpus = [1, 2]', api_key=["me=sk-1", "you=sk-2"])
-    found = environment(model, tmp_path / "news", ["me=sk-1", "you=sk-2"])
+    found = environment(model, tmp_path / "news", ["me=sk-1", "you=sk-2"], "fleet+unix:///counts")
     assert found["CUDA_VISIBLE_DEVICES"] == "1,2"
     assert found["LLAVA_API_KEY"] == "me=sk-1,you=sk-2"
     assert found["LLAVA_MAX_NUM_SEQS"] == "3"
     assert "LLAVA_PORT" not in found
+    assert found["LLAVA_RATE_LIMIT_REDIS_URL"] == "fleet+unix:///counts"
     assert not [flag for flag in flags_of(model.given) if "sk-1" in flag]
 
 
@@ -137,4 +138,4 @@ def test_no_password_is_in_the_list_of_processes(tmp_path: Path) -> None:
     url = "redis://:a-password@limits:6379/0"
     (model,) = read(tmp_path, f'[[models]]\nmodel = "a"\nrate_limit_redis_url = "{url}"\nrequests_per_minute = 5')
     assert flags_of(model.given) == ["--requests-per-minute=5"]
-    assert environment(model, tmp_path / "news", [])["LLAVA_RATE_LIMIT_REDIS_URL"] == url
+    assert environment(model, tmp_path / "news", [], "fleet+unix:///counts")["LLAVA_RATE_LIMIT_REDIS_URL"] == url

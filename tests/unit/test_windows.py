@@ -1,16 +1,18 @@
-"""Counts of the last minute: in memory, in a Redis that several servers share, and while Redis is away."""
+"""Counts of the last minute: in memory, in a Redis that several servers share or a fleet, and while that is away."""
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from fakeredis import FakeAsyncRedis, FakeServer
 
-from llava_api.limits.windows import Windows, open_windows
+from llava_api.limits.windows import FLEET, Windows, counting_for_fleet, open_windows
 from tests.support.clock import Clock
 
 
@@ -131,3 +133,26 @@ async def test_a_redis_that_is_not_there_stops_nobody() -> None:
     windows = open_windows("redis://127.0.0.1:1")
     assert not (await windows.add("requests", "anne", 1, 1)).exceeded
     await windows.close()
+
+
+async def test_the_servers_of_a_fleet_count_together_and_alone_while_it_is_away(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "counts.sock"
+    fleets = Windows(clock=clock)
+    one, another, itself = (open_windows(f"{FLEET}{path}{model}") for model in ("", "", "#large"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        async with counting_for_fleet(fleets, listener):
+            assert (await one.add("requests", "me", 5, 2)).counted == 2
+            # Two requests of one server at once: each gets its own answer.
+            both = await asyncio.gather(another.add("requests", "me", 5, 1), another.add("tokens", "me", 5, 7))
+            assert [state.counted for state in both] == [3, 7]
+            assert (await itself.state("requests", "me", 5)).counted == 0
+            assert (await itself.add("requests", "me", 5, 4)).counted == 4
+            clock.now += 20
+            state = await one.state("requests", "me", 5)
+            assert (state.remaining, round(state.ends_at - one.clock())) == (2, 40)
+    for windows in (one, another):
+        await windows.close()
+    assert (await one.add("requests", "me", 5, 1)).counted == 1
+    assert one.redis_fails
+    await itself.close()

@@ -79,6 +79,14 @@ class Account:
         self.at_once[self.caller] += 1
         self.entered = True
 
+    async def check(self) -> None:
+        """Raises RateLimited if ``enter`` would refuse the request for its minute's rates. Counts nothing."""
+        for kind, limit in (("requests", self.limits.requests_per_minute), ("tokens", self.limits.tokens_per_minute)):
+            if limit is not None:
+                self.states[kind] = await self.windows.state(kind, self.caller, limit)
+                if not self.states[kind].remaining:
+                    raise self.refusal(self.states[kind], kind, "")
+
     async def spend_images(self, count: int) -> None:
         """Raises RateLimited, and InvalidRequest if the count exceeds a whole minute's limit."""
         await self.spend("images", self.limits.images_per_minute, count)

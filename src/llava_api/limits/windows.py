@@ -1,4 +1,4 @@
-"""Counts of the current minute, in this process or in a Redis that several servers share.
+"""Counts of the current minute, in this process, in a Redis that several servers share, or in a fleet's own process.
 
 A window is a minute that begins with the first thing counted in it. What is counted afterwards (the tokens of an
 answer) may exceed the limit; that is a debt until the window ends. If Redis does not answer, each server counts on its
@@ -6,11 +6,14 @@ own: an outage of Redis fails no request, and delays one by a quarter of a secon
 """
 
 import asyncio
+import json
 import logging
 import re
+import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +32,8 @@ REDIS_PAUSE_SECONDS = 1.0
 """Pause after a failure, so that not every request waits for Redis."""
 LOG_SECONDS = 10.0
 REDIS_URL = re.compile(r"rediss?://[^\s/]+:\d+(/\d*)?(\?\S*)?|redis\+unix:///\S+")
+FLEET = "fleet+unix://"
+"""Before the path of a fleet's socket in the setting's place, with #NAME if a model is counted for itself."""
 WRONG_URL = "--rate-limit-redis-url: write it as redis://HOST:PORT, rediss://HOST:PORT or redis+unix:///PATH"
 NO_PACKAGE = "--rate-limit-redis-url needs the redis package: pip install 'llava-api[redis]'"
 
@@ -70,7 +75,7 @@ class Windows:
 
     def __init__(
         self,
-        redis: "Redis | None" = None,
+        redis: "Redis | FleetCounts | None" = None,
         clock: Clock = time.monotonic,
         seconds: float = WINDOW_SECONDS,
         most: int = MOST_WINDOWS,
@@ -127,17 +132,86 @@ class Windows:
         if time.monotonic() - self.logged_at >= LOG_SECONDS:
             self.logged_at = time.monotonic()
             name = type(error).__name__
-            log.error("Redis does not answer (%s): meanwhile this server counts rate limits for itself", name)
+            whose = "The fleet" if isinstance(self.redis, FleetCounts) else "Redis"
+            log.error("%s does not answer (%s): meanwhile this server counts rate limits for itself", whose, name)
 
     async def close(self) -> None:
         if self.redis is not None:
             await self.redis.aclose()
 
 
+class FleetCounts:
+    """The windows of the fleet that has started this server: a line of JSON each way over a Unix socket.
+
+    Used as redis-py's client is, for the one script that there is.
+    """
+
+    def __init__(self, path: str, model: str) -> None:
+        self.path = path
+        self.suffix = of_model("", model)
+        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self.turn = asyncio.Lock()
+
+    def register_script(self, script: str) -> "FleetCounts":
+        return self
+
+    async def __call__(self, keys: list[str], args: list[int]) -> tuple[int, int]:
+        async with self.turn:
+            try:
+                if self.streams is None:
+                    self.streams = await asyncio.open_unix_connection(self.path)
+                reader, writer = self.streams
+                writer.write(json.dumps([keys[0] + self.suffix, args[0]]).encode() + b"\n")
+                counted, milliseconds = json.loads(await reader.readline())
+            except BaseException:
+                # An answer that still comes would be taken for the next one's.
+                await self.aclose()
+                raise
+            return counted, milliseconds
+
+    async def aclose(self) -> None:
+        if self.streams is not None:
+            self.streams[1].close()
+            self.streams = None
+
+
+def of_model(caller: str, model: str) -> str:
+    """The caller at one model, or with "" at all."""
+    return f"{caller} at {model}" if model else caller
+
+
+@asynccontextmanager
+async def counting_for_fleet(windows: Windows, listener: socket.socket) -> AsyncIterator[None]:
+    """Answer the ``FleetCounts`` of the models' servers."""
+
+    answering: set[asyncio.Task[None] | None] = set()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answering.add(asyncio.current_task())
+        with closing(writer), suppress(ConnectionError, ValueError):
+            while line := await reader.readline():
+                counted, ends_at = windows.add_here(*json.loads(line))
+                milliseconds = round(1000 * max(0.0, ends_at - windows.clock()))
+                writer.write(json.dumps([counted, milliseconds]).encode() + b"\n")
+        answering.discard(asyncio.current_task())
+
+    server = await asyncio.start_unix_server(answer, sock=listener)
+    try:
+        yield
+    finally:
+        server.close()
+        for task in filter(None, answering):
+            task.cancel()
+        await asyncio.gather(*filter(None, answering), return_exceptions=True)
+
+
 def open_windows(redis_url: str | None) -> Windows:
     """Raises StartupError for an unusable URL. Redis itself need not run yet."""
     if redis_url is None:
         return Windows()
+    if redis_url.startswith(FLEET):
+        path, _, model = redis_url.removeprefix(FLEET).partition("#")
+        return Windows(FleetCounts(path, model))
     # The messages do not repeat the URL, which may contain a password.
     if not REDIS_URL.fullmatch(redis_url):
         raise StartupError(WRONG_URL)

@@ -39,6 +39,8 @@ class Wanted:
     """Requests with the same bytes go to the same replica if possible, because its caches hold what they share."""
     keeper: Backend | None = None
     """Stores the response that the request continues."""
+    caller: str = ""
+    """For limits: as ``Exchange.caller``."""
 
 
 class Backends(Protocol):

@@ -101,7 +101,7 @@ class Router:
         keeper = None
         if question.previous_response:
             keeper = await self.keeper(request, question.previous_response)
-        wanted = Wanted(model, question.affinity, keeper)
+        wanted = Wanted(model, question.affinity, keeper, exchange.caller)
         commented = model if question.streamed and not path.startswith("/api/") else ""
         return Passage(self, request, body, partial(self.backends.place, wanted), commented)
 

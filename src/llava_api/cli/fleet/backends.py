@@ -16,13 +16,18 @@ from llava_api.cli.fleet.control import control_socket
 from llava_api.cli.fleet.models_file import FleetModel
 from llava_api.cli.fleet.needs import MEMORY, judge, weigh
 from llava_api.cli.fleet.supervisor import Fleet, Member, State
-from llava_api.errors import ErrorCode, Unavailable
+from llava_api.errors import ErrorCode, StartupError, Unavailable
+from llava_api.limits.account import Account
+from llava_api.limits.table import LimitTable
+from llava_api.limits.windows import FLEET, Windows, counting_for_fleet, of_model
 from llava_api.routing.backends import Backend, Wanted
 from llava_api.routing.connections import NETWORK_ERRORS, Connections
 from llava_api.settings import Settings
 from llava_api.telemetry.fleet_metrics import FleetMetrics
 from llava_api.telemetry.router_metrics import RouterMetrics
 
+COUNTS_SOCKET = "counts.sock"
+OF_LIMITS = {"requests_per_minute", "tokens_per_minute", "images_per_minute", "key_limits_file"}
 END_SECONDS = 10
 """A server that takes no requests, because it has lost its engine, ends before."""
 ANSWER_SECONDS = 5
@@ -32,7 +37,8 @@ class FleetBackends:
     """Raises StartupError if the machine lacks GPUs that the models need.
 
     ``keys``: name=key, for the models' servers, which check them too; the last is the fleet's own. Empty without keys.
-    ``control``: the socket for ``llava-api fleet status``.
+    ``control``: the socket for ``llava-api fleet status``. ``counts``: the socket at which the models' servers count
+    for rate limits.
     """
 
     complete = True
@@ -43,20 +49,23 @@ class FleetBackends:
         settings: Settings,
         folder: Path,
         control: socket,
+        counts: socket,
         keys: Sequence[str],
         metrics: FleetMetrics,
     ) -> None:
         members, capacity = weigh(models)
         self.fleet = Fleet(members, capacity, self.start_server, self.list_models)
+        self.settings = settings
         self.folder = folder
         self.control = control
+        self.counts = counts
+        self.windows = Windows()
         self.keys = keys
         self.metrics: RouterMetrics = metrics
         self.state, self.waiting = metrics.state, metrics.waiting
         metrics.sample_backends = self.sample
         metrics.server_pages = self.server_pages
         self.connections = Connections(settings)
-        self.seconds = settings.request_timeout_seconds
         self.created = int(time.time())
         self.cards: dict[str, dict[str, Any]] = {}
         """The models as their servers listed them last."""
@@ -90,8 +99,10 @@ class FleetBackends:
     async def place(self, wanted: Wanted, tried: Collection[Backend]) -> AsyncIterator[Backend]:
         member = self.fleet.find(wanted.model)
         assert member is not None
+        if member.state is not State.READY:
+            await self.check_rates(member, wanted.caller)
         while True:
-            async with self.fleet.lease(member, self.seconds) as server:
+            async with self.fleet.lease(member, self.settings.request_timeout_seconds) as server:
                 backend = self.backend_of(member)
                 if backend not in tried:
                     yield backend
@@ -102,6 +113,24 @@ class FleetBackends:
                 name = member.model.name
                 raise Unavailable(f"The model {name} takes no requests now.", code=ErrorCode.MODEL_NOT_READY)
             await asyncio.sleep(0)
+
+    async def check_rates(self, member: Member, caller: str) -> None:
+        """Raises RateLimited for a request that its model's server would refuse, for which nothing is loaded."""
+        settings = member.model.settings
+        if settings.rate_limit_redis_url is not None:
+            return
+        try:
+            limits = LimitTable(settings).limits_of(caller)
+        except StartupError:
+            # The model's server says what is wrong with the file.
+            return
+        await Account(of_model(caller, self.counted_alone(member)), limits=limits, windows=self.windows).check()
+
+    def counted_alone(self, member: Member) -> str:
+        """The model's name if it has limits of its own, which are compared with its own requests."""
+        own = member.model.settings
+        differs = any(getattr(own, name) != getattr(self.settings, name) for name in OF_LIMITS)
+        return member.model.name if differs else ""
 
     def backend_of(self, member: Member) -> Backend:
         name = member.model.name
@@ -114,7 +143,10 @@ class FleetBackends:
 
     async def start_server(self, member: Member) -> child.Child:
         self.starts[member.model.name] += 1
-        return await child.start(member.model, self.address(member), self.keys)
+        counts = FLEET + str(self.folder / COUNTS_SOCKET)
+        if alone := self.counted_alone(member):
+            counts += f"#{alone}"
+        return await child.start(member.model, self.address(member), self.keys, counts)
 
     async def list_models(self, member: Member) -> None:
         with suppress(TimeoutError, ValueError, KeyError, TypeError, *NETWORK_ERRORS):
@@ -161,6 +193,7 @@ class FleetBackends:
     async def start(self) -> None:
         self.loop = asyncio.get_running_loop()
         await self.at_end.enter_async_context(control_socket(self.fleet, self.control))
+        await self.at_end.enter_async_context(counting_for_fleet(self.windows, self.counts))
         if MEMORY in self.fleet.capacity:
             self.fleet.judged = False
             judging = asyncio.create_task(judge(self.fleet))

@@ -115,8 +115,8 @@ class Child:
                 sys.stderr.flush()
 
 
-async def start(model: FleetModel, address: Path, keys: Sequence[str]) -> Child:
-    """``address``: the Unix socket of the server. ``keys``: those that it accepts.
+async def start(model: FleetModel, address: Path, keys: Sequence[str], counts: str) -> Child:
+    """``address``: the Unix socket of the server. ``keys``: those that it accepts. ``counts``: where the fleet counts.
 
     Must be called in the main thread, with which the process ends. Raises StartupError.
     """
@@ -131,7 +131,7 @@ async def start(model: FleetModel, address: Path, keys: Sequence[str]) -> Child:
     command = [*bound(SERVER), "serve", model.model, *flags_of(model.given), *own]
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=PIPE, stderr=STDOUT, env=environment(model, news_path, keys),
+            *command, stdout=PIPE, stderr=STDOUT, env=environment(model, news_path, keys, counts),
             # Ctrl-C reaches the fleet only, which ends its models after their requests.
             start_new_session=True,
         )  # fmt: skip
@@ -146,12 +146,14 @@ def bound(module: str) -> list[str]:
     return [sys.executable, "-P", "-c", BOUND, str(os.getpid()), module]
 
 
-def environment(model: FleetModel, news_path: Path, keys: Sequence[str]) -> dict[str, str]:
+def environment(model: FleetModel, news_path: Path, keys: Sequence[str], counts: str) -> dict[str, str]:
     left_out = {variable_of(name) for name in LISTENING}
     found = {name: value for name, value in os.environ.items() if name.upper() not in left_out}
     found["NOTIFY_SOCKET"] = str(news_path)
     # Flags would show in the list of processes.
     found[variable_of("api_key")] = ",".join(keys)
+    if model.settings.rate_limit_redis_url is None:
+        found[variable_of("rate_limit_redis_url")] = counts
     found.update({variable_of(name): str(model.given[name]) for name in WITH_PASSWORDS if model.given.get(name)})
     if model.gpus:
         # The numbers that nvidia-smi shows.

@@ -54,7 +54,7 @@ def run(chosen: argparse.Namespace) -> None:
         control.command(folder, chosen.what, chosen.model)
         return
     # Imported only now, as status does not need them.
-    from llava_api.cli.fleet.backends import FleetBackends
+    from llava_api.cli.fleet.backends import COUNTS_SOCKET, FleetBackends
     from llava_api.routing.serving import serve_router
     from llava_api.telemetry.fleet_metrics import FleetMetrics
 
@@ -64,13 +64,17 @@ def run(chosen: argparse.Namespace) -> None:
     set_up_logging(settings.log_level, settings.log_format)
     models = read_models(Path(chosen.what).expanduser(), given_flags(chosen))
     folder = control.private_folder(folder)
-    with opened_front(settings) as front, control_listener(settings, folder) as listener:
+    with (
+        opened_front(settings) as front,
+        private_listener(settings, folder, control.SOCKET) as listener,
+        private_listener(settings, folder, COUNTS_SOCKET) as counts,
+    ):
         keys = list(settings.api_key)
         if front.made_key is not None:
             keys.append(f"{MADE_KEY_NAME}={front.made_key}")
         if front.keys.needed:
             keys.append(f"{OWN_KEY_NAME}={new_key()}")
-        backends = FleetBackends(models, settings, folder, listener, keys, FleetMetrics(all_versions()))
+        backends = FleetBackends(models, settings, folder, listener, counts, keys, FleetMetrics(all_versions()))
 
         def on_ready() -> None:
             log.info("models: %s", ", ".join(name for model in models for name in model.names))
@@ -86,9 +90,9 @@ def run(chosen: argparse.Namespace) -> None:
         raise lifecycle.failure
 
 
-def control_listener(settings: Settings, folder: Path) -> socket.socket:
+def private_listener(settings: Settings, folder: Path, name: str) -> socket.socket:
     """Raises StartupError if another fleet has it."""
-    place = {"unix_socket": str(folder / control.SOCKET), "unix_socket_mode": "600"}
+    place = {"unix_socket": str(folder / name), "unix_socket_mode": "600"}
     try:
         return listen_unix(settings.model_copy(update=place))
     except StartupError as error:
