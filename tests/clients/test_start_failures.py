@@ -59,7 +59,7 @@ def serve(*flags: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         (("llava-tiny-1.5", "--port", "0", "--prompt-family", "x"), "--prompt-family must be one of"),
         (("llava-tiny-1.5", "--port", "many"), "--port"),
         (("llava-tiny-1.5", "--port", "0", "--lora", "birds"), "write it as name=folder"),
-        (("llava-tiny-1.5", "--port", "0", "--lora", "birds=/no/such"), "adapter_config.json"),
+        (("llava-tiny-1.5", "--port", "0", "--lora", "birds=/no/such"), "there is no folder or file /no/such"),
         (("llava-tiny-1.5", "--port", "0", "--image-mode", "anyres"), "needs a LLaVA-1.6 checkpoint"),
         (("llava-tiny-1.5", "--port", "0", "--max-lora-rank", "0"), "--max-lora-rank"),
         (("llava-tiny-1.5", "--port", "0", "--max-num-seqs", "0"), "--max-num-seqs 0: must be 1 or more"),
