@@ -1,7 +1,7 @@
 """8-bit linear layers on processors with AMX: packed while they are read, and never computed with three or four rows.
 
 vLLM reads a whole checkpoint into memory of its own and then packs it into other memory. A large part of that time is
-the system's, which makes each page anew: a checkpoint of 7B took 15 s on two cores, and takes 5 to 13 from the file's pages.
+the system's, which makes each page anew: 7B took 15 s on two cores, and takes 5 to 13 from the file's pages.
 """
 
 from functools import partial
