@@ -236,14 +236,14 @@ async def test_the_complaint_about_a_functions_schema_names_it_and_shows_no_gram
 
 
 async def longest_pause(client: httpx.AsyncClient, body: dict[str, Any]) -> float:
-    """The longest time for which nobody else was served while ``body`` was answered."""
+    """The most processor time that the event loop spent at once, serving nobody else, while ``body`` was answered."""
     data = json.dumps(body).encode()
     worst = 0.0
     asking = asyncio.create_task(client.post(CHAT, content=data))
     while not asking.done():
-        before = time.monotonic()
+        before = time.thread_time()
         await asyncio.sleep(0.005)
-        worst = max(worst, time.monotonic() - before)
+        worst = max(worst, time.thread_time() - before)
     assert asking.result().status_code in (200, 400)
     return worst
 
@@ -271,7 +271,8 @@ async def test_the_server_goes_on_while_a_costly_request_is_read(
     client: httpx.AsyncClient, app: FastAPI, name: str
 ) -> None:
     app.state.services.settings.max_body_bytes = 100_000_000
-    assert await longest_pause(client, COSTLY[name]) < 0.75
+    # Read on the event loop, they take several seconds; the machine's other work can take one.
+    assert await longest_pause(client, COSTLY[name]) < 0.4
 
 
 # The process that tries grammars
