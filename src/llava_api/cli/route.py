@@ -6,16 +6,21 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from llava_api.cli.flags import FRONT_SETTINGS, add_flags, read_settings
 from llava_api.cli.notify import notify
-from llava_api.cli.serve import announce, opened_front
+from llava_api.cli.serve import Front, announce, opened_front
 from llava_api.cli.terminal import set_up_logging
 from llava_api.errors import StartupError
 from llava_api.limits.keys import plain_key
+from llava_api.settings import Settings
 from llava_api.telemetry.router_metrics import RouterMetrics
 from llava_api.versions import all_versions
+
+if TYPE_CHECKING:
+    from llava_api.routing.serving import ServedBackends
 
 log = logging.getLogger("llava_api")
 ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?/?|unix:/.+")
@@ -52,7 +57,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(chosen: argparse.Namespace) -> None:
     from llava_api.routing.replicas import Replicas
-    from llava_api.routing.serving import serve_router
 
     # Until uvicorn handles the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -66,18 +70,24 @@ def run(chosen: argparse.Namespace) -> None:
         plain_key(key)
     with opened_front(settings) as front:
         replicas = Replicas(chosen.backend, settings, RouterMetrics(all_versions()), key, chosen.sleeping_model)
+        serve_backends(replicas, settings, front)
 
-        def on_ready() -> None:
-            names = [str(card["id"]) for card in replicas.models()]
-            log.info("models: %s", ", ".join(names))
-            announce(names[0], settings, front)
 
-        def on_signal() -> None:
-            notify("STOPPING=1")
+def serve_backends(backends: "ServedBackends", settings: Settings, front: Front) -> None:
+    """Serve ``backends`` under one address until a signal ends it. Raises what ended it otherwise."""
+    from llava_api.routing.serving import serve_router
 
-        lifecycle = serve_router(
-            settings, front.keys, replicas, front.main, front.side, front.certificates, on_ready, on_signal
-        )
+    def on_ready() -> None:
+        names = [str(card["id"]) for card in backends.models()]
+        log.info("models: %s", ", ".join(names))
+        announce(names[0], settings, front)
+
+    def on_signal() -> None:
+        notify("STOPPING=1")
+
+    lifecycle = serve_router(
+        settings, front.keys, backends, front.main, front.side, front.certificates, on_ready, on_signal
+    )
     if lifecycle.failure is not None:
         raise lifecycle.failure
 

@@ -6,7 +6,6 @@ fleet that runs. docs/fleet.md says more.
 """
 
 import argparse
-import logging
 import signal
 import socket
 import sys
@@ -15,8 +14,7 @@ from pathlib import Path
 from llava_api.cli.flags import add_flags, given_flags, read_settings
 from llava_api.cli.fleet import control
 from llava_api.cli.fleet.models_file import read_models
-from llava_api.cli.notify import notify
-from llava_api.cli.serve import MADE_KEY_NAME, announce, opened_front
+from llava_api.cli.serve import MADE_KEY_NAME, opened_front
 from llava_api.cli.terminal import set_up_logging
 from llava_api.errors import StartupError
 from llava_api.limits.keys import new_key
@@ -24,7 +22,6 @@ from llava_api.server.listening import listen_unix
 from llava_api.settings import Settings
 from llava_api.versions import all_versions
 
-log = logging.getLogger("llava_api")
 OWN_KEY_NAME = "llava-api-fleet"
 
 
@@ -55,7 +52,7 @@ def run(chosen: argparse.Namespace) -> None:
         return
     # Imported only now, as status does not need them.
     from llava_api.cli.fleet.backends import COUNTS_SOCKET, FleetBackends
-    from llava_api.routing.serving import serve_router
+    from llava_api.cli.route import serve_backends
     from llava_api.telemetry.fleet_metrics import FleetMetrics
 
     # Until uvicorn handles the signal.
@@ -75,19 +72,7 @@ def run(chosen: argparse.Namespace) -> None:
         if front.keys.needed:
             keys.append(f"{OWN_KEY_NAME}={new_key()}")
         backends = FleetBackends(models, settings, folder, listener, counts, keys, FleetMetrics(all_versions()))
-
-        def on_ready() -> None:
-            log.info("models: %s", ", ".join(name for model in models for name in model.names))
-            announce(models[0].name, settings, front)
-
-        def on_signal() -> None:
-            notify("STOPPING=1")
-
-        lifecycle = serve_router(
-            settings, front.keys, backends, front.main, front.side, front.certificates, on_ready, on_signal
-        )
-    if lifecycle.failure is not None:
-        raise lifecycle.failure
+        serve_backends(backends, settings, front)
 
 
 def private_listener(settings: Settings, folder: Path, name: str) -> socket.socket:
