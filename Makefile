@@ -3,8 +3,8 @@ PYTHON ?= python3
 # A folder or a hub name of a LLaVA checkpoint; empty serves the bundled demo.
 MODEL ?=
 # First tests that wait for a real engine or for nothing, the longest first, then those that look at the clock. One more
-# than there are cores at once, as each waits now and then, but no more than three with engines, of one thread each. The
-# soak is last and by itself.
+# than there are cores at once, as each waits now and then, but no more than three with engines, of one thread each. A test
+# that failed in this crowd has a second chance by itself, and fails the run if it fails again. The soak is last and by itself.
 AT_LEISURE := tests/faults/test_engine_faults.py tests/clients tests/browser tests/engine tests/chart tests/unit
 BY_THE_CLOCK := tests/api
 ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
@@ -48,8 +48,10 @@ test: ## Everything continuous integration runs
 
 tests: setup-test setup-ui
 	@failed=0; \
-	$(ONE_THREAD) .venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(AT_LEISURE) || failed=1; \
-	.venv/bin/python -m pytest -q -n $$(($$(nproc) + 1)) --dist worksteal $(BY_THE_CLOCK) || failed=1; \
+	again() { [ $$? = 1 ] && echo "once more, by themselves, what failed:" && \
+		$(ONE_THREAD) .venv/bin/python -m pytest -q --last-failed --last-failed-no-failures none $$@ || failed=1; }; \
+	$(ONE_THREAD) .venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(AT_LEISURE) || again $(AT_LEISURE); \
+	.venv/bin/python -m pytest -q -n $$(($$(nproc) + 1)) --dist worksteal $(BY_THE_CLOCK) || again $(BY_THE_CLOCK); \
 	$(ONE_THREAD) .venv/bin/python -m pytest -q tests/faults/test_soak.py || failed=1; \
 	exit $$failed
 
