@@ -58,6 +58,7 @@ class ErrorCode(StrEnum):
     # The server's faults
     ENGINE_FAILED = "engine_failed"
     ENGINE_STOPPED = "engine_stopped"
+    BAD_GATEWAY = "bad_gateway"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -164,6 +165,13 @@ class EngineFailed(ApiError):
     """The engine failed at one answer; the others go on."""
 
     code = ErrorCode.ENGINE_FAILED
+
+
+class BadGateway(ApiError):
+    """A server behind the router sent something that is no answer."""
+
+    status = 502
+    code = ErrorCode.BAD_GATEWAY
 
 
 class StartupError(Exception):

@@ -12,7 +12,7 @@ from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from llava_api.errors import ApiError, Draining, EngineStopped, Unavailable
+from llava_api.errors import ApiError, BadGateway, Draining, EngineStopped, Unavailable
 from llava_api.routing.backends import Backend, BackendLost
 from llava_api.routing.connections import NETWORK_ERRORS, NOT_SENT_ERRORS, Headers
 from llava_api.server.dialects import OLLAMA, dialect_of
@@ -39,8 +39,10 @@ NOT_SENT_BACK = HOP_BY_HOP | {b"date", b"x-request-id", b"request-id"}
 MOST_TRIES = 5
 MOST_ANSWERING = 2
 """Backends that may be lost while they answer one request: it might be the request that ends them."""
+MOST_STATUS = 599
 MOST_REFUSAL_BYTES = 65_536
 """Of the answer of a backend that takes no requests, which is held back."""
+NO_ANSWER = "The server of this model sent something that is no answer: its operator finds it in the router's log."
 LOST = "The server that was answering has stopped: send your request again."
 UNREACHED = "No server could answer this request: send it again in a moment."
 EVENTS, LINES = b"text/event-stream", b"application/x-ndjson"
@@ -128,7 +130,7 @@ class Passage:
                     raise EngineStopped(LOST) from lost
                 if len(tried) >= MOST_TRIES:
                     raise Unavailable(UNREACHED) from lost
-                self.router.metrics.retries.labels(current().model or "").inc()
+                self.router.metrics.retry(current())
 
     async def pass_to(self, backend: Backend) -> None:
         """Raises BackendLost if nothing of an answer has been sent on, and EngineStopped if something has."""
@@ -139,6 +141,9 @@ class Passage:
         try:
             answer = await self.router.connections.send(backend, request.method, target(request), headers, self.body)
             try:
+                if answer.status > MOST_STATUS:
+                    log.error("backend %s answered with the status %d", backend.name, answer.status)
+                    raise BadGateway(NO_ANSWER)
                 pieces = aiter(answer.stream)
                 # Held back until its first bytes are there: until then another backend can answer instead.
                 first = await anext(pieces, b"")
@@ -175,8 +180,7 @@ class Passage:
         given = next((value for name, value in headers if name.lower() == b"x-request-id"), None)
         if given is not None:
             exchange.request_id = current().request_id = given.decode("latin-1")
-        kept = [(name, value) for name, value in headers if name.lower() not in NOT_SENT_BACK]
-        await self.begin(status, kept)
+        await self.begin(status, end_to_end(headers, NOT_SENT_BACK))
         await self.piece(first)
 
     async def begin(self, status: int, headers: Headers) -> None:
@@ -210,12 +214,19 @@ def target(request: Request) -> str:
 
 def headers_for(backend: Backend, request: Request) -> Headers:
     """Those of the client, its API key too, and its address for a backend that trusts the router as a proxy."""
-    headers = [(name, value) for name, value in request.scope["headers"] if name not in NOT_SENT]
+    headers = end_to_end(request.scope["headers"], NOT_SENT)
     address = exchange_of(request.scope).address
     if address:
         headers.append((b"x-forwarded-for", address.encode("latin-1", "replace")))
         headers.append((b"x-forwarded-proto", request.scope["scheme"].encode()))
     return headers
+
+
+def end_to_end(headers: Headers, left_out: Collection[bytes]) -> Headers:
+    """The headers without ``left_out``, and without those of one connection, which its ``Connection`` header names."""
+    named = b",".join(value for name, value in headers if name.lower() == b"connection").lower().split(b",")
+    dropped = {*left_out, *(name.strip() for name in named)}
+    return [(name, value) for name, value in headers if name.lower() not in dropped]
 
 
 async def until_disconnect(receive: Receive) -> Message:

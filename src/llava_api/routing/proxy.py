@@ -54,6 +54,7 @@ OLLAMA_ASKING = ("/api/chat", "/api/generate", "/api/show")
 OLLAMA_STREAMING = ("/api/chat", "/api/generate")
 OLLAMA_DETAILS = {"parent_model": "", "format": "safetensors", "family": "llava", "families": ["llava", "clip"]}
 OLLAMA_DETAILS |= {"parameter_size": "", "quantization_level": ""}
+ADAPTERS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 SHORT = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 """What --short-paths serves without /v1 too, with the addresses below them."""
 NOT_THERE = "No server that answers has this model, and others do not answer: check the name, or try again in a moment."
@@ -157,6 +158,12 @@ class Router:
 
     # What the router answers itself
 
+    async def adapters(self, request: Request) -> Response:
+        raise NotFound(
+            "Adapters are not loaded through this address: send this to each server of the model, or name the adapter "
+            "in the fleet's file (lora)."
+        )
+
     async def models(self, request: Request) -> Response:
         models = self.backends.models()
         if for_anthropic(request):
@@ -209,7 +216,7 @@ class Router:
         if self.settings.short_paths:
             served += [replace(each, path=each.path[3:]) for each in served if each.path.startswith(SHORT)]
         served += [at("GET", "/v1/models", self.models), at("GET", "/v1/models/{name:path}", self.model)]
-        served.append(at("GET", "/version", version))
+        served += [at("GET", "/version", version), *(at("POST", path, self.adapters) for path in ADAPTERS)]
         if self.settings.ollama_api:
             served += [at("POST", path, self.ask) for path in OLLAMA_ASKING]
             served += [at("GET", path, self.ollama_models) for path in ("/api/tags", "/api/ps")]

@@ -30,6 +30,8 @@ MODELS_SECONDS = 10.0
 """Between two questions for a backend's models: adapters may come and go."""
 NAMES_SECONDS = 5.0
 """Between two look-ups of a name."""
+SILENT_SECONDS = 60.0
+"""A backend that has listed no models for so long is no reason any more to answer 503 for an unknown name."""
 BUSIER, LEEWAY = 1.25, 4
 """A replica with more than 1.25 times as many open requests as the mean, and 4 more, is passed over."""
 DEFAULTS = {"object": "model", "created": 0, "owned_by": ""}
@@ -47,6 +49,8 @@ class Replica:
     """When to ask for them again."""
     open_requests: int = 0
     asked: bool = False
+    since: float = field(default_factory=time.monotonic)
+    given_up: bool = False
 
     def serves(self, model: str) -> bool:
         return any(card["id"] == model for card in self.models)
@@ -93,7 +97,7 @@ class Replicas:
 
     @property
     def complete(self) -> bool:
-        return all(replica.models for replica in self.replicas.values())
+        return all(replica.models or replica.given_up for replica in self.replicas.values())
 
     def running(self) -> list[Backend]:
         return [replica.backend for replica in self.replicas.values() if replica.ready]
@@ -148,7 +152,7 @@ class Replicas:
             self.metrics.waiting.labels(name).set(waiting)
         for replica in self.replicas.values():
             self.metrics.backend_requests.labels(replica.backend.name).set(replica.open_requests)
-            for model in replica.models:
+            for model in replica.models or [{"id": ""}]:
                 self.metrics.backend_up.labels(model["id"], replica.backend.name).set(replica.ready)
 
     # Looking after them
@@ -217,6 +221,13 @@ class Replicas:
         if ready != replica.ready or not replica.asked:
             log.info("backend %s %s", replica.backend.name, "is ready" if ready else f"takes no requests{reason}")
         replica.ready, replica.asked = ready, True
+        if not replica.models and not replica.given_up and time.monotonic() - replica.since >= SILENT_SECONDS:
+            replica.given_up = True
+            log.warning(
+                "backend %s has listed no models for %g s: a model that only it has is unknown (404) until it does",
+                replica.backend.name,
+                SILENT_SECONDS,
+            )
 
     async def list_models(self, replica: Replica) -> None:
         headers: Headers = []

@@ -28,7 +28,9 @@ Loss = Literal["ended", "paused", "stalled"]
 """Why an engine is lost: a process of it ended, was stopped by a signal, or has work and gives no token."""
 
 OUTCOMES: tuple[Outcome, ...] = ("ok", "refused", "client_gone", "failed", "cut")
-FAILURES = frozenset({ErrorCode.ENGINE_FAILED, ErrorCode.ENGINE_STOPPED, ErrorCode.INTERNAL_ERROR})
+FAILURES = frozenset(
+    {ErrorCode.ENGINE_FAILED, ErrorCode.ENGINE_STOPPED, ErrorCode.BAD_GATEWAY, ErrorCode.INTERNAL_ERROR}
+)
 """Codes of errors that the server itself causes, whatever their status."""
 MAX_IGNORED = 16
 """Most names of ignored fields in the header and in the log."""

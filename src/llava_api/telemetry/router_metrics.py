@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from llava_api.errors import ErrorCode
-from llava_api.telemetry.metrics import METHODS, NO_CODE, OTHER, TOTAL_SECONDS, page
+from llava_api.telemetry.metrics import METHODS, MOST_MODELS, NO_CODE, OTHER, TOTAL_SECONDS, page
 from llava_api.telemetry.record import OUTCOMES, RequestRecord
 
 
@@ -16,6 +16,8 @@ class RouterMetrics:
     def __init__(self, versions: Mapping[str, str | None]) -> None:
         registry = self.registry = CollectorRegistry()
         self.running = 0
+        self.models: set[str] = set()
+        """Values of the label ``model``."""
         self.sample_backends: Callable[[], None] = lambda: None
         """Sets the gauges that mirror the state of the backends."""
 
@@ -59,13 +61,22 @@ class RouterMetrics:
     def end(self, record: RequestRecord) -> None:
         self.running -= 1
         method = record.method if record.method in METHODS else OTHER
-        # The router notes only models that there are.
-        self.requests.labels(record.route, method, str(record.status), record.key, record.model or "").inc()
+        self.requests.labels(record.route, method, str(record.status), record.key, self.model_of(record)).inc()
         self.duration.labels(record.route).observe(record.seconds)
         if not record.probe:
             self.outcomes.labels(record.outcome).inc()
             if record.error is not None:
                 self.reject(record.error or None)
+
+    def retry(self, record: RequestRecord) -> None:
+        self.retries.labels(self.model_of(record)).inc()
+
+    def model_of(self, record: RequestRecord) -> str:
+        """The router notes only models that there are, but adapters come and go: when there were very many, "other"."""
+        name = record.model or ""
+        if len(self.models) < MOST_MODELS:
+            self.models.add(name)
+        return name if name in self.models else OTHER
 
     def reject(self, code: ErrorCode | None) -> None:
         self.rejections.labels(code or NO_CODE).inc()

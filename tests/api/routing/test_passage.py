@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from llava_api.routing.backends import Backend, Wanted
+from tests.support.metrics_page import read_page
 from tests.support.routing import FixedBackends, Replica, replica, routed
 from tests.support.running_server import Connection, post
 from tests.support.waiting import until
@@ -138,6 +139,12 @@ async def test_what_the_router_cannot_place_is_refused_as_the_server_does(client
 async def test_no_other_address_is_open(client: httpx.AsyncClient, path: str) -> None:
     for answer in (await client.post(path, json={}), await client.get(path)):
         assert answer.status_code in (404, 405) or path == "/metrics/"
+
+
+async def test_adapters_are_loaded_at_the_servers(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/load_lora_adapter", json={"lora_name": "birds", "lora_path": "birds"})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"].startswith("Adapters are not loaded through this address")
 
 
 async def test_models_are_those_of_all_servers(client: httpx.AsyncClient) -> None:
@@ -289,6 +296,8 @@ async def test_servers_on_unix_sockets(tmp_path: Path) -> None:
     [
         (b"503 No\r\nconnection: close", b"x" * 200_000, 503),
         (b"200 OK\r\ncontent-length: 9\r\ntransfer-encoding: chunked", b"2\r\n{}\r\n0\r\n\r\n", 503),
+        (b"999 Hello\r\ncontent-length: 2", b"{}", 502),
+        (b"600 Hello\r\ncontent-length: 0", b"", 502),
     ],
 )
 async def test_answers_that_no_server_should_give(
@@ -307,4 +316,39 @@ async def test_answers_that_no_server_should_give(
             answer = await client.post(CHAT, json=question())
     assert answer.status_code == status
     assert len(answer.content) < 1000
+    if status == 502:
+        assert answer.json()["error"]["code"] == "bad_gateway"
     answer.json()
+
+
+async def test_headers_of_one_connection_are_not_passed_on(servers: list[Replica]) -> None:
+    """Those that ``Connection`` names, in both directions."""
+    heads = []
+
+    async def backend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).lower())
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nconnection: close, X-Hop\r\nx-hop: 1\r\nx-end: 1\r\ncontent-length: 2\r\n\r\n{}"
+        )
+        writer.close()
+
+    async with await asyncio.start_server(backend, "127.0.0.1", 0) as server:
+        servers[0].backend = Backend("one", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with routed(FixedBackends(servers)) as (client, _):
+            sent = {"connection": "keep-alive, X-Mine", "x-mine": "1", "x-end": "1"}
+            answer = await client.post(CHAT, json=question(), headers=sent)
+    assert b"x-mine" not in heads[0]
+    assert b"x-end: 1" in heads[0]
+    assert "x-hop" not in answer.headers
+    assert answer.headers["x-end"] == "1"
+
+
+async def test_adapters_without_number_add_no_series_without_number(
+    servers: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_api.telemetry.router_metrics.MOST_MODELS", 1)
+    async with routed(FixedBackends(servers)) as (client, _):
+        for model in ("one", "two"):
+            await client.post(CHAT, json=question(model))
+        page = read_page((await client.get("/metrics")).text)
+    assert page.labels("llava_api_router_requests_total", "model") == {"one", "other"}

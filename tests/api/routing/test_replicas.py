@@ -260,8 +260,8 @@ class TestModels:
         with pytest.raises(StartupError, match="no API key that is not a hash"):
             plain_key(tmp_path)
 
-    async def test_a_model_that_may_still_come_is_not_unknown(
-        self, servers: list[Replica], caplog: pytest.LogCaptureFixture
+    async def test_a_model_that_may_still_come_is_not_unknown_for_a_while(
+        self, servers: list[Replica], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         caplog.set_level("INFO", "llava_api")
         replicas = replicas_of(servers[:1], "http://127.0.0.1:9")
@@ -271,7 +271,14 @@ class TestModels:
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_ready")
             assert answer.json()["error"]["message"].endswith("check the name, or try again in a moment. Known: one.")
             assert int(answer.headers["retry-after"]) > 0
-        assert "backend 127.0.0.1:9 takes no requests: NotConnected" in caplog.text
+            assert "backend 127.0.0.1:9 takes no requests: NotConnected" in caplog.text
+            monkeypatch.setattr("llava_api.routing.replicas.SILENT_SECONDS", 0)
+            await replicas.look()
+            answer = await client.post(CHAT, json=said("a", model="two"))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+            assert "backend 127.0.0.1:9 has listed no models for" in caplog.text
+            page = read_page((await client.get("/metrics")).text)
+            assert page.value("llava_api_router_backend_up", model="", backend="127.0.0.1:9") == 0
 
     @pytest.mark.parametrize("data", [b"[1]", b"{}", b'"one"', b'[{"id":["one"]}]', b'[{"id":"other"}]', b"[null]"])
     async def test_a_server_with_strange_models_does_not_concern_others(
