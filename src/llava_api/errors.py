@@ -30,6 +30,9 @@ class ErrorCode(StrEnum):
     IMAGE_URL_NOT_ALLOWED = "image_url_not_allowed"
     IMAGE_FETCH_FAILED = "image_fetch_failed"
     UNSUPPORTED_IMAGE_FORMAT = "unsupported_image_format"
+    # Files
+    STORAGE_LIMIT_EXCEEDED = "storage_limit_exceeded"
+    STORAGE_FULL = "storage_full"
     # HTTP
     INVALID_HTTP = "invalid_http"
     INVALID_HOST = "invalid_host"
@@ -136,6 +139,13 @@ class BadHttp(InvalidRequest):
 class UnsupportedEncoding(InvalidRequest):
     status = 415
     code = ErrorCode.UNSUPPORTED_CONTENT_ENCODING
+
+
+class StorageFull(ApiError):
+    """The disk under --data-dir has no room."""
+
+    status = 507
+    code = ErrorCode.STORAGE_FULL
 
 
 class Unavailable(ApiError):

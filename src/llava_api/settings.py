@@ -125,6 +125,14 @@ class Settings(BaseSettings):
     isolate_caches: bool = False
     """Share no cached prompt or image between callers, so that timing does not reveal what another caller sent."""
 
+    # Files that callers store
+    data_dir: Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.PUBLIC_SERVER, Mark.MADE_BY_CHART] = None
+    """Folder for files of /v1/files and batches of /v1/batches, on a local disk; default: neither is served.
+
+    One server at a time has it."""
+    min_free_disk_bytes: Annotated[int, Mark.NOT_IN_FINGERPRINT] = Field(1_000_000_000, ge=0)
+    """Bytes of its disk that are kept free; files that would take them get 507."""
+
     # Logs, metrics and traces
     log_format: Annotated[Literal["human", "json"], Mark.NOT_IN_FINGERPRINT, Mark.MADE_BY_CHART] = "human"
     """Format of log lines: text for people, or one JSON object on each line."""

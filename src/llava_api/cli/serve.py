@@ -31,6 +31,7 @@ from llava_api.server.listening import base_url, listen, listen_tcp
 from llava_api.server.state import state_of
 from llava_api.server.tls import Certificates, open_certificates
 from llava_api.settings import Settings
+from llava_api.storage.data_folder import DataFolder, open_data_folder
 from llava_api.telemetry.tracing import Tracing, open_tracing
 from llava_api.web_origins import is_loopback
 
@@ -50,6 +51,7 @@ class Front:
     certificates: Certificates | None
     side: socket.socket | None
     """Serves only metrics and health, without a key."""
+    data: DataFolder | None
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def opened_front(settings: Settings) -> Iterator[Front]:
         if settings.metrics_port is not None:
             side = listen_tcp(settings.metrics_host, settings.metrics_port, "--metrics-port")
             log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
-        yield Front(keys, made_key, listener, certificates, side)
+        yield Front(keys, made_key, listener, certificates, side, open_data_folder(settings))
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -214,7 +216,9 @@ def serve_forever(
         on_ready=lambda: announce(model.names[0], settings, front),
         abandon_load=end,
     )
-    lifespan = make_lifespan(model, settings, front.keys, limiter, lifecycle, load, front.side, front.certificates)
+    lifespan = make_lifespan(
+        model, settings, front.keys, limiter, lifecycle, load, front.side, front.certificates, front.data
+    )
     app = create_app(settings, front.keys, lifespan=lifespan, lifecycle=lifecycle, tracing=tracing)
     metrics, connection_limit = state_of(app).metrics, limit_connections(settings)
     metrics.connections.set_function(lambda: len(connection_limit.open))

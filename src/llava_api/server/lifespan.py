@@ -23,6 +23,7 @@ from llava_api.server.state import state_of
 from llava_api.server.tls import Certificates
 from llava_api.server.warm_up import warm_up
 from llava_api.settings import Settings
+from llava_api.storage.data_folder import DataFolder
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def make_lifespan(
     start: Start,
     side_listener: socket.socket | None = None,
     certificates: Certificates | None = None,
+    data: DataFolder | None = None,
 ) -> Lifespan:
     """The lifespan of a serving process.
 
@@ -81,7 +83,7 @@ def make_lifespan(
         engine.note_loss = metrics.lose_engine
         metrics.engine_silence.set_function(lambda: engine.silence_seconds)
         metrics.engine_stall.set(engine.stall_seconds)
-        services = Services(settings, model, engine, metrics=metrics, limiter=limiter)
+        services = Services(settings, model, engine, metrics=metrics, limiter=limiter, data=data)
         at_end.push_async_callback(services.close)
         await warm_up(services)
         state.services = services

@@ -1,5 +1,6 @@
 """Everything that the application needs to answer requests, made from the settings and the loaded model."""
 
+import asyncio
 import hashlib
 import time
 
@@ -17,6 +18,7 @@ from llava_api.limits.memory import MemoryBudget
 from llava_api.server.body import COPIES_GROWN
 from llava_api.setting_types import Mark
 from llava_api.settings import Settings, marked
+from llava_api.storage.data_folder import DataFolder, open_data_folder
 from llava_api.telemetry.metrics import Metrics
 from llava_api.versions import all_versions, installed
 
@@ -32,6 +34,7 @@ class Services:
         resolver: Resolve | None = None,
         metrics: Metrics | None = None,
         limiter: RateLimiter | None = None,
+        data: DataFolder | None = None,
     ) -> None:
         self.settings = settings
         self.model = model
@@ -47,6 +50,8 @@ class Services:
         self.memory = MemoryBudget(max(settings.max_inflight_bytes, largest))
         self.responses = ResponseStore(settings.response_store_bytes)
         self.limiter = limiter or open_limiter(settings)
+        self.data = data if data is not None else open_data_folder(settings)
+        """None without --data-dir."""
         self.metrics = metrics or Metrics(all_versions())
         self.metrics.sample_services = self.sample
         publish_model(model, self.metrics)
@@ -88,6 +93,8 @@ class Services:
         await self.preparer.images.close()
         await self.preparer.grammars.close()
         await self.limiter.close()
+        if self.data is not None:
+            await asyncio.to_thread(self.data.close)
 
 
 def checkpoint_bytes(model: ServedModel) -> int:
