@@ -9,10 +9,13 @@ from llava_api.cli import convert, explain, inspect, keys, route, serve
 from llava_api.cli.bulk import batch, caption, evaluate
 from llava_api.cli.chat import command as chat
 from llava_api.cli.doctor import command as doctor
+from llava_api.cli.finetune import command as finetune
 from llava_api.cli.fleet import command as fleet
 from llava_api.cli.terminal import error_line, output_that_may_end
 from llava_api.cli.ui import command as ui
 from llava_api.errors import StartupError
+
+COMMANDS = (serve, fleet, route, chat, batch, caption, evaluate, finetune, ui, doctor, explain, inspect, convert, keys)
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="llava-api", description="An OpenAI-compatible API for LLaVA checkpoints.")
     parser.add_argument("--version", action="version", version=f"llava-api {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (serve, fleet, route, chat, batch, caption, evaluate, ui, doctor, explain, inspect, convert, keys):
+    for command in COMMANDS:
         command.add_parser(commands)
     return parser
 

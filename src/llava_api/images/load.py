@@ -168,10 +168,7 @@ class ImageLoader:
         return lambda: source.decode_base64(part.url[start:])
 
     def measure_data(self, data: bytes, part: ImagePart, owner: str) -> MeasuredImage:
-        header = decode.read_header(data, self.limits)
-        mode = self.mode.at(part.detail)
-        size = header.upright_size() if mode.upright else header.stored_size
-        return MeasuredImage(data, blake3(data).hexdigest(), part.param, header, mode, size, mode.tokens(size), owner)
+        return measured_image(data, part, self.mode, self.limits, owner)
 
     async def render(self, images: Sequence[MeasuredImage], caller: str) -> list[RenderedImage]:
         """Return the pixels of each image. Callers take turns. Raises BadImage with ``param``, and Busy."""
@@ -197,11 +194,26 @@ class ImageLoader:
         return rendered
 
     def render_data(self, image: MeasuredImage) -> RenderedImage:
-        mode = image.mode
-        orientation = image.header.orientation if mode.upright else 1
-        needed = mode.needed(image.size) if self.settings.jpeg_decode == "scaled" else None
-        decoded = decode.decode(image.data, orientation, mode.on_white, needed, image.header.stored_size)
-        return RenderedImage(render_pixels(decoded, mode), image.cache_key(), mode.engine_size(image.size))
+        return rendered_image(image, self.settings.jpeg_decode == "scaled")
+
+
+def measured_image(
+    data: bytes, part: ImagePart, served: ImageMode, limits: decode.Limits, owner: str = ""
+) -> MeasuredImage:
+    """Read a file's header. Raises BadImage, without ``param``."""
+    header = decode.read_header(data, limits)
+    mode = served.at(part.detail)
+    size = header.upright_size() if mode.upright else header.stored_size
+    return MeasuredImage(data, blake3(data).hexdigest(), part.param, header, mode, size, mode.tokens(size), owner)
+
+
+def rendered_image(image: MeasuredImage, scaled: bool) -> RenderedImage:
+    """Decode a file, at a fraction of its size if ``scaled`` and that suffices. Raises BadImage, without ``param``."""
+    mode = image.mode
+    orientation = image.header.orientation if mode.upright else 1
+    needed = mode.needed(image.size) if scaled else None
+    decoded = decode.decode(image.data, orientation, mode.on_white, needed, image.header.stored_size)
+    return RenderedImage(render_pixels(decoded, mode), image.cache_key(), mode.engine_size(image.size))
 
 
 def images_busy() -> Busy:

@@ -47,23 +47,30 @@ class PromptFamily:
 
         If the last turn is an assistant's, the model continues its text.
         """
+        return [segment for part in self.parts(system, turns, header) for segment in part]
+
+    def parts(
+        self, system: str | None, turns: Sequence[Turn], header: bool = True, complete: bool = False
+    ) -> list[list[Segment]]:
+        """The system text, which may be empty, and each turn. ``complete``: an assistant's last turn is whole."""
         system_text = self.default_system if system is None else system
         head = self.fill(self.system, system=[system_text]) if system_text else []
-        segments: list[Segment] = [] if self.system_in_first_user else list(head)
+        parts: list[list[Segment]] = [[] if self.system_in_first_user else list(head)]
         last = len(turns) - 1
         for position, turn in enumerate(turns):
             content = [segment for image in turn.images for segment in self.image(image)]
             content.append(turn.text)
             if turn.role == "assistant":
                 # Continued: only what is before and in the slot.
-                template = self.assistant if position < last else self.assistant.partition(ANSWER)[0] + ANSWER
-                segments += self.fill(template, assistant=content)
+                whole = complete or position < last
+                template = self.assistant if whole else self.assistant.partition(ANSWER)[0] + ANSWER
+                parts.append(self.fill(template, assistant=content))
                 continue
             if position == 0 and self.system_in_first_user:
                 content = [*head, *content]
             template = self.user if header or position < last else self.user.removesuffix(self.header)
-            segments += self.fill(template, user=content)
-        return segments
+            parts.append(self.fill(template, user=content))
+        return parts
 
     def image(self, image: int) -> list[Segment]:
         """One image and the newline after it."""

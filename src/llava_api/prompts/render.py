@@ -31,6 +31,18 @@ def tokenize(
     segments: Sequence[Segment], tokenizer: TextTokenizer, image_token_id: int, image_lengths: Sequence[int]
 ) -> RenderedPrompt:
     """Token ids with ``image_lengths[i]`` image tokens in the place of image i."""
+    pieces, images = cut_at_images(segments)
+    first, *others = map(tokenizer.encode, pieces)
+    ids = tokenizer.with_bos(first)
+    placeholders: list[Placeholder] = []
+    for image, following in zip(images, others, strict=True):
+        placeholders.append(Placeholder(image, len(ids), image_lengths[image]))
+        ids += [image_token_id] * image_lengths[image] + following
+    return RenderedPrompt(ids, tuple(placeholders))
+
+
+def cut_at_images(segments: Sequence[Segment]) -> tuple[list[list[str | SpecialToken]], list[int]]:
+    """What is before, between and after the images, and the images' indexes."""
     pieces: list[list[str | SpecialToken]] = [[]]
     images: list[int] = []
     for segment in segments:
@@ -39,10 +51,18 @@ def tokenize(
             pieces.append([])
         else:
             pieces[-1].append(segment)
-    first, *others = map(tokenizer.encode, pieces)
-    ids = tokenizer.with_bos(first)
-    placeholders: list[Placeholder] = []
-    for image, following in zip(images, others, strict=True):
-        placeholders.append(Placeholder(image, len(ids), image_lengths[image]))
-        ids += [image_token_id] * image_lengths[image] + following
-    return RenderedPrompt(ids, tuple(placeholders))
+    return pieces, images
+
+
+def sources(segments: Sequence[Segment], tokenizer: TextTokenizer, prompt: RenderedPrompt) -> list[int]:
+    """For each token of ``prompt``, made of ``segments``, the index of the segment in which it begins; BOS: -1."""
+    found: list[int] = []
+    first = 0
+    pieces, _ = cut_at_images(segments)
+    for number, piece in enumerate(pieces):
+        found += [first + index for index in tokenizer.sources(piece)]
+        first += len(piece)
+        if number < len(prompt.placeholders):
+            found += [first] * prompt.placeholders[number].length
+            first += 1
+    return [-1] * (len(prompt.token_ids) - len(found)) + found

@@ -8,6 +8,7 @@ each piece between two images is encoded in one call, as in LLaVA's own code.
 import json
 import re
 import secrets
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -50,6 +51,8 @@ class TextTokenizer:
             self.tokenizer = Tokenizer.from_str(json.dumps(settings))
         except Exception as error:  # The library raises a plain Exception with its parser's words.
             raise StartupError(f"the checkpoint's tokenizer.json is damaged: {error}") from error
+        # BOS is written here, and offsets must include spaces.
+        self.tokenizer.post_processor = None
         self.longest_piece = max(map(len, self.tokenizer.get_vocab()), default=1)
         """Characters of the longest token: a text of n times that length has at least n tokens."""
         self.real_ids: dict[int, int] = {}
@@ -125,9 +128,22 @@ class TextTokenizer:
 
     def encode(self, pieces: Sequence[str | SpecialToken]) -> list[int]:
         """Ids of a piece between two images, text and special tokens, without BOS."""
-        text = ""
+        # A batch, because ``encode`` holds the GIL. The fast variant only leaves out the offsets.
+        encoded = self.tokenizer.encode_batch_fast([self.written(pieces)[0]], add_special_tokens=False)[0]
+        return [self.real_ids.get(token, token) for token in encoded.ids]
+
+    def sources(self, pieces: Sequence[str | SpecialToken]) -> list[int]:
+        """For each id that ``encode`` returns, the index of the piece in which its token begins."""
+        text, starts = self.written(pieces)
+        encoded = self.tokenizer.encode_batch([text], add_special_tokens=False)[0]
+        return [bisect_right(starts, start) - 1 for start, _ in encoded.offsets]
+
+    def written(self, pieces: Sequence[str | SpecialToken]) -> tuple[str, list[int]]:
+        """The text that is encoded for ``pieces``, and where each of them begins in it."""
+        text, starts = "", []
         prefix_due = True
         for piece in pieces:
+            starts.append(len(text))
             name = piece.text if isinstance(piece, SpecialToken) else None
             if name in self.markers and name not in self.pieces:
                 text += self.markers[name]
@@ -139,9 +155,7 @@ class TextTokenizer:
                 text += self.prefix
                 prefix_due = False
             text += written
-        # A batch, because ``encode`` holds the GIL. The fast variant only leaves out the offsets.
-        encoded = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
-        return [self.real_ids.get(token, token) for token in encoded.ids]
+        return text, starts
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a text by itself, after BOS. Blocks."""

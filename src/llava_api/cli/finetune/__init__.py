@@ -1,0 +1,1 @@
+"""``llava-api finetune``: the command line of training."""

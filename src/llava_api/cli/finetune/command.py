@@ -1,0 +1,67 @@
+"""``llava-api finetune MODEL``: train a checkpoint on one's own data, with the prompts and pixels of the server.
+
+The data is LLaVA's: a JSON list of ``{"id", "image", "conversations": [{"from": "human", "value"}, ...]}``.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from llava_api.chat.model import open_model
+from llava_api.cli.finetune.report import page
+from llava_api.cli.flags import MODEL_HELP, add_flags, find_model, read_settings
+from llava_api.cli.terminal import printable
+from llava_api.errors import StartupError
+from llava_api.finetune.check import Report, check
+from llava_api.finetune.model_input import ModelInput
+from llava_api.finetune.samples import Samples
+from llava_api.setting_types import Mark
+
+MODES = ("lora", "full", "projector")
+DATA_SETTINGS = (
+    *("max_model_len", "jpeg_decode", "exif_orientation", "flatten_transparency"),
+    *("max_image_pixels", "max_image_side", "max_image_aspect_ratio"),
+)
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("finetune", help="train a checkpoint on your own data", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP.replace(" (the default)", ""))
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="conversations, JSON or JSON lines")
+    parser.add_argument(
+        "--image-folder", type=Path, default=Path(), metavar="FOLDER", help="where the images are (here)"
+    )
+    parser.add_argument(
+        "--mode", choices=MODES, default="lora", help="lora (the default), full, or projector: captions, no prompts"
+    )
+    parser.add_argument("--check-only", action="store_true", help="check the data, and do not train")
+    parser.add_argument("--skip-faulty", action="store_true", help="train on the samples without faults")
+    add_flags(parser, Mark.CHECKPOINT, Mark.CHECKPOINT_OVERRIDE, names=DATA_SETTINGS)
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    model = open_input(chosen)
+    samples = Samples.read(chosen.data, chosen.image_folder)
+    report = checked(samples, model)
+    print(printable(page(report)))
+    if chosen.check_only:
+        sys.exit(1 if report.faults else 0)
+    if not report.good or (report.faults and not chosen.skip_faulty):
+        raise StartupError(f"{chosen.data} has faults: mend them, or leave these samples out with --skip-faulty")
+
+
+def open_input(chosen: argparse.Namespace) -> ModelInput:
+    """Raises StartupError."""
+    settings = read_settings(chosen)
+    model = open_model(find_model(chosen.model), (chosen.model,), settings)
+    plain = chosen.mode == "projector"
+    return ModelInput.of(model.checkpoint, model.family, model.tokenizer, model.image_mode, settings, plain)
+
+
+def checked(samples: Samples, model: ModelInput) -> Report:
+    """Check, with a bar on a terminal."""
+    with tqdm(total=len(samples), unit=" samples", disable=None, leave=False) as bar:
+        return check(samples, model, bar.update)
