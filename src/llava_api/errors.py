@@ -73,6 +73,8 @@ class ApiError(Exception):
     code: ErrorCode | None = None
     retry_after_seconds: float | None = None
     """When to try again; None if trying again does not help."""
+    clients_retry = True
+    """Whether openai's client may repeat the request by itself, if its status is one that it repeats."""
 
     def __init__(
         self, message: str, *, param: str | None = None, code: ErrorCode | None = None, status: int | None = None
@@ -153,6 +155,13 @@ class Unavailable(ApiError):
 
     status = 503
     retry_after_seconds = 5.0
+
+
+class NotLoaded(Unavailable):
+    """The model of a request cannot be loaded. Each new try is a whole load, so clients must not try by themselves."""
+
+    code = ErrorCode.MODEL_NOT_READY
+    clients_retry = False
 
 
 class Busy(Unavailable):

@@ -154,9 +154,10 @@ def test_a_stream_gets_comments_while_its_model_loads(box: Box) -> None:
 def test_a_model_that_cannot_start_says_why_to_its_callers(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     answer = box.ask("broken")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_ready")
-    expected = "The model broken could not be loaded: out of memory: serve a smaller checkpoint"
-    assert answer.json()["error"]["message"] == expected
+    assert answer.json()["error"]["message"] == "The model broken could not be loaded; the server's log says why."
     assert int(answer.headers["retry-after"]) >= 1
+    # Or openai's client would load it three times.
+    assert answer.headers["x-should-retry"] == "false"
     control.command(box.sockets, "status", None)
     assert capsys.readouterr().err == "broken: out of memory: serve a smaller checkpoint\n"
 
@@ -215,10 +216,21 @@ def test_metrics_of_all_models_are_on_one_page(box: Box) -> None:
     page = httpx.get(url).text
     assert 'llava_api_fleet_model_state{model="c",state="ready"} 1.0' in page
     assert 'llava_api_fleet_model_state{model="broken",state="failed"} 1.0' in page
+    assert 'llava_api_fleet_model_failing{model="broken"} 1.0' in page
+    assert 'llava_api_fleet_model_failing{model="c"} 0.0' in page
     asked = [line for line in page.splitlines() if line.startswith("llava_api_requests_total{") and 'model="c"' in line]
     assert any('route="/v1/chat/completions"' in line and 'key="me"' in line for line in asked)
     assert page.count("# TYPE llava_api_requests_total ") == 1
     assert httpx.get(url, headers={"accept": "application/openmetrics-text"}).text.endswith("# EOF\n")
+
+
+def test_each_request_is_logged_once_and_no_server_shows_its_own_address(box: Box) -> None:
+    for model in ("c", "broken"):
+        answer = box.ask(model)
+        lines = [line for line in box.server.log.read_text().splitlines() if answer.headers["x-request-id"] in line]
+        assert len(lines) == 1
+        assert lines[0].startswith("[c] ") == (model == "c")
+    assert box.server.log.read_text().count("Base URL") == 1
 
 
 def test_the_limits_of_a_key_hold_for_all_models_together_and_a_refused_request_loads_none(box: Box) -> None:

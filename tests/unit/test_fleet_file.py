@@ -21,12 +21,14 @@ def read(tmp_path: Path, text: str, **given: Any) -> list[FleetModel]:
 
 def test_the_smallest_file(tmp_path: Path) -> None:
     (model,) = read(tmp_path, '[[models]]\nmodel = "llava-tiny-1.5"')
-    assert (model.name, model.model, model.idle_seconds) == ("llava-tiny-1.5", "llava-tiny-1.5", 900)
+    assert (model.name, model.model) == ("llava-tiny-1.5", "llava-tiny-1.5")
+    assert (model.idle_seconds, model.load_seconds) == (900, 1800)
 
 
 def test_settings_have_the_names_of_flags_and_win_over_the_command_line(tmp_path: Path) -> None:
     text = """
     idle_seconds = 60
+    load_seconds = 600
     [[models]]
     name = "a"
     model = "org/a"
@@ -41,7 +43,7 @@ def test_settings_have_the_names_of_flags_and_win_over_the_command_line(tmp_path
     """
     a, b = read(tmp_path, text, max_model_len=1024, max_num_seqs=4, port=9000)
     assert (a.settings.max_model_len, a.settings.max_num_seqs, a.settings.load_4bit) == (2048, 4, True)
-    assert (a.idle_seconds, b.idle_seconds) == (60, 0)
+    assert (a.idle_seconds, b.idle_seconds, b.load_seconds) == (60, 0, 600)
     assert a.names == ["a", "birds", "fish"]
     assert b.settings.max_model_len == 1024
     assert not b.settings.fetch_images
@@ -75,6 +77,10 @@ def test_the_flags_give_a_server_the_same_settings(tmp_path: Path) -> None:
         ("api_key = ['a=b']", "api_key is for all models together: give llava-api fleet --api-key"),
         ("gpus = 0", "gpus is a list: gpus = [0]"),
         ("gpus = []", "gpus: List should have at least 1 item"),
+        (
+            "lora_dir = ['/adapters']",
+            'lora_dir: a fleet loads no adapters at run time; name them: lora = ["NAME=FOLDER"]',
+        ),
         ("idle_seconds = -1", "idle_seconds: Input should be greater than or equal to 0"),
     ],
 )
@@ -132,6 +138,17 @@ def test_a_server_sees_its_gpus_and_keys_but_not_the_address(tmp_path: Path, mon
     assert "LLAVA_PORT" not in found
     assert found["LLAVA_RATE_LIMIT_REDIS_URL"] == "fleet+unix:///counts"
     assert not [flag for flag in flags_of(model.given) if "sk-1" in flag]
+
+
+def test_the_help_shows_the_flags_of_the_address_and_where_the_others_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["fleet", "--help"])
+    shown = capsys.readouterr().out
+    assert "--port" in shown
+    assert "--max-model-len" not in shown
+    assert "Other flags of llava-api serve are settings of all models" in shown
+    chosen = build_parser().parse_args(["fleet", "models.toml", "--max-model-len", "64"])
+    assert given_flags(chosen)["max_model_len"] == "64"
 
 
 def test_no_password_is_in_the_list_of_processes(tmp_path: Path) -> None:

@@ -7,12 +7,15 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from fakeredis import FakeAsyncRedis, FakeServer
 
-from llava_api.limits.windows import FLEET, Windows, counting_for_fleet, open_windows
+from llava_api.cli.fleet.control import control_socket
+from llava_api.cli.fleet.supervisor import Fleet
+from llava_api.limits.windows import FLEET, Windows, open_windows
 from tests.support.clock import Clock
 
 
@@ -135,13 +138,16 @@ async def test_a_redis_that_is_not_there_stops_nobody() -> None:
     await windows.close()
 
 
+async def nothing(member: object) -> Any: ...
+
+
 async def test_the_servers_of_a_fleet_count_together_and_alone_while_it_is_away(tmp_path: Path) -> None:
     clock, path = Clock(), tmp_path / "counts.sock"
     fleets = Windows(clock=clock)
     one, another, itself = (open_windows(f"{FLEET}{path}{model}") for model in ("", "", "#large"))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-        async with counting_for_fleet(fleets, listener):
+        async with control_socket(Fleet([], {}, nothing, nothing), fleets, listener):
             assert (await one.add("requests", "me", 5, 2)).counted == 2
             # Two requests of one server at once: each gets its own answer.
             both = await asyncio.gather(another.add("requests", "me", 5, 1), another.add("tokens", "me", 5, 7))

@@ -41,13 +41,20 @@ def find_model(model: str) -> str:
     return model
 
 
-def add_flags(parser: argparse.ArgumentParser, *marks: Mark, names: Collection[str] = ()) -> None:
-    """Add a flag for each setting of ``names`` or with one of ``marks``, or for all settings without either."""
+def add_flags(parser: argparse.ArgumentParser, *marks: Mark, names: Collection[str] = (), shown: bool = True) -> None:
+    """Add a flag for each setting of ``names`` or with one of ``marks``, or for all settings without either.
+
+    ``shown``: whether --help has them.
+    """
     names = {*names, *marked(*marks)} or Settings.model_fields
     for name, field in Settings.model_fields.items():
         if name not in names:
             continue
-        options: dict[str, Any] = {"dest": name, "default": None, "help": help_text(field)}
+        options: dict[str, Any] = {
+            "dest": name,
+            "default": None,
+            "help": help_text(field) if shown else argparse.SUPPRESS,
+        }
         kind = plain_type(field.annotation)
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction

@@ -9,11 +9,9 @@ import asyncio
 import json
 import logging
 import re
-import socket
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -113,6 +111,11 @@ class Windows:
         self.own[key] = (counted + count, ends_at)
         return self.own[key]
 
+    def count_for_server(self, key: str, count: int) -> tuple[int, int]:
+        """What ``FleetCounts`` of a model's server asks of its fleet: the count and the remaining milliseconds."""
+        counted, ends_at = self.add_here(key, count)
+        return counted, round(1000 * max(0.0, ends_at - self.clock()))
+
     async def add_in_redis(self, key: str, count: int) -> tuple[int, float] | None:
         """The window's count and its end; None if there is no Redis, or if it does not answer."""
         if self.script is None or time.monotonic() < self.redis_paused_until:
@@ -178,31 +181,6 @@ class FleetCounts:
 def of_model(caller: str, model: str) -> str:
     """The caller at one model, or with "" at all."""
     return f"{caller} at {model}" if model else caller
-
-
-@asynccontextmanager
-async def counting_for_fleet(windows: Windows, listener: socket.socket) -> AsyncIterator[None]:
-    """Answer the ``FleetCounts`` of the models' servers."""
-
-    answering: set[asyncio.Task[None] | None] = set()
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answering.add(asyncio.current_task())
-        with closing(writer), suppress(ConnectionError, ValueError):
-            while line := await reader.readline():
-                counted, ends_at = windows.add_here(*json.loads(line))
-                milliseconds = round(1000 * max(0.0, ends_at - windows.clock()))
-                writer.write(json.dumps([counted, milliseconds]).encode() + b"\n")
-        answering.discard(asyncio.current_task())
-
-    server = await asyncio.start_unix_server(answer, sock=listener)
-    try:
-        yield
-    finally:
-        server.close()
-        for task in filter(None, answering):
-            task.cancel()
-        await asyncio.gather(*filter(None, answering), return_exceptions=True)
 
 
 def open_windows(redis_url: str | None) -> Windows:

@@ -16,6 +16,8 @@ class Backend:
     """http://HOST:PORT, https://HOST:PORT, or unix:/PATH."""
     host: str = ""
     """HOST:PORT for its Host header and its certificate, if its address is that of one of several replicas."""
+    logs_here: bool = False
+    """Its log is part of the router's, so that the router does not log a request that it answers."""
 
 
 class BackendLost(Exception):

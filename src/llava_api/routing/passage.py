@@ -156,6 +156,7 @@ class Passage:
                     self.refused = answer.status, answer.headers, bytes(body)
                     raise BackendLost("it takes no requests now")
                 self.begun = True
+                current().logged = backend.logs_here
                 await self.pass_back(answer.status, answer.headers, first)
                 async for piece in pieces:
                     await self.piece(piece)

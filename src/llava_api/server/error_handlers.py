@@ -31,6 +31,8 @@ def rendered(error: ApiError, path: str, request_id: str, headers: dict[str, str
         # The openai client reads the second one first.
         sent["retry-after"] = str(math.ceil(error.retry_after_seconds))
         sent["retry-after-ms"] = str(math.ceil(error.retry_after_seconds * 1000))
+    if not error.clients_retry:
+        sent["x-should-retry"] = "false"
     body = dialect_of(path).error.of(error, request_id).model_dump_json()
     return Response(body, status_code=error.status, media_type="application/json", headers=sent)
 

@@ -1,6 +1,7 @@
 """The metrics of a fleet: a router's, the state of its models, and those of their servers with the model as a label."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from prometheus_client import Gauge, Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -35,12 +36,11 @@ class FleetMetrics(RouterMetrics):
         super().__init__(versions)
         self.server_pages: Callable[[], Mapping[str, str]] = dict
         """Model -> the metrics of its server, in Prometheus's text format. Called in a thread."""
-        self.state = Gauge(
-            "llava_api_fleet_model_state", "1 for the state of the model.", ("model", "state"), registry=self.registry
-        )
-        self.waiting = Gauge(
-            "llava_api_fleet_waiting_requests", "Requests that wait for the model.", ("model",), registry=self.registry
-        )
+        gauge = partial(Gauge, registry=self.registry)
+        self.state = gauge("llava_api_fleet_model_state", "1 for the state of the model.", ("model", "state"))
+        self.waiting = gauge("llava_api_fleet_waiting_requests", "Requests that wait for the model.", ("model",))
+        failing = "1 from a failed load, or the end of its server, until the model is ready again."
+        self.failing = gauge("llava_api_fleet_model_failing", failing, ("model",))
 
     def page(self, accept: str) -> tuple[bytes, str]:
         families = Families(self.registry.collect())

@@ -161,6 +161,8 @@ class RequestRecord:
     """Whether the last byte was handed to the HTTP server."""
     client_gone: bool = False
     """Whether the client left before that."""
+    logged: bool = False
+    """Whether another server has logged it in the same log."""
     error: ErrorCode | Literal[""] | None = None
     """Code of the error that was sent, "" for one without a code."""
 

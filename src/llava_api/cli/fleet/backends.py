@@ -12,21 +12,21 @@ from typing import Any
 import orjson
 
 from llava_api.cli.fleet import child
-from llava_api.cli.fleet.control import control_socket
+from llava_api.cli.fleet.control import SOCKET, control_socket
 from llava_api.cli.fleet.models_file import FleetModel
 from llava_api.cli.fleet.needs import MEMORY, judge, weigh
 from llava_api.cli.fleet.supervisor import Fleet, Member, State
-from llava_api.errors import ErrorCode, StartupError, Unavailable
+from llava_api.errors import ErrorCode, Unavailable
 from llava_api.limits.account import Account
 from llava_api.limits.table import LimitTable
-from llava_api.limits.windows import FLEET, Windows, counting_for_fleet, of_model
+from llava_api.limits.windows import FLEET, Windows, of_model
 from llava_api.routing.backends import Backend, Wanted
 from llava_api.routing.connections import NETWORK_ERRORS, Connections
+from llava_api.server.lifespan import watch_files
 from llava_api.settings import Settings
 from llava_api.telemetry.fleet_metrics import FleetMetrics
 from llava_api.telemetry.router_metrics import RouterMetrics
 
-COUNTS_SOCKET = "counts.sock"
 OF_LIMITS = {"requests_per_minute", "tokens_per_minute", "images_per_minute", "key_limits_file"}
 END_SECONDS = 10
 """A server that takes no requests, because it has lost its engine, ends before."""
@@ -34,11 +34,10 @@ ANSWER_SECONDS = 5
 
 
 class FleetBackends:
-    """Raises StartupError if the machine lacks GPUs that the models need.
+    """Raises StartupError if the machine lacks GPUs that the models need, or for a wrong file of limits.
 
     ``keys``: name=key, for the models' servers, which check them too; the last is the fleet's own. Empty without keys.
-    ``control``: the socket for ``llava-api fleet status``. ``counts``: the socket at which the models' servers count
-    for rate limits.
+    ``control``: the socket that ``control_socket`` answers.
     """
 
     complete = True
@@ -49,20 +48,16 @@ class FleetBackends:
         settings: Settings,
         folder: Path,
         control: socket,
-        counts: socket,
         keys: Sequence[str],
         metrics: FleetMetrics,
     ) -> None:
         members, capacity = weigh(models)
         self.fleet = Fleet(members, capacity, self.start_server, self.list_models)
-        self.settings = settings
-        self.folder = folder
-        self.control = control
-        self.counts = counts
+        self.settings, self.folder, self.control, self.keys = settings, folder, control, keys
         self.windows = Windows()
-        self.keys = keys
+        self.limits = {member.model.name: LimitTable(member.model.settings) for member in members}
         self.metrics: RouterMetrics = metrics
-        self.state, self.waiting = metrics.state, metrics.waiting
+        self.fleet_metrics = metrics
         metrics.sample_backends = self.sample
         metrics.server_pages = self.server_pages
         self.connections = Connections(settings)
@@ -119,11 +114,7 @@ class FleetBackends:
         settings = member.model.settings
         if settings.rate_limit_redis_url is not None:
             return
-        try:
-            limits = LimitTable(settings).limits_of(caller)
-        except StartupError:
-            # The model's server says what is wrong with the file.
-            return
+        limits = self.limits[member.model.name].limits_of(caller)
         await Account(of_model(caller, self.counted_alone(member)), limits=limits, windows=self.windows).check()
 
     def counted_alone(self, member: Member) -> str:
@@ -134,7 +125,7 @@ class FleetBackends:
 
     def backend_of(self, member: Member) -> Backend:
         name = member.model.name
-        return Backend(f"{name}#{self.starts[name]}", f"unix:{self.address(member)}")
+        return Backend(f"{name}#{self.starts[name]}", f"unix:{self.address(member)}", logs_here=True)
 
     def address(self, member: Member) -> Path:
         return self.folder / f"{self.fleet.members.index(member)}.sock"
@@ -143,7 +134,7 @@ class FleetBackends:
 
     async def start_server(self, member: Member) -> child.Child:
         self.starts[member.model.name] += 1
-        counts = FLEET + str(self.folder / COUNTS_SOCKET)
+        counts = FLEET + str(self.folder / SOCKET)
         if alone := self.counted_alone(member):
             counts += f"#{alone}"
         return await child.start(member.model, self.address(member), self.keys, counts)
@@ -165,14 +156,15 @@ class FleetBackends:
     # Metrics
 
     def sample(self) -> None:
-        metrics = self.metrics
+        metrics = self.fleet_metrics
         for member in self.fleet.members:
             name = member.model.name
             for state in State:
-                self.state.labels(name, state).set(member.state is state)
+                metrics.state.labels(name, state).set(member.state is state)
             metrics.backend_up.labels(name, name).set(member.state is State.READY)
             metrics.backend_requests.labels(name).set(member.leases)
-            self.waiting.labels(name).set(len(member.waiting))
+            metrics.waiting.labels(name).set(len(member.waiting))
+            metrics.failing.labels(name).set(bool(member.reason) and member.state in (State.FAILED, State.LOADING))
 
     def server_pages(self) -> Mapping[str, str]:
         return asyncio.run_coroutine_threadsafe(self.read_metrics(), self.loop).result()
@@ -192,8 +184,9 @@ class FleetBackends:
 
     async def start(self) -> None:
         self.loop = asyncio.get_running_loop()
-        await self.at_end.enter_async_context(control_socket(self.fleet, self.control))
-        await self.at_end.enter_async_context(counting_for_fleet(self.windows, self.counts))
+        await self.at_end.enter_async_context(control_socket(self.fleet, self.windows, self.control))
+        watching = asyncio.create_task(watch_files([table.refresh for table in self.limits.values()]))
+        self.at_end.callback(watching.cancel)
         if MEMORY in self.fleet.capacity:
             self.fleet.judged = False
             judging = asyncio.create_task(judge(self.fleet))

@@ -26,7 +26,7 @@ END_SECONDS = 15
 OUTPUT_SECONDS = 1
 """Processes of the engine may hold the server's output open for longer than the server."""
 MOST_BYTES = 65_536
-TRY_IT = re.compile(rb" try it, in another terminal:|^curl ")
+OWN_ADDRESS = re.compile(rb'[ "](try it, in another terminal|ready\. Base URL|API keys): ?|^curl ')
 """What a server says of its own address, at which callers do not ask."""
 
 
@@ -34,14 +34,10 @@ class Child:
     """A server that has been started. ``ended`` gives the reason of its end."""
 
     def __init__(self, model: FleetModel, address: Path, news: socket.socket, process: Process) -> None:
-        self.model = model
-        self.address = address
-        self.news = news
-        self.process = process
+        self.model, self.address, self.news, self.process = model, address, news, process
         self.ready = asyncio.Event()
-        self.status = ""
-        """What the server last said about itself."""
-        self.last_line = ""
+        self.status = self.last_line = ""
+        """What the server last said about itself, and the last line of its log."""
         self.killing: asyncio.TimerHandle | None = None
         asyncio.get_running_loop().add_reader(news, self.read_news)
         self.ended = asyncio.create_task(self.watch())
@@ -105,7 +101,7 @@ class Child:
             # Progress bars go back to the beginning of the line.
             *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
             for line in lines:
-                if not line or TRY_IT.search(line):
+                if not line or OWN_ADDRESS.search(line):
                     continue
                 self.last_line = line.decode(errors="replace")
                 # With a full disk the line is lost, and the server must not wait until somebody reads the next ones.

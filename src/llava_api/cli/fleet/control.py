@@ -1,4 +1,7 @@
-"""``llava-api fleet status|load|unload``: a line of JSON each way, over a Unix socket in the fleet's private folder."""
+"""The fleet's private Unix socket, with a line of JSON each way.
+
+``llava-api fleet status|load|unload`` asks there, and the models' servers count there for rate limits.
+"""
 
 import asyncio
 import json
@@ -8,12 +11,13 @@ import stat
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
 from llava_api.cli.fleet.supervisor import Fleet, Member, State
-from llava_api.errors import StartupError, Unavailable
+from llava_api.errors import NotLoaded, StartupError, Unavailable
+from llava_api.limits.windows import Windows
 from llava_api.units import readable_size, readable_time
 
 COMMANDS = ("status", "load", "unload")
@@ -61,13 +65,17 @@ def row(member: Member, now: float) -> list[str]:
 
 
 @asynccontextmanager
-async def control_socket(fleet: Fleet, listener: socket.socket) -> AsyncIterator[None]:
+async def control_socket(fleet: Fleet, windows: Windows, listener: socket.socket) -> AsyncIterator[None]:
+    answering: set[asyncio.Task[None] | None] = set()
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, ValueError):
-            asked = json.loads(await reader.readline())
-            writer.write(json.dumps(await obey(fleet, asked)).encode() + b"\n")
-            await writer.drain()
-        writer.close()
+        answering.add(asyncio.current_task())
+        with closing(writer), suppress(ConnectionError, ValueError):
+            while line := await reader.readline():
+                asked = json.loads(line)
+                said = windows.count_for_server(*asked) if isinstance(asked, list) else await obey(fleet, asked)
+                writer.write(json.dumps(said).encode() + b"\n")
+        answering.discard(asyncio.current_task())
 
     server = await asyncio.start_unix_server(answer, sock=listener)
     try:
@@ -75,6 +83,9 @@ async def control_socket(fleet: Fleet, listener: socket.socket) -> AsyncIterator
     finally:
         # Python 3.12 and later would wait for those who have connected and ask nothing.
         server.close()
+        for task in filter(None, answering):
+            task.cancel()
+        await asyncio.gather(*filter(None, answering), return_exceptions=True)
 
 
 async def obey(fleet: Fleet, asked: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +96,8 @@ async def obey(fleet: Fleet, asked: dict[str, Any]) -> dict[str, Any]:
             return {"error": f"the fleet has no model {asked['model']}; it has {names}"}
         try:
             await (fleet.load(member) if asked["command"] == "load" else fleet.unload(member))
+        except NotLoaded:
+            return {"error": f"the model {member.model.name} could not be loaded: {member.reason}"}
         except Unavailable as error:
             return {"error": error.message}
     failed = [member for member in fleet.members if member.state is State.FAILED]

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,7 @@ LISTENING = marked(Mark.PUBLIC_SERVER) - {"api_key", "api_key_file", "api_key_di
 """Settings that the models' own servers do not get: they listen on private Unix sockets.
 
 They do get the keys, so that each key's limits hold there too."""
+ADAPTERS_CHANGE = ("lora_dir", "lora_from_hub", "lora_key")
 OF_FLEET = LISTENING | marked(Mark.PUBLIC_SERVER)
 """Settings that one model cannot have for itself."""
 
@@ -28,22 +29,25 @@ WITH_PASSWORDS = ("rate_limit_redis_url", "otlp_endpoint")
 """Settings that may contain a password. The models' servers get them as variables, because ``ps`` shows flags."""
 
 
-class Table(BaseModel):
-    """The keys of a ``[[models]]`` table that are not settings of ``llava-api serve``."""
+class Times(BaseModel):
+    """Keys of a ``[[models]]`` table that the top of the file may have for all of them."""
 
     model_config = ConfigDict(strict=True)
+
+    idle_seconds: float = Field(900, ge=0, allow_inf_nan=False)
+    load_seconds: float = Field(1800, ge=0, allow_inf_nan=False)
+
+
+class Table(Times):
+    """The keys of a ``[[models]]`` table that are not settings of ``llava-api serve``."""
 
     model: str = Field(min_length=1)
     name: str = ""
     gpus: list[int | str] | None = Field(None, min_length=1)
     exclusive: str = ""
-    idle_seconds: float = Field(900, ge=0, allow_inf_nan=False)
 
 
-class File(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    idle_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 900
+class File(Times, extra="forbid"):
     models: list[dict[str, Any]] = Field(min_length=1)
 
 
@@ -62,6 +66,8 @@ class FleetModel:
     """Of the models with the same word, one is loaded at a time."""
     idle_seconds: float = 900
     """Unloaded after so long without a request; 0: never."""
+    load_seconds: float = 1800
+    """A load that takes longer has failed; 0: it may take as long as it takes."""
     names: list[str] = field(default_factory=list)
     """That requests may ask for: its own and those of its LoRA adapters."""
 
@@ -74,7 +80,8 @@ def read_models(path: Path, given: Mapping[str, Any]) -> list[FleetModel]:
         raise StartupError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         raise StartupError(f"{path}: {first_error(error, File)}") from error
-    models = [read_model(path, table, file.idle_seconds, given) for table in file.models]
+    times = file.model_dump(exclude={"models"})
+    models = [read_model(path, table, times, given) for table in file.models]
     taken: set[str] = set()
     for name in (name for model in models for name in model.names):
         if name in taken:
@@ -83,11 +90,15 @@ def read_models(path: Path, given: Mapping[str, Any]) -> list[FleetModel]:
     return models
 
 
-def read_model(path: Path, table: Mapping[str, Any], idle_seconds: float, given: Mapping[str, Any]) -> FleetModel:
+def read_model(path: Path, table: Mapping[str, Any], times: dict[str, float], given: Mapping[str, Any]) -> FleetModel:
     where = f"{path}, model {table.get('name') or table.get('model') or '(without model)'}"
     values = {key.replace("-", "_"): value for key, value in table.items()}
-    own = {"idle_seconds": idle_seconds} | {key: values.pop(key) for key in Table.model_fields if key in values}
+    own = times | {key: values.pop(key) for key in Table.model_fields if key in values}
     for key in values:
+        if key in ADAPTERS_CHANGE:
+            raise StartupError(
+                f'{where}: {key}: a fleet loads no adapters at run time; name them: lora = ["NAME=FOLDER"]'
+            )
         if key in OF_FLEET:
             raise StartupError(f"{where}: {key} is for all models together: give llava-api fleet {flag_of(key)}")
         if key not in Settings.model_fields:
@@ -111,6 +122,7 @@ def read_model(path: Path, table: Mapping[str, Any], idle_seconds: float, given:
         tuple(map(str, read.gpus or ())),
         read.exclusive,
         read.idle_seconds,
+        read.load_seconds,
         [name, *(adapter.partition("=")[0] for adapter in settings.lora)],
     )
 

@@ -50,13 +50,11 @@ def gpus_of_this_machine() -> list[str]:
 
 async def judge(fleet: Fleet) -> None:
     """Find out how much memory each model takes, in a process of its own: counting needs torch."""
-    free = int(fleet.capacity[MEMORY])
     asked = [(one.model.model, one.model.settings.model_dump(mode="json")) for one in fleet.members]
     try:
-        process = await asyncio.create_subprocess_exec(
-            *bound(__name__), stdin=PIPE, stdout=PIPE, start_new_session=True
-        )
-        said, _ = await process.communicate(json.dumps([free, asked]).encode())
+        command = bound(__name__)
+        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, start_new_session=True)
+        said, _ = await process.communicate(json.dumps([int(fleet.capacity[MEMORY]), asked]).encode())
         for member, line in zip(fleet.members, said.splitlines(), strict=False):
             found = json.loads(line)
             if isinstance(found, str):
@@ -72,9 +70,8 @@ def main() -> None:
     """The other process: prints a line for each model, its bytes or why it cannot be loaded."""
     free, asked = json.load(sys.stdin)
     for model, settings in asked:
-        found: int | str
         try:
-            found = memory_needed(model, Settings(**settings), free)
+            found: int | str = memory_needed(model, Settings(**settings), free)
         except StartupError as error:
             found = str(error)
         print(json.dumps(found), flush=True)

@@ -7,7 +7,6 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from enum import StrEnum
 from typing import Protocol
 
 from llava_api.cli.fleet.models_file import FleetModel
-from llava_api.errors import Draining, ErrorCode, StartupError, Unavailable
+from llava_api.concurrency.admission import queue_full
+from llava_api.errors import Draining, ErrorCode, NotLoaded, StartupError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ CALM_SECONDS = 600
 """After so long without a crash, the next one counts as the first."""
 MOST_DELAY_SECONDS = 30
 ROUNDING = 1e-9
+STOPPING = "The server is stopping."
 
 
 class State(StrEnum):
@@ -53,22 +54,27 @@ class Member:
     needs: dict[str, float] = field(default_factory=dict)
     """Resource -> how much of it the model takes while it is loaded."""
     state: State = State.UNLOADED
+    since: float = 0
+    """When the state began."""
     server: Server | None = None
     life: "asyncio.Task[None] | None" = None
     """From the start of its server to the end."""
-    reason: str = ""
-    """Of the last failure."""
-    wanted_since: float | None = None
     leases: int = 0
     """Requests that are at the model."""
-    waiting: "deque[asyncio.Future[None]]" = field(default_factory=deque)
-    """Requests that wait for it, oldest first."""
-    since: float = 0
-    """When the state began."""
     last_used: float = 0
+    waiting: "dict[asyncio.Future[None], float]" = field(default_factory=dict)
+    """Requests that wait for it -> since when, the oldest first."""
+    reason: str = ""
+    """Why the latest load failed or its server ended; "" once it is ready."""
     failures: int = 0
     """In a row."""
     retry_at: float = 0
+    crashed: bool = False
+    """Its server has ended and is started again without a request."""
+
+    @property
+    def wanted_since(self) -> float | None:
+        return next(iter(self.waiting.values()), self.since if self.crashed else None)
 
 
 class Fleet:
@@ -102,11 +108,11 @@ class Fleet:
     async def lease(self, member: Member, seconds: float | None = None) -> AsyncIterator[Server]:
         """The model's server, once it is ready; it is not unloaded before the end of the block.
 
-        Raises Unavailable with the reason if the model cannot be loaded, or is not within ``seconds``.
+        Raises Unavailable if the model cannot be loaded, if it is not within ``seconds``, or if too many wait.
         """
         try:
             async with asyncio.timeout(seconds):
-                await self.place(member)
+                await self.enter_model(member)
         except TimeoutError as error:
             reason = f"The model {member.model.name} is still {member.state}: ask again later."
             raise Unavailable(reason, code=ErrorCode.REQUEST_TIMEOUT) from error
@@ -116,18 +122,19 @@ class Fleet:
         finally:
             self.release(member)
 
-    async def place(self, member: Member) -> None:
+    async def enter_model(self, member: Member) -> None:
         if self.stopping:
-            raise stopping()
+            raise Draining(STOPPING)
         if member.state is State.READY:
             member.leases += 1
             return
-        if member.state is State.FAILED and member.wanted_since is None and self.now() < member.retry_at:
+        if member.state is State.FAILED and not member.crashed and self.now() < member.retry_at:
             raise self.refusal(member)
-        if member.wanted_since is None:
-            member.wanted_since = self.now()
+        settings = member.model.settings
+        if len(member.waiting) >= settings.max_waiting_requests + (settings.max_num_seqs or 1):
+            raise queue_full()
         waiter = asyncio.get_running_loop().create_future()
-        member.waiting.append(waiter)
+        member.waiting[waiter] = self.now()
         self.changed.set()
         try:
             await waiter
@@ -136,8 +143,7 @@ class Fleet:
                 self.release(member)
             raise
         finally:
-            with suppress(ValueError):
-                member.waiting.remove(waiter)
+            member.waiting.pop(waiter, None)
 
     def release(self, member: Member) -> None:
         member.leases -= 1
@@ -156,10 +162,9 @@ class Fleet:
         if member.life is not None and member.state is State.UNLOADING:
             await asyncio.wait({member.life})
 
-    def refusal(self, member: Member) -> Unavailable:
-        error = Unavailable(
-            f"The model {member.model.name} could not be loaded: {member.reason}", code=ErrorCode.MODEL_NOT_READY
-        )
+    def refusal(self, member: Member) -> NotLoaded:
+        """Without the reason, which may name paths and is for the operator."""
+        error = NotLoaded(f"The model {member.model.name} could not be loaded; the server's log says why.")
         error.retry_after_seconds = max(1.0, member.retry_at - self.now())
         return error
 
@@ -184,12 +189,13 @@ class Fleet:
                     later.append(member.last_used + idle)
             if member.state is State.UNLOADING and not member.leases and member.server is not None:
                 member.server.terminate()
-            if not member.waiting and member.state is not State.FAILED:
-                # Those who wanted it have gone.
-                member.wanted_since = None
         held = [member for member in self.members if member.state in LOADED]
-        wanted = [m for m in self.members if m.wanted_since is not None and m.state in (State.UNLOADED, State.FAILED)]
-        for member in sorted(wanted, key=lambda one: one.wanted_since or 0):
+        wanted = [
+            (since, member)
+            for member in self.members
+            if (since := member.wanted_since) is not None and member not in held
+        ]
+        for _, member in sorted(wanted, key=lambda one: one[0]):
             if now < member.retry_at:
                 later.append(member.retry_at)
                 continue
@@ -201,7 +207,7 @@ class Fleet:
                 self.make_room(member, held)
             else:
                 # It is to be started again after a crash, which is no reason to unload another.
-                member.wanted_since = None
+                member.crashed = False
                 self.enter(member, State.UNLOADED)
                 continue
             # If room is being made for this one, no later one may take it.
@@ -210,12 +216,12 @@ class Fleet:
 
     def short(self, member: Member, others: Sequence[Member]) -> set[str]:
         """The resources of which ``others`` leave too little for ``member``."""
-        found = set()
-        for resource, amount in member.needs.items():
-            taken = sum(other.needs.get(resource, 0) for other in others)
-            if taken and taken + amount > self.capacity.get(resource, math.inf) + ROUNDING:
-                found.add(resource)
-        return found
+        taken = {resource: sum(other.needs.get(resource, 0) for other in others) for resource in member.needs}
+        return {
+            resource
+            for resource, amount in member.needs.items()
+            if taken[resource] and taken[resource] + amount > self.capacity.get(resource, math.inf) + ROUNDING
+        }
 
     def make_room(self, member: Member, held: Sequence[Member]) -> None:
         """Unload others until ``member`` has room: first those that are idle, the least recently used of them first.
@@ -225,8 +231,7 @@ class Fleet:
         staying = [other for other in held if other.state is not State.UNLOADING]
         ready = [other for other in staying if other.state is State.READY]
         for victim in sorted(ready, key=lambda one: (one.leases > 0, one.last_used)):
-            short = self.short(member, staying)
-            if short & victim.needs.keys():
+            if self.short(member, staying) & victim.needs.keys():
                 self.drain(victim, f"{member.model.name} needs its place")
                 staying.remove(victim)
 
@@ -240,24 +245,32 @@ class Fleet:
 
     def begin(self, member: Member) -> None:
         log.info("loading %s", member.model.name)
+        member.crashed = False
         self.enter(member, State.LOADING)
         member.life = asyncio.create_task(self.live(member))
 
     async def live(self, member: Member) -> None:
         served = False
         try:
-            member.server = await self.start(member)
+            server = member.server = await self.start(member)
             if self.stopping:
                 # ``close`` could not end it yet.
-                member.server.terminate()
+                server.terminate()
             self.changed.set()
-            await member.server.until_ready()
-            await self.on_ready(member)
+            try:
+                async with asyncio.timeout(member.model.load_seconds or None):
+                    await server.until_ready()
+                    await self.on_ready(member)
+            except TimeoutError as error:
+                server.terminate()
+                await server.ended
+                limit = f"{member.model.load_seconds:g} s (load_seconds in the models' file)"
+                raise StartupError(f"it was not ready within {limit}") from error
             # If it has ended meanwhile, those who wait get the reason.
-            if member.state is State.LOADING and not member.server.ended.done():
+            if member.state is State.LOADING and not server.ended.done():
                 served = True
                 self.serve(member)
-            reason = await asyncio.shield(member.server.ended)
+            reason = await asyncio.shield(server.ended)
         except StartupError as error:
             reason = str(error)
         except Exception as error:
@@ -274,7 +287,7 @@ class Fleet:
         """Let the requests go that wait. Before any other decision, so that a model that was loaded answers them."""
         log.info("%s is ready, after %.1f s", member.model.name, self.now() - member.since)
         self.enter(member, State.READY)
-        member.last_used, member.wanted_since = self.now(), None
+        member.last_used, member.reason = self.now(), ""
         for waiter in member.waiting:
             if not waiter.done():
                 member.leases += 1
@@ -287,11 +300,10 @@ class Fleet:
             member.failures = 0
         member.failures += 1
         step = member.failures - served
-        delay = min(MOST_DELAY_SECONDS, 2**step) if step else 0
         log.error("%s has failed: %s", member.model.name, reason)
         self.enter(member, State.FAILED)
-        member.reason, member.retry_at = reason, self.now() + delay
-        member.wanted_since = self.now() if served else None
+        member.reason, member.crashed = reason, served
+        member.retry_at = self.now() + (min(MOST_DELAY_SECONDS, 2**step) if step else 0)
         if not served:
             self.refuse_waiting(member, self.refusal(member))
 
@@ -305,7 +317,7 @@ class Fleet:
         """End all servers, whatever requests they have."""
         self.stopping = True
         for member in self.members:
-            self.refuse_waiting(member, stopping())
+            self.refuse_waiting(member, Draining(STOPPING))
             if member.state in LOADED:
                 self.enter(member, State.UNLOADING)
                 if member.server is not None:
@@ -313,7 +325,3 @@ class Fleet:
         lives = {member.life for member in self.members if member.life is not None}
         if lives:
             await asyncio.wait(lives)
-
-
-def stopping() -> Draining:
-    return Draining("The server is stopping.")

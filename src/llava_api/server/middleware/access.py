@@ -97,7 +97,8 @@ class Access:
             record.probe = record.route in self.probes
             self.metrics.end(record)
             trace_id = None if self.tracing is None or record.probe else self.tracing.export(record)
-            level = logging.DEBUG if record.probe else logging.INFO
+            is_quiet = record.probe or (record.logged and record.error is None)
+            level = logging.DEBUG if is_quiet else logging.INFO
             if log.isEnabledFor(level):
                 log.log(level, "request", extra={FIELDS: request_fields(record, trace_id)})
         except Exception:
