@@ -50,21 +50,25 @@ def add_flags(parser: argparse.ArgumentParser, *marks: Mark, names: Collection[s
     for name, field in Settings.model_fields.items():
         if name not in names:
             continue
-        options: dict[str, Any] = {
-            "dest": name,
-            "default": None,
-            "help": help_text(field) if shown else argparse.SUPPRESS,
-        }
-        kind = plain_type(field.annotation)
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif get_origin(kind) is list:
-            options.update(action="append", metavar="VALUE")
-        elif get_origin(kind) is Literal:
-            options["choices"] = get_args(kind)
-        else:
-            options["metavar"] = kind.__name__.upper()
-        parser.add_argument(flag_of(name), **options)
+        add_flag(parser, name, field, shown=shown)
+
+
+def add_flag(
+    parser: "argparse._ActionsContainer", name: str, field: FieldInfo, *, shown: bool = True, dest: str | None = None
+) -> None:
+    """A flag for a field of a pydantic model, with its docstring as the help. Not given, its value is None."""
+    text = help_text(field) if shown else argparse.SUPPRESS
+    options: dict[str, Any] = {"dest": dest or name, "default": None, "help": text}
+    kind = plain_type(field.annotation)
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif get_origin(kind) is list:
+        options.update(action="append", metavar="VALUE")
+    elif get_origin(kind) is Literal:
+        options["choices"] = get_args(kind)
+    else:
+        options["metavar"] = kind.__name__.upper()
+    parser.add_argument(flag_of(name), **options)
 
 
 def plain_type(annotation: Any) -> Any:

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from llava_api.chat.model import open_model
 from llava_api.cli.finetune.report import page
+from llava_api.cli.finetune.training import add_recipe_flags, check_output, read_recipe, train
 from llava_api.cli.flags import MODEL_HELP, add_flags, find_model, read_settings
-from llava_api.cli.terminal import printable
+from llava_api.cli.terminal import printable, set_up_logging
 from llava_api.errors import StartupError
 from llava_api.finetune.check import Report, check
 from llava_api.finetune.model_input import ModelInput
@@ -22,7 +23,7 @@ from llava_api.setting_types import Mark
 MODES = ("lora", "full", "projector")
 DATA_SETTINGS = (
     *("max_model_len", "jpeg_decode", "exif_orientation", "flatten_transparency"),
-    *("max_image_pixels", "max_image_side", "max_image_aspect_ratio"),
+    *("cache_dir", "log_level", "max_image_pixels", "max_image_side", "max_image_aspect_ratio"),
 )
 
 
@@ -38,11 +39,16 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--check-only", action="store_true", help="check the data, and do not train")
     parser.add_argument("--skip-faulty", action="store_true", help="train on the samples without faults")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for checkpoints, log and results")
+    add_recipe_flags(parser)
     add_flags(parser, Mark.CHECKPOINT, Mark.CHECKPOINT_OVERRIDE, names=DATA_SETTINGS)
     parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:
+    recipe = read_recipe(chosen)
+    if not chosen.check_only:
+        check_output(chosen.output)
     model = open_input(chosen)
     samples = Samples.read(chosen.data, chosen.image_folder)
     report = checked(samples, model)
@@ -51,11 +57,13 @@ def run(chosen: argparse.Namespace) -> None:
         sys.exit(1 if report.faults else 0)
     if not report.good or (report.faults and not chosen.skip_faulty):
         raise StartupError(f"{chosen.data} has faults: mend them, or leave these samples out with --skip-faulty")
+    train(model, samples, report.good, recipe, chosen.data, chosen.output)
 
 
 def open_input(chosen: argparse.Namespace) -> ModelInput:
     """Raises StartupError."""
     settings = read_settings(chosen)
+    set_up_logging(settings.log_level)
     model = open_model(find_model(chosen.model), (chosen.model,), settings)
     plain = chosen.mode == "projector"
     return ModelInput.of(model.checkpoint, model.family, model.tokenizer, model.image_mode, settings, plain)

@@ -1,0 +1,144 @@
+"""The training itself on the command line: its flags, its folder, and a bar while it runs."""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+from pydantic import ValidationError
+
+from llava_api.chat.model import sources_of
+from llava_api.checkpoints.cache import ready_checkpoint
+from llava_api.checkpoints.files import locate, read_json
+from llava_api.checkpoints.inspect import Checkpoint
+from llava_api.cli.bulk.progress import Counts, Shown, duration
+from llava_api.cli.flags import add_flag
+from llava_api.cli.wrong_settings import complaints
+from llava_api.errors import StartupError
+from llava_api.finetune.model_input import ModelInput
+from llava_api.finetune.recipe import Recipe, recipe_for
+from llava_api.finetune.samples import Samples
+
+NEEDED = ("torch", "transformers", "peft", "accelerate", "matplotlib")
+BEGUN = "training.json"
+FINISHED = ("adapter_config.json", "config.json")
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training", "The defaults are LLaVA's published settings.")
+    for name, field in Recipe.model_fields.items():
+        if name != "mode":
+            add_flag(group, name, field, dest=f"recipe_{name}")
+
+
+def read_recipe(chosen: argparse.Namespace) -> Recipe:
+    """Raises StartupError that names each wrong flag."""
+    flags = {name: getattr(chosen, f"recipe_{name}", None) for name in Recipe.model_fields}
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        recipe = recipe_for(chosen.mode, given)
+    except ValidationError as error:
+        raise StartupError("; ".join(complaints(error, given).values())) from error
+    if recipe.load_4bit and recipe.mode != "lora":
+        raise StartupError("--load-4bit is for --mode lora: weights in 4 bit are not trained themselves")
+    return recipe
+
+
+def check_output(folder: Path | None) -> None:
+    """Raises StartupError before the data is read if no training can begin or go on in ``folder``."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise StartupError(f"{missing[0]} is not installed: pip install 'llava-api[train]'")
+    if folder is None:
+        raise StartupError("--output is missing: name a folder for the results, or only check the data (--check-only)")
+    if any((folder / name).exists() for name in FINISHED):
+        raise StartupError(f"{folder} has the results of a training already: name another folder")
+    if folder.exists() and not (folder.is_dir() and ((folder / BEGUN).is_file() or not any(folder.iterdir()))):
+        raise StartupError(f"{folder} is no folder of a training and not empty: name another folder")
+
+
+def begin(folder: Path, facts: dict[str, Any]) -> None:
+    """Note what is trained. Raises StartupError if the folder's training was begun with something else."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = read_json(folder, BEGUN)
+        if not begun:
+            (folder / BEGUN).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            return
+    except OSError as error:
+        raise StartupError(f"cannot write to {folder} ({error.strerror}): name another folder") from error
+    different = [name for name in facts if begun.get(name) != facts[name]]
+    if different:
+        name = different[0]
+        raise StartupError(
+            f"the training in {folder} was begun with {name} {begun.get(name)}, not {facts[name]}: give the same "
+            "again to go on, or name another folder"
+        )
+
+
+class Steps(Counts):
+    """Counts of a training, for the bar."""
+
+    def __init__(self, total: int, before: int) -> None:
+        super().__init__(total, before)
+        self.loss = 0.0
+        self.tokens = 0
+
+    def take(self, line: dict[str, Any]) -> None:
+        self.done = line["step"]
+        self.loss = line["loss"]
+        self.tokens += line["tokens"]
+
+    def text(self) -> str:
+        if self.done == self.before:
+            return "first step"
+        seconds = time.monotonic() - self.started
+        left = (self.total - self.done) * seconds / (self.done - self.before)
+        return f"loss {self.loss:.4f}, {self.tokens / seconds:,.0f} tokens/s, {duration(left)} left"
+
+
+def base_of(model: ModelInput) -> tuple[Checkpoint, Path]:
+    """The checkpoint in the hub's format, converted if it is in another, and its folder. Raises StartupError."""
+    settings = model.settings
+    ready = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir)
+    return ready, locate(ready.model, settings.download_dir, settings.revision, weights=True)
+
+
+def train(
+    model: ModelInput, samples: Samples, good: Sequence[int], recipe: Recipe, data_file: Path, folder: Path
+) -> None:
+    """Begin or go on in ``folder``, and write the results. Raises StartupError."""
+    # A process that reads images is forked from this one, whose tokenizer has threads.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from accelerate import PartialState
+
+    from llava_api.finetune.dataset import FinetuneDataset
+    from llava_api.finetune.results import write_card, write_results
+    from llava_api.finetune.run import Training
+
+    digest = blake3(samples.content).hexdigest()[:16]
+    facts = {**recipe.decisive(), "model": model.checkpoint.model, "data": digest, "samples": len(good)}
+    with PartialState().main_process_first():
+        begin(folder, facts)
+    checkpoint, base = base_of(model)
+    training = Training(base, FinetuneDataset(samples, model, good), recipe, folder)
+    steps = Steps(training.order.steps, training.done)
+    main = training.accelerator.is_main_process
+    if main:
+        print(training.plan())
+    with Shown(steps) if main else nullcontext() as shown:
+        for line in training.run():
+            steps.take(line)
+            if shown is not None:
+                shown.update()
+    if main:
+        write_card(folder, checkpoint.model, recipe, data_file.name, len(good))
+    write_results(training.accelerator, training.model, base, checkpoint.model, training.dtype, folder)
+    if main:
+        print(f"trained: {folder}")

@@ -1,0 +1,92 @@
+"""What a finished training leaves in its folder: an adapter in PEFT's format, or a checkpoint in the hub's."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_api.checkpoints.files import INDEXES, SMALL_FILES, read_json
+from llava_api.checkpoints.shards import ShardWriter, write_json
+from llava_api.finetune.curve import LOG
+from llava_api.finetune.recipe import Recipe
+from llava_api.finetune.snapshots import cannot_save
+from llava_api.vision.families import classic_name
+
+LAST = ("adapter_config.json", "config.json")
+"""Files that make a folder an adapter or a checkpoint: they get their names when all else is there."""
+
+
+def write_results(accelerator: Any, model: Any, base: Path, base_name: str, dtype: torch.dtype, folder: Path) -> None:
+    """Write the trained model into ``folder``. ``base_name``: how an adapter names its base. Raises StartupError."""
+    # With FSDP every process takes part.
+    state = accelerator.get_state_dict(model)
+    if not accelerator.is_main_process:
+        return
+    scratch = folder / ".results.partial"
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        trainee = accelerator.unwrap_model(model)
+        if hasattr(trainee, "peft_config"):
+            trainee.peft_config["default"].base_model_name_or_path = base_name
+            # "auto" would look the base up in the hub.
+            trainee.save_pretrained(scratch, state_dict=state, save_embedding_layers=False)
+            (scratch / "README.md").unlink(missing_ok=True)
+        else:
+            write_checkpoint(state, base, dtype, scratch)
+        # safetensors makes files that only their owner can read.
+        mode = next(scratch.glob("*config.json")).stat().st_mode
+        for file in sorted(scratch.iterdir(), key=lambda file: file.name in LAST):
+            file.chmod(mode)
+            file.replace(folder / file.name)
+    except Exception as error:
+        raise cannot_save(folder, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_checkpoint(state: dict[str, torch.Tensor], base: Path, dtype: torch.dtype, folder: Path) -> None:
+    """The base's small files with the trained weights, in ``dtype`` and under the names that every reader knows."""
+    config = read_json(base, "config.json")
+    tied = config.get("tie_word_embeddings") or (config.get("text_config") or {}).get("tie_word_embeddings")
+    written = ShardWriter(folder)
+    for name, tensor in state.items():
+        hub = classic_name(name)
+        if not (tied and hub == "language_model.lm_head.weight"):
+            written.add({hub: tensor.detach().to("cpu", dtype)})
+    written.finish()
+    for file in (file for pattern in SMALL_FILES for file in base.glob(pattern)):
+        if file.name not in (*INDEXES, "manifest.json", "config.json"):
+            shutil.copyfile(file, folder / file.name)
+    config.pop("dtype", None)
+    write_json(folder / "config.json", config | {"torch_dtype": str(dtype).removeprefix("torch.")})
+
+
+def write_card(folder: Path, base_name: str, recipe: Recipe, data: str, samples: int) -> None:
+    """README.md, after the training's last step. ``data``: the name of its file."""
+    last = json.loads((folder / LOG).read_text(encoding="utf-8").splitlines()[-1])
+    adapter = recipe.mode == "lora"
+    use = f"llava-api serve {base_name} --lora NAME={folder.name}" if adapter else f"llava-api serve {folder.name}"
+    rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.model_dump().items())
+    (folder / "README.md").write_text(
+        f"""---
+base_model: {json.dumps(base_name)}
+{"library_name: peft" if adapter else "library_name: transformers"}
+pipeline_tag: image-text-to-text
+---
+
+# {folder.name}
+
+{base_name}, trained by llava-api in mode {recipe.mode} on {samples:,} samples of {data}: {last["steps"]:,} steps, the
+last loss {last["loss"]:.4f} (log.jsonl has all, loss.png shows them).
+
+    {use}
+
+| setting | value |
+|---|---|
+{rows}
+""",
+        encoding="utf-8",
+    )

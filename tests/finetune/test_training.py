@@ -1,0 +1,111 @@
+"""llava-api finetune trains what its mode says, as LLaVA's scripts do, and goes on after it was killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llava_api.cli.flags import demo_folder
+from llava_api.cli.main import main
+from tests.support.drawn_data import write_drawn_data
+from tests.support.waiting import wait_until
+
+DEMO = demo_folder() / "llava-tiny-1.5"
+SMALL = ("--rank", "4", "--alpha", "8", "--workers", "0", "--no-gradient-checkpointing")
+PROJECTOR = "multi_modal_projector."
+TOWER = "vision_tower."
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_drawn_data(tmp_path_factory.mktemp("data"), 24, texts=3)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint with a projector that has learned nothing."""
+    folder = tmp_path_factory.mktemp("untrained") / "model"
+    shutil.copytree(DEMO, folder)
+    tensors = load_file(folder / "model.safetensors")
+    torch.manual_seed(0)
+    for name, tensor in tensors.items():
+        if name.startswith(PROJECTOR):
+            tensors[name] = torch.randn_like(tensor) * 0.05
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def command(model: Path | str, data: Path, output: Path, *flags: str) -> list[str]:
+    images = data.parent / "images"
+    paths = ("--data", str(data), "--image-folder", str(images), "--output", str(output))
+    return ["finetune", str(model), *paths, *SMALL, *flags]
+
+
+def log(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def losses(output: Path) -> list[float]:
+    return [line["loss"] for line in log(output)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """The names of the tensors that differ in any bit."""
+    old, new = weights(before), weights(after)
+    assert old.keys() == new.keys()
+    return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+def test_both_stages_from_an_untrained_projector(untrained: Path, data: Path, tmp_path: Path) -> None:
+    aligned, tuned = tmp_path / "aligned", tmp_path / "tuned"
+    captions = write_drawn_data(tmp_path / "captions", 24, captions=True)
+    main(command(untrained, captions, aligned, "--mode", "projector", "--batch", "8", "--epochs", "8"))
+    assert sum(losses(aligned)[-3:]) < 0.7 * sum(losses(aligned)[:3])
+    assert changed(untrained, aligned) == {name for name in weights(aligned) if name.startswith(PROJECTOR)}
+
+    main(command(aligned, data, tuned, "--mode", "full", "--batch", "9", "--epochs", "6", "--learning-rate", "1e-3"))
+    assert sum(losses(tuned)[-3:]) < 0.5 * sum(losses(tuned)[:3])
+    assert changed(aligned, tuned) == {name for name in weights(tuned) if not name.startswith(TOWER)}
+
+
+def test_lora_changes_the_text_models_layers_and_the_projector(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "lora"
+    main(command("llava-tiny-1.5", data, output, "--batch", "9", "--epochs", "4", "--learning-rate", "5e-3"))
+    # The last step of each epoch has the samples without an image, whose answers are new to the model.
+    assert losses(output)[-1] < 0.1 * losses(output)[2]
+    adapter = weights(output)
+    config = json.loads((output / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["modules_to_save"]) == (4, 8, ["multi_modal_projector"])
+    layers = [name for name in adapter if ".lora_" in name]
+    assert len(layers) == 2 * 7 * 4
+    assert all(name.startswith("base_model.model.model.language_model.layers.") for name in layers)
+    others = {name.removeprefix("base_model.model.model.") for name in adapter.keys() - set(layers)}
+    assert others == {name for name in weights(DEMO) if name.startswith(PROJECTOR)}
+
+
+def test_a_killed_training_goes_on_as_if_it_had_not_been(data: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = ("--batch", "4", "--epochs", "2", "--save-every", "3", "--dropout", "0.2")
+    main(command("llava-tiny-1.5", data, whole, *flags))
+    program = [sys.executable, "-m", "llava_api", *command("llava-tiny-1.5", data, killed, *flags)]
+    with subprocess.Popen(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: (killed / "checkpoint-6").is_dir() or process.poll() is not None, 120)
+        process.send_signal(signal.SIGKILL)
+    before = losses(killed)
+    assert len(before) < len(losses(whole))
+    main(command("llava-tiny-1.5", data, killed, *flags))
+    assert losses(killed) == losses(whole)
+    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(killed).items())
+    assert sorted(path.name for path in killed.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-14"]
