@@ -1,7 +1,6 @@
 """Training samples are shown to the model as the server shows the same conversation, to the bit."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,19 @@ import transformers
 from PIL import Image
 
 from llava_api.chat.explain import Explained, explain
-from llava_api.chat.model import ServedModel, open_model
+from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
 from llava_api.cli.conversation import data_url
 from llava_api.cli.flags import find_model
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.finetune.dataset import IGNORED, FinetuneDataset, collator
-from llava_api.finetune.model_input import ModelInput
-from llava_api.finetune.samples import Samples
 from llava_api.images.load import ImageLoader
 from llava_api.images.previews import media_type
 from llava_api.limits.account import Account
 from llava_api.protocol.chat import ChatCompletionRequest
 from llava_api.settings import Settings
-from tests.support.tiny_checkpoints import DEMO, Tiny, classic_config, write_processor
-from tests.support.tiny_tokenizers import write_json, write_tokenizer
+from tests.support.finetune import model_input, samples_of, served, turns
+from tests.support.tiny_checkpoints import DEMO
 
 SIZES = ((640, 411), (37, 200))
 """(width, height) of the images; both are padded, and one is smaller than a tile."""
@@ -42,32 +39,6 @@ def folder(tmp_path: Path) -> Path:
         exif[0x0112] = 6 if name == "a.jpg" else 1
         image.save(tmp_path / name, exif=exif)
     return tmp_path
-
-
-def samples_of(folder: Path, *items: dict[str, Any]) -> Samples:
-    (folder / "data.json").write_text(json.dumps(items))
-    return Samples.read(folder / "data.json", folder)
-
-
-def turns(*texts: str) -> list[dict[str, str]]:
-    return [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]
-
-
-def served(model: str, folder: Path) -> ServedModel:
-    """A bundled demo, or ``text model`` ``version``: a small checkpoint of config and tokenizer."""
-    if model.startswith("llava-tiny"):
-        return open_model(find_model(model), (model,), Settings())
-    text_model, version = model.split()
-    tiny = Tiny(text_model, "1.6" if version == "1.6" else "1.5")
-    made = folder / "checkpoint"
-    write_tokenizer(text_model, made, image_token=True)
-    write_json(made / "config.json", classic_config(tiny))
-    write_processor(tiny, made)
-    return open_model(str(made), (model,), Settings())
-
-
-def model_input(model: ServedModel, plain: bool = False) -> ModelInput:
-    return ModelInput.of(model.checkpoint, model.family, model.tokenizer, model.image_mode, Settings(), plain)
 
 
 async def explained(model: ServedModel, messages: list[dict[str, Any]]) -> Explained:
@@ -92,7 +63,7 @@ def user(text: str, *images: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "name",
-    ["llava-tiny-1.5", "llava-tiny-1.6", "llama 1.5", "mistral 1.6", "qwen2 1.6", "llama3 1.6"],
+    ["llava-tiny-1.5", "llava-tiny-1.6", "llama 1.5", "qwen2 1.5", "mistral 1.6", "qwen2 1.6", "llama3 1.6"],
 )
 async def test_ids_and_pixels_are_the_servers(name: str, folder: Path) -> None:
     model = served(name, folder)

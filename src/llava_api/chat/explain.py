@@ -52,11 +52,11 @@ def describe(preparer: Preparer, name: str, laid_out: LaidOut, rendered: list[Re
         stop_token_ids=list(model.stop_token_ids),
         stop_texts=list(model.stop_texts),
         placeholders=places,
-        images=[describe_image(preparer, measured, image) for measured, image in images],
+        images=[describe_image(measured, image) for measured, image in images],
     )
 
 
-def describe_image(preparer: Preparer, measured: MeasuredImage, image: RenderedImage) -> wire.ExplainedImage:
+def describe_image(measured: MeasuredImage, image: RenderedImage) -> wire.ExplainedImage:
     mode = measured.mode
     grid = mode.grid(measured.size)
     values = mode.normalisation.apply(image.pixels)

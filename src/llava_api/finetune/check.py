@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llava_api.errors import InvalidRequest
 from llava_api.finetune.encode import count_tokens
 from llava_api.finetune.image_files import image_size
 from llava_api.finetune.model_input import ModelInput
@@ -108,7 +109,7 @@ def note_id(name: str, index: int, places: dict[str, int | list[int]]) -> None:
 
 def size_of(path: Path, model: ModelInput) -> Size | BadSample:
     try:
-        return image_size(path, model.limits, model.mode.upright)
+        return image_size(path, model)
     except BadSample as error:
         return error
 
@@ -119,7 +120,11 @@ def tokens_of(sample: Sample, model: ModelInput, sizes: dict[Path, Size | BadSam
     wrong = [size for size in found if isinstance(size, BadSample)]
     if wrong:
         return wrong
-    return count_tokens(sample, model, [model.mode.tokens(size) for size in found if not isinstance(size, BadSample)])
+    lengths = [model.mode.tokens(size) for size in found if not isinstance(size, BadSample)]
+    try:
+        return count_tokens(sample, model, lengths)
+    except InvalidRequest as error:
+        return [BadSample(f"cannot be written as a prompt. {error.message}")]
 
 
 def judge(sample: Sample, found: int | list[BadSample], model: ModelInput, report: Report) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from llava_api.errors import BadImage
+from llava_api.errors import InvalidRequest, StartupError
 from llava_api.finetune.encode import encode
+from llava_api.finetune.image_files import read_image, render_image
 from llava_api.finetune.model_input import ModelInput
 from llava_api.finetune.samples import BadSample, Samples
-from llava_api.images.load import ImagePart, MeasuredImage, measured_image, rendered_image
 from llava_api.vision.geometry import Size
 from llava_api.vision.normalisation import Normalisation, Pixels
 
@@ -47,18 +46,18 @@ class FinetuneDataset(Dataset[Example]):
         return len(self.indexes)
 
     def __getitem__(self, index: int) -> Example:
-        """Raises BadSample and BadImage for what ``check`` would have found."""
-        sample = self.samples[int(self.indexes[index])]
-        measured = [measure(path, self.model) for path in sample.images]
-        encoded = encode(sample, self.model, [image.tokens for image in measured])
+        """Raises StartupError for a sample that ``check`` refuses, and for an image whose pixels are damaged."""
+        place = int(self.indexes[index])
+        try:
+            sample = self.samples[place]
+            measured = [read_image(path, self.model) for path in sample.images]
+            encoded = encode(sample, self.model, [image.tokens for image in measured])
+            pixels = tuple(render_image(image, self.model).pixels for image in measured)
+        except (BadSample, InvalidRequest) as error:
+            raise StartupError(f"sample {place} {error}") from error
         ids = torch.tensor(encoded.prompt.token_ids)
-        scaled = self.model.settings.jpeg_decode == "scaled"
-        return Example(
-            ids,
-            torch.where(torch.tensor(encoded.learned), ids, IGNORED),
-            tuple(rendered_image(image, scaled).pixels for image in measured),
-            tuple(self.model.model_size(image.size) for image in measured),
-        )
+        labels = torch.where(torch.tensor(encoded.learned), ids, IGNORED)
+        return Example(ids, labels, pixels, tuple(self.model.model_size(image.size) for image in measured))
 
     def modality_lengths(self) -> list[int]:
         """The words of each sample, negative for one without an image, as LLaVA's group_by_modality_length takes them.
@@ -71,18 +70,6 @@ class FinetuneDataset(Dataset[Example]):
             words = max(sum(len(turn.text.split()) for turn in sample.turns), 1)
             lengths.append(words if sample.images else -words)
         return lengths
-
-
-def measure(path: Path, model: ModelInput) -> MeasuredImage:
-    """Read an image's header. Raises BadSample and BadImage."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadSample(f"has an image that cannot be read: {path} ({error.strerror})") from error
-    try:
-        return measured_image(data, ImagePart(str(path), str(path)), model.mode, model.limits)
-    except BadImage as error:
-        raise error.at(str(path)) from error
 
 
 def collator(model: ModelInput) -> Callable[[list[Example]], dict[str, Tensor]]:

@@ -8,8 +8,7 @@ from llava_api.checkpoints.inspect import Checkpoint
 from llava_api.errors import StartupError
 from llava_api.images.decode import Limits
 from llava_api.images.mode import ImageMode
-from llava_api.prompts.family import PromptFamily
-from llava_api.prompts.hub_template import HubTemplate
+from llava_api.prompts.detect import PromptFormat
 from llava_api.prompts.tokenizer import TextTokenizer
 from llava_api.settings import Settings
 from llava_api.vision.geometry import Size
@@ -20,7 +19,7 @@ class ModelInput:
     """One checkpoint's prompts, tokens and pixels."""
 
     checkpoint: Checkpoint
-    family: PromptFamily
+    family: PromptFormat
     tokenizer: TextTokenizer
     mode: ImageMode
     settings: Settings
@@ -31,22 +30,17 @@ class ModelInput:
     def of(
         cls,
         checkpoint: Checkpoint,
-        family: PromptFamily | HubTemplate,
+        family: PromptFormat,
         tokenizer: TextTokenizer,
         mode: ImageMode,
         settings: Settings,
         plain: bool = False,
     ) -> "ModelInput":
         """Raises StartupError for a checkpoint that cannot be trained as it is served."""
-        if isinstance(family, HubTemplate):
-            raise StartupError(
-                "the checkpoint's prompts are written by its own chat template, in which no answer can be told from "
-                "a question: name a family with --prompt-family"
-            )
         if not plain and not family.stop_tokens:
             raise StartupError(
-                f"--prompt-family {family.name} has no token that ends an answer, so none could be learned: name "
-                "another family"
+                f"prompt family {family.name} has no token that ends an answer, so none could be learned: name another "
+                "with --prompt-family"
             )
         if checkpoint.vision.tiled and (not mode.tiled() or mode.merge != "spatial_unpad"):
             # transformers' model always does both.

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llava_api.prompts.segments import ImageSlot, Segment, SpecialToken, Turn, split_specials
+from llava_api.prompts.segments import ImageSlot, Learnable, Segment, SpecialToken, Turn, split_specials
 
 SLOT = re.compile(r"\{(system|user|assistant)\}")
 ANSWER = "{assistant}"
@@ -71,6 +71,22 @@ class PromptFamily:
             template = self.user if header or position < last else self.user.removesuffix(self.header)
             parts.append(self.fill(template, user=content))
         return parts
+
+    def answered(self, system: str | None, turns: Sequence[Turn]) -> list[Learnable]:
+        """A whole conversation, and which of its segments are learned in training.
+
+        Those are an answer's and the token that ends it, as in LLaVA's ``preprocess_v1`` and its siblings.
+        """
+        first, *parts = self.parts(system, turns, complete=True)
+        segments: list[Learnable] = [(segment, False) for segment in first]
+        for turn, part in zip(turns, parts, strict=True):
+            stops = [place for place, segment in enumerate(part) if self.stops(segment)]
+            last = stops[-1] if turn.role == "assistant" else -1
+            segments += [(segment, place <= last) for place, segment in enumerate(part)]
+        return segments
+
+    def stops(self, segment: Segment) -> bool:
+        return isinstance(segment, SpecialToken) and segment.text in self.stop_tokens
 
     def image(self, image: int) -> list[Segment]:
         """One image and the newline after it."""

@@ -8,7 +8,7 @@ assistant's message continues.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llava_api.errors import InvalidRequest, StartupError
-from llava_api.prompts.segments import ImageSlot, Segment, SpecialToken, Turn, split_specials
+from llava_api.prompts.segments import ImageSlot, Learnable, Segment, SpecialToken, Turn, split_specials
 
 IMAGE = "<image>"
 PROBE = "zebra"
@@ -64,12 +64,7 @@ class HubTemplate:
         Raises InvalidRequest if the template refuses the messages or writes no place for an image.
         """
         mark, end = unused_letters([system or "", *(turn.text for turn in turns)])
-        messages: list[Message] = []
-        if system is not None and self.drops_system:
-            turns = with_system(system, turns)
-        elif system is not None:
-            messages.append(self.message("system", (system,), mark))
-        messages += [self.message(turn.role, turn.parts, mark) for turn in turns]
+        messages = self.messages(system, turns, mark)
         images = [image for turn in turns for image in turn.images]
         if turns[-1].role != "assistant":
             return self.segments(self.write(messages, header), images, mark)
@@ -81,6 +76,43 @@ class HubTemplate:
                 param="messages",
             )
         return self.segments(before, images, mark)
+
+    def messages(self, system: str | None, turns: Sequence[Turn], mark: str) -> list[Message]:
+        """In the form that the template takes. A system text that it would drop is in the first turn."""
+        messages: list[Message] = []
+        if system is not None and self.drops_system:
+            turns = with_system(system, turns)
+        elif system is not None:
+            messages.append(self.message("system", (system,), mark))
+        return messages + [self.message(turn.role, turn.parts, mark) for turn in turns]
+
+    def answered(self, system: str | None, turns: Sequence[Turn]) -> list[Learnable]:
+        """A whole conversation, and which of its segments are learned: an answer's and the token that ends it.
+
+        Raises InvalidRequest, also if the template writes earlier messages otherwise when more follow.
+        """
+        mark, _ = unused_letters([system or "", *(turn.text for turn in turns)])
+        messages = self.messages(system, turns, mark)
+        asked = len(messages) - len(turns)
+        images = iter([image for turn in turns for image in turn.images])
+        text, found = "", []
+        for place in range(asked, len(messages), 2):
+            question, answer = self.write(messages[: place + 1]), self.write(messages[: place + 2], header=False)
+            stop = min(self.ends(answer, len(question)), default=0)
+            if not question.startswith(text) or not answer.startswith(question) or not stop:
+                raise InvalidRequest("The checkpoint's chat template does not show where an answer begins and ends.")
+            for piece, learned in ((question[len(text) :], False), (answer[len(question) : stop], True)):
+                shown = [next(images) for part in split_specials(piece, self.specials) if part == IMAGE]
+                found += [(segment, learned) for segment in self.segments(piece, shown, mark)]
+            text = answer[:stop]
+        return [*found, *((segment, False) for segment in self.segments(answer[stop:], [], mark))]
+
+    def ends(self, text: str, start: int) -> Iterator[int]:
+        """Where the first of each stop token ends in ``text``."""
+        for stop in self.stop_tokens:
+            place = text.find(stop, start)
+            if place >= 0:
+                yield place + len(stop)
 
     def message(self, role: str, parts: Sequence[str | int], mark: str) -> Message:
         """One message in the form that the template takes, with typed text marked."""

@@ -39,6 +39,10 @@ Segment = str | SpecialToken | ImageSlot
 """A ``str`` is ordinary text: nothing in it can become a special token or an image."""
 
 
+Learnable = tuple[Segment, bool]
+"""A segment, and whether a model that is trained learns to write it."""
+
+
 def as_text(segments: Sequence[Segment]) -> str:
     """The prompt as LLaVA's own code prints it, ``<image>`` for each image."""
     parts = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llava_api.chat.model import open_model
+from llava_api.cli.finetune.preview import preview
 from llava_api.cli.finetune.report import page
 from llava_api.cli.finetune.training import add_recipe_flags, check_output, read_recipe, train
 from llava_api.cli.flags import MODEL_HELP, add_flags, find_model, read_settings
@@ -37,6 +38,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--mode", choices=MODES, default="lora", help="lora (the default), full, or projector: captions, no prompts"
     )
+    parser.add_argument(
+        "--preview", type=int, default=0, metavar="NUMBER", help="show so many samples, with what is learned marked"
+    )
     parser.add_argument("--check-only", action="store_true", help="check the data, and do not train")
     parser.add_argument("--skip-faulty", action="store_true", help="train on the samples without faults")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for checkpoints, log and results")
@@ -53,6 +57,8 @@ def run(chosen: argparse.Namespace) -> None:
     samples = Samples.read(chosen.data, chosen.image_folder)
     report = checked(samples, model)
     print(printable(page(report)))
+    for index in report.good[: max(chosen.preview, 0)]:
+        print(f"\n{preview(samples[index], model)}", end="")
     if chosen.check_only:
         sys.exit(1 if report.faults else 0)
     if not report.good or (report.faults and not chosen.skip_faulty):

@@ -6,28 +6,32 @@ from llava_api.finetune.check import Report
 
 MOST_LISTED = 20
 """Faults, or ids, that are listed by name."""
+MOST_PLACES = 5
 BAR_COLUMNS = 40
 
 
 def page(report: Report) -> str:
-    lines = [f"{report.samples} samples with {report.images} different images"]
+    lines = [f"samples  {report.samples}", f"images   {report.images} files"]
     if report.lengths:
         longest, name = report.longest
-        lines += [f"{sum(report.lengths)} tokens; the longest sample has {longest} ({name})", ""]
+        lines += [f"tokens   {sum(report.lengths)}; the longest sample has {longest} ({name})", ""]
         lines += [f"  {line}" for line in histogram(report.lengths)]
-    notes = [f"{count} samples have {name}, which is not read" for name, count in report.unknown_fields.most_common()]
-    repeated = [
-        f"{len(places)} samples are called {name}: {', '.join(map(str, places[:5]))}{', ...' if places[5:] else ''}"
-        for name, places in report.repeated_ids.items()
+    unread = [
+        f"{name}: in {number} of {report.samples} samples" for name, number in report.unknown_fields.most_common()
     ]
-    for title, sentences in (("Notes", [*notes[:MOST_LISTED], *shortened(repeated)]), ("Faults", faults(report))):
+    repeated = [f"id {name}: samples {places_text(places)}" for name, places in report.repeated_ids.items()]
+    for title, sentences in (
+        ("Fields that have no effect", unread),
+        ("Repeated ids", repeated),
+        ("Faults", [str(fault) for fault in report.faults]),
+    ):
         if sentences:
-            lines += ["", f"{title}:", *[f"  {sentence}" for sentence in sentences]]
+            lines += ["", f"{title}: {len(sentences)}", *[f"  {sentence}" for sentence in shortened(sentences)]]
     return "\n".join([*lines, "", verdict(report)])
 
 
-def faults(report: Report) -> list[str]:
-    return shortened([str(fault) for fault in report.faults])
+def places_text(places: list[int]) -> str:
+    return ", ".join([*map(str, places[:MOST_PLACES]), *(["..."] if places[MOST_PLACES:] else [])])
 
 
 def shortened(sentences: list[str]) -> list[str]:
@@ -38,7 +42,7 @@ def shortened(sentences: list[str]) -> list[str]:
 def verdict(report: Report) -> str:
     if not report.faults:
         return "No faults."
-    return f"{len(report.faults)} faults; {len(report.good)} of {report.samples} samples can be learned from."
+    return f"{len(report.good)} of {report.samples} samples can be learned from."
 
 
 def histogram(lengths: list[int]) -> list[str]:
