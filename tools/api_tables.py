@@ -1,7 +1,5 @@
 """Write the tables of ``docs/api.md`` from the endpoints' declarations; ``--check`` fails if they are out of date."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,9 +9,8 @@ from llava_api.protocol.wire import RequestObject
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.openapi import openapi_document
 from llava_api.server.routes import ENDPOINTS
+from tools.docs_page import DOCS, write
 
-PAGE = Path(__file__).parents[1] / "docs" / "api.md"
-START, END = "<!-- fields:start -->", "<!-- fields:end -->"
 REFERENCE = "#/components/schemas/"
 DOCUMENT = openapi_document(ENDPOINTS)
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
@@ -140,13 +137,7 @@ def tables() -> str:
 
 
 def main() -> None:
-    current = PAGE.read_text()
-    before, rest = current.split(START, 1)
-    fresh = f"{before}{START}\n\n{tables()}\n\n{END}{rest.split(END, 1)[1]}"
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(fresh)
-    elif fresh != current:
-        sys.exit("The tables of docs/api.md are out of date: run .venv/bin/python tools/api_tables.py")
+    write(DOCS / "api.md", "fields", f"\n{tables()}\n", "tools.api_tables")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 if it is stale.
 """
 
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,8 @@ from llava_api.checkpoints.size import count_parameters
 from llava_api.engine.cpu_plan import CheckpointFacts, CpuMachine, plan
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
+from tools.docs_page import DOCS, write
 
-PAGE = Path(__file__).parents[1] / "docs" / "home.md"
-START, END = "<!-- memory:start -->", "<!-- memory:end -->"
 SIZES = (8, 16, 24, 32)
 """GiB."""
 TAKEN = 1_500_000_000
@@ -58,20 +56,8 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def with_table(page: str) -> str:
-    """The page with a new table between the markers."""
-    before, rest = page.split(START, 1)
-    return f"{before}{START}\n{table()}\n{END}{rest.split(END, 1)[1]}"
-
-
 def main() -> None:
-    current = PAGE.read_text()
-    fresh = with_table(current)
-    if "--check" in sys.argv[1:]:
-        if fresh != current:
-            sys.exit("docs/home.md is stale: run .venv/bin/python -m tools.home_table")
-        return
-    PAGE.write_text(fresh)
+    write(DOCS / "home.md", "memory", table(), "tools.home_table")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,7 @@
 """Write the table of settings in docs/settings.md from the code; ``--check`` fails if it is stale."""
 
-import sys
-from pathlib import Path
-
 from llava_api.settings import Settings
-
-PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
-START, END = "<!-- settings:start -->", "<!-- settings:end -->"
+from tools.docs_page import DOCS, write
 
 
 def shown(default: object) -> str:
@@ -25,21 +20,8 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def with_table(page: str) -> str:
-    """The page with a new table between the markers."""
-    before, rest = page.split(START, 1)
-    after = rest.split(END, 1)[1]
-    return f"{before}{START}\n{table()}\n{END}{after}"
-
-
 def main() -> None:
-    current = PAGE.read_text()
-    fresh = with_table(current)
-    if "--check" in sys.argv[1:]:
-        if fresh != current:
-            sys.exit("docs/settings.md is stale: run .venv/bin/python tools/settings_table.py")
-        return
-    PAGE.write_text(fresh)
+    write(DOCS / "settings.md", "settings", table(), "tools.settings_table")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ def rows_of(model: str) -> dict[str, str]:
 
 
 def test_the_tables_are_up_to_date() -> None:
-    script = ROOT / "tools" / "api_tables.py"
-    checked = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "tools.api_tables", "--check"]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert checked.returncode == 0, checked.stderr
 
 

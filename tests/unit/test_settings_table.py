@@ -1,6 +1,7 @@
 """The documentation's table of settings is the code's, and the command line takes every flag in it."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +27,9 @@ def documented_rows() -> list[tuple[str, str]]:
 
 
 def run_check(root: Path) -> subprocess.CompletedProcess[str]:
-    """``settings_table.py --check`` as a person runs it, on the page of ``root``."""
-    script = root / "tools" / "settings_table.py"
-    return subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, timeout=60)
+    """``tools.settings_table --check`` as a person runs it, on the page of ``root``."""
+    command = [sys.executable, "-m", "tools.settings_table", "--check"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
 
 
 def test_table_is_fresh() -> None:
@@ -38,15 +39,15 @@ def test_table_is_fresh() -> None:
 
 def test_stale_table_fails_with_a_hint_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "tools").mkdir()
-    script = (ROOT / "tools" / "settings_table.py").read_text(encoding="utf-8")
-    (tmp_path / "tools" / "settings_table.py").write_text(script, encoding="utf-8")
+    for name in ("settings_table.py", "docs_page.py"):
+        shutil.copy(ROOT / "tools" / name, tmp_path / "tools")
     page = PAGE.read_text(encoding="utf-8")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "settings.md").write_text(page.replace("| `--port` |", "| `--harbour` |"), encoding="utf-8")
     checked = run_check(tmp_path)
     assert checked.returncode == 1
     assert len(checked.stderr.strip().splitlines()) == 1
-    assert "tools/settings_table.py" in checked.stderr
+    assert "tools.settings_table" in checked.stderr
 
 
 def test_every_setting_has_a_row_and_a_description() -> None:
