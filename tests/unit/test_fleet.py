@@ -59,7 +59,7 @@ class Machine:
         """Models whose servers end as soon as they are ready."""
         self.started: list[ScriptedServer] = []
         members = [
-            Member(FleetModel(name, name, {}, Settings(), idle_seconds=idle, names=[name]), dict(needs[name]))
+            Member(FleetModel(model=name, name=name, settings=Settings(), idle_seconds=idle), dict(needs[name]))
             for name in needs
         ]
         self.fleet = Fleet(members, capacity, self.start, self.listed, self.clock)
@@ -368,14 +368,14 @@ async def test_until_memory_is_known_one_model_is_loaded_at_a_time() -> None:
         assert await other == "b"
 
 
-async def test_load_and_unload() -> None:
+async def test_unload() -> None:
     async with machine(SMALL) as box:
-        await box.fleet.load(box.members["a"])
+        await box.ask("a")
         assert box.states()["a"] == "ready"
         await box.fleet.unload(box.members["a"])
         assert box.states()["a"] == "unloaded"
         box.slow = {"a"}
-        asking = asyncio.create_task(box.fleet.load(box.members["a"]))
+        asking = asyncio.create_task(box.ask("a"))
         await until(lambda: box.states()["a"] == "loading")
         asking.cancel()
         await box.fleet.unload(box.members["a"])
@@ -408,7 +408,7 @@ async def test_a_full_disk_for_the_log_does_not_block_a_models_server(
     news.setblocking(False)
     with other, full_disk() as full:
         monkeypatch.setattr(sys, "stderr", full)
-        model = FleetModel("a", "a", {}, Settings())
+        model = FleetModel(model="a", name="a", settings=Settings())
         try:
             async with asyncio.timeout(20):
                 reason = await Child(model, tmp_path / "0.sock", news, process).ended

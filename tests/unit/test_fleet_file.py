@@ -121,8 +121,8 @@ def test_models_without_gpus_are_spread_over_those_of_the_machine(tmp_path: Path
     """
     models = read(tmp_path, text)
     assign_gpus(models, ["0", "1", "2", "3"])
-    assert [model.gpus for model in models] == [("3", "GPU-5"), ("0", "1"), ("2",), ("0",)]
-    models[1].gpus = ()
+    assert [model.gpus for model in models] == [["3", "GPU-5"], ["0", "1"], ["2"], ["0"]]
+    models[1].gpus = []
     with pytest.raises(StartupError, match="model b needs 2 GPUs, and there are 1"):
         assign_gpus(models, ["0"])
 

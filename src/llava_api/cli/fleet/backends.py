@@ -78,14 +78,8 @@ class FleetBackends:
 
     def card(self, name: str, member: Member) -> dict[str, Any]:
         parent = None if name == member.model.name else member.model.name
-        return {
-            "id": name,
-            "object": "model",
-            "created": self.created,
-            "owned_by": "llava-api",
-            "root": name,
-            "parent": parent,
-        }
+        card = {"id": name, "object": "model", "created": self.created, "owned_by": "llava-api"}
+        return card | {"root": name, "parent": parent}
 
     def running(self) -> list[Backend]:
         return [self.backend_of(member) for member in self.fleet.members if member.state is State.READY]

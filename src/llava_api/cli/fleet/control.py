@@ -95,7 +95,11 @@ async def obey(fleet: Fleet, asked: dict[str, Any]) -> dict[str, Any]:
             names = ", ".join(member.model.name for member in fleet.members)
             return {"error": f"the fleet has no model {asked['model']}; it has {names}"}
         try:
-            await (fleet.load(member) if asked["command"] == "load" else fleet.unload(member))
+            if asked["command"] == "unload":
+                await fleet.unload(member)
+            else:
+                async with fleet.lease(member):
+                    pass
         except NotLoaded:
             return {"error": f"the model {member.model.name} could not be loaded: {member.reason}"}
         except Unavailable as error:

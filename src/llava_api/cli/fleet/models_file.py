@@ -3,11 +3,10 @@
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from llava_api.cli.wrong_settings import complaints, contradictions, flag_of
 from llava_api.errors import StartupError
@@ -29,47 +28,47 @@ WITH_PASSWORDS = ("rate_limit_redis_url", "otlp_endpoint")
 """Settings that may contain a password. The models' servers get them as variables, because ``ps`` shows flags."""
 
 
+def number_as_text(gpu: object) -> object:
+    return str(gpu) if isinstance(gpu, int) else gpu
+
+
 class Times(BaseModel):
     """Keys of a ``[[models]]`` table that the top of the file may have for all of them."""
 
     model_config = ConfigDict(strict=True)
 
     idle_seconds: float = Field(900, ge=0, allow_inf_nan=False)
+    """Unloaded after so long without a request; 0: never."""
     load_seconds: float = Field(1800, ge=0, allow_inf_nan=False)
+    """A load that takes longer has failed; 0: no limit."""
 
 
 class Table(Times):
     """The keys of a ``[[models]]`` table that are not settings of ``llava-api serve``."""
 
     model: str = Field(min_length=1)
+    """As the MODEL of ``llava-api serve``."""
     name: str = ""
-    gpus: list[int | str] | None = Field(None, min_length=1)
+    gpus: list[Annotated[str, BeforeValidator(number_as_text)]] = Field([], min_length=1)
+    """As CUDA_VISIBLE_DEVICES names them; empty without a GPU."""
     exclusive: str = ""
+    """Of the models with the same word, one is loaded at a time."""
+
+
+class FleetModel(Table):
+    settings: Settings
+    """Those of the file, the command line and the environment."""
+    given: dict[str, Any] = {}
+    """The settings that the file and the command line give, without those of listening."""
+
+    @property
+    def names(self) -> list[str]:
+        """That requests may ask for: its own and those of its LoRA adapters."""
+        return [self.name, *(adapter.partition("=")[0] for adapter in self.settings.lora)]
 
 
 class File(Times, extra="forbid"):
     models: list[dict[str, Any]] = Field(min_length=1)
-
-
-@dataclass(slots=True)
-class FleetModel:
-    name: str
-    model: str
-    """As the MODEL of ``llava-api serve``."""
-    given: Mapping[str, Any]
-    """The settings that the file and the command line give, without those of listening."""
-    settings: Settings
-    """All of them, with those of the environment."""
-    gpus: tuple[str, ...] = ()
-    """As CUDA_VISIBLE_DEVICES names them; empty without a GPU."""
-    exclusive: str = ""
-    """Of the models with the same word, one is loaded at a time."""
-    idle_seconds: float = 900
-    """Unloaded after so long without a request; 0: never."""
-    load_seconds: float = 1800
-    """A load that takes longer has failed; 0: it may take as long as it takes."""
-    names: list[str] = field(default_factory=list)
-    """That requests may ask for: its own and those of its LoRA adapters."""
 
 
 def read_models(path: Path, given: Mapping[str, Any]) -> list[FleetModel]:
@@ -105,26 +104,16 @@ def read_model(path: Path, table: Mapping[str, Any], times: dict[str, float], gi
             raise StartupError(f"{where}: there is no setting {key}{did_you_mean(key, Table)}")
     settings_given = {name: value for name, value in given.items() if name not in LISTENING} | values
     try:
-        read = Table.model_validate(own)
         settings = Settings(**settings_given)
+        read = FleetModel(**own, settings=settings, given={key: getattr(settings, key) for key in settings_given})
     except ValidationError as error:
         in_settings = error.title == Settings.__name__
         wrong = list(complaints(error, settings_given).values()) if in_settings else [first_error(error, Table)]
         raise StartupError(f"{where}: {'; '.join(wrong)}") from error
     if wrong := contradictions(settings):
         raise StartupError(f"{where}: {'; '.join(wrong)}")
-    name = read.name or read.model
-    return FleetModel(
-        name,
-        read.model,
-        {key: getattr(settings, key) for key in settings_given},
-        settings,
-        tuple(map(str, read.gpus or ())),
-        read.exclusive,
-        read.idle_seconds,
-        read.load_seconds,
-        [name, *(adapter.partition("=")[0] for adapter in settings.lora)],
-    )
+    read.name = read.name or read.model
+    return read
 
 
 def first_error(error: ValidationError, table: type[BaseModel]) -> str:
@@ -164,8 +153,6 @@ def flags_of(given: Mapping[str, Any]) -> list[str]:
 
 def assign_gpus(models: Sequence[FleetModel], gpus: list[str]) -> None:
     """Give each model that names no GPU as many as it needs, of those that the fewest models have."""
-    if not gpus:
-        return
     load = {gpu: sum(gpu in model.gpus for model in models) for gpu in gpus}
     for model in models:
         if not model.gpus:
@@ -173,6 +160,6 @@ def assign_gpus(models: Sequence[FleetModel], gpus: list[str]) -> None:
             count = settings.tensor_parallel_size * settings.pipeline_parallel_size * settings.data_parallel_size
             if count > len(gpus):
                 raise StartupError(f"model {model.name} needs {count} GPUs, and there are {len(gpus)}")
-            model.gpus = tuple(sorted(sorted(gpus, key=lambda gpu: load[gpu])[:count], key=gpus.index))
+            model.gpus = sorted(sorted(gpus, key=lambda gpu: load[gpu])[:count], key=gpus.index)
             for gpu in model.gpus:
                 load[gpu] += 1

@@ -150,11 +150,6 @@ class Fleet:
         member.last_used = self.now()
         self.changed.set()
 
-    async def load(self, member: Member) -> None:
-        """Raises Unavailable."""
-        async with self.lease(member):
-            pass
-
     async def unload(self, member: Member) -> None:
         """Returns when its server has ended. Requests that are at the model end before."""
         if member.state in (State.READY, State.LOADING):
@@ -288,11 +283,7 @@ class Fleet:
         log.info("%s is ready, after %.1f s", member.model.name, self.now() - member.since)
         self.enter(member, State.READY)
         member.last_used, member.reason = self.now(), ""
-        for waiter in member.waiting:
-            if not waiter.done():
-                member.leases += 1
-                waiter.set_result(None)
-        member.waiting.clear()
+        self.answer_waiting(member)
 
     def fail(self, member: Member, reason: str, served: bool) -> None:
         """Try again after 0, 2, 4, 8 ... 30 s: by itself if it had been ready, else for the next request."""
@@ -305,11 +296,14 @@ class Fleet:
         member.reason, member.crashed = reason, served
         member.retry_at = self.now() + (min(MOST_DELAY_SECONDS, 2**step) if step else 0)
         if not served:
-            self.refuse_waiting(member, self.refusal(member))
+            self.answer_waiting(member, self.refusal(member))
 
-    def refuse_waiting(self, member: Member, error: Unavailable) -> None:
-        for waiter in member.waiting:
-            if not waiter.done():
+    def answer_waiting(self, member: Member, error: Unavailable | None = None) -> None:
+        for waiter in [one for one in member.waiting if not one.done()]:
+            if error is None:
+                member.leases += 1
+                waiter.set_result(None)
+            else:
                 waiter.set_exception(error)
         member.waiting.clear()
 
@@ -317,11 +311,9 @@ class Fleet:
         """End all servers, whatever requests they have."""
         self.stopping = True
         for member in self.members:
-            self.refuse_waiting(member, Draining(STOPPING))
+            self.answer_waiting(member, Draining(STOPPING))
             if member.state in LOADED:
                 self.enter(member, State.UNLOADING)
                 if member.server is not None:
                     member.server.terminate()
-        lives = {member.life for member in self.members if member.life is not None}
-        if lives:
-            await asyncio.wait(lives)
+        await asyncio.gather(*[member.life for member in self.members if member.life is not None])
