@@ -119,6 +119,8 @@ def tables() -> str:
             continue
         models = {
             "Request": [endpoint.request] if endpoint.request else [],
+            "Form": [endpoint.form] if endpoint.form else [],
+            "Query": [endpoint.query] if endpoint.query else [],
             "Reply": [endpoint.reply],
             "Stream": list(endpoint.events),
         }

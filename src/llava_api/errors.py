@@ -31,6 +31,7 @@ class ErrorCode(StrEnum):
     IMAGE_FETCH_FAILED = "image_fetch_failed"
     UNSUPPORTED_IMAGE_FORMAT = "unsupported_image_format"
     # Files
+    FILE_NOT_FOUND = "file_not_found"
     STORAGE_LIMIT_EXCEEDED = "storage_limit_exceeded"
     STORAGE_FULL = "storage_full"
     # HTTP
@@ -148,6 +149,7 @@ class StorageFull(ApiError):
 
     status = 507
     code = ErrorCode.STORAGE_FULL
+    clients_retry = False
 
 
 class Unavailable(ApiError):

@@ -118,6 +118,10 @@ class Settings(BaseSettings):
     """Requests of a caller that may be open at the same time. Default: no limit."""
     max_tokens_per_request: int | None = Field(None, ge=1, le=MOST_COUNTED)
     """Longest answer that a request may ask for, in tokens, and the default for max_tokens. Default: no limit."""
+    max_stored_bytes: int | None = Field(20_000_000_000, ge=0, le=MOST_COUNTED)
+    """Bytes of the files that a caller may keep at /v1/files, outputs of batches included; then 403."""
+    max_stored_files: int | None = Field(100_000, ge=0, le=MOST_COUNTED)
+    """Number of those files."""
     key_limits_file: Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.MADE_BY_CHART] = None
     """TOML file of other limits for single keys, a table for each key's name; read again when it changes."""
     rate_limit_redis_url: Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.MADE_BY_CHART] = None
@@ -132,6 +136,10 @@ class Settings(BaseSettings):
     One server at a time has it."""
     min_free_disk_bytes: Annotated[int, Mark.NOT_IN_FINGERPRINT] = Field(1_000_000_000, ge=0)
     """Bytes of its disk that are kept free; files that would take them get 507."""
+    max_file_bytes: int = Field(512_000_000, ge=1)
+    """Bytes of one uploaded file; images also have --max-image-bytes."""
+    file_lifetime_seconds: int = Field(2_592_000, ge=0)
+    """When a file is deleted whose upload does not say it (expires_after); 0 keeps such files."""
 
     # Logs, metrics and traces
     log_format: Annotated[Literal["human", "json"], Mark.NOT_IN_FINGERPRINT, Mark.MADE_BY_CHART] = "human"
@@ -177,7 +185,9 @@ class Settings(BaseSettings):
     receive_timeout_seconds: float = Field(30, gt=0)
     """Longest time for a request's headers, from their first byte; then 408."""
     body_timeout_seconds: float = Field(120, gt=0)
-    """Longest time for a request's body, from the end of its headers; then 408."""
+    """Longest time for a request's body, from the end of its headers; then 408.
+
+    An upload to /v1/files has this time for each --max-body-bytes of it."""
     reader_timeout_seconds: float = Field(30, gt=0)
     """A caller that leaves a full buffer of its answer unread for this long is cut off, and its answer stopped."""
     keep_alive_seconds: int = Field(75, ge=1)

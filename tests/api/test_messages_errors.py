@@ -41,7 +41,13 @@ def result_of(call_id: str) -> dict[str, Any]:
         (body() | {"messages": []}, 400, INVALID, "messages", None),
         (body(max_tokens=-5), 400, INVALID, "max_tokens", None),
         (body([{"type": "video"}]), 400, INVALID, "messages[0].content[0].type", None),
-        (body([image(type="file", file_id="f")]), 400, INVALID, "messages[0].content[0].source.type", None),
+        (
+            body([image(type="file", file_id="f")]),
+            400,
+            INVALID,
+            "messages[0].content[0].source.file_id",
+            "unsupported_parameter",
+        ),
         (
             body([image(type="base64", data="AAAA")]),
             400,

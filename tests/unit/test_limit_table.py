@@ -10,6 +10,7 @@ from llava_api.errors import StartupError
 from llava_api.limits.table import CallerLimits, LimitTable, caller_of_key
 from llava_api.settings import Settings
 
+STORED = 20_000_000_000, 100_000
 ANNE, BEN = caller_of_key("anne"), caller_of_key("ben")
 
 
@@ -23,14 +24,15 @@ def table_of(file: Path, **settings: object) -> LimitTable:
 
 
 def test_without_settings_there_is_no_limit() -> None:
-    assert LimitTable(Settings()).limits_of("192.0.2.1") == CallerLimits(None, None, None, None, None, 1.0)
+    assert LimitTable(Settings()).limits_of("192.0.2.1") == CallerLimits(None, None, None, None, None, 1.0, *STORED)
 
 
 def test_a_key_has_its_own_limits_and_the_defaults_for_the_rest(file: Path) -> None:
-    file.write_text('[anne]\nrequests_per_minute = 600\ntokens_per_minute = "none"\nweight = 4\n[ben]\nweight = 0.5\n')
+    anne = '[anne]\nrequests_per_minute = 600\ntokens_per_minute = "none"\nweight = 4\n'
+    file.write_text(anne + '[ben]\nweight = 0.5\nmax_stored_bytes = 0\nmax_stored_files = "none"\n')
     table = table_of(file, requests_per_minute=60, tokens_per_minute=1000, images_per_minute=5)
-    assert table.limits_of(ANNE) == CallerLimits(600, None, 5, None, None, 4.0)
-    assert table.limits_of(BEN) == CallerLimits(60, 1000, 5, None, None, 0.5)
+    assert table.limits_of(ANNE) == CallerLimits(600, None, 5, None, None, 4.0, *STORED)
+    assert table.limits_of(BEN) == CallerLimits(60, 1000, 5, None, None, 0.5, 0, None)
     # An address called like a key is not the key.
     for other in ("anne", caller_of_key("cleo"), "192.0.2.1"):
         assert table.limits_of(other) == table.default

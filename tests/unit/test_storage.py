@@ -68,7 +68,7 @@ async def test_pages_go_on_after_a_file_that_was_deleted_meanwhile(data: DataFol
 
 
 async def test_files_go_when_their_time_has_come(data: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    soon = Description("batch", "in.jsonl", expires_at=1_000)
+    soon = Description("batch", "in.jsonl", expires_after=1)
     monkeypatch.setattr(files.time, "time", lambda: 999.0)
     made = await data.files.create("ann", chunks(b"x"), lambda path: soon)
     kept = await create(data, b"y")

@@ -10,6 +10,7 @@ from llava_api.chat.sampling import Length, read_extensions
 from llava_api.chat.schema import ReadSchema, read_schema
 from llava_api.chat.tools import Toolbox, read_tools
 from llava_api.images.load import ImagePart
+from llava_api.images.source import stored_url
 from llava_api.protocol import anthropic as wire
 from llava_api.protocol import tools
 
@@ -66,6 +67,8 @@ def read_image(block: wire.ImageBlock, param: str) -> ImagePart:
     source = block.source
     if isinstance(source, wire.UrlSource):
         return ImagePart(source.url, f"{param}.source.url")
+    if isinstance(source, wire.FileSource):
+        return ImagePart(stored_url(source.file_id), f"{param}.source.file_id")
     return ImagePart(f"data:;base64,{source.data}", f"{param}.source.data")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from llava_api.images.load import ImagePart
+from llava_api.images.source import stored_url
 from llava_api.prompts.segments import Turn
 from llava_api.protocol import messages as wire
 
@@ -145,11 +146,18 @@ def read_parts(content: str | Sequence[wire.ContentPart], param: str, transcript
             case wire.RefusalPart():
                 parts.append(part.refusal)
             case wire.ImagePart():
-                parts.append(transcript.show(read_image(part, f"{param}[{index}].image_url")))
+                parts.append(transcript.show(read_image(part, f"{param}[{index}]")))
+            case wire.FilePart():
+                parts.append(
+                    transcript.show(ImagePart(stored_url(part.file.file_id), f"{param}[{index}].file.file_id"))
+                )
     return parts
 
 
 def read_image(part: wire.ImagePart, param: str) -> ImagePart:
+    if part.image_url is None:
+        return ImagePart(stored_url(part.file_id or ""), f"{param}.file_id", part.detail)
+    param = f"{param}.image_url"
     if isinstance(part.image_url, str):
         return ImagePart(part.image_url, param, part.detail)
     return ImagePart(part.image_url.url, param, part.image_url.detail or part.detail)

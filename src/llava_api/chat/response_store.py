@@ -151,6 +151,9 @@ def listed_part(part: dict[str, Any], spoken: bool) -> dict[str, Any]:
         if spoken:
             return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
         return {"type": "input_text", "text": text}
+    if "file_id" in part or "file" in part:
+        file_id = part.get("file_id") or part["file"]["file_id"]
+        return {"type": "input_image", "file_id": file_id, "detail": part.get("detail") or "auto"}
     if "image_url" in part:
         image = part["image_url"]
         if isinstance(image, str):

@@ -7,8 +7,9 @@ and reads headers, ``render`` decodes what is not in the cache.
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ from llava_api.vision.geometry import Size
 from llava_api.vision.normalisation import Pixels
 
 Result = TypeVar("Result")
+FindStored = Callable[[str, str], Awaitable[Path | None]]
+"""The id of an uploaded file and a caller -> where the file is; None if the caller has no image of that id."""
 MEASURING_THREADS = 2
 MEASURED_AHEAD = 4
 """A header is read in a fraction of a millisecond."""
@@ -99,12 +102,22 @@ class ImageCache:
 
 
 class ImageLoader:
-    """Loads the images of requests for one served model, within the settings' limits."""
+    """Loads the images of requests for one served model, within the settings' limits.
 
-    def __init__(self, mode: ImageMode, settings: Settings, resolve: Resolve | None = None) -> None:
+    ``find_stored``: None if the server stores no files.
+    """
+
+    def __init__(
+        self,
+        mode: ImageMode,
+        settings: Settings,
+        resolve: Resolve | None = None,
+        find_stored: FindStored | None = None,
+    ) -> None:
         self.mode = mode
         self.settings = settings
         self.limits = decode.Limits.from_settings(settings)
+        self.find_stored = find_stored
         self.fetcher = Fetcher(settings, resolve)
         self.cache = ImageCache(settings.image_cache_bytes)
         threads = settings.image_threads or min(os.cpu_count() or 1, MOST_THREADS)
@@ -162,10 +175,27 @@ class ImageLoader:
         if scheme == "file":
             folders = self.settings.allowed_media_path
             return lambda: local_file.read_local_file(part.url, folders, budget)
+        if scheme == "stored":
+            path = await self.stored_path(part.url, caller)
+            return lambda: local_file.read_stored(path, budget)
         start = source.start_of_data(part.url)
         budget.take(source.decoded_size(part.url, start))
         # The text without its head is a copy, which is made when its turn has come.
         return lambda: source.decode_base64(part.url[start:])
+
+    async def stored_path(self, file_id: str, caller: str) -> Path:
+        """Raises BadImage, without ``param``."""
+        if self.find_stored is None:
+            raise BadImage(local_file.NONE_STORED, code=ErrorCode.UNSUPPORTED_PARAMETER)
+        path = await self.find_stored(file_id, caller)
+        if path is None:
+            raise local_file.not_stored()
+        return path
+
+    def check_stored(self, path: Path, take: source.Take) -> None:
+        """Judge a file that is uploaded as an image. Blocks. Raises BadImage, without ``param``, and Busy."""
+        budget = source.ByteBudget(self.settings.max_image_bytes, self.settings.max_image_bytes, take)
+        decode.read_header(local_file.read_stored(path, budget), self.limits)
 
     def measure_data(self, data: bytes, part: ImagePart, owner: str) -> MeasuredImage:
         return measured_image(data, part, self.mode, self.limits, owner)

@@ -1,4 +1,5 @@
-"""``file://`` URLs, which may name files in the folders that the operator allows."""
+"""Images on the server's disk: uploaded files, and ``file://`` URLs, which name files in the folders that the operator
+allows."""
 
 import os
 import stat
@@ -11,6 +12,27 @@ from llava_api.images.source import ByteBudget
 
 NONE_ALLOWED = "This server reads no local files: send the image itself as a base64 data: URL."
 NOT_THERE = "This server has no image at that path: name a file in one of the folders that it may read."
+
+NONE_STORED = "This server stores no files (it was started without --data-dir): send the image itself, as image_url."
+
+
+def not_stored() -> BadImage:
+    """The same for another caller's file as for none. Without ``param``."""
+    return BadImage(
+        "You have no image of that id here: upload it again, with the purpose vision.", code=ErrorCode.FILE_NOT_FOUND
+    )
+
+
+def read_stored(path: Path, budget: ByteBudget) -> bytes:
+    """The bytes of an uploaded file. Raises BadImage, without ``param``, and Busy."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            budget.fetch(size)
+            return file.read(size)
+    except FileNotFoundError as error:
+        # It has been deleted since it was looked up.
+        raise not_stored() from error
 
 
 def inside(path: Path, folders: Sequence[str]) -> bool:

@@ -1,4 +1,7 @@
-"""What an ``image_url`` names: a ``data:`` URL, a web address or a local file. Reads neither network nor disk."""
+"""What an ``image_url`` names: a ``data:`` URL, a web address, a local or an uploaded file.
+
+Reads neither network nor disk.
+"""
 
 import re
 from collections.abc import Callable
@@ -8,10 +11,12 @@ import pybase64
 
 from llava_api.errors import BadImage, ErrorCode
 
-Scheme = Literal["data", "web", "file"]
+Scheme = Literal["data", "web", "file", "stored"]
 Take = Callable[[int], None]
 """Called, in any thread, with a number of bytes before they are held. Raises Busy if there is no memory for them."""
 BARE_BASE64 = re.compile(r"\s*(?:b['\"])?[A-Za-z0-9+/_\r\n-]{64}")
+STORED = "file-"
+"""How the id of an uploaded file begins."""
 PYTHON_BYTES = (b"b'", b'b"')
 """How Python writes bytes that were not made a text before they were put into one."""
 DATA_URL = re.compile(r"\s*data:(?P<type>[^;,]*)(?P<parameters>(?:;[^;,]*)*),", re.IGNORECASE)
@@ -81,7 +86,14 @@ def scheme_of(url: str) -> Scheme:
         return "web"
     if start.startswith("file:"):
         return "file"
+    if start.startswith(STORED):
+        return "stored"
     raise BadImage(NOT_A_SOURCE)
+
+
+def stored_url(file_id: str) -> str:
+    """The id of an uploaded file as an image's URL. Any other text becomes an id that no file has."""
+    return STORED + file_id.removeprefix(STORED)
 
 
 def start_of_data(url: str) -> int:

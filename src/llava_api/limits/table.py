@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 
 Limit = Annotated[int, Field(ge=1, le=MOST_COUNTED)] | None
+Count = Annotated[int, Field(ge=0, le=MOST_COUNTED)] | None
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(strict=True, extra="forbid"))
@@ -29,11 +30,13 @@ class CallerLimits:
 
     requests_per_minute: Limit = None
     tokens_per_minute: Limit = None
-    images_per_minute: Annotated[int, Field(ge=0, le=MOST_COUNTED)] | None = None
+    images_per_minute: Count = None
     max_requests_at_once: Limit = None
     max_tokens_per_request: Limit = None
     weight: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] = 1.0
     """Its share of the engine's queue, beside callers of weight 1."""
+    max_stored_bytes: Count = None
+    max_stored_files: Count = None
 
 
 KEY_PREFIX = "key "
@@ -42,6 +45,11 @@ KEY_PREFIX = "key "
 def caller_of_key(name: str) -> str:
     """The caller's name for limits and queues; no client address looks like it."""
     return KEY_PREFIX + name
+
+
+def owner_of(caller: str) -> str:
+    """Whose files a caller sees: the name of its API key; "" without keys."""
+    return caller.removeprefix(KEY_PREFIX) if caller.startswith(KEY_PREFIX) else ""
 
 
 class LimitTable(WatchedFiles[str, Mapping[str, CallerLimits]]):
@@ -56,6 +64,8 @@ class LimitTable(WatchedFiles[str, Mapping[str, CallerLimits]]):
             settings.images_per_minute,
             settings.max_requests_at_once,
             settings.max_tokens_per_request,
+            max_stored_bytes=settings.max_stored_bytes,
+            max_stored_files=settings.max_stored_files,
         )
         self.path = None if settings.key_limits_file is None else Path(settings.key_limits_file).expanduser()
         super().__init__()

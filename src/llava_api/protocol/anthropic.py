@@ -32,9 +32,15 @@ class UrlSource(RequestObject):
     """An http or https URL, a ``data:`` URL or, if the server allows it, ``file://``."""
 
 
+class FileSource(RequestObject):
+    type: Literal["file"]
+    file_id: str
+    """The id of an image that was uploaded to /v1/files, in OpenAI's form."""
+
+
 class ImageBlock(RequestObject):
     type: Literal["image"]
-    source: Annotated[Base64Source | UrlSource, Field(discriminator="type"), JSON_PATHS]
+    source: Annotated[Base64Source | UrlSource | FileSource, Field(discriminator="type"), JSON_PATHS]
 
 
 IMAGE_FORM = written_as(

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from llava_api.protocol.tools import FunctionCall, ToolCall
-from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject, written_as
+from llava_api.protocol.wire import JSON_PATHS, Ignored, RequestObject, refused_field, written_as
 
 MAX_PARTS = 2_000
 Detail = Literal["auto", "low", "high"]
@@ -36,13 +37,40 @@ class ImageUrl(RequestObject):
 
 
 class ImagePart(RequestObject):
-    refused: ClassVar = {"file_id": "This server stores no files: send the image itself, as image_url."}
     type: Literal["image_url", "input_image"]
     """input_image: the name of the Responses API."""
-    image_url: Annotated[ImageUrl | str, JSON_PATHS]
+    image_url: Annotated[ImageUrl | str, JSON_PATHS] | None = None
     """An object, as in chat, or only the URL, as in the Responses API and from many clients."""
+    file_id: str | None = None
+    """Instead of ``image_url``: the id of an uploaded image."""
     detail: AnyDetail = None
     """Place of ``image_url.detail`` in the Responses API."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def has_one_image(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("file_id") is not None:
+            if data.get("image_url") is not None:
+                raise refused_field("file_id", "Send either image_url or file_id.")
+        elif isinstance(data, dict) and data.get("image_url") is None:
+            missing: InitErrorDetails = {"type": "missing", "loc": ("image_url",), "input": None}
+            raise ValidationError.from_exception_data("image_url", [missing])
+        return data
+
+
+class NamedFile(RequestObject):
+    refused: ClassVar = {"file_data": "LLaVA reads images only: send an image as image_url, or upload it to /v1/files."}
+    file_id: str
+    """The id of an uploaded image."""
+    filename: Ignored = None
+    """Accepted and not used."""
+
+
+class FilePart(RequestObject):
+    """Chat's other name for an image that was uploaded."""
+
+    type: Literal["file"]
+    file: NamedFile
 
 
 class RefusalPart(RequestObject):
@@ -51,7 +79,7 @@ class RefusalPart(RequestObject):
 
 
 ContentPart = Annotated[
-    TextPart | ImagePart | RefusalPart,
+    TextPart | ImagePart | FilePart | RefusalPart,
     Field(discriminator="type"),
     JSON_PATHS,
     written_as(

@@ -34,6 +34,8 @@ class WireObject(BaseModel):
 class PlainText(RootModel[str]):
     """A reply of one sentence that is no JSON."""
 
+    media_type: ClassVar[str] = "text/plain"
+
 
 class ErrorShape(WireObject):
     """The reply of every error in one API."""

@@ -64,7 +64,7 @@ def create_app(
     state.metrics = Metrics(all_versions()) if services is None else services.metrics
     state.tracing = tracing
     add_middleware(app, settings, keys, endpoints, state.lifecycle, lambda: state.loaded, state.metrics, tracing)
-    error_handlers.install(app, ollama_api=settings.ollama_api)
+    error_handlers.install(app, ollama_api=settings.ollama_api, stores_files=settings.data_dir is not None)
     return app
 
 

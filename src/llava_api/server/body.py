@@ -101,6 +101,11 @@ def parse(body: bytes | bytearray, model: type[Model], strict: bool = False) -> 
     data = json_object(body)
     if commas > MAX_FIELDS:
         check_fields(data)
+    return validated(data, model, strict)
+
+
+def validated(data: dict[str, Any], model: type[Model], strict: bool) -> Model:
+    """Raises InvalidRequest, which names one field to correct."""
     unread = Unread()
     try:
         made = model.model_validate(data, strict=strict or None, context=unread)

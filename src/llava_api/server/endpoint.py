@@ -31,6 +31,10 @@ class Endpoint:
     operation_id: str = ""
     summary: str = ""
     request: type[RequestObject] | None = None
+    form: type[RequestObject] | None = None
+    """The fields of a body that is multipart/form-data, which ``handle`` reads."""
+    query: type[RequestObject] | None = None
+    """The fields of the address's query, which ``handle`` reads."""
     example: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a request besides ``model``."""
     reply: type[BaseModel] | None = None

@@ -16,6 +16,7 @@ from llava_api.telemetry.log_lines import cut
 from llava_api.telemetry.record import current
 
 log = logging.getLogger(__name__)
+STORED = ("/v1/files", "/v1/batches")
 
 
 def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Response:
@@ -42,12 +43,16 @@ async def on_api_error(request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
-async def on_http_exception(request: Request, error: Exception, *, ollama_api: bool) -> Response:
+async def on_http_exception(request: Request, error: Exception, *, ollama_api: bool, stores_files: bool) -> Response:
     """Starlette's own refusals: no such route, no such method."""
     assert isinstance(error, HTTPException)
-    dialect = dialect_of(current().path)
-    off = dialect is OLLAMA and not ollama_api
-    advice = "Ollama's API is switched on by --ollama-api" if off else f"chat is at POST {dialect.chat}"
+    path = current().path
+    dialect = dialect_of(path)
+    advice = f"chat is at POST {dialect.chat}"
+    if dialect is OLLAMA and not ollama_api:
+        advice = "Ollama's API is switched on by --ollama-api"
+    elif path.startswith(STORED) and not stores_files:
+        advice = "files and batches are served by llava-api serve --data-dir, and by no router"
     headers = dict(error.headers or {})
     if "Allow" in headers:
         headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
@@ -68,7 +73,9 @@ async def on_unforeseen(request: Request, error: Exception) -> Response:
     return rendered(refusal, path, request_id, request_id_headers(path, request_id))
 
 
-def install(app: Starlette, *, ollama_api: bool = False) -> None:
+def install(app: Starlette, *, ollama_api: bool = False, stores_files: bool = False) -> None:
     app.add_exception_handler(ApiError, on_api_error)
-    app.add_exception_handler(HTTPException, partial(on_http_exception, ollama_api=ollama_api))
+    app.add_exception_handler(
+        HTTPException, partial(on_http_exception, ollama_api=ollama_api, stores_files=stores_files)
+    )
     app.add_exception_handler(Exception, on_unforeseen)

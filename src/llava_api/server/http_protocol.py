@@ -83,6 +83,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Size of the headers that the parser has read of the current request, trailers included."""
         self.framing_bytes = 0
         """Bytes received of the current request that are not yet part of a complete head, or not part of its body."""
+        self.body_bytes = 0
+        """Bytes of the current body since its timer was set."""
         self.stays_open = False
         """Whether the client wants the connection to stay open after the answer to its current request."""
         self.declined_framing: bytes | None = None
@@ -231,6 +233,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self.framing_bytes = max(0, self.framing_bytes - len(body) - CHUNK_FRAME_BYTES)
+        self.body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -287,13 +290,14 @@ class HttpProtocol(HttpToolsProtocol):
         elif self.phase == HEADERS:
             self.set_timer(self.settings.receive_timeout_seconds, self.on_late)
         elif self.phase == BODY:
+            self.body_bytes = 0
             self.set_timer(self.settings.body_timeout_seconds, self.on_late)
         else:
             self.set_timer(None)
 
     def on_late(self) -> None:
-        if self.flow.read_paused:
-            # It is the app that is slow, not the client.
+        if self.flow.read_paused or (self.phase == BODY and self.body_bytes >= self.settings.max_body_bytes):
+            # It is the app that is slow, or this is an upload, larger than a body of JSON may be and no slower.
             self.start_timer()
         else:
             text = SLOW_HEADERS if self.phase == HEADERS else SLOW_BODY

@@ -85,6 +85,9 @@ def make_lifespan(
         metrics.engine_stall.set(engine.stall_seconds)
         services = Services(settings, model, engine, metrics=metrics, limiter=limiter, data=data)
         at_end.push_async_callback(services.close)
+        if services.data is not None:
+            sweeping = asyncio.create_task(services.data.files.sweep())
+            at_end.callback(sweeping.cancel)
         await warm_up(services)
         state.services = services
         # These objects stay. Without this, a full collection looks through all of torch and vLLM, which takes a tenth

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from llava_api import __version__
-from llava_api.protocol.wire import NamedEvent, PlainText
+from llava_api.protocol.wire import NamedEvent
 from llava_api.server.dialects import dialect_of
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.sse import EventStream
@@ -40,7 +40,12 @@ def openapi_document(endpoints: Sequence[Endpoint], model: str = "llava-tiny-1.5
     replies = {*(dialect_of(each.path).error for each in described), *(each.reply for each in described)}
     replies |= {event for each in described for event in each.events}
     models: set[Any] = {(reply, "serialization") for reply in replies}
-    models |= {(each.request, "validation") for each in described if each.request is not None}
+    models |= {
+        (given, "validation")
+        for each in described
+        for given in (each.request, each.form, each.query)
+        if given is not None
+    }
     in_order = sorted(models, key=lambda pair: pair[0].__name__)
     references, definitions = models_json_schema(in_order, ref_template="#/components/schemas/{model}")
     paths: dict[str, Schema] = {}
@@ -60,7 +65,7 @@ def openapi_document(endpoints: Sequence[Endpoint], model: str = "llava-tiny-1.5
 
 def operation(endpoint: Endpoint, references: Any, model: str) -> Schema:
     """``references``: (model, mode) -> its place in the document."""
-    media_type = "text/plain" if endpoint.reply is PlainText else "application/json"
+    media_type = getattr(endpoint.reply, "media_type", "application/json")
     reply: Schema = {media_type: {"schema": references[endpoint.reply, "serialization"]}}
     if endpoint.events:
         schema_of = event_schema if endpoint.stream is EventStream else line_schema
@@ -74,6 +79,12 @@ def operation(endpoint: Endpoint, references: Any, model: str) -> Schema:
     if parameters:
         text = {"type": "string", "minLength": 1}
         made["parameters"] = [{"name": name, "in": "path", "required": True, "schema": text} for name in parameters]
+    if endpoint.query is not None:
+        fields = endpoint.query.model_json_schema()["properties"]
+        made["parameters"] = [{"name": name, "in": "query", "schema": schema} for name, schema in fields.items()]
+    if endpoint.form is not None:
+        content = {"multipart/form-data": {"schema": references[endpoint.form, "validation"]}}
+        made["requestBody"] = {"required": True, "content": content}
     if endpoint.request is not None:
         example = {"model": model} if "model" in endpoint.request.model_fields else {}
         example |= endpoint.example
@@ -90,6 +101,8 @@ def error_statuses(endpoint: Endpoint) -> list[int]:
         found.add(404)
     if endpoint.request is not None:
         found |= {404, 413, 429, 500}
+    if endpoint.form is not None:
+        found |= {413, 415, 429, 500, 507}
     return sorted(found)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from pathlib import Path
 
 from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
@@ -12,13 +13,16 @@ from llava_api.engine.base import Engine
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.engine.start_errors import loaded_bytes
 from llava_api.images.fetch import Resolve
-from llava_api.images.load import ImageLoader
+from llava_api.images.load import FindStored, ImageLoader
 from llava_api.limits.account import RateLimiter, open_limiter
 from llava_api.limits.memory import MemoryBudget
+from llava_api.limits.table import owner_of
+from llava_api.protocol.files import IMAGE_PURPOSES
 from llava_api.server.body import COPIES_GROWN
 from llava_api.setting_types import Mark
 from llava_api.settings import Settings, marked
 from llava_api.storage.data_folder import DataFolder, open_data_folder
+from llava_api.storage.files import FileStore
 from llava_api.telemetry.metrics import Metrics
 from llava_api.versions import all_versions, installed
 
@@ -39,7 +43,10 @@ class Services:
         self.settings = settings
         self.model = model
         self.engine = engine
-        images = ImageLoader(model.image_mode, settings, resolver)
+        self.data = data if data is not None else open_data_folder(settings)
+        """None without --data-dir."""
+        find_stored = None if self.data is None else stored_images(self.data.files)
+        images = ImageLoader(model.image_mode, settings, resolver, find_stored)
         grammars = GrammarChecker(
             model.checkpoint.tokenizer_json, model.stop_token_ids, remember_by_caller=settings.isolate_caches
         )
@@ -50,8 +57,6 @@ class Services:
         self.memory = MemoryBudget(max(settings.max_inflight_bytes, largest))
         self.responses = ResponseStore(settings.response_store_bytes)
         self.limiter = limiter or open_limiter(settings)
-        self.data = data if data is not None else open_data_folder(settings)
-        """None without --data-dir."""
         self.metrics = metrics or Metrics(all_versions())
         self.metrics.sample_services = self.sample
         publish_model(model, self.metrics)
@@ -70,6 +75,8 @@ class Services:
         metrics.image_cache_bytes.set(images.cache.held_bytes)
         metrics.images_waiting.set(images.decoding.admission.waiting)
         metrics.inflight_bytes.set(self.memory.held_bytes)
+        if self.data is not None:
+            metrics.publish_files(self.data.files.totals)
         metrics.rate_limit_fallback.set(self.limiter.windows.redis_fails)
 
     async def load_adapter(self, name: str, path: str, *, in_place: bool) -> None:
@@ -95,6 +102,14 @@ class Services:
         await self.limiter.close()
         if self.data is not None:
             await asyncio.to_thread(self.data.close)
+
+
+def stored_images(files: FileStore) -> FindStored:
+    async def find(file_id: str, caller: str) -> Path | None:
+        found = await files.get(file_id, owner_of(caller))
+        return None if found is None or found.purpose not in IMAGE_PURPOSES else files.path(file_id)
+
+    return find
 
 
 def checkpoint_bytes(model: ServedModel) -> int:

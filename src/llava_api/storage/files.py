@@ -11,19 +11,20 @@ import re
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
-from llava_api.errors import ErrorCode, Forbidden, RequestTooLarge
+from llava_api.errors import ApiError, ErrorCode, Forbidden, RequestTooLarge
 from llava_api.storage.database import Database, new_id
 from llava_api.storage.full_disk import check_room, refusing_full_disk
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 THREADS = 4
+SWEEP_SECONDS = 30.0
 WRITE_BYTES = 1_000_000
 """An upload is written in pieces of this size."""
 BLOB = re.compile(r"file-[0-9a-f]{32}(\.part)?")
@@ -37,8 +38,8 @@ class Description:
     purpose: str
     filename: str
     """The caller's, for people: it never names a path here."""
-    expires_at: int | None = None
-    """Unix seconds."""
+    expires_after: int | None = None
+    """Seconds from its creation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,8 @@ class FileStore:
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="files")
         self.incoming: Counter[str] = Counter()
         """Bytes of uploads that are not files yet, by owner."""
+        self.totals: Mapping[str, tuple[int, int]] = {}
+        """Purpose -> number and bytes of files, as ``sweep`` has last counted them."""
         known = database.thread.submit(
             lambda: {row[0] for row in database.connection.execute("SELECT id FROM files")}
         ).result()
@@ -128,7 +131,9 @@ class FileStore:
                     await self.in_thread(lambda data=data: self.write(blob, data))  # type: ignore[misc]
             await self.in_thread(lambda: self.write(blob, waiting, last=True))
             about = await self.in_thread(lambda: describe(part))
-            made = StoredFile(file_id, owner, about.purpose, about.filename, size, int(time.time()), about.expires_at)
+            now = int(time.time())
+            expires_at = None if about.expires_after is None else now + about.expires_after
+            made = StoredFile(file_id, owner, about.purpose, about.filename, size, now, expires_at)
             await self.database.run(lambda connection: self.keep(connection, part, made, quota))
             return made
         finally:
@@ -209,6 +214,18 @@ class FileStore:
         await self.unlink(gone)
         return len(gone)
 
+    async def sweep(self) -> None:
+        """Delete expired files and count the others, now and every half minute."""
+        while True:
+            try:
+                gone = await self.expire()
+                if gone:
+                    log.info("%d files have expired", gone)
+                self.totals = await self.database.run(totals)
+            except (ApiError, sqlite3.Error, OSError) as error:
+                log.error("expired files could not be deleted: %s; the next try is in %g s", error, SWEEP_SECONDS)
+            await asyncio.sleep(SWEEP_SECONDS)
+
     async def unlink(self, rows: Sequence[tuple[str]]) -> None:
         for (file_id,) in rows:
             await self.in_thread(lambda file_id=file_id: self.path(file_id).unlink(missing_ok=True))  # type: ignore[misc]
@@ -280,6 +297,11 @@ def used_by(connection: sqlite3.Connection, owner: str) -> tuple[int, int]:
         "SELECT count(*), ifnull(sum(bytes), 0) FROM files WHERE owner = ?", (owner,)
     ).fetchone()
     return found
+
+
+def totals(connection: sqlite3.Connection) -> dict[str, tuple[int, int]]:
+    rows = connection.execute("SELECT purpose, count(*), sum(bytes) FROM files GROUP BY purpose")
+    return {purpose: (count, size) for purpose, count, size in rows}
 
 
 def check_quota(quota: Quota, files: int, size: int) -> None:

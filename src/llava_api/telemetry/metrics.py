@@ -166,6 +166,8 @@ class Metrics:
         self.image_cache_bytes = gauge("image_cache_bytes", "Memory of the cache of prepared images.")
         self.images_waiting = gauge("images_waiting", "Images that wait for a thread.")
         self.inflight_bytes = gauge("inflight_bytes", "Memory that requests hold: bodies, fetched images, pixels.")
+        self.stored_files = gauge("stored_files", "Files in --data-dir, counted every half minute.", "purpose")
+        self.stored_bytes = gauge("stored_bytes", "Bytes of the files in --data-dir.", "purpose")
         self.images = counter("images_total", "Images of requests.")
         self.image_bytes = counter("image_bytes_total", "Bytes of encoded images.")
         self.image_pixels = counter("image_pixels_total", "Pixels of images, as sent.")
@@ -227,6 +229,14 @@ class Metrics:
         name = "llava_api_tls_certificate_expiry_timestamp_seconds"
         gauge = Gauge(name, "When the server's certificate, or one that signed it, expires.", registry=self.registry)
         gauge.set_function(expires_at)
+
+    def publish_files(self, totals: Mapping[str, tuple[int, int]]) -> None:
+        """``totals``: purpose -> number and bytes of files."""
+        self.stored_files.clear()
+        self.stored_bytes.clear()
+        for purpose, (count, size) in totals.items():
+            self.stored_files.labels(purpose).set(count)
+            self.stored_bytes.labels(purpose).set(size)
 
     def begin(self, record: RequestRecord) -> None:
         self.running += 1

@@ -6,6 +6,7 @@ from llava_api.server.routes import (
     chat,
     completions,
     explain,
+    files,
     lora,
     ollama,
     probes,
@@ -14,6 +15,6 @@ from llava_api.server.routes import (
     tokenize,
 )
 
-MODULES = (chat, responses, completions, anthropic, ollama, explain, tokenize, lora, server_info, probes)
+MODULES = (chat, responses, completions, anthropic, ollama, explain, tokenize, files, lora, server_info, probes)
 ENDPOINTS: tuple[Endpoint, ...] = tuple(endpoint for module in MODULES for endpoint in module.ENDPOINTS)
 """All endpoints except those of ``docs.py``, which describes these."""
