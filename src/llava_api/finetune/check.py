@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava_api.errors import InvalidRequest
-from llava_api.finetune.encode import count_tokens
+from llava_api.finetune.encode import learnable_segments
 from llava_api.finetune.image_files import image_size
 from llava_api.finetune.model_input import ModelInput
 from llava_api.finetune.samples import FIELDS, TURN_FIELDS, BadSample, Sample, Samples, read_sample
+from llava_api.prompts.render import count_text_tokens
+from llava_api.prompts.segments import Segment
 from llava_api.vision.geometry import Size
 
 CHUNK = 1024
@@ -59,9 +61,7 @@ def check(samples: Samples, model: ModelInput, progress: Callable[[int], object]
             read = list(read_all(samples, indexes, model, report, places))
             new = dict.fromkeys(path for sample in read for path in sample.images if path not in sizes)
             sizes.update(zip(new, threads.map(lambda path: size_of(path, model), new), strict=True))
-            counts = threads.map(lambda sample: tokens_of(sample, model, sizes), read)
-            for sample, found in zip(read, counts, strict=True):
-                judge(sample, found, model, report)
+            measure(read, sizes, model, report)
             progress(len(indexes))
     report.images = len(sizes)
     report.repeated_ids = {name: where for name, where in places.items() if isinstance(where, list)}
@@ -114,26 +114,32 @@ def size_of(path: Path, model: ModelInput) -> Size | BadSample:
         return error
 
 
-def tokens_of(sample: Sample, model: ModelInput, sizes: dict[Path, Size | BadSample]) -> int | list[BadSample]:
-    """The sample's tokens, or what is wrong with its images."""
-    found = [sizes[path] for path in sample.images]
-    wrong = [size for size in found if isinstance(size, BadSample)]
-    if wrong:
-        return wrong
-    lengths = [model.mode.tokens(size) for size in found if not isinstance(size, BadSample)]
-    try:
-        return count_tokens(sample, model, lengths)
-    except InvalidRequest as error:
-        return [BadSample(f"cannot be written as a prompt. {error.message}")]
+def measure(samples: list[Sample], sizes: dict[Path, Size | BadSample], model: ModelInput, report: Report) -> None:
+    """Count the tokens of samples whose images are good."""
+    counted: list[tuple[Sample, int]] = []
+    prompts: list[list[Segment]] = []
+    for sample in samples:
+        found = [sizes[path] for path in sample.images]
+        wrong = [str(size) for size in found if isinstance(size, BadSample)]
+        try:
+            segments = [] if wrong else [segment for segment, _ in learnable_segments(sample, model)]
+        except InvalidRequest as error:
+            wrong = [f"cannot be written as a prompt: {error.message}"]
+        report.faults += [Fault(sample.index, sample.id, message) for message in wrong]
+        if not wrong:
+            image_tokens = sum(model.mode.tokens(size) for size in found if not isinstance(size, BadSample))
+            counted.append((sample, image_tokens))
+            prompts.append(segments)
+    lengths = count_text_tokens(prompts, model.tokenizer)
+    for (sample, image_tokens), text_tokens in zip(counted, lengths, strict=True):
+        judge(sample, image_tokens + text_tokens, model, report)
 
 
-def judge(sample: Sample, found: int | list[BadSample], model: ModelInput, report: Report) -> None:
-    if isinstance(found, list):
-        report.faults += [Fault(sample.index, sample.id, str(error)) for error in found]
-    elif found > model.max_length:
-        message = f"has {found} tokens, more than {model.max_length} (--max-model-len)"
+def judge(sample: Sample, tokens: int, model: ModelInput, report: Report) -> None:
+    if tokens > model.max_length:
+        message = f"has {tokens} tokens, more than {model.max_length} (--max-model-len)"
         report.faults.append(Fault(sample.index, sample.id, message))
-    else:
-        report.longest = max(report.longest, (found, sample.id))
-        report.good.append(sample.index)
-        report.lengths.append(found)
+        return
+    report.longest = max(report.longest, (tokens, sample.id))
+    report.good.append(sample.index)
+    report.lengths.append(tokens)

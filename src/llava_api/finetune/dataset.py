@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from llava_api.errors import InvalidRequest, StartupError
+from llava_api.errors import InvalidRequest
 from llava_api.finetune.encode import encode
 from llava_api.finetune.image_files import read_image, render_image
 from llava_api.finetune.model_input import ModelInput
@@ -46,7 +46,7 @@ class FinetuneDataset(Dataset[Example]):
         return len(self.indexes)
 
     def __getitem__(self, index: int) -> Example:
-        """Raises StartupError for a sample that ``check`` refuses, and for an image whose pixels are damaged."""
+        """Raises BadSample for a sample that ``check`` refuses, and for an image whose pixels are damaged."""
         place = int(self.indexes[index])
         try:
             sample = self.samples[place]
@@ -54,7 +54,7 @@ class FinetuneDataset(Dataset[Example]):
             encoded = encode(sample, self.model, [image.tokens for image in measured])
             pixels = tuple(render_image(image, self.model).pixels for image in measured)
         except (BadSample, InvalidRequest) as error:
-            raise StartupError(f"sample {place} {error}") from error
+            raise BadSample(f"sample {place} {error}") from error
         ids = torch.tensor(encoded.prompt.token_ids)
         labels = torch.where(torch.tensor(encoded.learned), ids, IGNORED)
         return Example(ids, labels, pixels, tuple(self.model.model_size(image.size) for image in measured))

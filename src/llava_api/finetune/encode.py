@@ -19,12 +19,6 @@ class Encoded:
     """For each token."""
 
 
-def count_tokens(sample: Sample, model: ModelInput, image_lengths: Sequence[int]) -> int:
-    """``image_lengths``: tokens of each of the sample's images. Raises InvalidRequest; see ``learnable_segments``."""
-    segments = [segment for segment, _ in learnable_segments(sample, model)]
-    return len(tokenize(segments, model.tokenizer, model.checkpoint.image_token_id, image_lengths).token_ids)
-
-
 def encode(sample: Sample, model: ModelInput, image_lengths: Sequence[int]) -> Encoded:
     """``image_lengths``: tokens of each of the sample's images. Raises InvalidRequest; see ``learnable_segments``."""
     learnable = learnable_segments(sample, model)

@@ -10,8 +10,8 @@ from llava_api.images.decode import decode, read_header
 from llava_api.images.load import ImagePart, MeasuredImage, RenderedImage, measured_image, rendered_image
 from llava_api.vision.geometry import Size
 
-HEAD, TAIL = 65536, 1024
-"""Bytes read of a JPEG or PNG file's beginning and end."""
+HEADS, TAIL = (16_384, 262_144), 1024
+"""Bytes read of a JPEG or PNG file's beginning, more if they hold no whole header, and of its end."""
 ENDS = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG", b"IEND"))
 """(first bytes, what is near the end of a whole file)."""
 
@@ -24,18 +24,19 @@ def image_size(path: Path, model: ModelInput) -> Size:
     """
     try:
         with open(path, "rb") as file:
-            head = file.read(HEAD)
-            rest = os.fstat(file.fileno()).st_size - len(head)
-            if rest:
-                file.seek(max(-TAIL, -rest), os.SEEK_END)
-            tail = file.read() if rest else head[-TAIL:]
-            if any(head.startswith(start) and end in tail for start, end in ENDS):
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - TAIL, 0))
+            tail = file.read()
+            for length in HEADS:
+                file.seek(0)
+                head = file.read(length)
+                if not any(head.startswith(start) and end in tail for start, end in ENDS):
+                    break
                 try:
                     header = read_header(head, model.limits)
                     return header.upright_size() if model.mode.upright else header.stored_size
                 except BadImage:
-                    # The header may be longer.
-                    pass
+                    continue
             file.seek(0)
             data = file.read()
     except OSError as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from llava_api.errors import BadImage, StartupError
+from llava_api.errors import StartupError
 from llava_api.finetune.curve import Curve
 from llava_api.finetune.dataset import IGNORED, FinetuneDataset, collator
 from llava_api.finetune.model_input import ModelInput
@@ -110,8 +110,10 @@ class Training:
             raise StartupError(f"out of memory: {what_to_lower(self.recipe)}") from error
         except OSError as error:
             raise cannot_save(self.folder, error) from error
-        except (BadSample, BadImage) as error:
-            raise StartupError(f"a sample cannot be read any more: {str(error).strip().splitlines()[-1]}") from error
+        except BadSample as error:
+            # From a process that loads data it comes with a traceback before it.
+            sentence = str(error).strip().splitlines()[-1].rpartition(f"{BadSample.__name__}: ")[2]
+            raise StartupError(f"{sentence}; mend it and run the command again, which goes on from here") from error
         if curve is not None:
             curve.plot()
 

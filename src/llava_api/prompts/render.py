@@ -6,6 +6,7 @@ tokenized separately. BOS comes once, at the very start, if the tokenizer has on
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from llava_api.prompts.segments import ImageSlot, Segment, SpecialToken
 from llava_api.prompts.tokenizer import TextTokenizer
@@ -39,6 +40,17 @@ def tokenize(
         placeholders.append(Placeholder(image, len(ids), image_lengths[image]))
         ids += [image_token_id] * image_lengths[image] + following
     return RenderedPrompt(ids, tuple(placeholders))
+
+
+def count_text_tokens(prompts: Sequence[Sequence[Segment]], tokenizer: TextTokenizer) -> list[int]:
+    """How many tokens ``tokenize`` makes of each prompt besides those of images."""
+    cut = [cut_at_images(segments)[0] for segments in prompts]
+    lengths = iter(tokenizer.lengths([piece for pieces in cut for piece in pieces]))
+    bos = len(tokenizer.with_bos([]))
+    counts = [sum(islice(lengths, len(pieces))) + bos for pieces in cut]
+    # A chat template may have written BOS itself.
+    written = [segments[:1] == [SpecialToken(tokenizer.bos_token or "")] for segments in prompts]
+    return [count - (bos if has_bos else 0) for count, has_bos in zip(counts, written, strict=True)]
 
 
 def cut_at_images(segments: Sequence[Segment]) -> tuple[list[list[str | SpecialToken]], list[int]]:

@@ -58,6 +58,7 @@ class TextTokenizer:
         self.real_ids: dict[int, int] = {}
         for text, marker in self.markers.items():
             self.remember(marker, self.special_ids[text])
+        self.bos_token = bos_token
         self.bos_id = self.token_id(bos_token) if bos_token is not None else None
         self.names_by_id = {token: text for text, token in self.special_ids.items()}
         known = [self.tokenizer.token_to_id(piece) or 0 for piece in self.tokenizer.get_vocab()]
@@ -131,6 +132,11 @@ class TextTokenizer:
         # A batch, because ``encode`` holds the GIL. The fast variant only leaves out the offsets.
         encoded = self.tokenizer.encode_batch_fast([self.written(pieces)[0]], add_special_tokens=False)[0]
         return [self.real_ids.get(token, token) for token in encoded.ids]
+
+    def lengths(self, several: Sequence[Sequence[str | SpecialToken]]) -> list[int]:
+        """How many ids ``encode`` returns for each; all processors count together."""
+        texts = [self.written(pieces)[0] for pieces in several]
+        return [len(encoded) for encoded in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def sources(self, pieces: Sequence[str | SpecialToken]) -> list[int]:
         """For each id that ``encode`` returns, the index of the piece in which its token begins."""
