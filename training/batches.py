@@ -52,8 +52,8 @@ class Batch:
 def levels(recipe: Recipe, image: Image.Image) -> np.ndarray:
     """The tiles of a drawing as the server makes them: uint8 (tiles, 3, S, S)."""
     if not recipe.family.tiled:
-        return pad_levels(Decoded.whole(image), recipe.tile_pixels, CLIP)[None]
-    return anyres_levels(Decoded.whole(image), recipe.pinpoints, recipe.tile_pixels)
+        return pad_levels(Decoded(image, image.size), recipe.tile_pixels, CLIP)[None]
+    return anyres_levels(Decoded(image, image.size), recipe.pinpoints, recipe.tile_pixels)
 
 
 def frames(recipe: Recipe, size: Size) -> list[Frame]:

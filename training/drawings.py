@@ -17,6 +17,8 @@ Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
 KINDS = ("circle", "square", "triangle", "star")
+HEXAGON = "hexagon"
+"""A shape that no training of the demo checkpoints has shown: see ``hexagons``."""
 
 COLOURS: dict[str, tuple[Colour, ...]] = {
     "red": ((255, 0, 0), (220, 20, 60), (214, 39, 40), (230, 25, 25), (200, 20, 30), (239, 60, 60)),
@@ -115,12 +117,19 @@ def random_colour(rng: Random, name: str) -> Colour:
 
 
 def outline(rng: Random, kind: str, box: Box) -> list[tuple[float, float]]:
-    """The polygon of a square, triangle or star that fills its box."""
+    """The polygon of a square, triangle, star or hexagon that fills its box."""
     left, top, right, bottom = box
     if kind == "square":
         return [(left, top), (right, top), (right, bottom), (left, bottom)]
     if kind == "triangle":
         return [((left + right) / 2, top), (right, bottom), (left, bottom)]
+    if kind == HEXAGON:
+        middle, quarter = (top + bottom) / 2, (right - left) / 4
+        upper, lower = (
+            [(left + quarter, top), (right - quarter, top)],
+            [(right - quarter, bottom), (left + quarter, bottom)],
+        )
+        return [(left, middle), *upper, (right, middle), *lower]
     inner = rng.uniform(0.36, 0.5)
     points = []
     for corner in range(10):
@@ -143,16 +152,20 @@ def shape_width(rng: Random, kind: str, height: float, room: float) -> float:
         return min(room, height * rng.choice((1.0, 1.1547, rng.uniform(0.95, 1.2))))
     if kind == "star":
         return min(room, height * 1.0515)
+    if kind == HEXAGON:
+        return min(room, height * 1.1547)
     return height
 
 
-def draw_shapes(rng: Random, canvas: ImageDraw.ImageDraw, size: tuple[int, int], scale: int) -> tuple[Mark, ...]:
+def draw_shapes(
+    rng: Random, canvas: ImageDraw.ImageDraw, size: tuple[int, int], scale: int, kinds: tuple[str, ...]
+) -> tuple[Mark, ...]:
     """Draw one to three shapes and return them in reading order; ``scale`` is the supersampling factor."""
     width, height = size
     cells = sorted(rng.sample(range(4), rng.randint(1, 3)))
     marks = []
     for cell in cells:
-        kind = rng.choice(KINDS)
+        kind = rng.choice(kinds)
         colour = rng.choice(tuple(COLOURS))
         cell_width, cell_height = width / 2, height / 2
         tall = rng.uniform(0.55, 0.90) * min(cell_width, cell_height)
@@ -204,7 +217,9 @@ def draw_number(rng: Random, canvas: ImageDraw.ImageDraw, size: tuple[int, int],
     return tuple(marks)
 
 
-def new_drawing(rng: Random, size: tuple[int, int], number: bool | None = None) -> Drawing:
+def new_drawing(
+    rng: Random, size: tuple[int, int], number: bool | None = None, kinds: tuple[str, ...] = KINDS
+) -> Drawing:
     """A drawing of (width, height) ``size``; ``number`` None draws numbers a fifth of the time."""
     shows_number = rng.random() < 0.2 if number is None else number
     grey = 255 if rng.random() < 0.5 else rng.randint(205, 252)
@@ -215,7 +230,7 @@ def new_drawing(rng: Random, size: tuple[int, int], number: bool | None = None) 
     if shows_number:
         shapes, digits = (), draw_number(rng, canvas, size, scale)
     else:
-        shapes, digits = draw_shapes(rng, canvas, size, scale), ()
+        shapes, digits = draw_shapes(rng, canvas, size, scale, kinds), ()
     if smooth:
         image = image.reduce(scale)
     return Drawing(image, shapes, digits)

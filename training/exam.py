@@ -16,8 +16,12 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from training.conversations import Question, exam_conversation
+from training.conversations import Question, ask_describe, exam_conversation
 from training.drawings import encode, new_drawing, random_size
+from training.hexagons import hexagon_drawing
+
+HEXAGONS = "hexagons"
+"""The exam of what ``training.hexagons`` teaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,12 @@ def draw_item(index: int, name: str = "exam") -> Item:
     """Item ``index`` of the exam ``name``: a pure function of both."""
     seed = f"{name} {index}"
     rng = Random(seed)
-    size = random_size(rng, 112, 2000)
-    drawing = new_drawing(rng, size)
+    hexagons = name == HEXAGONS
+    drawing = hexagon_drawing(rng, 2000) if hexagons else new_drawing(rng, random_size(rng, 112, 2000))
     image_format = "PNG" if index % 2 == 0 else "JPEG"
     data = encode(drawing.image, image_format, quality=rng.randint(70, 95))
-    return Item(seed, size, image_format, data, exam_conversation(rng, drawing))
+    asked = [ask_describe(rng, drawing, variants=False)] if hexagons else exam_conversation(rng, drawing)
+    return Item(seed, drawing.image.size, image_format, data, asked)
 
 
 def messages_of(item: Item) -> list[dict[str, Any]]:
@@ -67,7 +72,7 @@ async def ask(client: AsyncOpenAI, model: str, item: Item) -> str:
     return "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
 
 
-async def examine(base_url: str, model: str, count: int, at_once: int) -> dict[str, Any]:
+async def examine(base_url: str, model: str, count: int, at_once: int, name: str = "exam") -> dict[str, Any]:
     """{"all": share, kind: share, ..., "wrong": [...]} over ``count`` items."""
     client = AsyncOpenAI(base_url=base_url, api_key="none")
     slots = asyncio.Semaphore(at_once)
@@ -77,7 +82,7 @@ async def examine(base_url: str, model: str, count: int, at_once: int) -> dict[s
 
     async def one(index: int) -> None:
         async with slots:
-            item = draw_item(index)
+            item = draw_item(index, name)
             question = item.questions[-1]
             answer = await ask(client, model, item)
         for kind in ("all", question.kind):
@@ -106,8 +111,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--pass-share", type=float, default=0.97)
+    parser.add_argument("--hexagons", action="store_const", const=HEXAGONS, default="exam", dest="name")
     arguments = parser.parse_args()
-    report = asyncio.run(examine(arguments.base_url, arguments.model, arguments.count, arguments.at_once))
+    report = asyncio.run(
+        examine(arguments.base_url, arguments.model, arguments.count, arguments.at_once, arguments.name)
+    )
     print(json.dumps(report, indent=1))
     if report["share"] < arguments.pass_share:
         sys.exit(f"{report['share']:.1%} is below {arguments.pass_share:.0%}")

@@ -130,7 +130,7 @@ def request(model: ServedModel, system: str, question: str, drawing: Drawing, na
     layout = model.family.layout(system, [Turn("user", question, (0,))])
     prompt = tokenize(layout, model.tokenizer, model.checkpoint.image_token_id, [length])
     image = EngineImage(
-        pixels=render_pixels(Decoded.whole(drawing.image), model.image_mode),
+        pixels=render_pixels(Decoded(drawing.image, drawing.image.size), model.image_mode),
         offset=prompt.placeholders[0].offset,
         length=length,
         cache_key=name,

@@ -18,14 +18,15 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from training.batches import NORMALISATION, Batch, TrainingBatches, exam_batch, form_exam_batch
+from llava_api.vision.normalisation import CLIP
+from training.batches import Batch, TrainingBatches, exam_batch, form_exam_batch
 from training.model import KIND_CLASSES, RECIPES, Trainee
 from training.tokenizer import build_tokenizer
 
 
 def normalised(tiles: Tensor) -> Tensor:
     """Levels, uint8 (tiles, 3, S, S), -> float32 of the same shape, as the server's model makes them."""
-    return torch.from_numpy(NORMALISATION.apply(tiles.numpy()))
+    return torch.from_numpy(CLIP.apply(tiles.numpy()))
 
 
 def losses(trainee: Trainee, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ turns a word. All is in float32, where the two differ by some 1e-5.
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -373,17 +374,28 @@ def adapter_matrices(tiny: Tiny) -> Weights:
     return lora_matrices(dict(source_of(tiny).model.language_model.state_dict()))
 
 
-def write_adapter(tiny: Tiny, folder: Path, prefix: str) -> Path:
+def own_projector(tiny: Tiny) -> Weights:
+    """A projector that is not the model's, by the names inside it."""
+    generator = torch.Generator().manual_seed(7)
+    weights = source_of(tiny).model.multi_modal_projector.state_dict()
+    return {name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator) for name, tensor in weights.items()}
+
+
+def write_adapter(tiny: Tiny, folder: Path, prefix: str, *, projector: bool = False) -> Path:
     folder.mkdir()
     pairs = {prefix + name: tensor.contiguous() for name, tensor in adapter_matrices(tiny).items()}
+    if projector:
+        whole = own_projector(tiny)
+        pairs |= {f"base_model.model.model.multi_modal_projector.{name}": tensor for name, tensor in whole.items()}
     save_file(pairs, folder / "adapter_model.safetensors")
     targets = [target.split(".")[1] for target in LORA_TARGETS]
     config = {"peft_type": "LORA", "r": LORA_RANK, "lora_alpha": LORA_ALPHA, "target_modules": targets, "bias": "none"}
-    write_json(folder / "adapter_config.json", config)
+    saved = ["multi_modal_projector"] if projector else None
+    write_json(folder / "adapter_config.json", {**config, "modules_to_save": saved})
     return folder
 
 
-def with_adapter_merged(tiny: Tiny) -> PreTrainedModel:
+def with_adapter_merged(tiny: Tiny, *, projector: bool = False) -> PreTrainedModel:
     model = source_model(tiny)
     pairs = adapter_matrices(tiny)
     weights = dict(model.model.language_model.named_parameters())
@@ -391,7 +403,14 @@ def with_adapter_merged(tiny: Tiny) -> PreTrainedModel:
         for down in (name for name in pairs if name.endswith(".lora_A.weight")):
             module = down.removesuffix(".lora_A.weight")
             weights[f"{module}.weight"] += LORA_ALPHA / LORA_RANK * pairs[f"{module}.lora_B.weight"] @ pairs[down]
+    if projector:
+        model.model.multi_modal_projector.load_state_dict(own_projector(tiny))
     return model
+
+
+def of_one_image(request: GenerationRequest) -> GenerationRequest:
+    """The request with an image that caches take for the same in all requests."""
+    return replace(request, images=tuple(replace(image, cache_key="the same") for image in request.images))
 
 
 @pytest.mark.parametrize("tiny", [Tiny("llama", "1.5"), Tiny("qwen2", "1.6")], ids=name_of)
@@ -399,33 +418,37 @@ def test_an_adapter_beside_the_model_answers_as_its_merged_weights_and_the_model
     tiny: Tiny, tmp_path: Path, start: Start
 ) -> None:
     folders = {name: write_adapter(tiny, tmp_path / name, prefix) for name, prefix in SPELLINGS.items()}
+    folders["projector"] = write_adapter(tiny, tmp_path / "projector", SPELLINGS["new"], projector=True)
     settings = settings_for(tmp_path, lora=[f"{name}={folder}" for name, folder in folders.items()])
     model = served(write_hub(tiny, tmp_path / "hub", "classic"), settings)
     engine = start(model, settings)
-    plain = image_request(model, drawing(LARGE), "before")
+    plain = of_one_image(image_request(model, drawing(LARGE), "before"))
     before = engine.greedy(plain, TOKENS)
     check(before, as_transformers_computes(source_of(tiny), plain, before))
-    merged = with_adapter_merged(tiny)
+    answers = [before.token_ids]
     for adapter in model.adapters.served.values():
-        request = image_request(model, drawing(LARGE), adapter.name, adapter)
+        request = of_one_image(image_request(model, drawing(LARGE), adapter.name, adapter))
         answer = engine.greedy(request, TOKENS)
-        assert answer.token_ids != before.token_ids
+        merged = with_adapter_merged(tiny, projector=adapter.name == "projector")
         check(answer, as_transformers_computes(merged, request, answer))
-    after = engine.greedy(image_request(model, drawing(LARGE), "after"), TOKENS)
+        answers.append(answer.token_ids)
+    assert answers[0] != answers[1] == answers[2] != answers[3]
+    after = engine.greedy(of_one_image(image_request(model, drawing(LARGE), "after")), TOKENS)
     assert after.token_ids == before.token_ids
     check(after, as_transformers_computes(source_of(tiny), plain, after))
 
 
-def test_the_model_answers_as_alone_while_an_adapter_answers_in_the_same_batch(tmp_path: Path, start: Start) -> None:
+def test_the_model_answers_as_alone_while_adapters_answer_in_the_same_batch(tmp_path: Path, start: Start) -> None:
     tiny = Tiny("llama", "1.5")
-    folder = write_adapter(tiny, tmp_path / "birds", SPELLINGS["new"])
-    settings = settings_for(tmp_path, lora=[f"birds={folder}"])
+    birds = write_adapter(tiny, tmp_path / "birds", SPELLINGS["new"])
+    fish = write_adapter(tiny, tmp_path / "fish", SPELLINGS["new"], projector=True)
+    settings = settings_for(tmp_path, lora=[f"birds={birds}", f"fish={fish}"])
     model = served(write_hub(tiny, tmp_path / "hub", "classic"), settings)
     engine = start(model, settings)
-    (birds,) = model.adapters.served.values()
-    asked = [image_request(model, drawing(LARGE), f"alone {adapter}", adapter) for adapter in (None, birds)]
+    asked_of = [None, *model.adapters.served.values()]
+    asked = [image_request(model, drawing(LARGE), f"alone {adapter}", adapter) for adapter in asked_of]
     alone = [engine.greedy(request, TOKENS).token_ids for request in asked]
-    assert alone[0] != alone[1]
+    assert alone[0] != alone[1] != alone[2] != alone[0]
     # Other names, so that no cache answers. What keeps the two apart is a slot to spare: see max_loras.
-    asked = [image_request(model, drawing(LARGE), f"together {adapter}", adapter) for adapter in (None, birds)]
+    asked = [image_request(model, drawing(LARGE), f"together {adapter}", adapter) for adapter in asked_of]
     assert [answer.token_ids for answer in engine.greedy_together(asked, TOKENS)] == alone

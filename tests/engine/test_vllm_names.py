@@ -37,6 +37,7 @@ from llava_api.vision.normalisation import CLIP
 
 SOURCES = Path(llava_api.__path__[0])
 ENGINE, MODELS, PLUGIN = "engine/vllm_engine.py", "engine/vllm_models.py", "engine/vllm_plugin.py"
+PROJECTORS = "engine/vllm_projectors.py"
 INT8, CT = "engine/vllm_int8.py", "vllm.model_executor.layers.quantization.compressed_tensors"
 INT4, KERNELS = "engine/vllm_int4.py", "vllm.model_executor.kernels.linear"
 INPUTS, PROCESSES = "vllm.multimodal.inputs", "vllm.distributed.device_communicators.shm_broadcast"
@@ -70,6 +71,7 @@ TABLE = [
     Used(ENGINE, f"{INPUTS}.MultiModalFieldElem", arguments=(0, "data field")),
     Used(ENGINE, f"{INPUTS}.MultiModalKwargsItem", arguments=(1, "")),
     Used(ENGINE, f"{INPUTS}.MultiModalKwargsItems", arguments=(1, "")),
+    Used(ENGINE, f"{INPUTS}.MultiModalSharedField", arguments=(0, "batch_size keep_on_cpu")),
     Used(ENGINE, f"{INPUTS}.PlaceholderRange", arguments=(0, "offset length")),
     Used(ENGINE, "vllm.outputs.RequestOutput", "outputs prompt_logprobs num_cached_tokens"),
     Used(ENGINE, "vllm.outputs.CompletionOutput", "text token_ids finish_reason index logprobs stop_reason"),
@@ -98,6 +100,13 @@ TABLE = [
     Used(MODELS, f"{LLAVA}.LlavaForConditionalGeneration", arguments=(0, "vllm_config prefix")),
     Used(MODELS, f"{LLAVA}.LlavaForConditionalGeneration._image_pixels_to_features", arguments=(3, "")),
     Used(MODELS, f"{LLAVA}.LlavaMultiModalProjector", "act"),
+    Used(MODELS, "vllm.lora.lora_model.LoRAModel._should_skip_module", arguments=(2, "")),
+    Used(MODELS, "vllm.lora.model_manager.LoRAModelManager.get_adapter", arguments=(2, "")),
+    Used(PROJECTORS, "vllm.lora.peft_helper.PEFTHelper", "modules_to_save"),
+    Used(PROJECTORS, "vllm.lora.peft_helper.PEFTHelper._validate_features", arguments=(1, "")),
+    Used(PROJECTORS, "vllm.lora.peft_helper", "PEFTHelper"),
+    Used(PROJECTORS, "vllm.lora.worker_manager.WorkerLoRAManager", "_adapter_manager"),
+    Used(PROJECTORS, "vllm.lora.worker_manager.WorkerLoRAManager._load_adapter", arguments=(2, "")),
     Used(MODELS, f"{LLAVA}_next.LlavaNextForConditionalGeneration", "config multi_modal_projector load_weights"),
     Used(MODELS, f"{LLAVA}_next.LlavaNextForConditionalGeneration", arguments=(0, "vllm_config prefix")),
     Used(MODELS, f"{LLAVA}_next.LlavaNextForConditionalGeneration._image_pixels_to_features", arguments=(3, "")),
@@ -156,6 +165,10 @@ TEXTS = [
     ("vllm.v1.executor.multiproc_executor", "engine/start_errors.py", f"WorkerProc {start_errors.FAILED}."),
     *(("vllm.v1.executor.multiproc_executor", "engine/start_errors.py", text) for text in start_errors.SECOND_HAND),
     *(("vllm.v1.engine.utils", "engine/start_errors.py", text) for text in ("initialization failed", "root cause")),
+    ("vllm.lora.peft_helper", "engine/vllm_projectors.py", "self._validate_features()"),
+    ("vllm.lora.worker_manager", "engine/vllm_projectors.py", "self._load_adapter("),
+    ("vllm.lora.worker_manager", MODELS, 'getattr(model, "lora_skip_prefixes", None)'),
+    ("vllm.lora.model_manager", MODELS, "self.model.lora_manager = self"),
     ("vllm.plugins", "pyproject.toml", "vllm.general_plugins"),
     (LLAVA, MODELS, "config.projector_hidden_act"),
     (f"{LLAVA}_next", MODELS, "self._merge_image_patch_embeddings("),

@@ -20,6 +20,7 @@ from llava_api.chat.model import ServedModel
 from llava_api.engine.base import Adapter, EngineImage, GenerationRequest, Sampling
 from llava_api.engine.vllm_options import engine_arguments, known_arguments, prepare_environment, prepare_start
 from llava_api.engine.vllm_plugin import keep_adapters_on_cpu, load_despite_stale_index
+from llava_api.engine.vllm_projectors import load_projectors
 from llava_api.images.decode import Decoded
 from llava_api.images.mode import Detail
 from llava_api.images.pixels import render_pixels
@@ -66,6 +67,7 @@ def load_as_the_servers_engine_does() -> None:
     from llava_api.engine.vllm_int8 import use_faster_kernel
 
     load_despite_stale_index()
+    load_projectors()
     keep_adapters_on_cpu()
     use_faster_kernels()
     use_faster_kernel()

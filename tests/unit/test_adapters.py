@@ -73,6 +73,27 @@ def test_the_head_may_be_changed_too(tmp_path: Path, checkpoint: Path) -> None:
     assert served_beside(checkpoint, tmp_path).rank == 8
 
 
+def projector(checkpoint: Path) -> Weights:
+    weights = load_file(checkpoint / "model.safetensors")
+    return {f"base_model.model.model.{name}": one for name, one in weights.items() if "multi_modal_projector" in name}
+
+
+def test_an_adapter_may_bring_its_own_projector_whole(tmp_path: Path, checkpoint: Path) -> None:
+    whole = projector(checkpoint)
+    assert len(whole) == 4
+    write_adapter(tmp_path, pair(QUERY) | whole, modules_to_save=["multi_modal_projector"])
+    assert served_beside(checkpoint, tmp_path).projector
+    write_adapter(tmp_path, pair(QUERY) | whole)
+    assert "multi_modal_projector" in refusal(checkpoint, tmp_path)
+    name, weight = whole.popitem()
+    write_adapter(tmp_path, pair(QUERY) | whole, modules_to_save=["multi_modal_projector"])
+    assert "its projector is" in refusal(checkpoint, tmp_path)
+    write_adapter(tmp_path, pair(QUERY) | whole | {name: weight[:-1]}, modules_to_save=["multi_modal_projector"])
+    assert "serve it beside the model that it was trained on" in refusal(checkpoint, tmp_path)
+    write_adapter(tmp_path, pair(QUERY))
+    assert not served_beside(checkpoint, tmp_path).projector
+
+
 def test_the_rank_is_the_highest_of_all_layers(tmp_path: Path, checkpoint: Path) -> None:
     weights = pair(QUERY) | pair(f"{LAYERS}.1.self_attn.q_proj", rank=64)
     write_adapter(tmp_path, weights, rank_pattern={r"layers\.1\.self_attn\.q_proj": 64})
@@ -120,7 +141,7 @@ def test_tensors_that_would_be_left_out_or_do_not_fit_are_named(
         ({"peft_type": "IA3"}, "peft_type IA3"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save"),
+        ({"modules_to_save": ["embed_tokens"]}, "llava-api merge"),
         ({"trainable_token_indices": [5]}, "trainable_token_indices"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"bias": "all"}, "bias all"),

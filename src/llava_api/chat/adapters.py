@@ -62,10 +62,12 @@ class Adapters:
         for name, path in given.items():
             try:
                 folder = locate_adapter(path, settings.download_dir)
-                rank = check_adapter(folder, self.shapes, settings.max_lora_rank)
+                has = check_adapter(folder, self.shapes, settings.max_lora_rank)
             except StartupError as error:
                 raise StartupError(f"--lora {name}: {error}") from error
-            self.served[name] = Adapter(name, str(folder.resolve()), len(self.served) + 1, rank)
+            self.served[name] = Adapter(
+                name, str(folder.resolve()), len(self.served) + 1, has.rank, projector=has.projector
+            )
         ranks = [adapter.rank for adapter in self.served.values()]
         self.max_rank = settings.max_lora_rank or rank_for(max([*ranks, LEAST_RANK * self.may_change]))
         self.numbers = count(len(ranks) + 1)
@@ -139,12 +141,12 @@ class Adapters:
             self.check_name(name, in_place=in_place)
             try:
                 folder = await asyncio.to_thread(self.folder_of, path)
-                rank = await asyncio.to_thread(check_adapter, folder, self.shapes, self.max_rank)
+                has = await asyncio.to_thread(check_adapter, folder, self.shapes, self.max_rank)
                 number, engine_name = next(self.numbers), name
                 while engine_name in self.engine_names:
                     number = next(self.numbers)
                     engine_name = f"{name}@{number}"
-                adapter = Adapter(name, str(folder), number, rank, engine_name)
+                adapter = Adapter(name, str(folder), number, has.rank, engine_name, has.projector)
                 while len(self.served) + len(self.removals) > self.most:
                     await asyncio.wait(self.removals, return_when=asyncio.FIRST_COMPLETED)
                 await engine.load_adapter(adapter)

@@ -8,12 +8,13 @@ refused here.
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_api.checkpoints.files import locate, read_json
 from llava_api.errors import StartupError
-from llava_api.vision.families import classic_name
+from llava_api.vision.families import PROJECTOR, classic_name
 
 NON_LORA = "non_lora_trainables.bin"
 """What LLaVA's own training code changes besides the text model's linear layers."""
@@ -33,7 +34,6 @@ LINEAR_LAYERS = ("_proj.weight", "lm_head.weight")
 NOT_APPLIED = (
     "use_dora",
     "fan_in_fan_out",
-    "modules_to_save",
     "trainable_token_indices",
     "layer_replication",
     "lora_bias",
@@ -46,6 +46,16 @@ NOT_APPLIED = (
 PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Values of ``init_lora_weights`` that leave the base model unchanged; pissa and others change it."""
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What an adapter changes."""
+
+    rank: int
+    """The highest of its layers'."""
+    projector: bool
+    """Whether it brings a projector of its own."""
 
 
 def check_projector(folder: Path) -> None:
@@ -66,8 +76,8 @@ def locate_adapter(path: str, download_dir: str | None) -> Path:
     return locate(path, download_dir, files=(CONFIG, *WEIGHTS, NON_LORA))
 
 
-def check_adapter(folder: Path, shapes: Shapes, max_rank: int | None = None) -> int:
-    """The highest of its layers' ranks. ``shapes``: of the model's tensors by classic name (``size.tensor_shapes``).
+def check_adapter(folder: Path, shapes: Shapes, max_rank: int | None = None) -> Changes:
+    """``shapes``: of the model's tensors by classic name (``size.tensor_shapes``).
 
     Raises StartupError for an adapter that the engine would not load, or would silently load in part.
     """
@@ -75,63 +85,89 @@ def check_adapter(folder: Path, shapes: Shapes, max_rank: int | None = None) -> 
         raise StartupError(f"{folder} has no {CONFIG}")
     if (folder / NON_LORA).is_file():
         raise StartupError(
-            "an adapter made with LLaVA's own training code brings its own projector; serve it as a model of its "
-            "own, with --model-base"
+            "it was made with LLaVA's own training code: serve it as a model of its own, with --model-base, or use "
+            "llava-api merge"
         )
     weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
     if weights is None:
         raise StartupError(f"{folder} has no {WEIGHTS[0]}")
     config = read_json(folder, CONFIG)
-    check_config(config)
-    rank = highest_rank(weights, config, shapes)
+    check_plain(config)
+    if config.get("modules_to_save") not in (None, [], [PROJECTOR]):
+        raise StartupError(
+            f"its {CONFIG} has modules_to_save {config['modules_to_save']}, and the engine takes only {PROJECTOR}: "
+            f"{MERGE}"
+        )
+    # torch takes seconds to import, so only if there is an adapter.
+    from llava_api.checkpoints.tensors import read_tensors
+
+    held = {key: tuple(tensor.shape) for key, tensor in read_tensors(weights).items()}
+    whole = {key: shape for key, shape in held.items() if is_saved_whole(key.removeprefix(PEFT_PREFIX), config)}
+    if whole:
+        check_projector_shapes(whole, shapes)
+    halves = {key: shape for key, shape in held.items() if key not in whole}
+    if not halves:
+        raise StartupError(f"its {weights.name} holds no tensors of a LoRA: {MERGE}")
+    rank = highest_rank(halves, config, shapes)
     if max_rank is not None and rank > max_rank:
         raise StartupError(f"it has rank {rank}, and this server takes up to {max_rank}: raise --max-lora-rank")
-    return rank
+    return Changes(rank, projector=bool(whole))
 
 
-def check_config(config: dict[str, Any]) -> None:
+def is_saved_whole(name: str, config: dict[str, Any]) -> bool:
+    """Whether a tensor belongs to a module that the adapter holds whole. ``name``: without PEFT's prefix."""
+    return any(f".{module}." in f".{name}" for module in config.get("modules_to_save") or ())
+
+
+def check_projector_shapes(whole: Shapes, shapes: Shapes) -> None:
+    found = {classic_name(key.removeprefix(PEFT_PREFIX)): shape for key, shape in whole.items()}
+    wanted = {name: shape for name, shape in shapes.items() if name.startswith(f"{PROJECTOR}.")}
+    if found != wanted:
+        raise StartupError(
+            f"its projector is {found}, and the served model takes {wanted}: serve it beside the model that it was "
+            "trained on"
+        )
+
+
+def check_plain(config: dict[str, Any]) -> None:
+    """Raises StartupError for an adapter_config.json that describes more than two matrices for linear layers."""
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
-        raise StartupError(f"its {CONFIG} has peft_type {kind}, and the engine applies only LORA")
+        raise StartupError(f"its {CONFIG} has peft_type {kind}, and llava-api takes only LORA")
     if type(config.get("r")) is not int or config["r"] < 1:
         raise StartupError(f"its {CONFIG} names no rank (r)")
-    alpha = config.get("lora_alpha")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if not is_alpha(config.get("lora_alpha")):
         raise StartupError(f"its {CONFIG} names no lora_alpha")
     if "target_modules" not in config:
         raise StartupError(f"its {CONFIG} names no target_modules")
     for option in NOT_APPLIED:
         if config.get(option):
-            raise StartupError(f"its {CONFIG} has {option}, which the engine would not apply: {MERGE}")
+            raise StartupError(f"its {CONFIG} has {option}, {MERGE_WITH_PEFT}")
     if config.get("bias") not in (None, "none"):
-        raise StartupError(f"its {CONFIG} has bias {config['bias']}, which the engine would not apply: {MERGE}")
+        raise StartupError(f"its {CONFIG} has bias {config['bias']}, {MERGE_WITH_PEFT}")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
-        raise StartupError(f"its {CONFIG} has init_lora_weights {start}, which changes the base model too: {MERGE}")
+        raise StartupError(f"its {CONFIG} has init_lora_weights {start}, {MERGE_WITH_PEFT}")
 
 
-MERGE = "merge this adapter into the checkpoint instead"
+MERGE = "merge this adapter into the checkpoint with llava-api merge"
+MERGE_WITH_PEFT = "which llava-api neither serves nor merges: merge this adapter with peft's merge_and_unload"
 
 
-def highest_rank(weights: Path, config: dict[str, Any], shapes: Shapes) -> int:
-    # torch takes seconds to import, so only if there is an adapter.
-    from llava_api.checkpoints.tensors import read_tensors
-
-    tensors = read_tensors(weights)
-    if not tensors:
-        raise StartupError(f"its {weights.name} holds no tensors")
-    check_names(list(tensors))
+def highest_rank(halves: Shapes, config: dict[str, Any], shapes: Shapes) -> int:
+    """``halves``: the adapter's tensors without its projector."""
+    check_names(list(halves))
     ranks: list[int] = []
-    for key in tensors:
+    for key in halves:
         found = LAYER_WEIGHT.fullmatch(key.removeprefix(PEFT_PREFIX))
         if found is None or not layer_weight(found["layer"]).endswith(LINEAR_LAYERS):
             raise StartupError(f"it has {key}, which is no lora_A or lora_B of a linear layer: {MERGE}")
         other = f"{key.removesuffix(found.group())}{found['layer']}.lora_{'B' if found['half'] == 'A' else 'A'}.weight"
-        if other not in tensors:
+        if other not in halves:
             raise StartupError(f"it is incomplete: it has {key} and not the other half of the pair; download it again")
         if found["half"] == "A":
             rank = rank_of(found["layer"], config)
-            check_shapes(found["layer"], (tuple(tensors[key].shape), tuple(tensors[other].shape)), rank, shapes)
+            check_shapes(found["layer"], (halves[key], halves[other]), rank, shapes)
             ranks.append(rank)
     return max(ranks)
 
@@ -167,13 +203,28 @@ def check_shapes(layer: str, pair: tuple[tuple[int, ...], tuple[int, ...]], rank
 
 
 def rank_of(layer: str, config: dict[str, Any]) -> int:
-    """``r``, or the rank that ``rank_pattern`` gives this layer. Patterns are matched as PEFT does."""
-    patterns = config.get("rank_pattern") or {}
-    try:
-        found = (rank for pattern, rank in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))
-        rank = next(found, config["r"])
-    except (AttributeError, re.error) as error:
-        raise StartupError(f"its {CONFIG} has a rank_pattern that cannot be read") from error
+    """``r``, or the rank that ``rank_pattern`` gives this layer."""
+    rank = of_pattern(layer, config, "rank_pattern", config["r"])
     if type(rank) is not int or rank < 1:
         raise StartupError(f"its {CONFIG} has a rank_pattern that is no rank: {rank}")
     return rank
+
+
+def alpha_of(layer: str, config: dict[str, Any]) -> float:
+    alpha = of_pattern(layer, config, "alpha_pattern", config["lora_alpha"])
+    if not is_alpha(alpha):
+        raise StartupError(f"its {CONFIG} has an alpha_pattern that is no number: {alpha}")
+    return float(alpha)
+
+
+def is_alpha(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def of_pattern(layer: str, config: dict[str, Any], name: str, default: Any) -> Any:
+    """What the first pattern that fits the layer gives. Patterns are matched as PEFT does."""
+    try:
+        patterns = (config.get(name) or {}).items()
+        return next((value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", layer)), default)
+    except (AttributeError, re.error) as error:
+        raise StartupError(f"its {CONFIG} has a {name} that cannot be read") from error

@@ -1,4 +1,4 @@
-"""A checkpoint in the original format or of GGUF files, or one to quantize -> a folder in the hub's format.
+"""A checkpoint in another format, one to quantize, or one with an adapter to merge -> a folder in the hub's format.
 
 The folder is written under another name and renamed at the end, so it never exists unfinished. Files are mapped into
 memory, not read whole. ``.bin`` files are read without running code in them.
@@ -35,34 +35,46 @@ LAST_NORM = "vision_tower.vision_model.post_layernorm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def convert(checkpoint: Checkpoint, sources: Sources, target: Path, precision: Precision | None = None) -> None:
+def convert(
+    checkpoint: Checkpoint,
+    sources: Sources,
+    target: Path,
+    precision: Precision | None = None,
+    adapter: Path | None = None,
+) -> None:
     """Write ``checkpoint``, quantized if there is a ``precision``, as a hub-format folder ``target``.
 
-    Raises StartupError, leaving nothing unfinished, if a file is missing or damaged, or if ``target`` exists or is
-    being written.
+    ``adapter``: a folder in PEFT's format, which is merged into it. Raises StartupError, leaving nothing unfinished, if
+    a file is missing or damaged, or if ``target`` exists or is being written.
     """
-    if checkpoint.format == "hub" and precision is None:
+    if checkpoint.format == "hub" and precision is None and adapter is None:
         raise StartupError("this checkpoint is in the hub's format already: it is served as it is")
     if checkpoint.quantization is not None:
-        raise StartupError(f"this checkpoint is quantized already ({checkpoint.quantization}): it is served as it is")
+        asked = "it is served as it is" if adapter is None else "merge into the checkpoint that it was made from"
+        raise StartupError(f"this checkpoint is quantized already ({checkpoint.quantization}): {asked}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with claimed(target, wait=False):
             if target.exists() or target.is_symlink():
                 raise StartupError(f"{target} exists already: name a folder that does not")
-            write(checkpoint, sources, target, "name another folder", precision)
+            write(checkpoint, sources, target, "name another folder", precision, adapter)
     except OSError as error:
         raise cannot_write(target, error, "name another folder") from error
 
 
 def write(
-    checkpoint: Checkpoint, sources: Sources, target: Path, elsewhere: str, precision: Precision | None = None
+    checkpoint: Checkpoint,
+    sources: Sources,
+    target: Path,
+    elsewhere: str,
+    precision: Precision | None = None,
+    adapter: Path | None = None,
 ) -> None:
     """As ``convert``, for a caller that has claimed ``target``. ``elsewhere``: advice if it cannot be written."""
     needed = 0
     try:
         with made_whole(target) as scratch:
-            conversion = Conversion(checkpoint, sources, scratch, precision)
+            conversion = Conversion(checkpoint, sources, scratch, precision, adapter)
             needed = conversion.needed_bytes()
             check_space(target, needed, elsewhere)
             conversion.run()
@@ -84,7 +96,12 @@ class Conversion:
     """One conversion into an empty folder."""
 
     def __init__(
-        self, checkpoint: Checkpoint, sources: Sources, folder: Path, precision: Precision | None = None
+        self,
+        checkpoint: Checkpoint,
+        sources: Sources,
+        folder: Path,
+        precision: Precision | None = None,
+        adapter: Path | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.sources = sources
@@ -94,7 +111,7 @@ class Conversion:
         self.quantizer = None if precision is None else Quantizer(precision, self.shapes)
         self.vocabulary = min(checkpoint.image_token_id, self.rows)
         """Rows that the embedding must have before it is padded: one for each token."""
-        self.lora: Lora | None = None
+        self.lora = None if adapter is None else Lora(adapter, original=False)
         if checkpoint.gguf is not None:
             self.source = self.base = checkpoint.folder
             self.files = [checkpoint.gguf.text, checkpoint.gguf.vision]
@@ -103,7 +120,7 @@ class Conversion:
         self.base = self.source
         if checkpoint.format == "original LoRA":
             assert sources.model_base is not None, "inspect_checkpoint asks for it"
-            self.lora = Lora(self.source)
+            self.lora = Lora(self.source, original=True)
             self.base = locate(sources.model_base, sources.download_dir, weights=True)
             if original.architecture(read_json(self.base, "config.json")) in BY_ARCHITECTURE:
                 raise StartupError(
@@ -129,7 +146,9 @@ class Conversion:
         written = ShardWriter(self.folder)
         found: set[str] = set()
         named = self.checkpoint.gguf or self.checkpoint.model
-        if self.quantizer is None:
+        if self.lora is not None:
+            log.info("merging the LoRA into %s, once ...", self.base)
+        elif self.quantizer is None:
             log.info("converting %s from %s format, once ...", named, self.checkpoint.format)
         else:
             log.info("quantizing %s to %s, once ...", named, PRECISIONS[self.quantizer.precision])
@@ -142,10 +161,9 @@ class Conversion:
                     found |= made.keys()
                     written.add(self.final(made))
                     bar.update(size)
-            if self.checkpoint.format != "hub":
-                rest = self.rest(found)
-                found |= rest.keys()
-                written.add(self.final(rest))
+            rest = self.rest(found)
+            found |= rest.keys()
+            written.add(self.final(rest))
         missing = [name for name in self.shapes if name not in found]
         if missing and self.checkpoint.format != "hub":
             raise StartupError(f"the checkpoint is incomplete: it has no {missing[0]} (in the hub's names)")
@@ -174,14 +192,14 @@ class Conversion:
     def renamed(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """A tensor of the source under its hub name, merged and padded; nothing if it is not needed."""
         if self.checkpoint.format == "hub":
-            hub: str | None = None if names.BUFFERS.search(name) else classic_name(name)
-            if hub is not None and not self.is_tied(hub):
-                yield hub, self.fitting(hub, tensor) if hub in self.shapes else tensor
+            hub = None if names.BUFFERS.search(name) else classic_name(name)
+        else:
+            hub = name if self.checkpoint.gguf is not None else names.hub_name(name)
+        if hub is None or self.is_tied(hub):
             return
-        hub = name if self.checkpoint.gguf is not None else names.hub_name(name)
-        merged = tensor if self.lora is None else self.lora.applied(name, tensor)
-        if hub is not None and merged is not None and not self.is_tied(hub):
-            yield hub, self.fitting(hub, merged)
+        merged = tensor if self.lora is None else self.lora.applied(hub, tensor)
+        described = hub in self.shapes or self.checkpoint.format != "hub"
+        yield hub, self.fitting(hub, merged) if described else merged
 
     def is_tied(self, hub: str) -> bool:
         """Whether the hub's format has no such tensor because the embedding is used for it."""
@@ -217,10 +235,11 @@ class Conversion:
         made: Tensors = {}
         if self.lora is not None:
             self.lora.check_all_applied()
-            for name, tensor in self.lora.replaced.items():
-                hub = names.hub_name(name)
-                if hub is not None and not self.is_tied(hub):
+            for hub, tensor in self.lora.replaced.items():
+                if not self.is_tied(hub):
                     made[hub] = self.fitting(hub, tensor)
+        if self.checkpoint.format == "hub":
+            return made
         dtype = self.dtype()
         if self.checkpoint.gguf is not None:
             made |= {name: tensor for name, tensor in self.unused_norm(dtype).items() if name not in have}

@@ -1,66 +1,103 @@
-"""LoRA fine-tunes in the original format: a base model, low-rank changes to it, and new projector weights.
+"""LoRA adapters that are merged into their base model: low-rank changes to it, and weights that replace its own.
 
 Source: ``load_pretrained_model`` of the original's ``llava/model/builder.py``, and PEFT's ``merge_and_unload``.
 """
 
-import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from llava_api.checkpoints.adapters import CONFIG, NON_LORA, PEFT_PREFIX, WEIGHTS, check_projector
+from llava_api.checkpoints.adapters import (
+    CONFIG,
+    LAYER_WEIGHT,
+    NON_LORA,
+    PEFT_PREFIX,
+    WEIGHTS,
+    alpha_of,
+    check_plain,
+    check_projector,
+    is_saved_whole,
+    rank_of,
+)
 from llava_api.checkpoints.files import read_json
-from llava_api.checkpoints.tensors import read_tensors
+from llava_api.checkpoints.names import hub_name
+from llava_api.checkpoints.tensors import Tensors, read_tensors
 from llava_api.errors import StartupError
+from llava_api.vision.families import classic_name
 
 
 class Lora:
-    """The changes of one adapter, under the original's names."""
+    """The changes of one adapter, under the hub's classic names."""
 
-    def __init__(self, folder: Path) -> None:
-        config = read_json(folder, CONFIG)
-        check(config)
+    def __init__(self, folder: Path, *, original: bool) -> None:
+        """``original``: one made with LLaVA's own training code, whose projector is a file of its own."""
+        self.config = read_json(folder, CONFIG)
+        check_plain(self.config)
         weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
         if weights is None:
             raise StartupError(f"the LoRA is incomplete: {WEIGHTS[0]} is missing; download it again")
-        check_projector(folder)
-        rank, alpha = config["r"], config.get("lora_alpha", config["r"])
-        self.scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-        self.factors = {original_name(name): tensor for name, tensor in read_tensors(weights).items()}
-        self.replaced = {original_name(name): tensor for name, tensor in read_tensors(folder / NON_LORA).items()}
-        changed = [name for name in self.factors if name.endswith(".lora_A.weight")]
-        self.unmerged = {name.removesuffix(".lora_A.weight") for name in changed}
-        self.rank = rank
-        unpaired = [module for module in self.unmerged if f"{module}.lora_B.weight" not in self.factors]
-        if unpaired or 2 * len(self.unmerged) != len(self.factors):
+        self.replaced: Tensors = {}
+        """Weights of the base model that the adapter has new values for."""
+        if original:
+            check_projector(folder)
+            for key, tensor in read_tensors(folder / NON_LORA).items():
+                name = hub_name(original_name(key))
+                if name is not None:
+                    self.replaced[name] = tensor
+        name_of = name_of_original if original else name_of_hub
+        self.halves: dict[str, dict[str, torch.Tensor]] = {}
+        """By the weight that they change: lora_A and lora_B, as A and B."""
+        self.layers: dict[str, str] = {}
+        """The changed weights' layers, as PEFT names them."""
+        for key, tensor in read_tensors(weights).items():
+            self.add(key, tensor, name_of)
+        if any(len(halves) != 2 for halves in self.halves.values()) or not self.halves:
             raise StartupError("the LoRA is incomplete: a lora_A or lora_B is missing; download it again")
-        odd = [name for name in self.factors if ".lora_A." not in name and ".lora_B." not in name]
-        if odd:
-            raise StartupError(f"the LoRA changes more than llava-api can merge: {odd[0]}")
 
-    def applied(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
-        """A tensor of the base model with the adapter's change; None if the adapter replaces it."""
+    def add(self, key: str, tensor: torch.Tensor, name_of: Callable[[str], str | None]) -> None:
+        plain = key.removeprefix(PEFT_PREFIX).replace(".default.", ".")
+        found = LAYER_WEIGHT.fullmatch(plain)
+        if found is not None:
+            name = name_of(f"{found['layer']}.weight")
+            if name is not None:
+                self.halves.setdefault(name, {})[found["half"]] = tensor
+                self.layers[name] = found["layer"]
+        elif is_saved_whole(plain, self.config):
+            self.replaced[classic_name(plain)] = tensor
+        else:
+            raise StartupError(f"the LoRA changes more than llava-api can merge: {key}")
+
+    def applied(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the base model with the adapter's change, computed in float32, in the tensor's own type."""
         if name in self.replaced:
-            return None
-        module = name.removesuffix(".weight")
-        if module not in self.unmerged or not name.endswith(".weight"):
+            return self.replaced.pop(name).to(tensor.dtype)
+        halves = self.halves.pop(name, None)
+        if halves is None:
             return tensor
-        self.unmerged.discard(module)
-        down, up = self.factors[f"{module}.lora_A.weight"], self.factors[f"{module}.lora_B.weight"]
-        if down.shape != (self.rank, tensor.shape[-1]) or up.shape != (tensor.shape[0], self.rank):
-            raise StartupError(
-                f"the LoRA does not fit its base model in {module}: give the right one with --model-base"
-            )
-        change: torch.Tensor = (up.float() @ down.float()) * self.scale
+        layer, (down, up) = self.layers[name], (halves["A"].float(), halves["B"].float())
+        rank, alpha = rank_of(layer, self.config), alpha_of(layer, self.config)
+        if tensor.ndim != 2 or down.shape != (rank, tensor.shape[1]) or up.shape != (tensor.shape[0], rank):
+            raise StartupError(f"the LoRA does not fit its base model in {layer}: {ANOTHER_BASE}")
+        scale = alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+        change: torch.Tensor = (up @ down) * scale
         return (tensor.float() + change).to(tensor.dtype)
 
     def check_all_applied(self) -> None:
-        if self.unmerged:
-            raise StartupError(
-                f"the LoRA does not fit its base model, which has no {sorted(self.unmerged)[0]}: give the right one "
-                "with --model-base"
-            )
+        if self.halves:
+            layer = self.layers[min(self.halves)]
+            raise StartupError(f"the LoRA does not fit its base model, which has no {layer}: {ANOTHER_BASE}")
+
+
+ANOTHER_BASE = "give the one that it was trained on"
+
+
+def name_of_hub(name: str) -> str | None:
+    return classic_name(name)
+
+
+def name_of_original(name: str) -> str | None:
+    return hub_name(original_name(name))
 
 
 def original_name(name: str) -> str:
@@ -68,20 +105,4 @@ def original_name(name: str) -> str:
     name = name.removeprefix(PEFT_PREFIX)
     # non_lora_trainables has this prefix if the model was wrapped once only.
     name = name.removeprefix("base_model.")
-    name = name.removeprefix("model.") if name.startswith("model.model.") else name
-    return name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
-
-
-def check(config: dict[str, Any]) -> None:
-    rank, alpha = config.get("r"), config.get("lora_alpha", 1)
-    if (
-        config.get("peft_type", "LORA") != "LORA"
-        or type(rank) is not int
-        or rank < 1
-        or not isinstance(alpha, int | float)
-        or not math.isfinite(alpha)
-    ):
-        raise StartupError("adapter_config.json describes no LoRA that llava-api can merge")
-    for name in ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"):
-        if config.get(name):
-            raise StartupError(f"adapter_config.json has {name}, which llava-api cannot merge")
+    return name.removeprefix("model.") if name.startswith("model.model.") else name

@@ -5,7 +5,7 @@ import sys
 from typing import Any, NoReturn
 
 from llava_api import __version__
-from llava_api.cli import convert, explain, inspect, keys, route, serve
+from llava_api.cli import convert, explain, inspect, keys, merge, route, serve
 from llava_api.cli.bulk import batch, caption, evaluate
 from llava_api.cli.chat import command as chat
 from llava_api.cli.doctor import command as doctor
@@ -15,7 +15,10 @@ from llava_api.cli.terminal import error_line, output_that_may_end
 from llava_api.cli.ui import command as ui
 from llava_api.errors import StartupError
 
-COMMANDS = (serve, fleet, route, chat, batch, caption, evaluate, finetune, ui, doctor, explain, inspect, convert, keys)
+COMMANDS = (
+    *(serve, fleet, route, chat, batch, caption, evaluate, finetune, merge),
+    *(ui, doctor, explain, inspect, convert, keys),
+)
 
 
 class Parser(argparse.ArgumentParser):

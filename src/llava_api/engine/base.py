@@ -53,6 +53,8 @@ class Adapter:
     rank: int
     engine_name: str = ""
     """What the engine knows it by, if not by ``name``: the prefix cache takes adapters of one name for the same."""
+    projector: bool = False
+    """Whether it brings a projector of its own, which changes what the model makes of an image."""
 
 
 @dataclass(frozen=True, slots=True)

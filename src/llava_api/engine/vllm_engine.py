@@ -24,6 +24,7 @@ from vllm.multimodal.inputs import (
     MultiModalFieldElem,
     MultiModalKwargsItem,
     MultiModalKwargsItems,
+    MultiModalSharedField,
     PlaceholderRange,
 )
 from vllm.outputs import CompletionOutput
@@ -212,8 +213,8 @@ def engine_input(request: GenerationRequest) -> EngineInput:
         return tokens_input(request.token_ids, cache_salt=request.cache_salt)
     return mm_input(
         request.token_ids,
-        MultiModalKwargsItems({"image": [image_item(image) for image in request.images]}),
-        {"image": [image.cache_key for image in request.images]},
+        MultiModalKwargsItems({"image": [image_item(image, request.adapter) for image in request.images]}),
+        {"image": [image_key(image, request.adapter) for image in request.images]},
         {"image": [PlaceholderRange(offset=image.offset, length=image.length) for image in request.images]},
         cache_salt=request.cache_salt,
     )
@@ -223,7 +224,14 @@ def lora_request(adapter: Adapter | None) -> LoRARequest | None:
     return None if adapter is None else LoRARequest(adapter.engine_name or adapter.name, adapter.number, adapter.path)
 
 
-def image_item(image: EngineImage) -> MultiModalKwargsItem:
+def image_key(image: EngineImage, adapter: Adapter | None) -> str:
+    """What its features are cached by."""
+    if adapter is None or not adapter.projector:
+        return image.cache_key
+    return f"{image.cache_key} {adapter.engine_name or adapter.name}"
+
+
+def image_item(image: EngineImage, adapter: Adapter | None) -> MultiModalKwargsItem:
     pixels = torch.from_numpy(image.pixels)
     if image.size is not None and pixels.ndim == 3:
         # A model with grids takes a list of tiles, even for one tile.
@@ -234,6 +242,11 @@ def image_item(image: EngineImage) -> MultiModalKwargsItem:
         # The model reads it as Python numbers: on a GPU it would only be copied back.
         elements["image_sizes"] = MultiModalFieldElem(
             data=torch.tensor([height, width]), field=MultiModalBatchedField(keep_on_cpu=True)
+        )
+    if adapter is not None and adapter.projector:
+        # vLLM computes images together only if they share it.
+        elements["adapter"] = MultiModalFieldElem(
+            data=torch.tensor(adapter.number), field=MultiModalSharedField(batch_size=1, keep_on_cpu=True)
         )
     return MultiModalKwargsItem(elements)
 

@@ -4,6 +4,7 @@
 - ``mm_patch_merge_type`` of the config: vLLM has all three ways to merge tiles and always takes ``spatial_unpad``.
 - A projector of one linear layer (``projector_hidden_act: linear``).
 - Images as levels, 0 to 255: the normalised value of each is looked up here, next to the vision tower.
+- Images for an adapter that brings its own projector (``vllm_projectors``).
 """
 
 import inspect
@@ -18,7 +19,7 @@ from vllm.model_executor.models.llava_next import LlavaNextForConditionalGenerat
 
 from llava_api.engine.start_errors import EngineStart, counted
 from llava_api.errors import StartupError
-from llava_api.vision.families import classic_name
+from llava_api.vision.families import PROJECTOR, classic_name
 from llava_api.vision.normalisation import Normalisation
 
 Weights = Iterable[tuple[str, torch.Tensor]]
@@ -64,6 +65,10 @@ VllmModel: Any = object
 class Extended(VllmModel):
     """What every vision family needs beyond vLLM's model."""
 
+    multi_modal_projector: Any
+    lora_skip_prefixes = (f"{PROJECTOR}.",)
+    """What vLLM leaves out of an adapter."""
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         with known_activation(vllm_config) as linear:
             super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -74,6 +79,16 @@ class Extended(VllmModel):
     def _image_pixels_to_features(self, vision_tower: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = super()._image_pixels_to_features(vision_tower, self.level_values(pixel_values))
         return features
+
+    def embed_multimodal(self, *, adapter: torch.Tensor | None = None, **inputs: Any) -> Any:
+        """``adapter``: the number of the one whose projector the images of this batch are for."""
+        own = self.multi_modal_projector
+        if adapter is not None:
+            self.multi_modal_projector = self.lora_manager.get_adapter(int(adapter)).projector
+        try:
+            return super().embed_multimodal(**inputs)
+        finally:
+            self.multi_modal_projector = own
 
     def load_weights(self, weights: Weights) -> set[str]:
         loaded: set[str] = super().load_weights((classic_name(name), tensor) for name, tensor in counted(weights))

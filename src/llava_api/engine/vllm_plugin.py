@@ -21,6 +21,7 @@ import torch
 from llava_api.engine.processes import die_with_parent
 from llava_api.engine.start_errors import EngineStart, record_start_errors
 from llava_api.engine.vllm_options import THREADS
+from llava_api.engine.vllm_projectors import load_projectors
 from llava_api.vision.families import FAMILIES
 
 POLL_SECONDS = 0.002
@@ -54,6 +55,7 @@ def register() -> None:
     record_start_errors(start)
     fit_queues_into_shared_memory()
     load_despite_stale_index()
+    load_projectors()
     if current_platform.is_cpu():
         from llava_api.engine.vllm_int4 import use_faster_kernels
         from llava_api.engine.vllm_int8 import use_faster_kernel

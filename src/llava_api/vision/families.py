@@ -132,6 +132,8 @@ CLASSIC_NAMES = (
     ("lm_head.", "language_model.lm_head."),
 )
 """Prefixes of weight names in transformers 4.52 and later -> before, which vLLM reads. All families share them."""
+PROJECTOR = "multi_modal_projector"
+"""The module that an adapter may hold whole (PEFT's ``modules_to_save``): LLaVA's fine-tuning trains it, too."""
 TOWER, INNER_TOWER = "vision_tower.", "vision_tower.vision_model."
 
 
