@@ -10,7 +10,7 @@ from urllib.parse import quote
 import orjson
 from sse_starlette import ServerSentEvent
 from starlette.requests import Request
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from llava_api.errors import ApiError, BadGateway, Draining, EngineStopped, Unavailable
 from llava_api.routing.backends import Backend, BackendLost
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Answer = tuple[int, Headers, bytes]
+"""Status, headers and body."""
 Find = Callable[[Collection[Backend]], AbstractAsyncContextManager[Backend]]
 
 HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
@@ -40,8 +42,6 @@ MOST_TRIES = 5
 MOST_ANSWERING = 2
 """Backends that may be lost while they answer one request: it might be the request that ends them."""
 MOST_STATUS = 599
-MOST_REFUSAL_BYTES = 65_536
-"""Of the answer of a backend that takes no requests, which is held back."""
 NO_ANSWER = "The server of this model sent something that is no answer: its operator finds it in the router's log."
 LOST = "The server that was answering has stopped: send your request again."
 UNREACHED = "No server could answer this request: send it again in a moment."
@@ -63,63 +63,48 @@ class Passage:
         self.comments_for = comments_for
         self.media = b""
         """Content type of the answer that has begun."""
-        self.waiting = True
         self.begun = False
         """Whether something of a backend's answer has been sent on."""
-        self.refused: tuple[int, Headers, bytes] | None = None
+        self.refused: Answer | None = None
         """The latest answer of a backend that takes no requests."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope, self.receive, self.send = scope, receive, send
-        work = asyncio.create_task(self.run())
-        gone = asyncio.create_task(until_disconnect(receive))
+        """Raises ApiError before anything has been sent."""
+        self.send = send
+        # It has no time limit of its own: a client that leaves ends it, or ``Router.abandon``.
+        work = asyncio.timeout(None)
+        watching = asyncio.create_task(cancel_on_disconnect(receive, work))
         self.router.passages.add(work)
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self.router.passages.discard(work)
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.wait({work, gone})
-        if not work.cancelled():
-            work.result()
-
-    async def run(self) -> None:
-        comments = asyncio.create_task(self.comment()) if self.comments_for else None
-        try:
-            await self.try_backends()
+            try:
+                async with work:
+                    await self.try_backends()
+            except TimeoutError:
+                if not work.expired():
+                    raise
+                if self.router.ending:
+                    raise Draining(STOPPING) from None
         except ApiError as error:
-            if self.refused is None or self.begun:
-                await self.fail(error)
-            else:
+            if self.refused is not None and not self.begun:
                 await self.pass_back(*self.refused)
                 await self.end()
-        except asyncio.CancelledError:
-            if not self.router.ending:
+            elif not self.media:
                 raise
-            await self.fail(Draining(STOPPING))
+            else:
+                await self.fail(error)
         finally:
-            if comments is not None:
-                comments.cancel()
-
-    async def comment(self) -> None:
-        """While a backend is waited for. The request's status is sent with the first comment, as the server does it."""
-        await asyncio.sleep(self.router.settings.stream_head_seconds)
-        while True:
-            if self.waiting:
-                await self.begin(200, [(b"content-type", EVENTS + b"; charset=utf-8"), (b"cache-control", b"no-cache")])
-            if self.waiting:
-                await self.piece(ServerSentEvent(comment=f"loading {self.comments_for}", sep="\n").encode())
-            await asyncio.sleep(self.router.settings.stream_keep_alive_seconds)
+            self.router.passages.discard(work)
+            watching.cancel()
 
     async def try_backends(self) -> None:
         tried: list[Backend] = []
         answering = 0
         while True:
-            self.waiting = True
+            commenting = asyncio.create_task(self.comment()) if self.comments_for else None
             try:
                 async with self.find(tried) as backend:
-                    self.waiting = False
+                    if commenting is not None:
+                        commenting.cancel()
                     await self.pass_to(backend)
                     return
             except BackendLost as lost:
@@ -131,37 +116,40 @@ class Passage:
                 if len(tried) >= MOST_TRIES:
                     raise Unavailable(UNREACHED) from lost
                 self.router.metrics.retry(current())
+            finally:
+                if commenting is not None:
+                    commenting.cancel()
+
+    async def comment(self) -> None:
+        """While a backend is waited for. The request's status is sent with the first comment, as the server does it."""
+        await asyncio.sleep(self.router.settings.stream_head_seconds)
+        await self.begin(200, [(b"content-type", EVENTS + b"; charset=utf-8"), (b"cache-control", b"no-cache")])
+        while True:
+            await self.piece(ServerSentEvent(comment=f"loading {self.comments_for}", sep="\n").encode())
+            await asyncio.sleep(self.router.settings.stream_keep_alive_seconds)
 
     async def pass_to(self, backend: Backend) -> None:
         """Raises BackendLost if nothing of an answer has been sent on, and EngineStopped if something has."""
         request = self.request
-        headers = headers_for(backend, request)
-        if request.method == "POST":
-            headers.append((b"content-length", str(len(self.body)).encode()))
+        sent = headers_for(request)
         try:
-            answer = await self.router.connections.send(backend, request.method, target(request), headers, self.body)
-            try:
-                if answer.status > MOST_STATUS:
+            async with self.router.connections.request(
+                backend, request.method, target(request), sent, self.body
+            ) as answer:
+                if not 200 <= answer.status <= MOST_STATUS:
                     log.error("backend %s answered with the status %d", backend.name, answer.status)
                     raise BadGateway(NO_ANSWER)
-                pieces = aiter(answer.stream)
                 # Held back until its first bytes are there: until then another backend can answer instead.
-                first = await anext(pieces, b"")
-                if answer.status == 503 and refuses_all(answer.headers, first):
-                    body = bytearray(first)
-                    async for piece in pieces:
-                        body += piece
-                        if len(body) > MOST_REFUSAL_BYTES:
-                            raise BackendLost("its refusal is no error of a server")
-                    self.refused = answer.status, answer.headers, bytes(body)
+                first = await answer.content.readany()
+                if answer.status == 503 and refuses_all(answer.raw_headers, first):
+                    if answer.content.at_eof():
+                        self.refused = answer.status, answer.raw_headers, first
                     raise BackendLost("it takes no requests now")
                 self.begun = True
                 current().logged = backend.logs_here
-                await self.pass_back(answer.status, answer.headers, first)
-                async for piece in pieces:
+                await self.pass_back(answer.status, answer.raw_headers, first)
+                async for piece in answer.content.iter_any():
                     await self.piece(piece)
-            finally:
-                await answer.aclose()
         except NETWORK_ERRORS as error:
             if self.begun:
                 raise EngineStopped(LOST) from error
@@ -170,21 +158,18 @@ class Passage:
         await self.end()
 
     async def pass_back(self, status: int, headers: Headers, first: bytes) -> None:
-        if self.media:
+        if self.media and status != 200:
             # The status has been sent with a comment.
-            if status != 200:
-                await self.piece(error_event(self.request.scope["path"], first))
-            else:
-                await self.piece(first)
-            return
-        exchange = exchange_of(self.request.scope)
-        given = next((value for name, value in headers if name.lower() == b"x-request-id"), None)
-        if given is not None:
-            exchange.request_id = current().request_id = given.decode("latin-1")
-        await self.begin(status, end_to_end(headers, NOT_SENT_BACK))
+            first = error_event(self.request.scope["path"], first)
+        elif not self.media:
+            exchange = exchange_of(self.request.scope)
+            given = next((value for name, value in headers if name.lower() == b"x-request-id"), None)
+            if given is not None:
+                exchange.request_id = current().request_id = given.decode("latin-1")
+            await self.begin(status, end_to_end(headers, NOT_SENT_BACK))
         await self.piece(first)
 
-    async def begin(self, status: int, headers: Headers) -> None:
+    async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if not self.media:
             self.media = next((value for name, value in headers if name.lower() == b"content-type"), b"none")
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
@@ -197,13 +182,10 @@ class Passage:
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def fail(self, error: ApiError) -> None:
-        """An answer that has begun and is no stream is cut off: its client misses the rest."""
-        response = error_response(error)
-        if not self.media:
-            await response(self.scope, self.receive, self.send)
-            return
+        """End an answer that has begun. One that is no stream is cut off: its client misses the rest."""
+        body = bytes(error_response(error).body)
         if self.media.startswith((EVENTS, LINES)):
-            await self.piece(error_event(self.request.scope["path"], bytes(response.body)))
+            await self.piece(error_event(self.request.scope["path"], body))
             await self.end()
 
 
@@ -213,7 +195,7 @@ def target(request: Request) -> str:
     return f"{path}?{query.decode('latin-1')}" if query else path
 
 
-def headers_for(backend: Backend, request: Request) -> Headers:
+def headers_for(request: Request) -> Headers:
     """Those of the client, its API key too, and its address for a backend that trusts the router as a proxy."""
     headers = end_to_end(request.scope["headers"], NOT_SENT)
     address = exchange_of(request.scope).address
@@ -223,17 +205,17 @@ def headers_for(backend: Backend, request: Request) -> Headers:
     return headers
 
 
-def end_to_end(headers: Headers, left_out: Collection[bytes]) -> Headers:
+def end_to_end(headers: Headers, left_out: Collection[bytes]) -> list[tuple[bytes, bytes]]:
     """The headers without ``left_out``, and without those of one connection, which its ``Connection`` header names."""
     named = b",".join(value for name, value in headers if name.lower() == b"connection").lower().split(b",")
     dropped = {*left_out, *(name.strip() for name in named)}
     return [(name, value) for name, value in headers if name.lower() not in dropped]
 
 
-async def until_disconnect(receive: Receive) -> Message:
-    while (message := await receive())["type"] != "http.disconnect":
+async def cancel_on_disconnect(receive: Receive, work: asyncio.Timeout) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass
-    return message
+    work.reschedule(0)
 
 
 def refuses_all(headers: Headers, body: bytes) -> bool:

@@ -77,7 +77,7 @@ class Router:
         self.metrics = metrics
         self.connections = connections
         self.memory = MemoryBudget(max(settings.max_inflight_bytes, COPIES_GROWN * settings.max_body_bytes))
-        self.passages: set[asyncio.Task[None]] = set()
+        self.passages: set[asyncio.Timeout] = set()
         """Open requests."""
         self.is_loaded = False
         self.ending = False
@@ -86,7 +86,7 @@ class Router:
         """End the open requests, with an error where one can still be sent."""
         self.ending = True
         for passage in self.passages:
-            passage.cancel()
+            passage.reschedule(0)
 
     # Requests for a model
 
@@ -147,11 +147,10 @@ class Router:
 
         async def has(backend: Backend) -> bool:
             try:
-                answer = await self.connections.send(backend, "HEAD", target, headers_for(backend, request))
-                await answer.aclose()
+                async with self.connections.request(backend, "HEAD", target, headers_for(request)) as answer:
+                    return answer.status == 200
             except NETWORK_ERRORS:
                 return False
-            return answer.status == 200
 
         found = await asyncio.gather(*map(has, running))
         return next((backend for backend, has in zip(running, found, strict=True) if has), None)

@@ -17,7 +17,7 @@ from blake3 import blake3
 from llava_api.errors import ErrorCode, StartupError, Unavailable
 from llava_api.limits.keys import plain_key
 from llava_api.routing.backends import Backend, BackendLost, Wanted
-from llava_api.routing.connections import NETWORK_ERRORS, Connections, Headers
+from llava_api.routing.connections import NETWORK_ERRORS, Connections
 from llava_api.settings import Settings
 from llava_api.telemetry.router_metrics import RouterMetrics
 
@@ -181,7 +181,6 @@ class Replicas:
                 backend for backends in await asyncio.gather(*map(self.look_up, self.addresses)) for backend in backends
             ]
             self.replicas = {backend: self.replicas.get(backend) or Replica(backend) for backend in found}
-            await self.connections.forget([backend.address for backend in found])
         await asyncio.gather(*map(self.ask, self.replicas.values()))
 
     async def look_up(self, address: str) -> list[Backend]:
@@ -211,11 +210,11 @@ class Replicas:
         ready, reason = False, ""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                ready = (await self.get(replica.backend, "/health/ready"))[0] == 200
+                ready = (await self.connections.get(replica.backend, "/health/ready"))[0] == 200
                 if ready and time.monotonic() >= replica.next_models:
                     await self.list_models(replica)
         except (TimeoutError, ValueError, KeyError, TypeError, *NETWORK_ERRORS) as error:
-            reason = f": {error!r}"
+            reason = f": {error}" if str(error) else f": {error!r}"
         ready = ready and bool(replica.models)
         # The first time too: the address may be wrong.
         if ready != replica.ready or not replica.asked:
@@ -230,7 +229,7 @@ class Replicas:
             )
 
     async def list_models(self, replica: Replica) -> None:
-        headers: Headers = []
+        headers = []
         if self.key is not None:
             # Read each time, because keys are exchanged while the router runs.
             try:
@@ -239,7 +238,7 @@ class Replicas:
                 self.complain(replica.backend.address, str(error))
                 return
             headers = [(b"authorization", f"Bearer {key}".encode())]
-        status, body = await self.get(replica.backend, "/v1/models", headers)
+        status, body = await self.connections.get(replica.backend, "/v1/models", headers)
         if status == 200:
             # Not every server's cards have all fields that the router's own answers need.
             replica.models = [DEFAULTS | card for card in orjson.loads(body)["data"] if isinstance(card["id"], str)]
@@ -255,13 +254,6 @@ class Replicas:
         for name, card in list(self.known.items()):
             if name not in listed and name not in self.waiting and card.get("parent") in listed:
                 del self.known[name]
-
-    async def get(self, backend: Backend, path: str, headers: Headers | None = None) -> tuple[int, bytes]:
-        answer = await self.connections.send(backend, "GET", path, headers or [])
-        try:
-            return answer.status, await answer.aread()
-        finally:
-            await answer.aclose()
 
     def complain(self, address: str, reason: str) -> None:
         """Log a reason once."""

@@ -1,84 +1,133 @@
-"""The router's own connections, to backends that send what no server should."""
+"""The router's connections to backends, which may send what no server should."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import gzip
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
 import pytest
+from aiohttp import ClientResponse
 
 from llava_api.routing.backends import Backend
-from llava_api.routing.connections import MOST_HEAD_BYTES, READ_AHEAD_BYTES, ConnectionBroken, Connections
+from llava_api.routing.connections import NETWORK_ERRORS, NOT_SENT_ERRORS, Connections
 from llava_api.settings import Settings
 
-OK = b"HTTP/1.1 200 OK\r\n"
-SHORT = OK + b"content-length: 2\r\n\r\n{}"
+SHORT = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+LONG = b"HTTP/1.1 200 OK\r\ncontent-length: 4000000\r\n\r\n" + b"x" * 4_000_000
+
+
+@dataclass
+class Server:
+    connections: Connections
+    backend: Backend
+    heads: list[bytes] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
+    """Of the connections that the requests came over."""
+
+    def ask(self, method: str) -> AbstractAsyncContextManager[ClientResponse]:
+        return self.connections.request(self.backend, method, "/")
+
+    async def get(self) -> tuple[int, bytes]:
+        return await self.connections.get(self.backend, "/")
 
 
 @asynccontextmanager
-async def answering(
-    answer: Callable[[int, asyncio.StreamWriter], Awaitable[None]],
-) -> AsyncIterator[tuple[Connections, Backend]]:
-    """``answer`` gets the number of the request, from 0 on, and writes what it likes."""
-    numbers = iter(range(99))
+async def answering(*answers: bytes) -> AsyncIterator[Server]:
+    """A server that sends an answer for each request, and closes after one that is not whole."""
+    left = list(answers)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while await reader.readuntil(b"\r\n\r\n"):
-                await answer(next(numbers), writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while left:
+                server.heads.append(await reader.readuntil(b"\r\n\r\n"))
+                server.ports.append(writer.get_extra_info("peername")[1])
+                writer.write(answer := left.pop(0))
+                await writer.drain()
+                if not answer.endswith((b"ok", b"no", b"x")):
+                    break
         writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        connections = Connections(Settings(request_timeout_seconds=5))
-        yield connections, Backend("strange", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        await connections.close()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        address = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        server = Server(Connections(Settings(request_timeout_seconds=5)), Backend("strange", address))
+        async with asyncio.timeout(5):
+            yield server
+        await server.connections.close()
 
 
-async def ask(connections: Connections, backend: Backend) -> bytes:
-    answer = await connections.send(backend, "GET", "/", [])
-    try:
-        return await answer.aread()
-    finally:
-        await answer.aclose()
+async def test_a_connection_serves_many_requests() -> None:
+    async with answering(SHORT, LONG, SHORT) as server:
+        assert [len((await server.get())[1]) for _ in range(3)] == [2, 4_000_000, 2]
+        assert len(set(server.ports)) == 1
 
 
-@pytest.mark.parametrize("endless", [b"x-more: of them\r\n", b"x", b"\r\nHTTP/1.1 103 Early Hints\r\n"])
-async def test_headers_without_end_are_given_up(endless: bytes) -> None:
-    async def answer(number: int, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 103 Early Hints\r\nx: y\r\n")
-        for _ in range(2 * MOST_HEAD_BYTES // len(endless)):
-            writer.write(endless)
-        await writer.drain()
-
-    async with answering(answer) as (connections, backend), asyncio.timeout(5):
-        with pytest.raises(ConnectionBroken, match="headers do not end"):
-            await connections.send(backend, "GET", "/", [])
+async def test_an_answer_that_is_not_read_to_its_end_costs_its_connection() -> None:
+    async with answering(LONG, SHORT) as server:
+        async with server.ask("GET") as answer:
+            assert answer.status == 200
+        assert await server.get() == (200, b"ok")
+        assert len(set(server.ports)) == 2
 
 
-@pytest.mark.parametrize("after", [SHORT.replace(b"{}", b"no"), b"no"])
-async def test_a_second_answer_to_one_request_is_not_that_to_the_next(after: bytes) -> None:
-    async def answer(number: int, writer: asyncio.StreamWriter) -> None:
-        writer.write(SHORT + (b"" if number else after))
-
-    async with answering(answer) as (connections, backend):
-        assert [await ask(connections, backend) for _ in range(2)] == [b"{}", b"{}"]
+async def test_a_second_answer_to_one_request_is_not_that_to_the_next() -> None:
+    async with answering(SHORT + SHORT.replace(b"ok", b"no"), SHORT) as server:
+        assert [await server.get() for _ in range(2)] == [(200, b"ok")] * 2
 
 
-async def test_a_connection_is_used_again_after_a_slow_reader() -> None:
-    length = 4 * READ_AHEAD_BYTES
+async def test_nothing_is_added_unpacked_or_renamed() -> None:
+    packed = gzip.compress(b"a picture")
+    given = [
+        (b"Content-Encoding", b"gzip"),
+        (b"Content-Length", b"%d" % len(packed)),
+        (b"X-a", b"1"),
+        (b"x-A", b"\xe9"),
+    ]
+    head = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in given)
+    async with answering(head + b"\r\n" + packed) as server:
+        async with server.connections.request(
+            server.backend, "POST", "/a%20b?c=%2f", [(b"x-b", b"2")], b"{}"
+        ) as answer:
+            assert list(answer.raw_headers) == given
+            assert await answer.content.readany() == packed
+        host = server.backend.address.removeprefix("http://").encode()
+        lines = server.heads[0].lower().split(b"\r\n")
+        assert lines[0] == b"post /a%20b?c=%2f http/1.1"
+        assert sorted(lines[1:-2]) == [b"content-length: 2", b"host: " + host, b"x-b: 2"]
 
-    async def answer(number: int, writer: asyncio.StreamWriter) -> None:
-        writer.write(SHORT if number else OK + b"content-length: %d\r\n\r\n" % length + b"x" * length)
 
-    async with answering(answer) as (connections, backend), asyncio.timeout(5):
-        slow = await connections.send(backend, "GET", "/", [])
-        read = 0
-        async for piece in slow.stream:
-            # All that the connection takes has come before the next piece is read.
-            while not (slow.paused or slow.is_complete):
-                await asyncio.sleep(0.001)
-            read += len(piece)
-        await slow.aclose()
-        assert read == length
-        assert await ask(connections, backend) == b"{}"
+async def test_an_interim_answer_is_skipped() -> None:
+    async with answering(b"HTTP/1.1 100 Continue\r\nX-Other: 1\r\n\r\n" + SHORT) as server, server.ask("GET") as answer:
+        assert (answer.status, list(answer.raw_headers)) == (200, [(b"content-length", b"2")])
+
+
+async def test_an_answer_to_head_has_no_body() -> None:
+    async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n") as server, server.ask("HEAD") as answer:
+        assert (answer.status, await answer.read()) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"220 mail.example.com ESMTP\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhalf",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"x-more: of them\r\n" * 100_000,
+        b"HTTP/1.1 200 OK\r\n" + b"x" * 1_000_000,
+    ],
+)
+async def test_a_connection_that_ends_or_is_not_http_is_broken(answer: bytes) -> None:
+    async with answering(answer) as server:
+        with pytest.raises(NETWORK_ERRORS) as caught:
+            await server.get()
+        assert not isinstance(caught.value, NOT_SENT_ERRORS)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "https://127.0.0.1:9", "unix:/nowhere.sock"])
+async def test_nothing_listens(address: str) -> None:
+    connections = Connections(Settings())
+    with pytest.raises(NOT_SENT_ERRORS):
+        await connections.get(Backend("one", address), "/")
+    await connections.close()

@@ -271,7 +271,7 @@ class TestModels:
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_ready")
             assert answer.json()["error"]["message"].endswith("check the name, or try again in a moment. Known: one.")
             assert int(answer.headers["retry-after"]) > 0
-            assert "backend 127.0.0.1:9 takes no requests: NotConnected" in caplog.text
+            assert "backend 127.0.0.1:9 takes no requests: Cannot connect" in caplog.text
             monkeypatch.setattr("llava_api.routing.replicas.SILENT_SECONDS", 0)
             await replicas.look()
             answer = await client.post(CHAT, json=said("a", model="two"))

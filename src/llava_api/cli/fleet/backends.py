@@ -141,11 +141,7 @@ class FleetBackends:
         key = self.keys[-1].partition("=")[2] if self.keys else ""
         headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
         async with asyncio.timeout(ANSWER_SECONDS):
-            answer = await self.connections.send(self.backend_of(member), "GET", path, headers)
-            try:
-                return await answer.aread()
-            finally:
-                await answer.aclose()
+            return (await self.connections.get(self.backend_of(member), path, headers))[1]
 
     # Metrics
 
@@ -191,4 +187,5 @@ class FleetBackends:
 
     async def close(self) -> None:
         await self.fleet.close()
+        await self.connections.close()
         await self.at_end.aclose()
