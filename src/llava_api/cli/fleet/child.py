@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from llava_api.cli.fleet.models_file import LISTENING, WITH_PASSWORDS, FleetModel, flags_of
 from llava_api.errors import StartupError
@@ -35,7 +36,7 @@ class Child:
 
     def __init__(self, model: FleetModel, address: Path, news: socket.socket, process: Process) -> None:
         self.model, self.address, self.news, self.process = model, address, news, process
-        self.ready = asyncio.Event()
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.status = self.last_line = ""
         """What the server last said about itself, and the last line of its log."""
         self.killing: asyncio.TimerHandle | None = None
@@ -44,19 +45,18 @@ class Child:
 
     async def until_ready(self) -> None:
         """Raises StartupError with the reason if the server ends instead."""
-        ready = asyncio.create_task(self.ready.wait())
-        await asyncio.wait({ready, self.ended}, return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
+        either: set[asyncio.Future[Any]] = {self.ready, self.ended}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if self.ended.done():
             raise StartupError(self.ended.result())
 
     def terminate(self) -> None:
-        """The server ends its requests, at most for its drain's time, and then itself."""
+        """The server ends its requests, at most for its drain's time, and then itself. While it loads it has none."""
         if self.killing is not None:
             return
         with suppress(ProcessLookupError):
             self.process.terminate()
-        seconds = self.model.settings.drain_timeout_seconds + END_SECONDS
+        seconds = END_SECONDS + (self.model.settings.drain_timeout_seconds if self.ready.done() else 0)
         self.killing = asyncio.get_running_loop().call_later(seconds, self.kill)
 
     def kill(self) -> None:
@@ -87,8 +87,8 @@ class Child:
             while True:
                 for line in self.news.recv(MOST_BYTES).decode(errors="replace").splitlines():
                     name, _, value = line.partition("=")
-                    if name == "READY":
-                        self.ready.set()
+                    if name == "READY" and not self.ready.done():
+                        self.ready.set_result(None)
                     elif name == "STATUS":
                         self.status = value
 

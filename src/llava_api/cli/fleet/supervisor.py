@@ -112,7 +112,7 @@ class Fleet:
         """
         try:
             async with asyncio.timeout(seconds):
-                await self.enter_model(member)
+                await self.admit(member)
         except TimeoutError as error:
             reason = f"The model {member.model.name} is still {member.state}: ask again later."
             raise Unavailable(reason, code=ErrorCode.REQUEST_TIMEOUT) from error
@@ -122,7 +122,7 @@ class Fleet:
         finally:
             self.release(member)
 
-    async def enter_model(self, member: Member) -> None:
+    async def admit(self, member: Member) -> None:
         if self.stopping:
             raise Draining(STOPPING)
         if member.state is State.READY:
@@ -203,7 +203,7 @@ class Fleet:
             else:
                 # It is to be started again after a crash, which is no reason to unload another.
                 member.crashed = False
-                self.enter(member, State.UNLOADED)
+                self.set_state(member, State.UNLOADED)
                 continue
             # If room is being made for this one, no later one may take it.
             held.append(member)
@@ -232,16 +232,16 @@ class Fleet:
 
     def drain(self, member: Member, why: str) -> None:
         log.info("unloading %s: %s", member.model.name, why)
-        self.enter(member, State.UNLOADING)
+        self.set_state(member, State.UNLOADING)
 
-    def enter(self, member: Member, state: State) -> None:
+    def set_state(self, member: Member, state: State) -> None:
         member.state, member.since = state, self.now()
         self.changed.set()
 
     def begin(self, member: Member) -> None:
         log.info("loading %s", member.model.name)
         member.crashed = False
-        self.enter(member, State.LOADING)
+        self.set_state(member, State.LOADING)
         member.life = asyncio.create_task(self.live(member))
 
     async def live(self, member: Member) -> None:
@@ -274,14 +274,14 @@ class Fleet:
         member.server = None
         if member.state is State.UNLOADING:
             log.info("%s is unloaded", member.model.name)
-            self.enter(member, State.UNLOADED)
+            self.set_state(member, State.UNLOADED)
         else:
             self.fail(member, reason, served)
 
     def serve(self, member: Member) -> None:
         """Let the requests go that wait. Before any other decision, so that a model that was loaded answers them."""
         log.info("%s is ready, after %.1f s", member.model.name, self.now() - member.since)
-        self.enter(member, State.READY)
+        self.set_state(member, State.READY)
         member.last_used, member.reason = self.now(), ""
         self.answer_waiting(member)
 
@@ -292,7 +292,7 @@ class Fleet:
         member.failures += 1
         step = member.failures - served
         log.error("%s has failed: %s", member.model.name, reason)
-        self.enter(member, State.FAILED)
+        self.set_state(member, State.FAILED)
         member.reason, member.crashed = reason, served
         member.retry_at = self.now() + (min(MOST_DELAY_SECONDS, 2**step) if step else 0)
         if not served:
@@ -313,7 +313,7 @@ class Fleet:
         for member in self.members:
             self.answer_waiting(member, Draining(STOPPING))
             if member.state in LOADED:
-                self.enter(member, State.UNLOADING)
+                self.set_state(member, State.UNLOADING)
                 if member.server is not None:
                     member.server.terminate()
         await asyncio.gather(*[member.life for member in self.members if member.life is not None])
