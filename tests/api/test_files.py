@@ -115,6 +115,13 @@ class TestTheClient:
         assert (made.bytes, made.filename) == (len(data), "upload")
         assert (await anne.files.content(made.id)).content == data
 
+    async def test_a_part_of_a_file(self, anne: AsyncOpenAI, client: httpx.AsyncClient) -> None:
+        made = await anne.files.create(file=("in.jsonl", LINES), purpose="batch")
+        reply = await client.get(f"{FILES}/{made.id}/content", headers={**WITH, "range": "bytes=1-4"})
+        assert (reply.status_code, reply.content) == (206, LINES[1:5])
+        head = await client.head(f"{FILES}/{made.id}/content", headers=WITH)
+        assert (head.status_code, head.headers["content-length"]) == (200, str(len(LINES)))
+
     async def test_it_expires_when_its_upload_says(self, anne: AsyncOpenAI) -> None:
         after: Any = {"anchor": "created_at", "seconds": 3600}
         made = await anne.files.create(file=("a", LINES), purpose="batch", expires_after=after)
@@ -177,11 +184,12 @@ class TestOwners:
         assert (await client.post(CHAT, json=body, headers=WITH)).status_code == 200
 
     async def test_names_are_no_paths(self, client: httpx.AsyncClient, store: FileStore) -> None:
-        for name in ("../../keys", "/etc/passwd", "..", "file-1", 'a"b\\c', "é\u202e.jsonl", "a" * 3000, "\t"):
+        for name in ("../../keys", "/etc/passwd", "..", "file-1", "a;b\\c", "é\u202e.jsonl", "a" * 3000, "%00"):
             form = {"file": (name, LINES)}
             reply = await client.post(FILES, files=form, data={"purpose": "batch"}, headers=WITH)
             assert reply.status_code == 200
             file = reply.json()
+            assert file["filename"] == name[:255]
             assert on_disk(store) == [file["id"]]
             content = await client.get(f"{FILES}/{file['id']}/content", headers=WITH)
             assert content.content == LINES

@@ -64,6 +64,8 @@ def serve(*flags: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         (("llava-tiny-1.5", "--port", "0", "--max-lora-rank", "0"), "--max-lora-rank"),
         (("llava-tiny-1.5", "--port", "0", "--max-num-seqs", "0"), "--max-num-seqs 0: must be 1 or more"),
         (("llava-tiny-1.5", "--port", "0", "--load-8bit", "--quantization", "fp8"), "leave one out"),
+        # The checkpoint is not looked for before the folder.
+        (("/no/such/folder", "--port", "0", "--data-dir", "/proc/data"), "--data-dir /proc/data cannot be used"),
         (("llava-tiny-1.5", "--port", "0", "--cpu-kvcache-space", "90000"), "out of memory: the weights (9.4 MB"),
     ],
 )

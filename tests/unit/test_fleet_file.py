@@ -77,6 +77,7 @@ def test_the_flags_give_a_server_the_same_settings(tmp_path: Path) -> None:
         ("api_key = ['a=b']", "api_key is for all models together: give llava-api fleet --api-key"),
         ("gpus = 0", "gpus is a list: gpus = [0]"),
         ("gpus = []", "gpus: List should have at least 1 item"),
+        ("data_dir = '/data'", "data_dir: a fleet stores no files; llava-api serve does"),
         (
             "lora_dir = ['/adapters']",
             'lora_dir: a fleet loads no adapters at run time; name them: lora = ["NAME=FOLDER"]',

@@ -51,7 +51,6 @@ class Front:
     certificates: Certificates | None
     side: socket.socket | None
     """Serves only metrics and health, without a key."""
-    data: DataFolder | None
 
 
 @contextmanager
@@ -71,7 +70,7 @@ def opened_front(settings: Settings) -> Iterator[Front]:
         if settings.metrics_port is not None:
             side = listen_tcp(settings.metrics_host, settings.metrics_port, "--metrics-port")
             log.info("metrics and health without a key: http://%s:%s/metrics", *side.getsockname()[:2])
-        yield Front(keys, made_key, listener, certificates, side, open_data_folder(settings))
+        yield Front(keys, made_key, listener, certificates, side)
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -120,11 +119,12 @@ def start(wanted: str, settings: Settings) -> None:
     limiter = open_limiter(settings)
     with opened_front(settings) as front:
         check_lora_keys(settings, front.keys)
+        data = open_data_folder(settings)
         limiter.table.warn_of_unknown_keys(front.keys.names())
         model = ready_model(wanted, settings)
         if settings.engine_stall_seconds is None and model.cpu_plan is not None:
             settings = settings.model_copy(update={"engine_stall_seconds": model.cpu_plan.step_seconds})
-        serve_forever(model, settings, front, limiter, tracing)
+        serve_forever(model, settings, front, limiter, tracing, data)
 
 
 def ready_model(wanted: str, settings: Settings) -> ServedModel:
@@ -190,7 +190,12 @@ def check_lora_keys(settings: Settings, keys: KeyRing) -> None:
 
 
 def serve_forever(
-    model: ServedModel, settings: Settings, front: Front, limiter: RateLimiter, tracing: Tracing | None
+    model: ServedModel,
+    settings: Settings,
+    front: Front,
+    limiter: RateLimiter,
+    tracing: Tracing | None,
+    data: DataFolder | None,
 ) -> None:
     from llava_api.server.app import create_app
     from llava_api.server.http_server import DrainingServer, limit_connections, make_config
@@ -217,7 +222,7 @@ def serve_forever(
         abandon_load=end,
     )
     lifespan = make_lifespan(
-        model, settings, front.keys, limiter, lifecycle, load, front.side, front.certificates, front.data
+        model, settings, front.keys, limiter, lifecycle, load, front.side, front.certificates, data
     )
     app = create_app(settings, front.keys, lifespan=lifespan, lifecycle=lifecycle, tracing=tracing)
     metrics, connection_limit = state_of(app).metrics, limit_connections(settings)

@@ -13,6 +13,8 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 FORM_BYTES = 65_536
 """Most bytes of a form besides its file: boundaries, headers and other fields."""
+MAX_NAME = 255
+"""Characters of a file's name that are kept: it is sent back in a header."""
 NOT_A_FORM = "Send the file as multipart/form-data, with a field named file and one named purpose."
 DAMAGED = "The form is damaged, or not whole: its last boundary is missing."
 
@@ -92,7 +94,7 @@ class Form:
             raise InvalidRequest(f"The form has a part without a name, or two of one name: send one {self.field}.")
         self.in_file = self.name == self.field
         if self.in_file:
-            self.filename = text_of(options.get(b"filename", b"")) or "upload"
+            self.filename = text_of(options.get(b"filename", b""))[:MAX_NAME] or "upload"
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         (self.piece if self.in_file else self.value).extend(data[start:end])

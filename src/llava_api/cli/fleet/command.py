@@ -43,7 +43,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add_flags(parser, names=FRONT_SETTINGS)
     add_flags(
         parser,
-        names=Settings.model_fields.keys() - {"served_model_name", *ADAPTERS_CHANGE, *FRONT_SETTINGS},
+        names=Settings.model_fields.keys() - {"served_model_name", "data_dir", *ADAPTERS_CHANGE, *FRONT_SETTINGS},
         shown=False,
     )
     parser.set_defaults(run=run)

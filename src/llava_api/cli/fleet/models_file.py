@@ -98,6 +98,8 @@ def read_model(path: Path, table: Mapping[str, Any], times: dict[str, float], gi
             raise StartupError(
                 f'{where}: {key}: a fleet loads no adapters at run time; name them: lora = ["NAME=FOLDER"]'
             )
+        if key == "data_dir":
+            raise StartupError(f"{where}: {key}: a fleet stores no files; llava-api serve does")
         if key in OF_FLEET:
             raise StartupError(f"{where}: {key} is for all models together: give llava-api fleet {flag_of(key)}")
         if key not in Settings.model_fields:

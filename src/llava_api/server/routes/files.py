@@ -91,10 +91,17 @@ async def get_file(request: Request) -> Response:
 
 async def get_content(request: Request) -> Response:
     found = await named_file(request)
+    path = store_of(services_of(request)).path(found.id)
+    try:
+        status = await asyncio.to_thread(path.stat)
+    except FileNotFoundError as error:
+        # It has been deleted since it was looked up.
+        raise unknown() from error
     # Never shown by a browser, whatever was uploaded.
     headers = {"x-content-type-options": "nosniff"}
-    path = store_of(services_of(request)).path(found.id)
-    return FileResponse(path, media_type="application/octet-stream", headers=headers, filename=found.filename)
+    return FileResponse(
+        path, media_type="application/octet-stream", headers=headers, filename=found.filename, stat_result=status
+    )
 
 
 async def delete_file(request: Request) -> Response:
