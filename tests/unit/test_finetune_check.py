@@ -118,7 +118,26 @@ def test_json_lines_are_read_and_a_broken_one_is_a_fault(folder: Path) -> None:
     assert str(report.faults[0]).startswith("sample 1 (1) is not valid JSON")
 
 
-@pytest.mark.parametrize(("content", "complaint"), [("[{]", "is not valid JSON"), (None, "cannot read")])
+def test_a_list_is_read_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_api.finetune.samples.CHUNK", 11)
+    items = [{"id": f"[{number}]", "conversations": turns("Größe, 🐈?", '"}], {"')} for number in range(20)]
+    for indent in (None, 4):
+        (folder / "data.json").write_text(json.dumps(items, indent=indent, ensure_ascii=False))
+        samples = Samples.read(folder / "data.json", folder)
+        assert [samples.item(index) for index in range(len(samples))] == items
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("[{]", "is not valid JSON: the list is damaged or ends after 0 samples"),
+        ('[{"id": 1}, {"id": ', "ends after 1 samples"),
+        ('[{"id": 1}', "ends after 1 samples"),
+        ("[]", "has no samples"),
+        ("", "has no samples"),
+        (None, "cannot read"),
+    ],
+)
 def test_a_file_that_is_no_data_ends_in_a_sentence(folder: Path, content: str | None, complaint: str) -> None:
     if content is not None:
         (folder / "data.json").write_text(content)

@@ -16,6 +16,7 @@ from llava_api.chat.prepare import Preparer
 from llava_api.cli.conversation import data_url
 from llava_api.cli.flags import find_model
 from llava_api.engine.grammar_check import GrammarChecker
+from llava_api.finetune.check import check
 from llava_api.finetune.dataset import IGNORED, FinetuneDataset, collator
 from llava_api.images.load import ImageLoader
 from llava_api.images.previews import media_type
@@ -99,6 +100,28 @@ async def test_ids_and_pixels_are_the_servers(name: str, folder: Path) -> None:
     for image, described in zip(values, shown.explanation.images, strict=True):
         own = image[: described.pixels_shape[0]] if len(described.pixels_shape) == 4 else image
         assert hashlib.sha256(own.tobytes()).hexdigest() == described.pixels_sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("llava-tiny-1.6", None),
+        ("llava-tiny-1.5", "hub"),
+        ("mistral 1.6", "llava_llama_2"),
+        ("qwen2 1.6", None),
+        ("llama3 1.6", None),
+    ],
+)
+def test_the_check_counts_the_tokens_of_the_dataset(name: str, family: str | None, folder: Path) -> None:
+    items = [
+        {"image": ["a.jpg", "b.png"], "conversations": turns("<image>What?<image>", "Ah.", "So?", " Größe: 東京 🐈 ")},
+        {"image": "b.png", "conversations": turns("<image>", "</s>")},
+        {"conversations": turns("Who are you?", "A lamp.")},
+    ]
+    model = model_input(served(name, folder, prompt_family=family))
+    samples = samples_of(folder, *items)
+    dataset = FinetuneDataset(samples, model)
+    assert check(samples, model).lengths == [len(dataset[index].input_ids) for index in range(3)]
 
 
 @pytest.mark.parametrize("name", ["llava-tiny-1.5", "llava-tiny-1.6"])

@@ -4,10 +4,11 @@ Samples are kept as JSON in one piece of memory and parsed when they are wanted:
 would be copied into each process that loads data.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import orjson
@@ -20,6 +21,11 @@ ROLES = {"human": "user", "gpt": "assistant"}
 FIELDS = frozenset(("id", "image", "conversations", "model"))
 """``model`` says in LLaVA's own mixture who wrote a conversation without an image."""
 TURN_FIELDS = frozenset(("from", "value"))
+
+
+CHUNK = 4_000_000
+"""Characters of a JSON list that are read at a time."""
+BETWEEN = ", \t\r\n"
 
 
 class BadSample(Exception):
@@ -41,31 +47,31 @@ class Sample:
 class Samples:
     """The samples of a file, in its order."""
 
-    def __init__(self, texts: Iterator[bytes], image_folder: Path) -> None:
+    def __init__(self, texts: Iterable[bytes], image_folder: Path) -> None:
         self.image_folder = image_folder
-        ends, length, parts = [0], 0, []
+        self.content = bytearray()
+        ends = [0]
         for text in texts:
-            parts.append(text)
-            length += len(text)
-            ends.append(length)
+            self.content += text
+            ends.append(len(self.content))
         self.ends = np.array(ends)
-        self.content = b"".join(parts)
 
     @classmethod
-    def read(cls, file: Path, image_folder: Path) -> "Samples":
+    def read(cls, path: Path, image_folder: Path) -> "Samples":
         """Raises StartupError if the file cannot be read, or is neither a JSON list nor JSON lines."""
         try:
-            content = file.read_bytes()
+            with open(path, encoding="utf-8-sig") as file:
+                is_list = file.read(64).lstrip().startswith("[")
+                file.seek(0)
+                texts = list_items(file) if is_list else (line.encode() for line in file if line.strip())
+                samples = cls(texts, image_folder)
         except OSError as error:
-            raise StartupError(f"cannot read {file} ({error.strerror})") from error
-        if content[:64].lstrip()[:1] != b"[":
-            return cls((line for line in content.splitlines() if line.strip()), image_folder)
-        try:
-            items = orjson.loads(content)
-        except orjson.JSONDecodeError as error:
-            raise StartupError(f"{file} is not valid JSON: {error}") from error
-        del content
-        return cls(map(orjson.dumps, items), image_folder)
+            raise StartupError(f"cannot read {path} ({error.strerror})") from error
+        except ValueError as error:
+            raise StartupError(f"{path} is not valid JSON: {error}") from error
+        if not len(samples):
+            raise StartupError(f"{path} has no samples")
+        return samples
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -80,6 +86,27 @@ class Samples:
     def __getitem__(self, index: int) -> Sample:
         """Raises BadSample."""
         return read_sample(self.item(index), index, self.image_folder)
+
+
+def list_items(file: TextIO) -> Iterator[bytes]:
+    """The JSON of each item of a list, which is never in memory as a whole. Raises ValueError."""
+    decode = json.JSONDecoder().raw_decode
+    text, position, count = file.read(CHUNK).partition("[")[2], 0, 0
+    while True:
+        try:
+            while text[position] in BETWEEN:
+                position += 1
+            if text[position] == "]":
+                return
+            _, end = decode(text, position)
+        except (ValueError, IndexError) as error:
+            more = file.read(CHUNK)
+            if not more:
+                raise ValueError(f"the list is damaged or ends after {count} samples") from error
+            text, position = text[position:] + more, 0
+            continue
+        yield text[position:end].encode()
+        position, count = end, count + 1
 
 
 def read_sample(item: Any, index: int, image_folder: Path) -> Sample:
