@@ -1,6 +1,7 @@
 """What ``llava-api finetune --check-only`` finds in training data."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from PIL import Image
 from llava_api.cli.main import main
 from llava_api.errors import StartupError
 from llava_api.finetune.check import check
-from llava_api.finetune.samples import Samples
+from llava_api.finetune.image_files import image_size, read_image, render_image
+from llava_api.finetune.samples import BadSample, Samples
+from llava_api.vision.geometry import Size
+from tests.support.bad_images import corpus
 from tests.support.finetune import model_input, samples_of, served, turns
 
 GOOD = turns("<image>\nWhat is it?", "A lamp.")
@@ -86,6 +90,30 @@ def test_whole_images_of_each_kind_are_good(folder: Path) -> None:
     assert (folder / "long-header.jpg").stat().st_size > 90_000
     names = ["good.jpg", "good.png", "good.webp", "long-header.jpg"]
     assert faults_of(folder, *({"image": name, "conversations": GOOD} for name in names)) == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("kind", ["truncated", "flipped", "too large"])
+def test_the_ends_of_a_file_say_what_the_whole_file_says(kind: str, folder: Path) -> None:
+    model = model_input(served("llava-tiny-1.5", folder))
+    path = folder / "odd"
+
+    def size_from(read: Callable[[], Size]) -> Size | None:
+        try:
+            return read()
+        except BadSample:
+            return None
+
+    def whole() -> Size:
+        measured = read_image(path, model)
+        render_image(measured, model)
+        return measured.size
+
+    for picture in corpus()[kind]:
+        path.write_bytes(picture.data)
+        wanted, found = size_from(whole), size_from(lambda: image_size(path, model))
+        # A change in the middle is found only by decoding.
+        assert found == wanted or (kind == "flipped" and wanted is None), picture.name
 
 
 def test_the_projector_needs_one_caption_for_its_images(folder: Path) -> None:

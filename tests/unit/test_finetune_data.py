@@ -68,20 +68,17 @@ def user(text: str, *images: Path) -> dict[str, Any]:
 )
 async def test_ids_and_pixels_are_the_servers(name: str, folder: Path) -> None:
     model = served(name, folder)
+    spoken = turns(
+        "What is on the left?\n<image>", "A café, </s> 12.", " And now?", "Nothing", "<image>\nHere?", "It's a lamp."
+    )
+    system = [] if "tiny" in name else ["Be brief."]
     sample = {
-        "id": "a",
         "image": ["a.jpg", "b.png"],
-        "conversations": turns(
-            "What is on the left?\n<image>",
-            "A café, </s> 12.",
-            " And now?",
-            "Nothing",
-            "<image>\nHere?",
-            "It's a lamp.",
-        ),
+        "conversations": [*({"from": "system", "value": text} for text in system), *spoken],
     }
     example = FinetuneDataset(samples_of(folder, sample), model_input(model))[0]
     messages = [
+        *({"role": "system", "content": text} for text in system),
         user("What is on the left?", folder / "a.jpg"),
         {"role": "assistant", "content": "A café, </s> 12."},
         user(" And now?"),
@@ -90,7 +87,7 @@ async def test_ids_and_pixels_are_the_servers(name: str, folder: Path) -> None:
     ]
     # The server's prompt for each question is how the sample goes up to its answer.
     for asked in (1, 3, 5):
-        prompt = (await explained(model, messages[:asked])).explanation.prompt_token_ids
+        prompt = (await explained(model, messages[: len(system) + asked])).explanation.prompt_token_ids
         assert example.input_ids[: len(prompt)].tolist() == prompt
         assert example.labels[len(prompt) - 1] == IGNORED
         assert example.labels[len(prompt)] == example.input_ids[len(prompt)]
