@@ -6,12 +6,16 @@ every chat marker, which a server writes itself; here they are not learned.
 """
 
 from pathlib import Path
+from random import Random
 
 import pytest
+from tokenizers import Tokenizer
 
 from llava_api.errors import StartupError
-from llava_api.finetune.encode import encode
+from llava_api.finetune.dataset import IGNORED
+from llava_api.finetune.encode import encode, learnable_segments
 from llava_api.finetune.model_input import ModelInput
+from llava_api.prompts.segments import as_text
 from tests.support.finetune import model_input, samples_of, served, turns
 
 SAMPLE = {
@@ -92,6 +96,59 @@ def test_the_other_families_learn_answers_and_their_ends(checkpoint: str, family
         "mpt": ["AĠlamp.<|im_end|>", "Yes.<|im_end|>"],
     }
     assert learned == wanted[family]
+
+
+WORDS = ("Yes", "no.", "It's", "a lamp", "12", "\n", "café", "(x)", "</", "USER", "»", " ", "ok!")
+
+
+def counted_labels(prompt: str, tokenizer: Tokenizer, answers_follow: str, shorter: int) -> list[int]:
+    """LLaVA's rule of preprocess_v1 and preprocess_llama_2: tokens are counted for each round, cut at ``</s>``.
+
+    A round's BOS counts for its ``</s>``, its instruction goes up to the space before the answer. ``shorter``: by how
+    much later rounds are, whose dummy prefix is missing in the whole prompt if a tokenizer is not legacy.
+    """
+
+    def tokens(text: str) -> list[int]:
+        first, *others = [tokenizer.encode(chunk).ids for chunk in text.split("<image>")]
+        return first + [token for chunk in others for token in (IGNORED, *chunk[1:])]
+
+    ids = tokens(prompt)
+    labels = [IGNORED] * len(ids)
+    position = 1
+    for number, text in enumerate(filter(None, prompt.split("</s>"))):
+        less = shorter if number else 0
+        start = position + len(tokens(text.partition(answers_follow)[0] + answers_follow)) - 2 - less
+        position += len(tokens(text)) - less
+        labels[start:position] = ids[start:position]
+    assert position == len(ids)
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "family", "answers_follow", "shorter"),
+    [
+        ("llama 1.5", "vicuna_v1", " ASSISTANT: ", 1),
+        ("mistral 1.5", "vicuna_v1", " ASSISTANT: ", 0),
+        ("mistral 1.6", "mistral_instruct", "[/INST] ", 0),
+    ],
+)
+def test_labels_are_those_of_llavas_count(
+    checkpoint: str, family: str, answers_follow: str, shorter: int, tmp_path: Path
+) -> None:
+    model = model_input(served(checkpoint, tmp_path, prompt_family=family))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "checkpoint/tokenizer.json"))
+    rng = Random(20)
+    for _ in range(100):
+        texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 6))).strip() or "x" for _ in range(rng.choice((2, 4, 6)))]
+        sample = {"image": "never-opened.png", "conversations": turns(f"<image>\n{texts[0]}", *texts[1:])}
+        (read,) = samples_of(tmp_path, sample)
+        encoded = encode(read, model, [1])
+        labels = [
+            token if learned else IGNORED
+            for token, learned in zip(encoded.prompt.token_ids, encoded.learned, strict=True)
+        ]
+        prompt = as_text([segment for segment, _ in learnable_segments(read, model)])
+        assert labels == counted_labels(prompt, tokenizer, answers_follow, shorter), texts
 
 
 def test_the_projector_learns_a_caption_without_a_prompt(tmp_path: Path) -> None:
