@@ -1,5 +1,6 @@
 """llava-api finetune trains what its mode says, as LLaVA's scripts do, and goes on after it was killed."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,8 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llava_api.cli.finetune import training
 from llava_api.cli.flags import demo_folder
 from llava_api.cli.main import main
+from llava_api.finetune import snapshots
+from llava_api.finetune.recipe import recipe_for
+from llava_api.finetune.run import Training
+from llava_api.finetune.trainee import load_trainee, parameter_groups
 from tests.support.drawn_data import write_drawn_data
 from tests.support.waiting import wait_until
 
@@ -109,3 +115,86 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(data: Path, tmp_path: P
     assert losses(killed) == losses(whole)
     assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(killed).items())
     assert sorted(path.name for path in killed.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-14"]
+
+
+def test_the_batch_is_the_same_however_it_is_divided(data: Path, tmp_path: Path) -> None:
+    """Rounds, gradient checkpointing and padding change no loss."""
+    whole, divided = tmp_path / "whole", tmp_path / "divided"
+    flags = ("--batch", "9", "--dropout", "0", "--learning-rate", "5e-3", "--epochs", "2")
+    main(command("llava-tiny-1.6", data, whole, *flags))
+    main(command("llava-tiny-1.6", data, divided, *flags, "--batch-per-device", "2", "--gradient-checkpointing"))
+    assert losses(divided) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_the_projector_learns_at_a_rate_of_its_own() -> None:
+    recipe = recipe_for("lora", {"rank": 4})
+    groups = parameter_groups(load_trainee(DEMO, recipe, torch.float32, {}), recipe)
+    assert [(group["lr"], sum(map(torch.numel, group["params"]))) for group in groups] == [
+        (2e-4, sum(4 * (128 * 9 + 352 * 3 + 128 * 2) for _ in range(4))),
+        (2e-5, 2 * (128 * 128 + 128)),
+    ]
+
+
+def refusal(*arguments: str) -> str:
+    """The sentence with which the command ends."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    return str(caught.value)
+
+
+def test_a_full_disk_loses_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "output"
+    flags = ("--batch", "9", "--save-every", "1")
+
+    def full(state: object, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            snapshots, "save_file", lambda state, path: (full if "-2" in str(path) else save_file)(state, path)
+        )
+        said = refusal(*command("llava-tiny-1.5", data, output, *flags))
+    assert "No space left on device" in said
+    assert "the training goes on after step 1" in said
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-1", "log.jsonl", "training.json"]
+    other = refusal(*command("llava-tiny-1.5", data, output, *flags, "--seed", "7"))
+    assert "was begun with seed 42, not 7" in other
+    main(command("llava-tiny-1.5", data, output, *flags, "--batch-per-device", "3"))
+    assert [line["step"] for line in log(output)] == [1, 2, 3]
+    assert "has the results of a training already" in refusal(*command("llava-tiny-1.5", data, output, *flags))
+
+
+def test_too_little_memory_says_what_to_lower(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(self: Training, part: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Training, "loss", too_much)
+    said = refusal(*command("llava-tiny-1.5", data, tmp_path / "output"))
+    for advice in ("--batch-per-device (now 16", "leave out --no-gradient-checkpointing", "--load-4bit"):
+        assert advice in said
+
+
+def test_a_loss_that_is_no_number_ends_the_training(data: Path, tmp_path: Path) -> None:
+    said = refusal(*command("llava-tiny-1.5", data, tmp_path / "o", "--batch", "9", "--learning-rate", "1e30"))
+    assert "has the loss nan" in said
+    assert "a lower --learning-rate" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--batch", "0"), "--batch 0: must be 1 or more"),
+        (("--mode", "full", "--load-4bit"), "--load-4bit is for --mode lora"),
+        (("--load-4bit",), "pip install bitsandbytes"),
+    ],
+)
+def test_wrong_flags_are_named_before_anything_is_read(
+    data: Path, tmp_path: Path, flags: tuple[str, ...], said: str
+) -> None:
+    assert said in refusal(*command("llava-tiny-1.5", data, tmp_path / "output", *flags))
+
+
+def test_without_the_extra_it_says_what_to_install(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "NEEDED", ("torch", "no_such_package"))
+    said = refusal(*command("llava-tiny-1.5", data, tmp_path / "output"))
+    assert said == "llava-api: no_such_package is not installed: pip install 'llava-api[train]'"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from llava_api.checkpoints.files import INDEXES, SMALL_FILES, read_json
 from llava_api.checkpoints.shards import ShardWriter, write_json
@@ -41,7 +42,7 @@ def write_results(accelerator: Any, model: Any, base: Path, base_name: str, dtyp
         for file in sorted(scratch.iterdir(), key=lambda file: file.name in LAST):
             file.chmod(mode)
             file.replace(folder / file.name)
-    except Exception as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise cannot_save(folder, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
@@ -46,19 +47,23 @@ def compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted == "bfloat16" or (wanted == "auto" and fast) else torch.float32
 
 
+def processes() -> PartialState:
+    """This process among those that train together; accelerate does not see by itself that there is no GPU."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
 class Training:
-    """Raises StartupError if 4 bit is asked for and cannot be had, or a checkpoint cannot be read."""
+    """Goes on from the newest checkpoint in its folder, if it has one."""
 
     def __init__(self, base: Path, data: FinetuneDataset, recipe: Recipe, folder: Path) -> None:
         """``base``: the checkpoint to train, in the hub's format; ``folder``: for checkpoints, log and results."""
         self.data = data
         self.recipe = recipe
         self.folder = folder
-        self.dtype = compute_dtype(recipe.dtype, PartialState().device)
+        self.dtype = compute_dtype(recipe.dtype, processes().device)
         self.accelerator = Accelerator(
+            cpu=processes().device.type == "cpu",
             mixed_precision="no" if self.dtype == torch.float32 else "bf16",
-            # Rounds of text do not use the projector.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.devices, self.device = self.accelerator.num_processes, self.accelerator.process_index
         plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from llava_api.errors import StartupError
@@ -61,7 +62,7 @@ class Snapshots:
                 scratch.rename(self.folder / f"checkpoint-{step}")
                 for old in saved_steps(self.folder)[: -self.keep]:
                     shutil.rmtree(self.folder / f"checkpoint-{old}")
-        except Exception as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
             raise cannot_save(self.folder, error) from error
 

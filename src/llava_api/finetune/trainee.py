@@ -4,26 +4,20 @@ Trained weights are float32, frozen ones have the type that layers are computed 
 """
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from llava_api.errors import StartupError
 from llava_api.finetune.recipe import Recipe
 
 PROJECTOR = "multi_modal_projector"
 TOWER = "vision_tower"
-HEAD = "lm_head"
 
 
 def load_trainee(folder: Path, recipe: Recipe, dtype: torch.dtype, config_overrides: dict[str, Any]) -> Any:
-    """The model of a hub-format folder, ready to be trained.
-
-    Raises StartupError if 4 bit is asked for and cannot be had.
-    """
+    """The model of a hub-format folder, ready to be trained."""
     from transformers import AutoModelForImageTextToText
     from transformers.utils.logging import disable_progress_bar
 
@@ -69,17 +63,16 @@ def with_lora(model: Any, recipe: Recipe) -> Any:
 
 
 def four_bit(dtype: torch.dtype) -> Any:
-    """QLoRA's NF4 for the text model, as LLaVA's training code sets it. Raises StartupError."""
+    """QLoRA's NF4 for the text model, as LLaVA's training code sets it."""
     from transformers import BitsAndBytesConfig
 
-    if find_spec("bitsandbytes") is None:
-        raise StartupError("--load-4bit needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[TOWER, PROJECTOR, HEAD],
+        # From the beginning of a name: without "model." the tower and the projector would be quantized too.
+        llm_int8_skip_modules=[f"model.{TOWER}", f"model.{PROJECTOR}", "lm_head"],
     )
 
 

@@ -4,6 +4,7 @@ The data is LLaVA's: a JSON list of ``{"id", "image", "conversations": [{"from":
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -52,18 +53,23 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(chosen: argparse.Namespace) -> None:
     recipe = read_recipe(chosen)
     if not chosen.check_only:
-        check_output(chosen.output)
+        check_output(chosen.output, recipe)
     model = open_input(chosen)
     samples = Samples.read(chosen.data, chosen.image_folder)
     report = checked(samples, model)
-    print(printable(page(report)))
-    for index in report.good[: max(chosen.preview, 0)]:
-        print(f"\n{preview(samples[index], model)}", end="")
+    if os.environ.get("RANK", "0") == "0":
+        show(samples, model, report, chosen.preview)
     if chosen.check_only:
         sys.exit(1 if report.faults else 0)
     if not report.good or (report.faults and not chosen.skip_faulty):
         raise StartupError(f"{chosen.data} has faults: mend them, or leave these samples out with --skip-faulty")
     train(model, samples, report.good, recipe, chosen.data, chosen.output)
+
+
+def show(samples: Samples, model: ModelInput, report: Report, previews: int) -> None:
+    print(printable(page(report)))
+    for index in report.good[: max(previews, 0)]:
+        print(f"\n{preview(samples[index], model)}", end="")
 
 
 def open_input(chosen: argparse.Namespace) -> ModelInput:

@@ -50,11 +50,13 @@ def read_recipe(chosen: argparse.Namespace) -> Recipe:
     return recipe
 
 
-def check_output(folder: Path | None) -> None:
+def check_output(folder: Path | None, recipe: Recipe) -> None:
     """Raises StartupError before the data is read if no training can begin or go on in ``folder``."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise StartupError(f"{missing[0]} is not installed: pip install 'llava-api[train]'")
+    if recipe.load_4bit and find_spec("bitsandbytes") is None:
+        raise StartupError("--load-4bit needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
     if folder is None:
         raise StartupError("--output is missing: name a folder for the results, or only check the data (--check-only)")
     if any((folder / name).exists() for name in FINISHED):
@@ -116,15 +118,13 @@ def train(
     """Begin or go on in ``folder``, and write the results. Raises StartupError."""
     # A process that reads images is forked from this one, whose tokenizer has threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from accelerate import PartialState
-
     from llava_api.finetune.dataset import FinetuneDataset
     from llava_api.finetune.results import write_card, write_results
-    from llava_api.finetune.run import Training
+    from llava_api.finetune.run import Training, processes
 
     digest = blake3(samples.content).hexdigest()[:16]
     facts = {**recipe.decisive(), "model": model.checkpoint.model, "data": digest, "samples": len(good)}
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         begin(folder, facts)
     checkpoint, base = base_of(model)
     training = Training(base, FinetuneDataset(samples, model, good), recipe, folder)
