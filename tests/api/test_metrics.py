@@ -157,7 +157,7 @@ async def test_each_adapter_has_its_outcomes(client: httpx.AsyncClient, engine: 
 async def test_the_state_is_what_the_health_says(
     client: httpx.AsyncClient, app: FastAPI, engine: ScriptedEngine
 ) -> None:
-    lifecycle, services = app.state.lifecycle, app.state.services
+    lifecycle = app.state.lifecycle
 
     async def state() -> set[str]:
         page = await page_of(client)
@@ -168,9 +168,8 @@ async def test_the_state_is_what_the_health_says(
     assert await state() == {"lost"}
     lifecycle.draining = True
     assert await state() == {"draining"}
-    lifecycle.draining, app.state.services = False, None
+    lifecycle.draining = app.state.loaded = False
     assert await state() == {"loading"}
-    app.state.services = services
 
 
 async def test_every_answer_of_a_request_is_counted(client: httpx.AsyncClient) -> None:

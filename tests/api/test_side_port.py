@@ -52,13 +52,13 @@ async def test_metrics_and_health_and_nothing_else(client: httpx.AsyncClient, ap
 
 
 async def test_it_answers_before_the_model_is_there(app: FastAPI, engine: ScriptedEngine) -> None:
-    services, app.state.services = app.state.services, None
+    app.state.loaded = False
     listener, address = bound()
     async with side_port(app, listener, Settings()), httpx.AsyncClient(base_url=address) as side:
         assert (await side.get("/health/live")).status_code == 200
         assert (await side.get("/health/ready")).status_code == 503
         assert "llava_api_build_info" in (await side.get("/metrics")).text
-        app.state.services = services
+        app.state.loaded = True
         assert (await side.get("/health/ready")).status_code == 200
         engine.dead = True
         assert (await side.get("/health/ready")).status_code == 503

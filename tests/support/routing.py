@@ -74,6 +74,8 @@ class FixedBackends:
     lost: list[str] = field(default_factory=list)
     wanted: list[Wanted] = field(default_factory=list)
     complete: bool = True
+    metrics: RouterMetrics = field(default_factory=lambda: RouterMetrics({"llava-api": "1"}))
+    connections: Connections = field(default_factory=lambda: Connections(Settings()))
 
     def models(self) -> list[dict[str, Any]]:
         names = dict.fromkeys(replica.model for replica in self.replicas)
@@ -101,10 +103,8 @@ class FixedBackends:
 async def routed(backends: Any, **chosen: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Router]]:
     """A client of a router before ``backends``, and the router."""
     settings = Settings.model_validate(SMALL | chosen)
-    connections = getattr(backends, "connections", None) or Connections(settings)
-    metrics = getattr(backends, "metrics", None) or RouterMetrics({"llava-api": "1"})
-    router = Router(settings, backends, connections, Lifecycle(), metrics)
-    router.is_loaded = True
+    router = Router(settings, backends, Lifecycle())
+    router.state.loaded = True
     async with AsyncExitStack() as at_end:
         at_end.push_async_callback(router.connections.close)
         running = await at_end.enter_async_context(serve_app(router_app(router, KeyRing(settings)), settings=settings))

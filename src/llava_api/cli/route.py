@@ -1,13 +1,18 @@
 """``llava-api route``: one address for several servers, which may run anywhere."""
 
 import argparse
+import asyncio
 import logging
 import re
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
 
 from llava_api.cli.flags import FRONT_SETTINGS, add_flags, read_settings
 from llava_api.cli.notify import notify
@@ -15,12 +20,18 @@ from llava_api.cli.serve import Front, announce, opened_front
 from llava_api.cli.terminal import set_up_logging
 from llava_api.errors import StartupError
 from llava_api.limits.keys import plain_key
+from llava_api.server.connections import ConnectionLimit
+from llava_api.server.http_server import DrainingServer, make_config
+from llava_api.server.lifecycle import Lifecycle
+from llava_api.server.lifespan import watch_files
+from llava_api.server.listening import room_for_connections
+from llava_api.server.side_port import side_port
 from llava_api.settings import Settings
 from llava_api.telemetry.router_metrics import RouterMetrics
 from llava_api.versions import all_versions
 
 if TYPE_CHECKING:
-    from llava_api.routing.serving import ServedBackends
+    from llava_api.routing.backends import Backends
 
 log = logging.getLogger("llava_api")
 ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?/?|unix:/.+")
@@ -73,21 +84,43 @@ def run(chosen: argparse.Namespace) -> None:
         serve_backends(replicas, settings, front)
 
 
-def serve_backends(backends: "ServedBackends", settings: Settings, front: Front) -> None:
+def serve_backends(backends: "Backends", settings: Settings, front: Front) -> None:
     """Serve ``backends`` under one address until a signal ends it. Raises what ended it otherwise."""
-    from llava_api.routing.serving import serve_router
+    from llava_api.routing.proxy import Router, router_app
 
-    def on_ready() -> None:
+    lifecycle = Lifecycle(settings.drain_timeout_seconds)
+    router = Router(settings, backends, lifecycle)
+
+    async def load() -> Router:
+        await backends.start()
+        router.state.loaded = True
         names = [str(card["id"]) for card in backends.models()]
         log.info("models: %s", ", ".join(names))
         announce(names[0], settings, front)
+        return router
 
-    def on_signal() -> None:
-        notify("STOPPING=1")
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        refreshes = [front.keys.refresh, *([front.certificates.refresh] if front.certificates is not None else [])]
+        async with side_port(app, front.side, settings):
+            tasks = [asyncio.create_task(lifecycle.run(load)), asyncio.create_task(watch_files(refreshes))]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await backends.close()
 
-    lifecycle = serve_router(
-        settings, front.keys, backends, front.main, front.side, front.certificates, on_ready, on_signal
+    config = make_config(
+        router_app(router, front.keys, lifespan),
+        settings,
+        certificates=front.certificates,
+        count_refusal=backends.metrics.reject,
+        # Each open request has a connection to a backend too.
+        connection_limit=ConnectionLimit(room_for_connections(2 * settings.max_connections) // 2),
     )
+    DrainingServer(config, lifecycle, on_signal=lambda: notify("STOPPING=1")).run(sockets=[front.main])
     if lifecycle.failure is not None:
         raise lifecycle.failure
 

@@ -3,7 +3,11 @@
 from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from llava_api.routing.connections import Connections
+    from llava_api.telemetry.router_metrics import RouterMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,9 @@ class Wanted:
 
 
 class Backends(Protocol):
+    metrics: "RouterMetrics"
+    connections: "Connections"
+
     def models(self) -> Sequence[dict[str, Any]]:
         """The objects of ``GET /v1/models``, as their servers wrote them, each with a ``status``: ready, loading...
 
@@ -66,3 +73,12 @@ class Backends(Protocol):
         ``tried``: backends that were lost by this request. BackendLost raised in the block reports one more.
         Raises ApiError: Unavailable with a Retry-After if there is no other backend.
         """
+
+    async def start(self) -> None:
+        """Returns when requests can be taken. Raises StartupError. Cancelled by a signal."""
+
+    async def supervise(self) -> str:
+        """Returns when no request will ever be answered again, with the reason; cancelled when the drain has ended."""
+
+    async def close(self) -> None:
+        """Ends all connections. No request is open. Called also if ``start`` has failed."""

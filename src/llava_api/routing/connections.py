@@ -48,7 +48,7 @@ class Connections:
         """By the path of a Unix socket; "" for all backends that have none."""
 
     def request(
-        self, backend: Backend, method: str, target: str, headers: Headers = (), body: bytes = b""
+        self, backend: Backend, method: str, target: str, headers: Headers = (), body: bytes | bytearray = b""
     ) -> AbstractAsyncContextManager[ClientResponse]:
         """The answer, whose body still comes. Entering and reading raise NETWORK_ERRORS.
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Answer = tuple[int, Headers, bytes]
-"""Status, headers and body."""
 Find = Callable[[Collection[Backend]], AbstractAsyncContextManager[Backend]]
 
 HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
@@ -41,57 +40,48 @@ NOT_SENT_BACK = HOP_BY_HOP | {b"date", b"x-request-id", b"request-id"}
 MOST_TRIES = 5
 MOST_ANSWERING = 2
 """Backends that may be lost while they answer one request: it might be the request that ends them."""
-MOST_STATUS = 599
+STATUSES = range(200, 600)
 NO_ANSWER = "The server of this model sent something that is no answer: its operator finds it in the router's log."
 LOST = "The server that was answering has stopped: send your request again."
 UNREACHED = "No server could answer this request: send it again in a moment."
 EVENTS, LINES = b"text/event-stream", b"application/x-ndjson"
 
 
+@dataclass
 class Passage:
-    """An ASGI response. ``find`` gives a backend, as ``Backends.place`` does.
+    """An ASGI response."""
 
-    ``comments_for``: the model's name, if the request is answered by events, among which comments may be sent while
-    its backend is waited for.
-    """
-
-    def __init__(self, router: "Router", request: Request, body: bytes, find: Find, comments_for: str = "") -> None:
-        self.router = router
-        self.request = request
-        self.body = body
-        self.find = find
-        self.comments_for = comments_for
-        self.media = b""
-        """Content type of the answer that has begun."""
-        self.begun = False
-        """Whether something of a backend's answer has been sent on."""
-        self.refused: Answer | None = None
-        """The latest answer of a backend that takes no requests."""
+    router: "Router"
+    request: Request
+    body: bytes | bytearray
+    find: Find
+    """Gives a backend, as ``Backends.place`` does."""
+    comments_for: str = ""
+    """The model, if the answer is a stream of events, which may begin with comments while a backend is waited for."""
+    media: bytes = b""
+    """Content type of the answer that has begun."""
+    begun: bool = False
+    """Whether something of a backend's answer has been sent on."""
+    refused: tuple[int, Headers, bytes] | None = None
+    """Status, headers and body of the latest answer of a backend that takes no requests."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises ApiError before anything has been sent."""
+        """Raises ApiError if nothing has been sent."""
         self.send = send
-        # It has no time limit of its own: a client that leaves ends it, or ``Router.abandon``.
+        # It has no time limit: it is ended early if the client leaves, and by ``Router.abandon``.
         work = asyncio.timeout(None)
-        watching = asyncio.create_task(cancel_on_disconnect(receive, work))
+        watching = asyncio.create_task(end_on_disconnect(receive, work))
         self.router.passages.add(work)
         try:
-            try:
-                async with work:
-                    await self.try_backends()
-            except TimeoutError:
-                if not work.expired():
-                    raise
-                if self.router.ending:
-                    raise Draining(STOPPING) from None
-        except ApiError as error:
-            if self.refused is not None and not self.begun:
-                await self.pass_back(*self.refused)
-                await self.end()
-            elif not self.media:
+            async with work:
+                await self.try_backends()
+        except TimeoutError:
+            if not work.expired():
                 raise
-            else:
-                await self.fail(error)
+            if self.router.ending:
+                await self.fail(Draining(STOPPING))
+        except ApiError as error:
+            await self.fail(error)
         finally:
             self.router.passages.discard(work)
             watching.cancel()
@@ -100,11 +90,10 @@ class Passage:
         tried: list[Backend] = []
         answering = 0
         while True:
-            commenting = asyncio.create_task(self.comment()) if self.comments_for else None
+            commenting = asyncio.create_task(self.comment())
             try:
                 async with self.find(tried) as backend:
-                    if commenting is not None:
-                        commenting.cancel()
+                    commenting.cancel()
                     await self.pass_to(backend)
                     return
             except BackendLost as lost:
@@ -117,82 +106,84 @@ class Passage:
                     raise Unavailable(UNREACHED) from lost
                 self.router.metrics.retry(current())
             finally:
-                if commenting is not None:
-                    commenting.cancel()
+                commenting.cancel()
 
     async def comment(self) -> None:
         """While a backend is waited for. The request's status is sent with the first comment, as the server does it."""
         await asyncio.sleep(self.router.settings.stream_head_seconds)
-        await self.begin(200, [(b"content-type", EVENTS + b"; charset=utf-8"), (b"cache-control", b"no-cache")])
-        while True:
-            await self.piece(ServerSentEvent(comment=f"loading {self.comments_for}", sep="\n").encode())
+        while self.comments_for:
+            await self.begin(200, [(b"content-type", EVENTS + b"; charset=utf-8"), (b"cache-control", b"no-cache")])
+            await self.piece(ServerSentEvent(comment=f"loading {self.comments_for}", sep="\n").encode(), more=True)
             await asyncio.sleep(self.router.settings.stream_keep_alive_seconds)
 
     async def pass_to(self, backend: Backend) -> None:
         """Raises BackendLost if nothing of an answer has been sent on, and EngineStopped if something has."""
-        request = self.request
-        sent = headers_for(request)
+        request, send = self.request, self.router.connections.request
         try:
-            async with self.router.connections.request(
-                backend, request.method, target(request), sent, self.body
-            ) as answer:
-                if not 200 <= answer.status <= MOST_STATUS:
-                    log.error("backend %s answered with the status %d", backend.name, answer.status)
+            async with send(backend, request.method, target(request), headers_for(request), self.body) as answer:
+                status, headers, content = answer.status, answer.raw_headers, answer.content
+                if status not in STATUSES:
+                    log.error("backend %s answered with the status %d", backend.name, status)
                     raise BadGateway(NO_ANSWER)
                 # Held back until its first bytes are there: until then another backend can answer instead.
-                first = await answer.content.readany()
-                if answer.status == 503 and refuses_all(answer.raw_headers, first):
-                    if answer.content.at_eof():
-                        self.refused = answer.status, answer.raw_headers, first
+                piece = await content.readany()
+                if status == 503 and refuses_all(headers, piece):
+                    # One that is not whole yet is not that of a server of ours.
+                    self.refused = (status, headers, piece) if content.at_eof() else None
                     raise BackendLost("it takes no requests now")
                 self.begun = True
                 current().logged = backend.logs_here
-                await self.pass_back(answer.status, answer.raw_headers, first)
-                async for piece in answer.content.iter_any():
-                    await self.piece(piece)
+                await self.pass_back(status, headers, piece, more=not content.at_eof())
+                while not content.at_eof():
+                    piece = await content.readany()
+                    await self.piece(piece, more=not content.at_eof())
         except NETWORK_ERRORS as error:
             if self.begun:
                 raise EngineStopped(LOST) from error
             was_answering = not isinstance(error, NOT_SENT_ERRORS)
             raise BackendLost(f"{type(error).__name__} {error}", was_answering) from error
-        await self.end()
 
-    async def pass_back(self, status: int, headers: Headers, first: bytes) -> None:
-        if self.media and status != 200:
-            # The status has been sent with a comment.
-            first = error_event(self.request.scope["path"], first)
-        elif not self.media:
-            exchange = exchange_of(self.request.scope)
+    async def pass_back(self, status: int, headers: Headers, body: bytes, more: bool) -> None:
+        """``body``: its first piece, if ``more`` come."""
+        if not self.media:
             given = next((value for name, value in headers if name.lower() == b"x-request-id"), None)
             if given is not None:
-                exchange.request_id = current().request_id = given.decode("latin-1")
+                exchange_of(self.request.scope).request_id = current().request_id = given.decode("latin-1")
             await self.begin(status, end_to_end(headers, NOT_SENT_BACK))
-        await self.piece(first)
+        elif status != 200:
+            # Another status has been sent with a comment.
+            body = error_event(self.request.scope["path"], body)
+        await self.piece(body, more)
 
     async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if not self.media:
             self.media = next((value for name, value in headers if name.lower() == b"content-type"), b"none")
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def piece(self, body: bytes) -> None:
-        if body:
-            await self.send({"type": "http.response.body", "body": body, "more_body": True})
-
-    async def end(self) -> None:
-        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def piece(self, body: bytes, more: bool) -> None:
+        await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def fail(self, error: ApiError) -> None:
-        """End an answer that has begun. One that is no stream is cut off: its client misses the rest."""
+        """Raises it if nothing has been sent. An answer that is no stream is cut off: its client misses the rest."""
+        if self.refused is not None and not self.begun:
+            await self.pass_back(*self.refused, more=False)
+            return
+        if not self.media:
+            raise error
         body = bytes(error_response(error).body)
         if self.media.startswith((EVENTS, LINES)):
-            await self.piece(error_event(self.request.scope["path"], body))
-            await self.end()
+            await self.piece(error_event(self.request.scope["path"], body), more=False)
+
+
+async def end_on_disconnect(receive: Receive, work: asyncio.Timeout) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    work.reschedule(0)
 
 
 def target(request: Request) -> str:
     query: bytes = request.scope["query_string"]
-    path = quote(request.scope["path"], safe="/:@!$&'()*+,;=~")
-    return f"{path}?{query.decode('latin-1')}" if query else path
+    return quote(request.scope["path"]) + (f"?{query.decode('latin-1')}" if query else "")
 
 
 def headers_for(request: Request) -> Headers:
@@ -210,12 +201,6 @@ def end_to_end(headers: Headers, left_out: Collection[bytes]) -> list[tuple[byte
     named = b",".join(value for name, value in headers if name.lower() == b"connection").lower().split(b",")
     dropped = {*left_out, *(name.strip() for name in named)}
     return [(name, value) for name, value in headers if name.lower() not in dropped]
-
-
-async def cancel_on_disconnect(receive: Receive, work: asyncio.Timeout) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    work.reschedule(0)
 
 
 def refuses_all(headers: Headers, body: bytes) -> bool:

@@ -1,16 +1,11 @@
-"""The router's application: the server's middleware, and the addresses that it passes on.
-
-Addresses are listed, so one that a server gets later, such as one that manages it, is not open here by accident.
-"""
+"""The router's application: the server's middleware, and the addresses that it passes on."""
 
 import asyncio
-import hashlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 import orjson
@@ -19,68 +14,55 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llava_api.chat.ollama_question import LATEST
-from llava_api.chat.ollama_reply import ollama_time
 from llava_api.chat.prepare import chosen_name
 from llava_api.errors import ErrorCode, NotFound, Unavailable
 from llava_api.limits.account import Account
 from llava_api.limits.keys import KeyRing
 from llava_api.limits.memory import MemoryBudget
-from llava_api.protocol.anthropic_reply import AnthropicModel, AnthropicModelList
-from llava_api.protocol.server_info import Health
+from llava_api.protocol.ollama_reply import OllamaDetails, OllamaModel, OllamaModelList
 from llava_api.routing.backends import Backend, Backends, Wanted
-from llava_api.routing.connections import NETWORK_ERRORS, Connections
+from llava_api.routing.connections import NETWORK_ERRORS
 from llava_api.routing.passage import UNREACHED, Passage, headers_for
 from llava_api.routing.question import read_question
-from llava_api.server import error_handlers
+from llava_api.server import error_handlers, routes
 from llava_api.server.answer import json_response
-from llava_api.server.app import add_middleware
+from llava_api.server.app import add_middleware, served_endpoints
 from llava_api.server.body import COPIES_GROWN, read_body
-from llava_api.server.endpoint import Endpoint, routes_of
+from llava_api.server.endpoint import Endpoint, Handler, routes_of
 from llava_api.server.lifecycle import Lifecycle
-from llava_api.server.middleware.availability import refusal
-from llava_api.server.routes import ollama
-from llava_api.server.routes.server_info import for_anthropic, version
-from llava_api.server.state import exchange_of
+from llava_api.server.state import AppState, exchange_of, set_state
 from llava_api.settings import Settings
 from llava_api.telemetry.record import current
-from llava_api.telemetry.router_metrics import RouterMetrics
 
-STORED = "/v1/responses/resp_{number}"
-ASKING = (
-    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/messages"),
-    *("/v1/messages/count_tokens", "/v1/explain", "/tokenize", "/detokenize"),
+SERVED = (
+    *(routes.chat, routes.completions, routes.responses, routes.anthropic, routes.explain, routes.tokenize),
+    *(routes.ollama, routes.server_info, routes.probes),
 )
-OLLAMA_ASKING = ("/api/chat", "/api/generate", "/api/show")
-OLLAMA_STREAMING = ("/api/chat", "/api/generate")
-OLLAMA_DETAILS = {"parent_model": "", "format": "safetensors", "family": "llava", "families": ["llava", "clip"]}
-OLLAMA_DETAILS |= {"parameter_size": "", "quantization_level": ""}
-ADAPTERS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
-SHORT = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
-"""What --short-paths serves without /v1 too, with the addresses below them."""
+"""Listed, so that an address which a server gets later, such as one that manages it, is not open here by accident."""
+STREAMING_BY_DEFAULT = ("/api/chat", "/api/generate")
+OLLAMA_DETAILS = OllamaDetails(family="llava", families=["llava", "clip"], parameter_size="", quantization_level="")
 NOT_THERE = "No server that answers has this model, and others do not answer: check the name, or try again in a moment."
 
 
 class Router:
-    """``is_loaded``: whether requests are taken. ``ending``: the drain's time is over."""
+    """``ending``: the drain's time is over."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        backends: Backends,
-        connections: Connections,
-        lifecycle: Lifecycle,
-        metrics: RouterMetrics,
-    ) -> None:
+    def __init__(self, settings: Settings, backends: Backends, lifecycle: Lifecycle) -> None:
         self.settings = settings
         self.backends = backends
-        self.lifecycle = lifecycle
-        self.metrics = metrics
-        self.connections = connections
+        self.metrics = backends.metrics
+        self.connections = backends.connections
+        self.state = AppState()
+        self.state.services, self.state.loaded, self.state.lifecycle = None, False, lifecycle
+        # They have what the probes call.
+        self.state.metrics = self.metrics  # type: ignore[assignment]
         self.memory = MemoryBudget(max(settings.max_inflight_bytes, COPIES_GROWN * settings.max_body_bytes))
         self.passages: set[asyncio.Timeout] = set()
         """Open requests."""
-        self.is_loaded = False
         self.ending = False
+
+    async def supervise(self) -> str:
+        return await self.backends.supervise()
 
     def abandon(self) -> None:
         """End the open requests, with an error where one can still be sent."""
@@ -94,9 +76,9 @@ class Router:
         exchange, record, path = exchange_of(request.scope), current(), request.scope["path"]
         account = Account(exchange.caller, self.memory.hold(exchange.caller))
         exchange.callback(account.memory.release)
-        body = bytes(await read_body(request, self.settings.max_body_bytes, account))
+        body = await read_body(request, self.settings.max_body_bytes, account)
         account.memory.keep(len(body))
-        question = read_question(body, streams_by_default=path in OLLAMA_STREAMING)
+        question = read_question(body, streams_by_default=path in STREAMING_BY_DEFAULT)
         model = self.served_name(question.model)
         record.model, record.stream = model, question.streamed
         keeper = None
@@ -165,91 +147,55 @@ class Router:
 
     async def models(self, request: Request) -> Response:
         models = self.backends.models()
-        if for_anthropic(request):
-            cards = [anthropic_card(model) for model in models]
-            ends = (cards[0].id, cards[-1].id) if cards else ("", "")
-            return json_response(AnthropicModelList(data=cards, first_id=ends[0], last_id=ends[1]))
+        if routes.server_info.for_anthropic(request):
+            return json_response(
+                routes.server_info.anthropic_models((model["id"], model["created"]) for model in models)
+            )
         return as_json({"object": "list", "data": models})
 
     async def model(self, request: Request) -> Response:
         models = {str(model["id"]): model for model in self.backends.models()}
-        found = models[chosen_name(request.path_params["name"], list(models), self.settings.any_model)]
-        return json_response(anthropic_card(found)) if for_anthropic(request) else as_json(found)
+        name = chosen_name(request.path_params["name"], list(models), self.settings.any_model)
+        if routes.server_info.for_anthropic(request):
+            return json_response(routes.server_info.anthropic_models([(name, models[name]["created"])]).data[0])
+        return as_json(models[name])
 
     async def ollama_models(self, request: Request) -> Response:
         """With the fields that clients of Ollama's API look at."""
         running = request.scope["path"] == "/api/ps"
-        models = [model for model in self.backends.models() if not running or model["status"] == "ready"]
-        return as_json({"models": [ollama_card(model) for model in models]})
-
-    async def live(self, request: Request) -> Response:
-        if self.lifecycle.failure is not None:
-            raise refusal(self.lifecycle, self.is_loaded) or self.lifecycle.failure
-        return json_response(Health(status="live"))
-
-    async def ready(self, request: Request) -> Response:
-        refused = refusal(self.lifecycle, self.is_loaded)
-        if refused is not None:
-            raise refused
-        return json_response(Health(status="ready"))
-
-    async def metrics_page(self, request: Request) -> Response:
-        self.metrics.sample()
-        content, content_type = await asyncio.to_thread(self.metrics.page, request.headers.get("accept", ""))
-        return Response(content, headers={"content-type": content_type})
+        models = [
+            OllamaModel(**routes.ollama.model_fields(model["id"], model["created"], 0, "", OLLAMA_DETAILS))
+            for model in self.backends.models()
+            if not running or model["status"] == "ready"
+        ]
+        return json_response(OllamaModelList(models=models))
 
     # The addresses
 
-    def probes(self) -> list[Endpoint]:
-        """What the second port serves too."""
-        probe = partial(Endpoint, "GET", access=lambda _: "open", probe=True)
-        health = [probe("/health/live", self.live), probe("/health/ready", self.ready), probe("/health", self.ready)]
-        metrics = Endpoint("GET", "/metrics", self.metrics_page, access=lambda settings: settings.metrics, probe=True)
-        return [*health, metrics]
-
-    def endpoints(self) -> list[Endpoint]:
-        at: Callable[[Literal["GET", "POST", "DELETE"], str, Any], Endpoint] = Endpoint
-        served = [at("POST", path, self.ask) for path in ASKING]
-        served += [at("GET", STORED, self.stored), at("DELETE", STORED, self.stored)]
-        served += [at("GET", f"{STORED}/input_items", self.stored), at("POST", f"{STORED}/cancel", self.stored)]
-        if self.settings.short_paths:
-            served += [replace(each, path=each.path[3:]) for each in served if each.path.startswith(SHORT)]
-        served += [at("GET", "/v1/models", self.models), at("GET", "/v1/models/{name:path}", self.model)]
-        served += [at("GET", "/version", version), *(at("POST", path, self.adapters) for path in ADAPTERS)]
-        if self.settings.ollama_api:
-            served += [at("POST", path, self.ask) for path in OLLAMA_ASKING]
-            served += [at("GET", path, self.ollama_models) for path in ("/api/tags", "/api/ps")]
-            served += [at("GET", "/api/version", ollama.version), at("GET", "/", ollama.is_running)]
-        return [*served, *(each for each in self.probes() if each.access(self.settings) != "off")]
+    def endpoints(self) -> Iterator[Endpoint]:
+        own: dict[str, Handler] = {
+            "/v1/models": self.models,
+            "/v1/models/{model}": self.model,
+            "/api/tags": self.ollama_models,
+            "/api/ps": self.ollama_models,
+        }
+        for endpoint in (endpoint for module in SERVED for endpoint in module.ENDPOINTS):
+            handle = self.ask if endpoint.request else own.get(endpoint.path, endpoint.handle)
+            yield replace(endpoint, handle=self.stored if endpoint.path.startswith(routes.responses.PATH) else handle)
+        for endpoint in routes.lora.ENDPOINTS:
+            yield Endpoint("POST", endpoint.path, self.adapters)
 
 
 def router_app(router: Router, keys: KeyRing, lifespan: Any = None) -> Starlette:
-    settings, endpoints = router.settings, router.endpoints()
+    settings, state = router.settings, router.state
+    endpoints = served_endpoints(settings, router.endpoints())
     app = Starlette(routes=routes_of(endpoints), lifespan=lifespan)
     app.router.redirect_slashes = False
-    add_middleware(
-        app, settings, keys, endpoints, router.lifecycle, lambda: router.is_loaded, router.metrics, tracing=None
-    )
+    set_state(app, state)
+    add_middleware(app, settings, keys, endpoints, state.lifecycle, lambda: state.loaded, router.metrics, tracing=None)
     error_handlers.install(app, ollama_api=settings.ollama_api)
     return app
 
 
 def as_json(value: object) -> Response:
     return Response(orjson.dumps(value), media_type="application/json")
-
-
-def anthropic_card(model: dict[str, Any]) -> AnthropicModel:
-    created = datetime.fromtimestamp(model["created"], UTC).isoformat().replace("+00:00", "Z")
-    return AnthropicModel(id=model["id"], display_name=model["id"], created_at=created)
-
-
-def ollama_card(model: dict[str, Any]) -> dict[str, Any]:
-    name = model["id"] if ":" in model["id"] else model["id"] + LATEST
-    return {
-        "name": name,
-        "model": name,
-        "modified_at": ollama_time(datetime.fromtimestamp(model["created"], UTC)),
-        "size": 0,
-        "digest": hashlib.sha256(name.encode()).hexdigest(),
-        "details": OLLAMA_DETAILS,
-    }

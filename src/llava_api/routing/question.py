@@ -27,7 +27,7 @@ class Question:
     """
 
 
-def read_question(body: bytes, streams_by_default: bool) -> Question:
+def read_question(body: bytes | bytearray, streams_by_default: bool) -> Question:
     """Raises InvalidRequest. Images are hashed where they are, so a body of megabytes takes some milliseconds."""
     text = without_base64(body, digest)
     check_parts(text)

@@ -42,15 +42,18 @@ NO_REPLICA = "No server of this model takes requests now: try again in a moment.
 @dataclass(eq=False, slots=True)
 class Replica:
     backend: Backend
-    ready: bool = False
+    ready: bool | None = None
+    """None: it has not been asked yet."""
     models: list[dict[str, Any]] = field(default_factory=list)
     """As it listed them last."""
     next_models: float = 0.0
     """When to ask for them again."""
     open_requests: int = 0
-    asked: bool = False
     since: float = field(default_factory=time.monotonic)
-    given_up: bool = False
+
+    @property
+    def is_silent(self) -> bool:
+        return not self.models and time.monotonic() - self.since >= SILENT_SECONDS
 
     def serves(self, model: str) -> bool:
         return any(card["id"] == model for card in self.models)
@@ -76,8 +79,8 @@ class Replicas:
         self.connections = Connections(settings)
         self.key = key
         self.replicas: dict[Backend, Replica] = {}
-        self.latest: dict[str, list[Backend]] = {}
-        """What each name was found to be last."""
+        self.found: dict[str, list[Backend]] = {}
+        """What each address was found to be last."""
         card = {"object": "model", "created": int(time.time()), "owned_by": "llava-api"}
         self.known: dict[str, dict[str, Any]] = {name: {"id": name} | card for name in sleeping}
         """All models that have been seen or named."""
@@ -86,8 +89,8 @@ class Replicas:
         self.most_seconds = settings.request_timeout_seconds
         self.next_names = 0.0
         """When to look the names up again."""
-        self.complaints: dict[str, str] = {}
-        """What was logged last of an address, so that it is logged once."""
+        self.complaints: set[tuple[str, str]] = set()
+        """Addresses and what has been logged of them, so that it is logged once."""
 
     # What the router asks
 
@@ -97,14 +100,22 @@ class Replicas:
 
     @property
     def complete(self) -> bool:
-        return all(replica.models or replica.given_up for replica in self.replicas.values())
+        return all(replica.models or replica.is_silent for replica in self.replicas.values())
 
     def running(self) -> list[Backend]:
         return [replica.backend for replica in self.replicas.values() if replica.ready]
 
     @asynccontextmanager
     async def place(self, wanted: Wanted, tried: Collection[Backend]) -> AsyncIterator[Backend]:
-        replica = await self.wait_for(wanted, tried) if wanted.model in self.waiting else self.choose(wanted, tried)
+        end = time.monotonic() + self.most_seconds
+        while (replica := self.choose(wanted, tried)) is None:
+            if wanted.model not in self.waiting or time.monotonic() >= end:
+                raise Unavailable(NO_REPLICA, code=ErrorCode.MODEL_NOT_READY)
+            self.waiting[wanted.model] += 1
+            try:
+                await asyncio.sleep(LOOK_SECONDS)
+            finally:
+                self.waiting[wanted.model] -= 1
         replica.open_requests += 1
         try:
             yield replica.backend
@@ -114,29 +125,14 @@ class Replicas:
         finally:
             replica.open_requests -= 1
 
-    async def wait_for(self, wanted: Wanted, tried: Collection[Backend]) -> Replica:
-        self.waiting[wanted.model] += 1
-        end = time.monotonic() + self.most_seconds
-        try:
-            while True:
-                try:
-                    return self.choose(wanted, tried)
-                except Unavailable:
-                    if time.monotonic() >= end:
-                        raise
-                await asyncio.sleep(LOOK_SECONDS)
-        finally:
-            self.waiting[wanted.model] -= 1
-
-    def choose(self, wanted: Wanted, tried: Collection[Backend]) -> Replica:
+    def choose(self, wanted: Wanted, tried: Collection[Backend]) -> Replica | None:
         """By rendezvous hashing with bounded load: each affinity has its own order of replicas."""
         ready = [one for one in self.replicas.values() if one.ready and one.serves(wanted.model)]
         # One that was lost and is ready has closed the connection, or has been started again.
         left = [one for one in ready if one.backend not in tried] or ready
         if not left:
-            raise Unavailable(NO_REPLICA, code=ErrorCode.MODEL_NOT_READY)
-        keeper = next((one for one in left if one.backend == wanted.keeper), None)
-        if keeper is not None:
+            return None
+        if keeper := next((one for one in left if one.backend == wanted.keeper), None):
             return keeper
         most = BUSIER * sum(one.open_requests for one in left) / len(left) + LEEWAY
         free = [one for one in left if one.open_requests <= most]
@@ -153,7 +149,7 @@ class Replicas:
         for replica in self.replicas.values():
             self.metrics.backend_requests.labels(replica.backend.name).set(replica.open_requests)
             for model in replica.models or [{"id": ""}]:
-                self.metrics.backend_up.labels(model["id"], replica.backend.name).set(replica.ready)
+                self.metrics.backend_up.labels(model["id"], replica.backend.name).set(bool(replica.ready))
 
     # Looking after them
 
@@ -177,33 +173,30 @@ class Replicas:
     async def look(self) -> None:
         if time.monotonic() >= self.next_names:
             self.next_names = time.monotonic() + NAMES_SECONDS
-            found = [
-                backend for backends in await asyncio.gather(*map(self.look_up, self.addresses)) for backend in backends
-            ]
+            await asyncio.gather(*map(self.look_up, self.addresses))
+            found = [backend for address in self.addresses for backend in self.found.get(address, ())]
             self.replicas = {backend: self.replicas.get(backend) or Replica(backend) for backend in found}
         await asyncio.gather(*map(self.ask, self.replicas.values()))
 
-    async def look_up(self, address: str) -> list[Backend]:
-        """One backend for each address of a name. Raises nothing: a name may be unknown while nothing runs there."""
+    async def look_up(self, address: str) -> None:
+        """Find one backend for each address of a name. Raises nothing: a name is unknown while nothing runs there."""
         parts = urlsplit(address)
         if parts.scheme == "unix":
-            return [Backend(parts.path, address)]
-        assert parts.hostname is not None
+            self.found[address] = [Backend(parts.path, address)]
+            return
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
             found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             self.complain(address, f"its name is not known: {getattr(error, 'strerror', None) or error}")
-            return self.latest.get(address, [])
-        self.complain(address, "")
+            return
         # A machine with addresses of both kinds is one replica.
         family = min((one[0] for one in found), key=lambda family: family != socket.AF_INET)
         hosts = sorted({str(one[4][0]) for one in found if one[0] == family})
         places = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts]
         # A server without keys accepts every address as its Host, but not every name.
         name = f"{parts.hostname}:{port}" if parts.scheme == "https" else ""
-        self.latest[address] = [Backend(place, f"{parts.scheme}://{place}", name) for place in places]
-        return self.latest[address]
+        self.found[address] = [Backend(place, f"{parts.scheme}://{place}", name) for place in places]
 
     async def ask(self, replica: Replica) -> None:
         """Ask a backend whether it is ready, and at times for its models."""
@@ -213,40 +206,33 @@ class Replicas:
                 ready = (await self.connections.get(replica.backend, "/health/ready"))[0] == 200
                 if ready and time.monotonic() >= replica.next_models:
                     await self.list_models(replica)
-        except (TimeoutError, ValueError, KeyError, TypeError, *NETWORK_ERRORS) as error:
+        except (TimeoutError, ValueError, KeyError, TypeError, StartupError, *NETWORK_ERRORS) as error:
             reason = f": {error}" if str(error) else f": {error!r}"
         ready = ready and bool(replica.models)
-        # The first time too: the address may be wrong.
-        if ready != replica.ready or not replica.asked:
-            log.info("backend %s %s", replica.backend.name, "is ready" if ready else f"takes no requests{reason}")
-        replica.ready, replica.asked = ready, True
-        if not replica.models and not replica.given_up and time.monotonic() - replica.since >= SILENT_SECONDS:
-            replica.given_up = True
-            log.warning(
-                "backend %s has listed no models for %g s: a model that only it has is unknown (404) until it does",
-                replica.backend.name,
-                SILENT_SECONDS,
-            )
+        if ready != replica.ready:
+            text = "is ready" if ready else f"takes no requests{reason}"
+            log.log(logging.INFO if ready else logging.WARNING, "backend %s %s", replica.backend.name, text)
+        replica.ready = ready
+        if replica.is_silent:
+            text = f"no models listed for {SILENT_SECONDS:g} s: those that only it has are unknown (404) until it does"
+            self.complain(replica.backend.name, text)
 
     async def list_models(self, replica: Replica) -> None:
+        """Raises StartupError for a file without a key, and ValueError."""
         headers = []
         if self.key is not None:
             # Read each time, because keys are exchanged while the router runs.
-            try:
-                key = await asyncio.to_thread(plain_key, self.key)
-            except StartupError as error:
-                self.complain(replica.backend.address, str(error))
-                return
+            key = await asyncio.to_thread(plain_key, self.key)
             headers = [(b"authorization", f"Bearer {key}".encode())]
         status, body = await self.connections.get(replica.backend, "/v1/models", headers)
+        if status == 401:
+            raise ValueError("it lists its models only with an API key: name one with --backend-key-file")
         if status == 200:
             # Not every server's cards have all fields that the router's own answers need.
             replica.models = [DEFAULTS | card for card in orjson.loads(body)["data"] if isinstance(card["id"], str)]
             replica.next_models = time.monotonic() + MODELS_SECONDS
             self.known |= {card["id"]: card for card in replica.models}
             self.forget_adapters()
-        needs_key = "it lists its models only with an API key: name one with --backend-key-file"
-        self.complain(replica.backend.address, needs_key if status == 401 else "")
 
     def forget_adapters(self) -> None:
         """Those that have been unloaded: no server lists them, but one lists their model."""
@@ -256,7 +242,6 @@ class Replicas:
                 del self.known[name]
 
     def complain(self, address: str, reason: str) -> None:
-        """Log a reason once."""
-        if reason and self.complaints.get(address) != reason:
+        if (address, reason) not in self.complaints:
+            self.complaints.add((address, reason))
             log.warning("backend %s: %s", address, reason)
-        self.complaints[address] = reason

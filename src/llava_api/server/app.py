@@ -1,6 +1,6 @@
 """The application: state, middleware, error handlers and routes. Everything is made per app; there are no globals."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ def create_app(
     tracing: Tracing | None = None,
 ) -> FastAPI:
     """``services`` is None if ``lifespan`` makes them when the server starts."""
-    endpoints = served_endpoints(settings)
+    endpoints = served_endpoints(settings, (*ENDPOINTS, *docs.ENDPOINTS))
     app = FastAPI(
         title="llava-api",
         version=__version__,
@@ -58,7 +58,7 @@ def create_app(
     )
     state = AppState()
     set_state(app, state)
-    state.services = services
+    state.services, state.loaded = services, services is not None
     state.lifecycle = lifecycle or Lifecycle()
     # /metrics answers before the services are there.
     state.metrics = Metrics(all_versions()) if services is None else services.metrics
@@ -110,8 +110,8 @@ def add_middleware(
         app.add_middleware(ForwardedFor, trusted=settings.trusted_proxies)
 
 
-def served_endpoints(settings: Settings) -> list[Endpoint]:
-    served = [each for each in (*ENDPOINTS, *docs.ENDPOINTS) if each.access(settings) != "off"]
+def served_endpoints(settings: Settings, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    served = [each for each in endpoints if each.access(settings) != "off"]
     if settings.short_paths:
         served += [
             replace(each, path=each.path.removeprefix("/v1"), route=each.route.removeprefix("/v1"))

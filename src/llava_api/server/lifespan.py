@@ -89,7 +89,7 @@ def make_lifespan(
             sweeping = asyncio.create_task(services.data.files.sweep())
             at_end.callback(sweeping.cancel)
         await warm_up(services)
-        state.services = services
+        state.services, state.loaded = services, True
         # These objects stay. Without this, a full collection looks through all of torch and vLLM, which takes a tenth
         # of a second.
         gc.collect()

@@ -8,16 +8,15 @@ It runs in the main server's process and event loop, from before the model is lo
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
-from llava_api.errors import ErrorCode
 from llava_api.server import error_handlers
 from llava_api.server.connections import ConnectionLimit
-from llava_api.server.endpoint import Endpoint, routes_of
+from llava_api.server.endpoint import routes_of
 from llava_api.server.http_server import make_config
 from llava_api.server.middleware.exchange import ExchangeMiddleware
 from llava_api.server.routes import probes
@@ -34,38 +33,25 @@ class SideServer(uvicorn.Server):
         yield
 
 
-def side_app(endpoints: Iterable[Endpoint]) -> FastAPI:
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, routes=routes_of(endpoints))
-    app.add_middleware(ExchangeMiddleware)
-    error_handlers.install(app)
-    return app
-
-
 @asynccontextmanager
-async def side_port(main: FastAPI, listener: socket.socket | None, settings: Settings) -> AsyncIterator[None]:
+async def side_port(main: Starlette, listener: socket.socket | None, settings: Settings) -> AsyncIterator[None]:
     """Show the health and the metrics of ``main`` at ``listener``, a bound socket, until the end of the block.
 
     None means no second port.
     """
-    app = side_app(probes.ENDPOINTS)
-    set_state(app, state_of(main))
-    async with answering(app, listener, settings, state_of(main).metrics.reject):
-        yield
-
-
-@asynccontextmanager
-async def answering(
-    app: FastAPI, listener: socket.socket | None, settings: Settings, count_refusal: Callable[[ErrorCode | None], None]
-) -> AsyncIterator[None]:
-    """Answer with ``app`` at ``listener`` until the end of the block."""
     if listener is None:
         yield
         return
+    app = Starlette(routes=routes_of(probes.ENDPOINTS))
+    app.router.redirect_slashes = False
+    app.add_middleware(ExchangeMiddleware)
+    error_handlers.install(app)
+    set_state(app, state_of(main))
     config = make_config(
         app,
         settings,
         lifespan="off",
-        count_refusal=count_refusal,
+        count_refusal=state_of(main).metrics.reject,
         connection_limit=ConnectionLimit(MAX_CONNECTIONS),
     )
     server = SideServer(config)

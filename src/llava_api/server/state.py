@@ -16,14 +16,12 @@ class AppState(State):
     """What all requests of an application share."""
 
     services: Services | None
-    """None until the model is loaded."""
+    """None until the model is loaded, and in a router."""
+    loaded: bool
+    """Whether requests are taken."""
     lifecycle: Lifecycle
     metrics: Metrics
     tracing: Tracing | None
-
-    @property
-    def loaded(self) -> bool:
-        return self.services is not None
 
 
 def set_state(app: Starlette, state: AppState) -> None:

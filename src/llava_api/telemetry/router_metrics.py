@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from llava_api.errors import ErrorCode
-from llava_api.telemetry.metrics import METHODS, MOST_MODELS, NO_CODE, OTHER, TOTAL_SECONDS, page
+from llava_api.telemetry.metrics import METHODS, MOST_MODELS, NO_CODE, OTHER, STATES, TOTAL_SECONDS, State, page
 from llava_api.telemetry.record import OUTCOMES, RequestRecord
 
 
@@ -44,6 +44,7 @@ class RouterMetrics:
             registry=registry,
             buckets=TOTAL_SECONDS,
         )
+        self.state = gauge("state", "1 for the state of the router.", "state")
         self.in_progress = gauge("requests_in_progress", "Open requests.")
         self.waiting = gauge("waiting_requests", "Requests that wait for a server of a sleeping model.", "model")
         self.tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
@@ -81,8 +82,10 @@ class RouterMetrics:
     def reject(self, code: ErrorCode | None) -> None:
         self.rejections.labels(code or NO_CODE).inc()
 
-    def sample(self) -> None:
+    def sample(self, state: State) -> None:
         """Set the gauges. To be called on the event loop before ``page``."""
+        for each in STATES:
+            self.state.labels(each).set(each == state)
         self.in_progress.set(self.running)
         self.tasks.set(len(asyncio.all_tasks()))
         self.sample_backends()

@@ -276,7 +276,7 @@ class TestModels:
             await replicas.look()
             answer = await client.post(CHAT, json=said("a", model="two"))
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
-            assert "backend 127.0.0.1:9 has listed no models for" in caplog.text
+            assert "backend 127.0.0.1:9: no models listed for" in caplog.text
             page = read_page((await client.get("/metrics")).text)
             assert page.value("llava_api_router_backend_up", model="", backend="127.0.0.1:9") == 0
 
@@ -342,7 +342,8 @@ class TestModels:
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo, raising=False)
 
         async def look_up() -> list[str]:
-            return [backend.address for backend in await replicas.look_up("http://models.svc:8000")]
+            await replicas.look_up("http://models.svc:8000")
+            return [backend.address for backend in replicas.found["http://models.svc:8000"]]
 
         assert await look_up() == ["http://10.0.0.1:8000", "http://10.0.0.2:8000"]
         found[:] = ["10.0.0.2", "10.0.0.3"]
@@ -395,5 +396,6 @@ async def test_a_stored_response_is_found_at_its_replica(tmp_path: Path) -> None
 
 async def test_unavailable_says_when_to_come_again() -> None:
     with pytest.raises(Unavailable) as caught:
-        replicas_of([]).choose(Wanted("one"), ())
+        async with replicas_of([]).place(Wanted("one"), ()):
+            pass
     assert caught.value.retry_after_seconds

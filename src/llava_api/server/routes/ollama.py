@@ -90,20 +90,27 @@ async def show(context: Context, wanted: wire.OllamaShowRequest) -> reply.Ollama
             f"{family}.context_length": services.engine.max_model_len,
         },
         capabilities=["completion", "vision", "tools"],
-        modified_at=started(services),
+        modified_at=ollama_time(datetime.fromtimestamp(services.started, UTC)),
     )
 
 
 def described(services: Services, name: str) -> dict[str, Any]:
+    details = details_of(services, name)
+    return model_fields(name, services.started, services.checkpoint_bytes, services.fingerprint, details)
+
+
+def model_fields(
+    name: str, started: float, size: int, fingerprint: str, details: reply.OllamaDetails
+) -> dict[str, Any]:
     """Fields of ``OllamaModel``. Clients look for names with a tag, which they add themselves."""
     tagged = name if ":" in name else name + LATEST
     return {
         "name": tagged,
         "model": tagged,
-        "modified_at": started(services),
-        "size": services.checkpoint_bytes,
-        "digest": hashlib.sha256(f"{services.fingerprint} {name}".encode()).hexdigest(),
-        "details": details_of(services, name),
+        "modified_at": ollama_time(datetime.fromtimestamp(started, UTC)),
+        "size": size,
+        "digest": hashlib.sha256(f"{fingerprint} {name}".encode()).hexdigest(),
+        "details": details,
     }
 
 
@@ -124,10 +131,6 @@ def short_count(parameters: int | None) -> str:
     if parameters is None:
         return ""
     return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.2f}M"
-
-
-def started(services: Services) -> str:
-    return ollama_time(datetime.fromtimestamp(services.started, UTC))
 
 
 async def version(_: Request) -> Response:

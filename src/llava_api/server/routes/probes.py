@@ -11,7 +11,7 @@ from llava_api.protocol.server_info import Health
 from llava_api.server.answer import json_response
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.middleware.availability import refusal
-from llava_api.server.state import services_of, state_of
+from llava_api.server.state import state_of
 from llava_api.telemetry.metrics import State
 
 STATES: dict[ErrorCode | None, State] = {
@@ -34,7 +34,8 @@ async def ready(request: Request) -> Response:
     refused = refusal(state.lifecycle, state.loaded)
     if refused is not None:
         raise refused
-    await services_of(request).engine.check_health()
+    if state.services is not None:
+        await state.services.engine.check_health()
     return json_response(Health(status="ready"))
 
 

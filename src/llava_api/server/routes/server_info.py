@@ -1,5 +1,6 @@
 """``GET /v1/models``, ``GET /v1/models/{model}`` and ``GET /version``."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from fastapi import Request
@@ -33,9 +34,16 @@ def card(services: Services, name: str) -> ModelCard:
     )
 
 
-def anthropic_card(services: Services, name: str) -> AnthropicModel:
-    created = datetime.fromtimestamp(services.started, UTC).isoformat().replace("+00:00", "Z")
-    return AnthropicModel(id=name, display_name=name, created_at=created)
+def anthropic_models(models: Iterable[tuple[str, float]]) -> AnthropicModelList:
+    """``models``: names, and the Unix times at which they were started."""
+    data = [
+        AnthropicModel(
+            id=name, display_name=name, created_at=f"{datetime.fromtimestamp(started, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        )
+        for name, started in models
+    ]
+    ends = (data[0].id, data[-1].id) if data else ("", "")
+    return AnthropicModelList(data=data, first_id=ends[0], last_id=ends[1])
 
 
 def for_anthropic(request: Request) -> bool:
@@ -47,8 +55,7 @@ async def list_models(request: Request) -> Response:
     services = services_of(request)
     names = services.model.served_names()
     if for_anthropic(request):
-        data = [anthropic_card(services, name) for name in names]
-        return json_response(AnthropicModelList(data=data, first_id=names[0], last_id=names[-1]))
+        return json_response(anthropic_models((name, services.started) for name in names))
     return json_response(ModelList(data=[card(services, name) for name in names]))
 
 
@@ -57,7 +64,9 @@ async def get_model(request: Request) -> Response:
     # A path has no double slashes, and a model's name may begin with one: a folder's is its path.
     names = {single_slashes(f"/{name}")[1:]: name for name in services.model.served_names()}
     found = services.preparer.served_name(names.get(asked, asked))
-    return json_response(anthropic_card(services, found) if for_anthropic(request) else card(services, found))
+    if for_anthropic(request):
+        return json_response(anthropic_models([(found, services.started)]).data[0])
+    return json_response(card(services, found))
 
 
 async def version(_: Request) -> Response:
