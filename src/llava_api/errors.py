@@ -49,6 +49,7 @@ class ErrorCode(StrEnum):
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
     REQUEST_EXCEEDS_RATE_LIMIT = "request_exceeds_rate_limit"
     TOO_MANY_REQUESTS_AT_ONCE = "too_many_requests_at_once"
+    TOO_MANY_BATCHES = "too_many_batches"
     # The server's load and state
     SERVER_BUSY = "server_busy"
     QUEUE_FULL = "queue_full"

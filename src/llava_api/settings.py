@@ -122,6 +122,8 @@ class Settings(BaseSettings):
     """Bytes of the files that a caller may keep at /v1/files, outputs of batches included; then 403."""
     max_stored_files: int | None = Field(100_000, ge=0, le=MOST_COUNTED)
     """Number of those files."""
+    max_open_batches: int | None = Field(100, ge=0, le=MOST_COUNTED)
+    """Batches of a caller that have not ended; more get 429."""
     key_limits_file: Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.MADE_BY_CHART] = None
     """TOML file of other limits for single keys, a table for each key's name; read again when it changes."""
     rate_limit_redis_url: Annotated[str | None, Mark.NOT_IN_FINGERPRINT, Mark.MADE_BY_CHART] = None
@@ -140,6 +142,8 @@ class Settings(BaseSettings):
     """Bytes of one uploaded file; images also have --max-image-bytes."""
     file_lifetime_seconds: int = Field(2_592_000, ge=0)
     """When a file is deleted whose upload does not say it (expires_after); 0 keeps such files."""
+    max_batch_requests: int = Field(50_000, ge=1)
+    """Requests of one batch."""
 
     # Logs, metrics and traces
     log_format: Annotated[Literal["human", "json"], Mark.NOT_IN_FINGERPRINT, Mark.MADE_BY_CHART] = "human"

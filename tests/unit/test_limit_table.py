@@ -10,7 +10,7 @@ from llava_api.errors import StartupError
 from llava_api.limits.table import CallerLimits, LimitTable, caller_of_key
 from llava_api.settings import Settings
 
-STORED = 20_000_000_000, 100_000
+STORED = 20_000_000_000, 100_000, 100
 ANNE, BEN = caller_of_key("anne"), caller_of_key("ben")
 
 
@@ -32,7 +32,7 @@ def test_a_key_has_its_own_limits_and_the_defaults_for_the_rest(file: Path) -> N
     file.write_text(anne + '[ben]\nweight = 0.5\nmax_stored_bytes = 0\nmax_stored_files = "none"\n')
     table = table_of(file, requests_per_minute=60, tokens_per_minute=1000, images_per_minute=5)
     assert table.limits_of(ANNE) == CallerLimits(600, None, 5, None, None, 4.0, *STORED)
-    assert table.limits_of(BEN) == CallerLimits(60, 1000, 5, None, None, 0.5, 0, None)
+    assert table.limits_of(BEN) == CallerLimits(60, 1000, 5, None, None, 0.5, 0, None, 100)
     # An address called like a key is not the key.
     for other in ("anne", caller_of_key("cleo"), "192.0.2.1"):
         assert table.limits_of(other) == table.default

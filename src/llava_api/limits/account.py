@@ -34,6 +34,18 @@ class RateLimiter:
         await self.windows.close()
 
 
+class BatchLimiter(RateLimiter):
+    """For the requests of batches, which no minute's limits hold for: they run when there is time for them.
+
+    Their memory is counted as that of one caller, who gets half of it at most.
+    """
+
+    def account(self, caller: str, memory: MemoryBudget) -> "Account":
+        limits = self.table.limits_of(caller)
+        kept = CallerLimits(max_tokens_per_request=limits.max_tokens_per_request, weight=limits.weight)
+        return Account(caller, memory.hold("batches"), kept)
+
+
 def open_limiter(settings: Settings) -> RateLimiter:
     """Raises StartupError for a wrong file of limits and for a wrong Redis URL."""
     return RateLimiter(LimitTable(settings), open_windows(settings.rate_limit_redis_url))

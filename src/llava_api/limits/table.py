@@ -37,6 +37,7 @@ class CallerLimits:
     """Its share of the engine's queue, beside callers of weight 1."""
     max_stored_bytes: Count = None
     max_stored_files: Count = None
+    max_open_batches: Count = None
 
 
 KEY_PREFIX = "key "
@@ -66,6 +67,7 @@ class LimitTable(WatchedFiles[str, Mapping[str, CallerLimits]]):
             settings.max_tokens_per_request,
             max_stored_bytes=settings.max_stored_bytes,
             max_stored_files=settings.max_stored_files,
+            max_open_batches=settings.max_open_batches,
         )
         self.path = None if settings.key_limits_file is None else Path(settings.key_limits_file).expanduser()
         super().__init__()

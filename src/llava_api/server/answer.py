@@ -19,6 +19,7 @@ from llava_api.server.producer import Deadline, End, Reply, ReplyProducer, Stopp
 from llava_api.server.services import Services
 from llava_api.server.sse import EventStream
 from llava_api.server.state import exchange_of, services_of
+from llava_api.telemetry.record import current
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that has closed the connection; it is only seen in logs and metrics."""
@@ -57,6 +58,10 @@ async def answer(
     """
     exchange, services = exchange_of(request.scope), services_of(request)
     settings = services.settings
+    if spends_tokens:
+        visit = services.enter()
+        exchange.callback(visit.leave)
+        current().on_first_token = visit.begin_answer
     account = await exchange.open_account(services.limiter, services.memory, spends_tokens)
     context = Context(services, account, exchange.request_id, exchange.own_id, exchange.key_name)
     deadline = Deadline(settings.request_timeout_seconds)

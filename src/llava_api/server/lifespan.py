@@ -16,6 +16,7 @@ from llava_api.engine.supervisor import Start, SupervisedEngine
 from llava_api.limits.account import RateLimiter
 from llava_api.limits.keys import KeyRing
 from llava_api.server.app import Lifespan
+from llava_api.server.batch_requests import start_batches
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.services import Services, publish_model
 from llava_api.server.side_port import side_port
@@ -89,6 +90,7 @@ def make_lifespan(
             sweeping = asyncio.create_task(services.data.files.sweep())
             at_end.callback(sweeping.cancel)
         await warm_up(services)
+        await start_batches(services, keys, lifecycle)
         state.services, state.loaded = services, True
         # These objects stay. Without this, a full collection looks through all of torch and vLLM, which takes a tenth
         # of a second.

@@ -101,6 +101,8 @@ def error_statuses(endpoint: Endpoint) -> list[int]:
         found.add(404)
     if endpoint.request is not None:
         found |= {404, 413, 429, 500}
+    if endpoint.method == "POST" and endpoint.request is None:
+        found.add(409)
     if endpoint.form is not None:
         found |= {413, 415, 429, 500, 507}
     return sorted(found)

@@ -3,12 +3,15 @@
 import asyncio
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from llava_api.batch.runner import Runner
 from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
 from llava_api.chat.response_store import ResponseStore
 from llava_api.concurrency.admission import Admission
+from llava_api.concurrency.capacity import Capacity, Visit
 from llava_api.engine.base import Engine
 from llava_api.engine.grammar_check import GrammarChecker
 from llava_api.engine.start_errors import loaded_bytes
@@ -53,6 +56,11 @@ class Services:
         self.preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
         slots = settings.max_running_answers or engine.max_num_seqs
         self.admission = Admission(slots, settings.max_waiting_requests, settings.queue_timeout_seconds)
+        self.capacity = Capacity(slots)
+        self.enter: Callable[[], Visit] = self.capacity.enter
+        """Called for each request that is answered with these services."""
+        self.batches: Runner | None = None
+        """None without --data-dir, and while the model loads."""
         largest = COPIES_GROWN * settings.max_body_bytes + settings.max_request_image_bytes
         self.memory = MemoryBudget(max(settings.max_inflight_bytes, largest))
         self.responses = ResponseStore(settings.response_store_bytes)
@@ -77,6 +85,8 @@ class Services:
         metrics.inflight_bytes.set(self.memory.held_bytes)
         if self.data is not None:
             metrics.publish_files(self.data.files.totals)
+        if self.batches is not None:
+            self.batches.sample()
         metrics.rate_limit_fallback.set(self.limiter.windows.redis_fails)
 
     async def load_adapter(self, name: str, path: str, *, in_place: bool) -> None:
@@ -95,6 +105,8 @@ class Services:
 
     async def close(self) -> None:
         """Close everything except the engine, which is not made here."""
+        if self.batches is not None:
+            await self.batches.close()
         for removal in self.model.adapters.removals:
             removal.cancel()
         await self.preparer.images.close()

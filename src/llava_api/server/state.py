@@ -35,9 +35,19 @@ def state_of(app: Starlette) -> AppState:
 
 def services_of(request: Request) -> Services:
     """For routes that are only reached while the model is loaded (``middleware/availability.py``)."""
-    services = state_of(request.app).services
+    services: Services | None = request.scope["state"].get("services") or state_of(request.app).services
     assert services is not None
     return services
+
+
+def begin_batch_request(scope: Scope, services: Services, owner: str) -> None:
+    """``services`` are the request's own."""
+    scope["state"] = {"services": services, "owner": owner}
+
+
+def owner_of_batch(scope: Scope) -> str:
+    found: str = scope["state"]["owner"]
+    return found
 
 
 def begin_exchange(scope: Scope, exchange: Exchange) -> None:

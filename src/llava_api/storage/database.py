@@ -34,6 +34,17 @@ MIGRATIONS = (
     CREATE INDEX files_used ON files (owner, purpose, bytes);
     CREATE INDEX files_expiring ON files (expires_at) WHERE expires_at IS NOT NULL;
     """,
+    """
+    CREATE TABLE batches (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        open INTEGER NOT NULL,
+        batch TEXT NOT NULL,
+        progress TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX batches_of_owner ON batches (owner, id);
+    CREATE INDEX batches_open ON batches (owner) WHERE open;
+    """,
 )
 """The scripts that lead from an empty database to the present schema. ``user_version`` says how many have been run. A
 script that was released is never changed: add another one."""

@@ -32,6 +32,7 @@ OPENMETRICS = "application/openmetrics-text"
 STATES: tuple[State, ...] = get_args(State)
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+BATCH_OUTCOMES = ("completed", "failed", "expired", "put_back")
 NO_CODE = "invalid_request"
 """The label of errors without a code."""
 
@@ -172,6 +173,15 @@ class Metrics:
         self.image_bytes = counter("image_bytes_total", "Bytes of encoded images.")
         self.image_pixels = counter("image_pixels_total", "Pixels of images, as sent.")
         self.image_tokens = counter("image_tokens_total", "Tokens of images.")
+        # Batches
+        self.batches = gauge("batches", "Batches that have not ended.")
+        self.batch_requests_running = gauge("batch_requests_running", "Requests of batches that are being run.")
+        self.batch_requests_waiting = gauge("batch_requests_waiting", "Requests of batches that wait for their turn.")
+        self.batch_requests = counter(
+            "batch_requests_total",
+            "Runs of batches' requests by how they ended. put_back: broken off for others, to be run again.",
+            "outcome",
+        )
         # The process
         self.state = gauge("state", "1 for what the server does now: /health/ready is 200 in state ready.", "state")
         self.tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
@@ -197,6 +207,8 @@ class Metrics:
         self.model_info = gauge(
             "model_info", "The served model; 1.", "model", "family", "image_mode", "version", "format"
         )
+        for ended in BATCH_OUTCOMES:
+            self.batch_requests.labels(ended)
         for lost in LOSSES:
             self.engine_lost.labels(lost)
         for reason in sorted([NO_CODE, *ErrorCode]):
@@ -259,10 +271,10 @@ class Metrics:
             self.reject(record.error or None)
         for name in record.ignored_labels:
             self.ignored_fields.labels(name).inc()
-        if record.images or record.steps:
-            self.end_images(record)
-        if record.answers:
-            self.end_answers(record, model)
+        self.end_tokens(record)
+        for answer in record.answers:
+            if answer.gap_seconds:
+                self.gaps.add(answer.gaps, answer.gap_seconds)
 
     def model_label(self, record: RequestRecord) -> str:
         return NONE if record.model is None else record.model if record.model in self.models else OTHER
@@ -273,6 +285,15 @@ class Metrics:
     def reject(self, code: ErrorCode | None) -> None:
         """Count an error that was sent to a caller, including those from below the app, which have no record."""
         self.rejections.labels(code or NO_CODE).inc()
+
+    def end_tokens(self, record: RequestRecord) -> None:
+        """Count the images and the tokens of a request, interactive or of a batch."""
+        if record.images or record.steps:
+            self.end_images(record)
+        if record.answers:
+            model = self.model_label(record)
+            self.prompt_tokens.labels(model, record.key).inc(record.prompt_tokens)
+            self.completion_tokens.labels(model, record.key).inc(record.completion_tokens)
 
     def end_images(self, record: RequestRecord) -> None:
         self.images.inc(record.images)
@@ -288,13 +309,6 @@ class Metrics:
                 self.image_fetch.labels("ok" if step.ok else "failed").observe(step.seconds)
             else:
                 self.image_decode.observe(step.seconds)
-
-    def end_answers(self, record: RequestRecord, model: str) -> None:
-        self.prompt_tokens.labels(model, record.key).inc(record.prompt_tokens)
-        self.completion_tokens.labels(model, record.key).inc(record.completion_tokens)
-        for answer in record.answers:
-            if answer.gap_seconds:
-                self.gaps.add(answer.gaps, answer.gap_seconds)
 
     def sample(self, state: State) -> None:
         """Set the gauges. To be called on the event loop before ``page``."""

@@ -62,6 +62,10 @@ def unobserved(seconds: float) -> None:
     """Without a server there are no metrics."""
 
 
+def do_nothing() -> None:
+    pass
+
+
 @dataclass(slots=True)
 class AnswerRecord:
     """One prompt and its answers: its turn and its tokens. Times are ``perf_counter``'s, 0 for not yet."""
@@ -145,6 +149,8 @@ class RequestRecord:
     """Called with the seconds that each prompt waited for its turn."""
     observe_first_token: Callable[[float], None] = unobserved
     """Called once, with the seconds from the request's first byte to the engine's first token."""
+    on_first_token: Callable[[], None] = do_nothing
+    """Called once, at the engine's first token."""
     started: float = field(default_factory=perf_counter)
     started_unix_ns: int = field(default_factory=time_ns)
     ended: float = 0.0
@@ -244,6 +250,7 @@ class RequestRecord:
         if not self.first_token:
             self.first_token = moment
             self.observe_first_token(moment - self.started)
+            self.on_first_token()
 
     @property
     def outcome(self) -> Outcome:

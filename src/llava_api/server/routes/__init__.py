@@ -3,6 +3,7 @@
 from llava_api.server.endpoint import Endpoint
 from llava_api.server.routes import (
     anthropic,
+    batches,
     chat,
     completions,
     explain,
@@ -15,6 +16,19 @@ from llava_api.server.routes import (
     tokenize,
 )
 
-MODULES = (chat, responses, completions, anthropic, ollama, explain, tokenize, files, lora, server_info, probes)
+MODULES = (
+    chat,
+    responses,
+    completions,
+    anthropic,
+    ollama,
+    explain,
+    tokenize,
+    files,
+    batches,
+    lora,
+    server_info,
+    probes,
+)
 ENDPOINTS: tuple[Endpoint, ...] = tuple(endpoint for module in MODULES for endpoint in module.ENDPOINTS)
 """All endpoints except those of ``docs.py``, which describes these."""

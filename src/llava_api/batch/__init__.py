@@ -1,0 +1,1 @@
+"""Batches of requests: their files' lines, their states on disk, and what runs them."""
