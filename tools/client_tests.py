@@ -96,6 +96,7 @@ CLIENTS: dict[str, Client] = {
     "inspect-ai": PythonClient("inspect-ai", "inspect-haystack-llm", "test_inspect_ai.py"),
     "haystack": PythonClient("haystack-ai", "inspect-haystack-llm", "test_haystack.py"),
     "llm": PythonClient("llm", "inspect-haystack-llm", "test_llm.py"),
+    "lmms-eval": PythonClient("lmms_eval", "lmms-eval", "test_lmms_eval.py"),
     "litellm-proxy": PythonClient("litellm[proxy]", "litellm-proxy", "test_litellm_proxy.py"),
     "openai-node": NodeClient("openai", "openai.test.mjs"),
     "anthropic-node": NodeClient("@anthropic-ai/sdk", "anthropic.test.mjs"),
@@ -144,7 +145,9 @@ def virtual_environment(folder: Path, made_from: list[bytes], packages: list[str
 def python_environment(name: str) -> Path:
     requirements = PYTHON_TESTS / f"{name}.txt"
     folder = ENVIRONMENTS / name
-    virtual_environment(folder, [requirements.read_bytes()], ["-r", str(requirements)])
+    # lmms-eval requires packages for all of its models, of which its file names those for one.
+    flags = ["--no-deps"] if name == "lmms-eval" else []
+    virtual_environment(folder, [requirements.read_bytes()], [*flags, "-r", str(requirements)])
     return folder
 
 

@@ -1,5 +1,7 @@
 """``llava-api eval``: LLaVA's question files, answered into LLaVA's answers files."""
 
+import json
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,67 @@ def test_flags_of_llava_s_program_set_the_sampling(
     message = {"role": "user", "content": "Is it red?"}
     sampling = {"temperature": 0.2, "top_p": 0.9, "max_tokens": 8}
     assert api.requests == [{"model": "other", "messages": [message], **sampling}]
+
+
+def asked(api: ScriptedApi) -> list[tuple[int, str]]:
+    """How many images each request had, and its text."""
+    found = []
+    for request in api.requests:
+        content = request["messages"][0]["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        found.append((len(parts) - 1, parts[-1]["text"]))
+    return sorted(found)
+
+
+LETTER = "Answer with the option's letter from the given choices directly."
+
+
+def test_scienceqa_s_own_file(api: ScriptedApi, tmp_path: Path, arguments: list[str | Path]) -> None:
+    def entry(problem: str, text: str, **fields: str) -> dict[str, Any]:
+        said = [{"from": "human", "value": text}, {"from": "gpt", "value": "The answer is A."}]
+        return {"id": problem, "conversations": said} | fields
+
+    file = tmp_path / "llava_test_CQM-A.json"
+    entries = [entry("4", "Which?\nA. one\nB. two\n<image>", image="a.png"), entry("7", "Why?"), {"id": "8"}]
+    file.write_text(json.dumps(entries, indent=2))
+    assert run(api.base_url, *arguments, "--question-file", file, "--single-pred-prompt")[0] == 3
+    texts = [f"Which?\nA. one\nB. two\n{LETTER}", f"Why?\n{LETTER}"]
+    assert asked(api) == [(0, texts[1]), (1, texts[0])]
+    answers = read_lines(tmp_path / "answers" / "a.jsonl")
+    # LLaVA's script for the score knows the questions with an image by this.
+    assert [(line["question_id"], line["prompt"]) for line in answers] == [
+        ("4", f"<image>\n{texts[0]}"),
+        ("7", texts[1]),
+    ]
+    (error,) = read_lines(tmp_path / "answers" / "a.jsonl.errors.jsonl")
+    assert error["error"]["code"] == "missing_required_parameter"
+
+
+def test_mmbench_s_own_table(api: ScriptedApi, tmp_path: Path, arguments: list[str | Path]) -> None:
+    image = b64encode((tmp_path / "images" / "a.png").read_bytes()).decode()
+    rows = [
+        ("index", "question", "hint", "A", "B", "C", "D", "answer", "image"),
+        ("3", '"What is\nit?"', "Look.", "cat", "dog", "bird", "", "B", image),
+        ("5", "Which?", "nan", "red", "blue", "", "", "A", "A"),
+    ]
+    table = tmp_path / "mmbench.tsv"
+    table.write_text("".join("\t".join(row) + "\n" for row in rows))
+    flags = ("--question-file", table, "--all-rounds", "--single-pred-prompt", "--lang", "cn")
+    assert run(api.base_url, *arguments, *flags)[0] == 3
+    shown = [("cat", "dog", "bird"), ("dog", "bird", "cat"), ("bird", "cat", "dog")]
+    prompts = [f"Look.\nWhat is\nit?\nA. {a}\nB. {b}\nC. {c}" for a, b, c in shown]
+    assert asked(api) == sorted((1, f"{prompt}\n请直接回答选项字母。") for prompt in prompts)
+    answers = read_lines(tmp_path / "answers" / "a.jsonl")
+    assert [(line["question_id"], line["round_id"], line["prompt"]) for line in answers] == [
+        (3, turn, prompt) for turn, prompt in enumerate(prompts)
+    ]
+    assert (answers[1]["options"], answers[1]["option_char"]) == (["dog", "bird", "cat"], ["B", "C", "A"])
+    errors = read_lines(tmp_path / "answers" / "a.jsonl.errors.jsonl")
+    assert [line["error"]["message"] for line in errors] == ["The image of question 5 is not base64."] * 2
+    # Without --all-rounds, each question once; what is there already is not asked again.
+    first = tmp_path / "first.jsonl"
+    assert run(api.base_url, *arguments, "--question-file", table, "--answers-file", first)[0] == 3
+    assert [line["round_id"] for line in read_lines(first)] == [0]
 
 
 def test_a_question_without_its_image_fails_by_itself(

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llava_api.cli.main import main
-from llava_api.evaluation.choices import mmbench_letter, science_letter
+from llava_api.evaluation.choices import science_letter
+from llava_api.evaluation.mmbench import find_letter
 from llava_api.evaluation.vqa import llava_answer, soft_accuracy
 from llava_api.evaluation.yes_no import mme_answer, pope_says_yes
 from tests.support.bulk import run
@@ -341,6 +342,28 @@ def test_mmbench(score: Score, tmp_path: Path) -> None:
     assert "mmbench_dev_20230712.tsv line 8: no row of MMBench" in bad
 
 
+def test_all_rounds_of_mmbench(score: Score, tmp_path: Path) -> None:
+    """LLaVA's --all-rounds: round 1 of cat, dog, bird shows A. dog, B. bird, C. cat."""
+    annotations = tmp_path / "mmbench_dev_20230712.tsv"
+    rows = [
+        ("index", "question", "A", "B", "C", "D", "answer"),
+        ("7", "q", "cat", "dog", "bird", "", "A"),
+        ("8", "q", "red", "green", "nan", "nan", "B"),
+    ]
+    annotations.write_text("".join("\t".join(row) + "\n" for row in rows))
+    texts = {(7, 0): "A", (7, 1): "C", (7, 2): "It is the cat", (8, 0): "B", (8, 1): "B. red"}
+    rounds = [
+        {"question_id": index, "round_id": turn, "prompt": "?", "text": text} for (index, turn), text in texts.items()
+    ]
+    facts = score("mmbench", lines(tmp_path / "a.jsonl", *rounds), annotations)
+    assert facts["questions"] == 5
+    # Question 8's green is A in its second round. 1 of 2 questions, 4 of 5 rounds.
+    assert facts["scores"] == {"CircularEval": 50, "each row": 80}
+    facts = score("mmbench", lines(tmp_path / "b.jsonl", *rounds[1:]), annotations)
+    assert facts["missing"] == ["7"]
+    assert facts["scores"]["CircularEval"] == 0
+
+
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
@@ -354,7 +377,7 @@ def test_mmbench(score: Score, tmp_path: Path) -> None:
     ],
 )
 def test_mmbenchs_letter(text: str, letter: str | None) -> None:
-    assert mmbench_letter(text, {"A": "teddy bear", "B": "rabbit", "C": "cat", "D": "dog"}) == letter
+    assert find_letter(text, ["teddy bear", "rabbit", "cat", "dog"]) == letter
 
 
 def test_seed(score: Score, tmp_path: Path) -> None:

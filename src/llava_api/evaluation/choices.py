@@ -1,14 +1,12 @@
-"""Questions with options to choose from by letter: ScienceQA, MMBench and SEED-Bench."""
+"""Questions with options to choose from by letter: ScienceQA and SEED-Bench."""
 
-import csv
-import io
 import re
 from collections import defaultdict
 
 from pydantic import BaseModel, Field
 
 from llava_api.errors import StartupError
-from llava_api.evaluation.files import Sources, by_id, match, read, read_json
+from llava_api.evaluation.files import Sources, by_id, match, read_json
 from llava_api.evaluation.result import Result, Score, by_group, overall, percent
 
 SCIENCE_LETTERS = "ABCDE"
@@ -54,57 +52,6 @@ def scienceqa(sources: Sources) -> Result:
     scores = [
         Score("with image", percent(groups[True]), (66.8, 71.6)),
         Score("all", percent(groups[True] + groups[False])),
-    ]
-    return Result(scores, len(questions), matched.missing, matched.unknown)
-
-
-MMBENCH_LETTERS = "ABCDE"
-MMBENCH_FORMS = ("{}", "{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
-"""How a letter may be written as a word of the answer, in the order in which they are tried."""
-CIRCULAR = 1_000_000
-"""The rows of one question have the same index up to multiples of this."""
-
-
-def mmbench_letter(text: str, options: dict[str, str]) -> str | None:
-    """MMBench's rules before it asks ChatGPT: one letter as a word, else the only option that the answer has."""
-    words = text.split()
-    for form in MMBENCH_FORMS:
-        letters = [letter for letter in MMBENCH_LETTERS if form.format(letter) in words]
-        # In a sentence, A may be the article.
-        if len(letters) == 1 and not (form == "{}" and letters == ["A"] and len(words) > 3):
-            return letters[0]
-    named = [letter for letter, option in options.items() if option.lower() in text.lower()]
-    return named[0] if len(named) == 1 else None
-
-
-def mmbench(sources: Sources) -> Result:
-    """MMBench's CircularEval, in which a question must be right with its options in every order; and each row.
-
-    The rules are those of arXiv 2307.06281, in the form that lmms-eval ships (``tasks/mmbench/mmbench_evals.py``).
-    LLaVA uploads its answers, and the server asks ChatGPT for the option if no rule finds it; here such an answer is
-    wrong. A file with one row for each question has the same score twice.
-    """
-    csv.field_size_limit(2**30)  # for the images
-    rows = csv.DictReader(io.StringIO(read(sources.annotations).decode(errors="replace"), newline=""), delimiter="\t")
-    if not {"index", "A", "B", "answer"} <= {*(rows.fieldnames or ())}:
-        raise StartupError(
-            f"{sources.annotations}: no columns index, A, B and answer: take a dev split, whose answers are public"
-        )
-    try:
-        questions = {str(int(row["index"])): row for row in rows}
-    except (ValueError, TypeError, csv.Error) as error:
-        raise StartupError(f"{sources.annotations} line {rows.line_num}: no row of MMBench: {error}") from error
-    matched = match(by_id(sources.answers), questions, sources.annotations)
-    circles: dict[int, list[bool]] = defaultdict(list)
-    for key, row in questions.items():
-        options = {
-            letter: row[letter] for letter in "ABCD" if row.get(letter) and row[letter].lower() not in ("nan", "none")
-        }
-        letter = mmbench_letter(matched.texts.get(key, ""), options)
-        circles[int(key) % CIRCULAR].append(letter == row["answer"])
-    scores = [
-        Score("CircularEval", percent([all(right) for right in circles.values()]), (64.3, 67.7)),
-        Score("each row", percent([right for circle in circles.values() for right in circle])),
     ]
     return Result(scores, len(questions), matched.missing, matched.unknown)
 

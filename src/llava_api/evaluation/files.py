@@ -22,6 +22,8 @@ class Answer(BaseModel):
     question_id: int | str
     text: str
     prompt: str = ""
+    round_id: int = 0
+    """Which rotation of MMBench's options was asked about."""
     place: str = ""
     """The file and the line, for complaints."""
 
@@ -111,11 +113,20 @@ def read_json(path: Path, form: type[T]) -> T:
 
 
 def read_lines(path: Path, form: type[T]) -> Iterator[tuple[int, T]]:
-    """The lines of a JSONL file with their numbers, which begin at 1; empty lines are left out."""
     adapter = TypeAdapter(form)
-    for number, line in enumerate(read(path).splitlines(), start=1):
-        if line.strip():
-            yield number, parsed(line, adapter, f"{path} line {number}")
+    for number, line in numbered_lines(path):
+        yield number, parsed(line, adapter, f"{path} line {number}")
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a JSONL file with their numbers, which begin at 1; empty lines are left out."""
+    try:
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise StartupError(f"cannot read {path}: {error.strerror}") from error
 
 
 def read(path: Path) -> bytes:

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from llava_api.evaluation.choices import mmbench, scienceqa, seed
+from llava_api.evaluation.choices import scienceqa, seed
 from llava_api.evaluation.files import Sources
+from llava_api.evaluation.mmbench import mmbench
 from llava_api.evaluation.result import Result
 from llava_api.evaluation.vqa import gqa, textvqa, vizwiz, vqav2
 from llava_api.evaluation.yes_no import mme, pope

@@ -23,10 +23,10 @@ from llava_api.cli.bulk.job import (
     Request,
     batch_line,
     failing,
-    numbered_lines,
     parse,
 )
 from llava_api.errors import StartupError
+from llava_api.evaluation.files import numbered_lines
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/moderations")
 """A file from somebody else must not reach what else the key opens."""

@@ -1,8 +1,7 @@
 """What is asked in bulk: items, the requests that they become, and what came of each."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -47,6 +46,8 @@ class Item:
     """Its name among the failures."""
     prepare: Callable[[], Request]
     """Reads images, in a thread, only when the request is about to be sent. Raises ItemFailed."""
+    fields: Line = field(default_factory=dict)
+    """What its line of the output has as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +86,6 @@ def answer_text(reply: Reply) -> str:
     if not isinstance(text, str):
         raise ItemFailed("invalid_response", "The answer holds no text.")
     return text.strip()
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not empty, each with its number from 1."""
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, line
 
 
 def parse(text: bytes) -> Line:
