@@ -207,3 +207,21 @@ def test_many_faults_are_shortened_and_counted(folder: Path, capsys: pytest.Capt
     assert "Faults: 100" in output
     assert [line for line in output if "empty answer" in line][-1] == "  sample 19 (n19) has an empty answer"
     assert output[-3:] == ["  and 80 more", "", "0 of 100 samples can be learned from."]
+
+
+@pytest.mark.parametrize(
+    ("samples", "flags", "complaint"),
+    [
+        ([{"conversations": turns("What?", "")}], ["--skip-faulty"], "has no sample that can be learned from"),
+        ([{"conversations": turns("What?", "")}, {"conversations": turns("a", "b")}], [], "--skip-faulty"),
+    ],
+)
+def test_training_on_faulty_data_is_refused(
+    samples: list[Any], flags: list[str], complaint: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples_of(folder, *samples)
+    command = ["finetune", "llava-tiny-1.5", "--data", str(folder / "data.json"), "--output", str(folder / "output")]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--mode", "full", *flags])
+    assert complaint in str(ended.value.code)
+    assert not (folder / "output").exists()

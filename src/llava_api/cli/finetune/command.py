@@ -61,7 +61,9 @@ def run(chosen: argparse.Namespace) -> None:
         show(samples, model, report, chosen.preview)
     if chosen.check_only:
         sys.exit(1 if report.faults else 0)
-    if not report.good or (report.faults and not chosen.skip_faulty):
+    if not report.good:
+        raise StartupError(f"{chosen.data} has no sample that can be learned from")
+    if report.faults and not chosen.skip_faulty:
         raise StartupError(f"{chosen.data} has faults: mend them, or leave these samples out with --skip-faulty")
     train(model, samples, report.good, recipe, chosen.data, chosen.output)
 
