@@ -17,11 +17,8 @@ from typing import Any
 from openai import AsyncOpenAI
 
 from training.conversations import Question, ask_describe, exam_conversation
-from training.drawings import encode, new_drawing, random_size
-from training.hexagons import hexagon_drawing
-
-HEXAGONS = "hexagons"
-"""The exam of what ``training.hexagons`` teaches."""
+from training.drawings import TEAL, encode, new_drawing, random_size
+from training.teal import teal_drawing
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +32,14 @@ class Item:
 
 
 def draw_item(index: int, name: str = "exam") -> Item:
-    """Item ``index`` of the exam ``name``: a pure function of both."""
+    """Item ``index`` of an exam, a pure function of both: ``exam``, or ``teal`` of what ``training.teal`` teaches."""
     seed = f"{name} {index}"
     rng = Random(seed)
-    hexagons = name == HEXAGONS
-    drawing = hexagon_drawing(rng, 2000) if hexagons else new_drawing(rng, random_size(rng, 112, 2000))
+    teal = name == TEAL
+    drawing = teal_drawing(rng, 2000) if teal else new_drawing(rng, random_size(rng, 112, 2000))
     image_format = "PNG" if index % 2 == 0 else "JPEG"
     data = encode(drawing.image, image_format, quality=rng.randint(70, 95))
-    asked = [ask_describe(rng, drawing, variants=False)] if hexagons else exam_conversation(rng, drawing)
+    asked = [ask_describe(rng, drawing, variants=False)] if teal else exam_conversation(rng, drawing)
     return Item(seed, drawing.image.size, image_format, data, asked)
 
 
@@ -111,7 +108,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--pass-share", type=float, default=0.97)
-    parser.add_argument("--hexagons", action="store_const", const=HEXAGONS, default="exam", dest="name")
+    parser.add_argument("--teal", action="store_const", const=TEAL, default="exam", dest="name")
     arguments = parser.parse_args()
     report = asyncio.run(
         examine(arguments.base_url, arguments.model, arguments.count, arguments.at_once, arguments.name)

@@ -16,8 +16,8 @@ from llava_api.cli.ui import command as ui
 from llava_api.errors import StartupError
 
 COMMANDS = (
-    *(serve, fleet, route, chat, batch, caption, evaluate, finetune, merge),
-    *(ui, doctor, explain, inspect, convert, keys),
+    *(serve, fleet, route, chat, batch, caption, evaluate, finetune),
+    *(ui, doctor, explain, inspect, convert, merge, keys),
 )
 
 
