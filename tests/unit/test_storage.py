@@ -167,15 +167,21 @@ async def test_an_output_is_seen_when_it_is_published(data: DataFolder) -> None:
     await data.files.append(made, b"1\n2\n")
     assert await data.files.get(made, "ann") is None
     assert not await data.files.delete(made, "ann")
-    with data.files.path(made).open("ab") as blob:
-        blob.write(b'{"half')
-    assert (await data.files.mend_output(made)).read_bytes() == b"1\n2\n"
     await data.database.run(lambda connection: data.files.publish_output(connection, made, None))
     found = await data.files.get(made, "ann")
     assert found is not None
     assert (found.purpose, found.filename, found.bytes) == ("batch_output", "out.jsonl", 4)
-    await data.files.discard_output(made)
+
+
+async def test_an_output_that_is_dropped_leaves_nothing(tmp_path: Path) -> None:
+    data = DataFolder(tmp_path)
+    made = await data.database.run(lambda connection: data.files.add_output(connection, "ann", "out.jsonl"))
+    await data.files.append(made, b"1\n")
+    await data.database.run(lambda connection: data.files.drop_output(connection, made))
+    data.close()
+    data = DataFolder(tmp_path)
     assert names(data) == []
+    data.close()
 
 
 async def test_a_transaction_that_fails_changes_nothing(data: DataFolder) -> None:

@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import orjson
@@ -177,17 +178,18 @@ class Job:
         kept = progress.output_seconds or lifetime
         expires_at = None if kept is None else int(self.clock()) + kept
         ended = StoredBatch(self.owner, batch.model_copy(), progress)
-        made = {output for output in (progress.output_id, progress.error_id) if output and files.path(output).exists()}
+        outputs = progress.output_id, progress.error_id
+        made = {output for output in outputs if output and size_of(files.path(output))}
         note(ended.batch, ending, self.clock())
         ended.batch.output_file_id = progress.output_id if progress.output_id in made else None
         ended.batch.error_file_id = progress.error_id if progress.error_id in made else None
 
         def work(connection: sqlite3.Connection) -> None:
-            for output in (progress.output_id, progress.error_id):
+            for output in outputs:
                 if output in made:
                     files.publish_output(connection, output, expires_at)
                 else:
-                    connection.execute("DELETE FROM files WHERE id = ?", (output,))
+                    files.drop_output(connection, output)
             save(connection, ended, open=False)
 
         await files.database.run(work)
@@ -196,6 +198,10 @@ class Job:
     def close(self) -> None:
         if self.lines is not None:
             self.lines.close()
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def note(batch: Batch, status: Status, seconds: float) -> None:

@@ -248,25 +248,19 @@ class FileStore:
 
     def append_now(self, file_id: str, lines: bytes) -> None:
         check_room(self.folder, len(lines), self.kept_free)
-        path = self.path(file_id)
-        is_new = not path.exists()
-        with refusing_full_disk(), path.open("ab") as blob:
-            before = blob.tell()
+        # Without a buffer, which would be written once more when the file is closed after an error.
+        with refusing_full_disk(), self.path(file_id).open("ab", buffering=0) as blob:
+            before = blob.seek(0, os.SEEK_END)
+            if not before:
+                sync_folder(self.folder)
             try:
-                blob.write(lines)
-                blob.flush()
+                left = memoryview(lines)
+                while left:
+                    left = left[blob.write(left) :]
                 os.fsync(blob.fileno())
             except OSError:
                 os.ftruncate(blob.fileno(), before)
                 raise
-        if is_new:
-            sync_folder(self.folder)
-
-    async def mend_output(self, file_id: str) -> Path:
-        """Cut off half a line that a crash has left at the end of an output, and return its path. It may not exist."""
-        path = self.path(file_id)
-        await self.in_thread(lambda: cut_half_line(path))
-        return path
 
     def publish_output(self, connection: sqlite3.Connection, file_id: str, expires_at: int | None) -> None:
         """Make an output that has been written a file of its owner, in the caller's transaction."""
@@ -275,9 +269,9 @@ class FileStore:
             (self.path(file_id).stat().st_size, int(time.time()), expires_at, file_id),
         )
 
-    async def discard_output(self, file_id: str) -> None:
-        await self.database.run(lambda connection: connection.execute("DELETE FROM files WHERE id = ?", (file_id,)))
-        await self.unlink([(file_id,)])
+    def drop_output(self, connection: sqlite3.Connection, file_id: str) -> None:
+        """Forget an output, in the caller's transaction. The next start removes what there is of it."""
+        connection.execute("DELETE FROM files WHERE id = ?", (file_id,))
 
     def in_thread(self, work: Callable[[], Result]) -> "asyncio.Future[Result]":
         return asyncio.get_running_loop().run_in_executor(self.threads, work)
@@ -329,19 +323,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
-
-
-def cut_half_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with path.open("r+b") as blob:
-        end = blob.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - WRITE_BYTES)
-            blob.seek(start)
-            newline = blob.read(end - start).rfind(b"\n")
-            end = start + newline + 1 if newline >= 0 else start
-            if newline >= 0:
-                break
-        blob.truncate(end)
-        os.fsync(blob.fileno())
