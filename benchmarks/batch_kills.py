@@ -108,6 +108,7 @@ def run(command: Sequence[str], folder: Path, requests: int, kills: int, longest
         while (ended := victim.get(f"/v1/batches/{batch}"))["status"] in ("validating", "in_progress", "finalizing"):
             time.sleep(0.1)
         output, errors = victim.answers(ended["output_file_id"]), victim.answers(ended["error_file_id"])
+    victim.api.close()
     found = Counter(line["custom_id"] for line in (*output, *errors))
     wanted = set(map(str, range(requests)))
     assert ended["status"] == "completed", ended

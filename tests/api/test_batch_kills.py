@@ -1,4 +1,4 @@
-"""A batch of ``llava-api serve``, killed with SIGKILL in the midst of it. ``benchmarks/batch_kills.py`` kills oftener."""
+"""``llava-api serve``, killed with SIGKILL in the midst of a batch. ``benchmarks/batch_kills.py`` kills more often."""
 
 from pathlib import Path
 
