@@ -1,14 +1,15 @@
 """A disk that is full, or becomes so, while a checkpoint is converted: one sentence, and nothing left behind."""
 
-import os
 import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.support.small_disk import small_disk as mount
 from tests.support.tiny_checkpoints import Tiny, write_original, write_tower
 
 TINY = Tiny("llama", "1.5")
@@ -27,20 +28,8 @@ def weight_bytes(folder: Path) -> int:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """Makes a file system of so many bytes."""
-    place = tmp_path / "small"
-    place.mkdir()
-
-    def mount(size: int) -> Path:
-        made = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True, check=False
-        )
-        if made.returncode:
-            pytest.skip("file systems cannot be mounted here")
-        return place
-
-    yield mount
-    if os.path.ismount(place):
-        subprocess.run(["umount", str(place)], check=True)
+    with ExitStack() as mounted:
+        yield lambda size: mounted.enter_context(mount(tmp_path / "small", size))
 
 
 def convert(source: Path, target: Path, largest_file: int | None = None) -> "subprocess.CompletedProcess[str]":

@@ -15,6 +15,7 @@ from llava_api.errors import Forbidden, RequestTooLarge, StartupError, StorageFu
 from llava_api.storage import database, files
 from llava_api.storage.data_folder import DataFolder
 from llava_api.storage.files import Description, Quota, StoredFile
+from tests.support.small_disk import small_disk
 
 
 @pytest.fixture
@@ -160,6 +161,44 @@ async def test_a_full_disk_is_said_and_leaves_nothing(data: DataFolder, monkeypa
         with pytest.raises(StorageFull):
             await data.files.append(made, b"2\n")
     assert data.files.path(made).read_bytes() == b"1\n"
+
+
+async def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 8_000_000) as folder:
+        data = DataFolder(folder)
+        try:
+            made = [await create(data, b"x" * 1_500_000) for _ in range(4)]
+            with pytest.raises(StorageFull):
+                await create(data, *[b"x" * 400_000] * 6)
+            assert names(data) == sorted(file.id for file in made)
+            room = shutil.disk_usage(folder).free
+            (folder / "filler").write_bytes(bytes(room - 8192))
+            # The bytes fit now, and what the database writes for the row does not.
+            with pytest.raises(StorageFull):
+                await create(data, b"x" * 4096)
+            assert names(data) == sorted(file.id for file in made)
+            assert (await data.files.list("ann", order="asc", limit=9))[0] == made
+            (folder / "filler").unlink()
+            await data.files.delete(made[0].id, "ann")
+            await create(data, b"x" * 1_500_000)
+        finally:
+            data.close()
+
+
+async def test_a_row_that_cannot_be_written_takes_its_file_along(data: DataFolder) -> None:
+    made = await create(data, b"x")
+    await data.database.run(lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchall())
+
+    async def fill() -> None:
+        for _ in range(1000):
+            await create(data, b"x")
+
+    with pytest.raises(StorageFull):
+        await fill()
+    await data.database.run(lambda connection: connection.execute("PRAGMA max_page_count = 100000").fetchall())
+    listed = [file.id for file in (await data.files.list("ann", order="asc", limit=2000))[0]]
+    assert listed[0] == made.id
+    assert names(data) == listed
 
 
 async def test_an_output_is_seen_when_it_is_published(data: DataFolder) -> None:

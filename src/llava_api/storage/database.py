@@ -66,20 +66,22 @@ class Database:
             self.thread.shutdown()
             raise
 
-    async def run(self, work: Work[Result]) -> Result:
+    async def run(self, work: Work[Result], undo: Callable[[], object] = lambda: None) -> Result:
         """Return the result of ``work``, which is one transaction: an error undoes all of it. Raises StorageFull.
 
-        If the caller is cancelled, work that has begun is still done.
+        ``undo`` is called after an error, for what ``work`` did outside the database. If the caller is cancelled, work
+        that has begun is still done.
         """
-        return await asyncio.wrap_future(self.thread.submit(self.transact, work))
+        return await asyncio.wrap_future(self.thread.submit(self.transact, work, undo))
 
-    def transact(self, work: Work[Result]) -> Result:
+    def transact(self, work: Work[Result], undo: Callable[[], object]) -> Result:
         try:
             with self.connection as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 return work(connection)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        except BaseException as error:
+            undo()
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
                 raise storage_full() from error
             raise
 

@@ -134,7 +134,10 @@ class FileStore:
             now = int(time.time())
             expires_at = None if about.expires_after is None else now + about.expires_after
             made = StoredFile(file_id, owner, about.purpose, about.filename, size, now, expires_at)
-            await self.database.run(lambda connection: self.keep(connection, part, made, quota))
+            path = self.path(file_id)
+            await self.database.run(
+                lambda connection: self.keep(connection, part, made, quota), lambda: path.unlink(missing_ok=True)
+            )
             return made
         finally:
             self.incoming[owner] -= size
@@ -152,17 +155,12 @@ class FileStore:
                 os.fsync(blob.fileno())
 
     def keep(self, connection: sqlite3.Connection, part: Path, made: StoredFile, quota: Quota) -> None:
-        """In one transaction, which an error undoes: the blob is then one without a row."""
+        """Give the blob its name, and then its row, in one transaction."""
         files, size = used_by(connection, made.owner)
         check_quota(quota, files + 1, size + made.bytes)
-        path = self.path(made.id)
-        part.rename(path)
-        try:
-            sync_folder(self.folder)
-            insert(connection, made)
-        except BaseException:
-            path.unlink()
-            raise
+        part.rename(self.path(made.id))
+        sync_folder(self.folder)
+        insert(connection, made)
 
     async def get(self, file_id: str, owner: str) -> StoredFile | None:
         """None if there is no such file, or it belongs to another owner."""
