@@ -15,7 +15,7 @@ LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 RUNBOOKS = "https://github.com/llava-api/llava-api/blob/main/docs/operations.md"
 DNS = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 ELSEWHERE = {"llava-keys", "hub-token", "llava-redis", "llava-weights", "keys", "hub", "weights", "llava-epp"}
-ELSEWHERE |= {"company-ca", "router-key"}
+ELSEWHERE |= {"company-ca", "router-key", "files"}
 """Secrets, claims, ConfigMaps and Services that a case says are made by somebody else."""
 NEEDED = {"image-volume": "1.31", "dra": "1.34"}
 """The first version of Kubernetes that knows what the case asks for."""

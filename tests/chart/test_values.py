@@ -158,7 +158,7 @@ def leaves(schema: Object, path: str = "") -> Iterator[str]:
 def test_every_value_is_used() -> None:
     text = sources()
     # The claims are made by one template.
-    text += text.replace("$claim.", ".persistence.") + text.replace("$claim.", ".cache.")
+    text += "".join(text.replace("$claim.", f".{claim}.") for claim in ("persistence", "cache", "batches"))
     # Some templates take the router for a server.
     text += re.sub(r"\$(router|server)\.", ".router.", text)
     unused = [

@@ -6,7 +6,7 @@ import pytest
 from helm_python.errors import HelmError
 
 from tests.support.chart import EXAMPLES, ROOT, Object, example, objects, of_kind, only, pods, rendered
-from tests.support.chart_cases import CASES, CLAIM, HUB, JOB
+from tests.support.chart_cases import CASES, CLAIM, HUB, JOB, TWO_MODELS
 
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -157,3 +157,27 @@ def test_a_container_without_gpus_does_not_see_the_nodes(case: str) -> None:
             wants = wants or "claims" in container["resources"]
             void = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container.get("env", [])
             assert void != wants, container["name"]
+
+
+def test_files_and_batches_have_one_pod_with_a_claim_of_its_own() -> None:
+    found = objects({"batches": {"enabled": True, "size": "200Gi"}, "replicas": 1})
+    deployment = only(found, "Deployment")
+    assert deployment["spec"]["replicas"] == 1
+    # The next pod could not have the claim and the folder's lock before this one has ended.
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    claim = only(found, "PersistentVolumeClaim")
+    assert claim["spec"]["resources"]["requests"]["storage"] == "200Gi"
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    pod = deployment["spec"]["template"]["spec"]
+    folder = settings_of(found)["LLAVA_DATA_DIR"]
+    volume = mounts(pod["containers"][0])[folder]["name"]
+    assert {"name": volume, "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}} in pod["volumes"]
+
+
+def test_only_the_model_with_batches_has_their_claim() -> None:
+    one, two = TWO_MODELS["models"]
+    values = {"models": [one | {"batches": {"enabled": True, "existingClaim": "files"}}, two | {"replicas": 2}]}
+    servers = [pod for pod in pods(objects(values)) if pod.component == "server"]
+    assert [pod.settings.get("LLAVA_DATA_DIR") for pod in servers] == ["/files", None]
+    claims = [volume.get("persistentVolumeClaim") for pod in servers for volume in pod.spec["volumes"]]
+    assert [claim for claim in claims if claim] == [{"claimName": "files"}]

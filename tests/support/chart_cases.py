@@ -26,6 +26,8 @@ SWITCHES: dict[str, tuple[Object, set[str]]] = {
     "redis": ({"redis": {"url": "redis://:password@redis:6379"}}, {"Secret"}),
     "claim": (CLAIM, {"PersistentVolumeClaim"}),
     "claim-elsewhere": ({"persistence": {"enabled": True, "existingClaim": "weights"}}, set()),
+    "batches": ({"batches": {"enabled": True}}, {"PersistentVolumeClaim"}),
+    "batches-elsewhere": ({"batches": {"enabled": True, "existingClaim": "files"}}, set()),
     "fetch-before": ({"model": HUB, "revision": "abc", "download": {"mode": "initContainer", "also": ["a/b"]}}, set()),
     "fetch-job": ({"model": HUB, "download": {"mode": "job"}, **CLAIM}, {"Job", "PersistentVolumeClaim"}),
     "multi-node": (MULTI_NODE, {"-Deployment", "LeaderWorkerSet"}),

@@ -10,6 +10,7 @@
 {{- if gt (int $server.multiNode.nodes) 1 }}{{ $_ := set $settings "distributed_executor_backend" "ray" }}{{ end }}
 {{- $own := include "llava-api.listening" (list $server $settings) | fromYaml }}
 {{- $_ := set $own "cache_dir" "/cache/llava-api" }}
+{{- if $server.batches.enabled }}{{ $_ := set $own "data_dir" "/files" }}{{ end }}
 {{- $_ := set $own "drain_timeout_seconds" $server.drainTimeoutSeconds }}
 {{- /* An endpoint picker reads /metrics at the pool's own port, and shows no key. */}}
 {{- if $server.inferencePool.enabled }}{{ $_ := set $own "metrics" "open" }}{{ end }}

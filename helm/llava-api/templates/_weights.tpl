@@ -30,7 +30,7 @@ Where weights and caches are. /data holds weights only, so that it may be read-o
   {{- end }}
 {{- end }}
 
-{{/* Server: /data, /cache and /tmp. */}}
+{{/* Server: /data, /cache, /files and /tmp. */}}
 {{- define "llava-api.serverVolumes" -}}
 {{ include "llava-api.dataVolume" . }}
 - name: cache
@@ -41,6 +41,11 @@ Where weights and caches are. /data holds weights only, so that it may be read-o
   emptyDir:
     sizeLimit: {{ .cache.size }}
   {{- end }}
+{{- if .batches.enabled }}
+- name: files
+  persistentVolumeClaim:
+    claimName: {{ default (printf "%s-batches" .name) .batches.existingClaim }}
+{{- end }}
 {{ include "llava-api.tmpVolume" . }}
 {{- end }}
 
@@ -59,6 +64,10 @@ Where weights and caches are. /data holds weights only, so that it may be read-o
   {{- end }}
 - name: cache
   mountPath: /cache
+{{- if .batches.enabled }}
+- name: files
+  mountPath: /files
+{{- end }}
 - name: tmp
   mountPath: /tmp
 {{- end }}
@@ -95,6 +104,7 @@ value: void
 {{- range (include "llava-api.servers" . | fromYaml).servers }}
 {{- if and .persistence.enabled (not (include "llava-api.readOnlyVolume" .)) }}{{ $claims = append $claims (default .name .persistence.existingClaim) }}{{ end }}
 {{- if .cache.enabled }}{{ $claims = append $claims (default (printf "%s-cache" .name) .cache.existingClaim) }}{{ end }}
+{{- if .batches.enabled }}{{ $claims = append $claims (default (printf "%s-batches" .name) .batches.existingClaim) }}{{ end }}
 {{- end }}
 {{- uniq $claims | join "|" }}
 {{- end }}

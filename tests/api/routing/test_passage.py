@@ -141,6 +141,13 @@ async def test_no_other_address_is_open(client: httpx.AsyncClient, path: str) ->
         assert answer.status_code in (404, 405) or path == "/metrics/"
 
 
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/files/file-1/content", "/v1/batches"])
+async def test_files_and_batches_are_kept_at_the_servers(client: httpx.AsyncClient, path: str) -> None:
+    for answer in (await client.post(path, json={}), await client.get(path)):
+        assert answer.status_code == 404
+        assert "llava-api serve --data-dir, and by no router" in answer.json()["error"]["message"]
+
+
 async def test_adapters_are_loaded_at_the_servers(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/load_lora_adapter", json={"lora_name": "birds", "lora_path": "birds"})
     assert answer.status_code == 404
