@@ -15,12 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_api.cli.finetune import training
+from llava_api.cli.finetune.command import open_input
 from llava_api.cli.flags import demo_folder
-from llava_api.cli.main import main
+from llava_api.cli.main import build_parser, main
 from llava_api.finetune import snapshots
+from llava_api.finetune.dataset import FinetuneDataset, collator
 from llava_api.finetune.recipe import recipe_for
-from llava_api.finetune.run import Training
-from llava_api.finetune.trainee import load_trainee, parameter_groups
+from llava_api.finetune.run import Training, with_blank_image
+from llava_api.finetune.samples import Samples
+from llava_api.finetune.trainee import load_trainee, parameter_groups, trained
 from tests.support.drawn_data import write_drawn_data
 from tests.support.waiting import wait_until
 
@@ -133,6 +136,22 @@ def test_the_projector_learns_at_a_rate_of_its_own() -> None:
         (2e-4, sum(4 * (128 * 9 + 352 * 3 + 128 * 2) for _ in range(4))),
         (2e-5, 2 * (128 * 128 + 128)),
     ]
+
+
+@pytest.mark.parametrize("name", ["llava-tiny-1.5", "llava-tiny-1.6"])
+def test_a_round_of_text_reaches_the_projector_on_several_devices(name: str, data: Path) -> None:
+    model = open_input(build_parser().parse_args(["finetune", name, "--data", str(data)]))
+    samples = FinetuneDataset(Samples.read(data, data.parent / "images"), model)
+    texts = [index for index, length in enumerate(samples.modality_lengths()) if length < 0]
+    part = collator(model)([samples[index] for index in texts])
+    recipe = recipe_for("lora", {"rank": 4, "dropout": 0})
+    trainee = load_trainee(demo_folder() / name, recipe, torch.float32, model.config_overrides())
+    plain, blank = (trainee(**inputs).loss for inputs in (part, with_blank_image(part, model)))
+    assert blank.item() == pytest.approx(plain.item(), rel=1e-5)
+    blank.backward()
+    gradients = [parameter.grad for name, parameter in trained(trainee) if "projector" in name]
+    assert len(gradients) == 4
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
 
 
 def refusal(*arguments: str) -> str:

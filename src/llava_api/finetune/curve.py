@@ -30,7 +30,7 @@ class Curve:
 
         steps = [line["step"] for line in self.lines]
         losses = [line["loss"] for line in self.lines]
-        over = max(round(len(losses) * SMOOTHED_SHARE), 1)
+        over = max(round(len(losses) * SMOOTHED_SHARE), 2)
         recent = [losses[max(end - over, 0) : end] for end in range(1, len(losses) + 1)]
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()

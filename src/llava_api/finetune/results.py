@@ -70,18 +70,19 @@ def write_card(folder: Path, base_name: str, recipe: Recipe, data: str, samples:
     last = json.loads((folder / LOG).read_text(encoding="utf-8").splitlines()[-1])
     adapter = recipe.mode == "lora"
     use = f"llava-api serve {base_name} --lora NAME={folder.name}" if adapter else f"llava-api serve {folder.name}"
+    # The hub takes only its own ids here.
+    base = "" if Path(base_name).exists() else f"base_model: {base_name}\n"
     rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.model_dump().items())
     (folder / "README.md").write_text(
         f"""---
-base_model: {json.dumps(base_name)}
-{"library_name: peft" if adapter else "library_name: transformers"}
+{base}{"library_name: peft" if adapter else "library_name: transformers"}
 pipeline_tag: image-text-to-text
 ---
 
 # {folder.name}
 
-{base_name}, trained by llava-api in mode {recipe.mode} on {samples:,} samples of {data}: {last["steps"]:,} steps, the
-last loss {last["loss"]:.4f} (log.jsonl has all, loss.png shows them).
+{Path(base_name).name}, trained by llava-api in mode {recipe.mode} on {samples:,} samples of {data}.
+{last["steps"]:,} steps, the last loss {last["loss"]:.4f}: log.jsonl has all, loss.png shows them.
 
     {use}
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
@@ -27,7 +27,7 @@ from llava_api.finetune.order import Order, is_idle, rounds
 from llava_api.finetune.recipe import Recipe
 from llava_api.finetune.samples import BadSample
 from llava_api.finetune.snapshots import Snapshots, cannot_save
-from llava_api.finetune.trainee import load_trainee, parameter_groups, trained
+from llava_api.finetune.trainee import load_trainee, parameter_groups
 
 LARGEST_GRADIENT = 1.0
 """Longer gradients are scaled down to this length, transformers' default and so LLaVA's."""
@@ -70,7 +70,9 @@ class Training:
         if plugin is not None:
             plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = recipe.batch_per_device
         torch.manual_seed(recipe.seed)
-        trainee = load_trainee(base, recipe, self.dtype, data.model.config_overrides())
+        # FSDP puts parameters of one type together, and computes in the other type itself.
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        trainee = load_trainee(base, recipe, torch.float32 if sharded else self.dtype, data.model.config_overrides())
         optimizer = torch.optim.AdamW(parameter_groups(trainee, recipe), weight_decay=0.0)
         self.model, self.optimizer = self.accelerator.prepare(trainee, optimizer)
         self.snapshots = Snapshots(folder, recipe.keep, self.accelerator)
@@ -155,7 +157,8 @@ class Training:
                 total += loss.detach()
                 # Gradients are averaged over the devices.
                 self.accelerator.backward(loss * self.devices)
-        norm = self.accelerator.clip_grad_norm_([parameter for _, parameter in trained(self.model)], LARGEST_GRADIENT)
+        # FSDP computes the length over all devices only if it is given exactly its parameters.
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {
@@ -179,7 +182,7 @@ class Training:
 
     def loss(self, part: dict[str, Tensor]) -> Tensor:
         """The sum over the learned tokens. The head is computed only where some sample has one."""
-        if "pixel_values" not in part and (self.devices > 1 or self.recipe.mode == "projector"):
+        if "pixel_values" not in part and self.devices > 1:
             part = with_blank_image(part, self.data.model)
         inputs = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in part.items()}
         # Padding is on the right, where no token that counts sees it.
@@ -194,8 +197,7 @@ class Training:
 def with_blank_image(part: dict[str, Tensor], model: ModelInput) -> dict[str, Tensor]:
     """A round of text, with one more row that is a black image and learns nothing.
 
-    Then the projector takes part in every round: several devices wait for one another there, and a round that uses
-    nothing of what is trained has no gradient.
+    Then the projector takes part in every round: several devices wait for one another there.
     """
     side = model.mode.tile_pixels
     grid = model.mode.grid((side, side))

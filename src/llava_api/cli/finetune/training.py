@@ -107,6 +107,11 @@ class Steps(Counts):
 
 def base_of(model: ModelInput) -> tuple[Checkpoint, Path]:
     """The checkpoint in the hub's format, converted if it is in another, and its folder. Raises StartupError."""
+    if model.checkpoint.quantization is not None:
+        raise StartupError(
+            f"the checkpoint is quantized ({model.checkpoint.quantization}): train the one that it was made from, with "
+            "--load-4bit if memory is short"
+        )
     settings = model.settings
     ready = ready_checkpoint(model.checkpoint, sources_of(settings), settings.cache_dir)
     return ready, locate(ready.model, settings.download_dir, settings.revision, weights=True)
@@ -138,7 +143,7 @@ def train(
             if shown is not None:
                 shown.update()
     if main:
-        write_card(folder, checkpoint.model, recipe, data_file.name, len(good))
+        write_card(folder, model.checkpoint.model, recipe, data_file.name, len(good))
     write_results(training.accelerator, training.model, base, checkpoint.model, training.dtype, folder)
     if main:
         print(f"trained: {folder}")
