@@ -5,7 +5,7 @@ MODEL ?=
 # First tests that wait for a real engine or for nothing, the longest first, then those that look at the clock. One more
 # than there are cores at once, as each waits now and then, but no more than three with engines, of one thread each. A test
 # that failed in this crowd has a second chance by itself, and fails the run if it fails again. The soak is last and by itself.
-AT_LEISURE := tests/faults/test_engine_faults.py tests/clients tests/browser tests/engine tests/chart tests/unit
+AT_LEISURE := tests/faults/test_engine_faults.py tests/clients tests/browser tests/engine tests/chart tests/finetune tests/unit
 BY_THE_CLOCK := tests/api
 ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 

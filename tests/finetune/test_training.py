@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ DEMO = demo_folder() / "llava-tiny-1.5"
 SMALL = ("--rank", "4", "--alpha", "8", "--workers", "0", "--no-gradient-checkpointing")
 PROJECTOR = "multi_modal_projector."
 TOWER = "vision_tower."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums of several threads differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +227,11 @@ def test_without_the_extra_it_says_what_to_install(data: Path, tmp_path: Path, m
     monkeypatch.setattr(training, "NEEDED", ("torch", "no_such_package"))
     said = refusal(*command("llava-tiny-1.5", data, tmp_path / "output"))
     assert said == "llava-api: no_such_package is not installed: pip install 'llava-api[train]'"
+
+
+def test_a_quantized_checkpoint_is_refused(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "awq"
+    shutil.copytree(DEMO, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
+    assert "quantized (awq): train the one that it was made from" in refusal(*command(folder, data, tmp_path / "o"))

@@ -70,9 +70,9 @@ class Training:
         if plugin is not None:
             plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = recipe.batch_per_device
         torch.manual_seed(recipe.seed)
-        # FSDP puts parameters of one type together, and computes in the other type itself.
-        sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        trainee = load_trainee(base, recipe, torch.float32 if sharded else self.dtype, data.model.config_overrides())
+        # FSDP 1 takes only weights of one type, and computes in the other type itself.
+        fsdp_1 = self.accelerator.distributed_type == DistributedType.FSDP and not self.accelerator.is_fsdp2
+        trainee = load_trainee(base, recipe, torch.float32 if fsdp_1 else self.dtype, data.model.config_overrides())
         optimizer = torch.optim.AdamW(parameter_groups(trainee, recipe), weight_decay=0.0)
         self.model, self.optimizer = self.accelerator.prepare(trainee, optimizer)
         self.snapshots = Snapshots(folder, recipe.keep, self.accelerator)

@@ -143,7 +143,9 @@ def train(
             if shown is not None:
                 shown.update()
     if main:
-        write_card(folder, model.checkpoint.model, recipe, data_file.name, len(good))
+        name = model.checkpoint.model
+        serve = f"{name} --lora NAME={folder}" if recipe.mode == "lora" else folder
+        write_card(folder, name, recipe, data_file.name, len(good))
     write_results(training.accelerator, training.model, base, checkpoint.model, training.dtype, folder)
     if main:
-        print(f"trained: {folder}")
+        print(f"trained: serve it with llava-api serve {serve}")
