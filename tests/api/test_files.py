@@ -356,6 +356,11 @@ class TestEnemies:
             answer = await upload(running, form + END)
             assert (answer.status, json.loads(answer.body)["bytes"]) == (200, len(LINES))
 
+    async def test_fields_that_are_not_read_are_named(self, running: RunningServer) -> None:
+        form = part("colour", b"red") + part("file", LINES, "a") + part("purpose", b"batch")
+        answer = await upload(running, form + END)
+        assert (answer.status, answer.headers["x-llava-ignored"]) == (200, "colour")
+
     async def test_the_boundary_in_pieces(self, running: RunningServer) -> None:
         data = f"--{BOUNDARY[:-1]}\r\n--\r\n\r\n--{BOUNDARY}x".encode()
         form = part("file", data, "a") + part("purpose", b"batch") + END

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
@@ -272,7 +273,8 @@ class FileStore:
         connection.execute("DELETE FROM files WHERE id = ?", (file_id,))
 
     def in_thread(self, work: Callable[[], Result]) -> "asyncio.Future[Result]":
-        return asyncio.get_running_loop().run_in_executor(self.threads, work)
+        # With the context, as asyncio.to_thread does: ``describe`` notes things in the request's record.
+        return asyncio.get_running_loop().run_in_executor(self.threads, copy_context().run, work)
 
     def close(self) -> None:
         """Blocks until the work that was given has been done."""
