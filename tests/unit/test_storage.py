@@ -277,6 +277,11 @@ def test_a_crash_at_any_step_leaves_a_whole_file_or_none(step: str, tmp_path: Pa
         data.close()
 
 
+def test_a_new_folder_is_for_its_user_only(tmp_path: Path) -> None:
+    DataFolder(tmp_path / "new" / "data").close()
+    assert (tmp_path / "new" / "data").stat().st_mode & 0o777 == 0o700
+
+
 def test_one_server_at_a_time(data: DataFolder, tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="belongs to another server that runs"):
         DataFolder(tmp_path)

@@ -19,7 +19,8 @@ class DataFolder:
     def __init__(self, path: Path, kept_free: int = 0) -> None:
         self.lock = -1
         try:
-            (path / "files").mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (path / "files").mkdir(mode=0o700, exist_ok=True)
             self.lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.database = Database(path / "state.sqlite3")
