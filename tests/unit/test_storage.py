@@ -298,7 +298,7 @@ def test_the_schema_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StartupError, match="cannot be used: Not a directory"):
+    with pytest.raises(StartupError, match="cannot be used: File exists"):
         DataFolder(tmp_path / "file")
     with pytest.raises(StartupError, match="cannot be used"):
         DataFolder(Path("/proc/no"))
