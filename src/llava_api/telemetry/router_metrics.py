@@ -44,7 +44,7 @@ class RouterMetrics:
             registry=registry,
             buckets=TOTAL_SECONDS,
         )
-        self.state = gauge("state", "1 for the state of the router.", "state")
+        self.own_state = gauge("state", "1 for the state of the router.", "state")
         self.in_progress = gauge("requests_in_progress", "Open requests.")
         self.waiting = gauge("waiting_requests", "Requests that wait for a server of a sleeping model.", "model")
         self.tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
@@ -85,7 +85,7 @@ class RouterMetrics:
     def sample(self, state: State) -> None:
         """Set the gauges. To be called on the event loop before ``page``."""
         for each in STATES:
-            self.state.labels(each).set(each == state)
+            self.own_state.labels(each).set(each == state)
         self.in_progress.set(self.running)
         self.tasks.set(len(asyncio.all_tasks()))
         self.sample_backends()
