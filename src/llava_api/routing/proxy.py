@@ -30,6 +30,7 @@ from llava_api.server.app import add_middleware, served_endpoints
 from llava_api.server.body import COPIES_GROWN, read_body
 from llava_api.server.endpoint import Endpoint, Handler, routes_of
 from llava_api.server.lifecycle import Lifecycle
+from llava_api.server.routes.server_info import anthropic_models, for_anthropic
 from llava_api.server.state import AppState, exchange_of, set_state
 from llava_api.settings import Settings
 from llava_api.telemetry.record import current
@@ -81,9 +82,7 @@ class Router:
         question = read_question(body, streams_by_default=path in STREAMING_BY_DEFAULT)
         model = self.served_name(question.model)
         record.model, record.stream = model, question.streamed
-        keeper = None
-        if question.previous_response:
-            keeper = await self.keeper(request, question.previous_response)
+        keeper = await self.keeper(request, question.previous_response) if question.previous_response else None
         wanted = Wanted(model, question.affinity, keeper, exchange.caller)
         commented = model if question.streamed and not path.startswith("/api/") else ""
         return Passage(self, request, body, partial(self.backends.place, wanted), commented)
@@ -109,9 +108,9 @@ class Router:
     # Stored responses, which their replica holds
 
     async def stored(self, request: Request) -> Passage:
-        found = await self.keeper(request, f"resp_{request.path_params['number']}")
+        backend = await self.keeper(request, f"resp_{request.path_params['number']}")
         # If none has it, any of them says so.
-        backend = found or next(iter(self.backends.running()), None)
+        backend = backend or next(iter(self.backends.running()), None)
 
         def find(tried: object) -> AbstractAsyncContextManager[Backend]:
             if tried or backend is None:
@@ -147,17 +146,15 @@ class Router:
 
     async def models(self, request: Request) -> Response:
         models = self.backends.models()
-        if routes.server_info.for_anthropic(request):
-            return json_response(
-                routes.server_info.anthropic_models((model["id"], model["created"]) for model in models)
-            )
+        if for_anthropic(request):
+            return json_response(anthropic_models((model["id"], model["created"]) for model in models))
         return as_json({"object": "list", "data": models})
 
     async def model(self, request: Request) -> Response:
         models = {str(model["id"]): model for model in self.backends.models()}
         name = chosen_name(request.path_params["name"], list(models), self.settings.any_model)
-        if routes.server_info.for_anthropic(request):
-            return json_response(routes.server_info.anthropic_models([(name, models[name]["created"])]).data[0])
+        if for_anthropic(request):
+            return json_response(anthropic_models([(name, models[name]["created"])]).data[0])
         return as_json(models[name])
 
     async def ollama_models(self, request: Request) -> Response:

@@ -328,6 +328,28 @@ async def test_answers_that_no_server_should_give(
     answer.json()
 
 
+# aiohttp warns that a body of this size holds up the event loop; it is in memory in any case.
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+async def test_a_large_body_is_sent_again_to_another_replica_as_it_was(servers: list[Replica]) -> None:
+    body = json.dumps(question(user="x" * 3_000_000)).encode()
+    got = []
+
+    async def backend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        got.append(await reader.readexactly(len(body)))
+        if len(got) == 2:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        writer.close()
+
+    async with await asyncio.start_server(backend, "127.0.0.1", 0) as server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for number, one in enumerate(servers):
+            one.model, one.backend = "one", Backend(f"{number}", address)
+        async with routed(FixedBackends(servers), max_body_bytes=4_000_000) as (client, _):
+            assert (await client.post(CHAT, content=body)).text == "{}"
+    assert got == [body, body]
+
+
 async def test_headers_of_one_connection_are_not_passed_on(servers: list[Replica]) -> None:
     """Those that ``Connection`` names, in both directions."""
     heads = []
