@@ -1,6 +1,6 @@
 """``llava-api caption FOLDER``: ask one question about each image of a folder, at any OpenAI-compatible API.
 
-The answers go to a JSONL file, and if wished to a CSV file and to text files beside the images. After any end, the
+The answers go to a JSONL file, and if asked for to a CSV file and to text files beside the images. After any end, the
 same command goes on.
 """
 

@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=DEFAULT_CONCURRENCY,
         metavar="NUMBER",
-        help=f"at most so many requests at once ({DEFAULT_CONCURRENCY}); fewer while the server refuses some",
+        help=f"most requests at once ({DEFAULT_CONCURRENCY}); fewer while the server refuses some",
     )
     parser.add_argument(
         "--order",

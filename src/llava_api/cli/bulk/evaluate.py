@@ -36,7 +36,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--image-folder", metavar="FOLDER", default=".", help="where the images are (here)")
     parser.add_argument("--answers-file", metavar="FILE", help="JSONL file for the answers")
     parser.add_argument(
-        "--num-chunks", type=positive, default=1, metavar="NUMBER", help="cut the questions into so many"
+        "--num-chunks", type=positive, default=1, metavar="NUMBER", help="chunks to cut the questions into"
     )
     parser.add_argument("--chunk-idx", type=int, default=0, metavar="NUMBER", help="the chunk to answer, from 0")
     parser.add_argument("--model", "--model-path", metavar="NAME", help="which of the server's models (the first)")

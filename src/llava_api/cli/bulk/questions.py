@@ -61,6 +61,8 @@ class QuestionFile:
 
     def chunk(self, chunks: int, index: int) -> Iterator[tuple[int, bytes | Line]]:
         """The entries of one chunk, cut as LLaVA cuts: all have the same length but the last ones."""
+        if chunks == 1:
+            return self.entries()
         size = math.ceil(sum(1 for _ in self.entries()) / chunks)
         return islice(self.entries(), index * size, (index + 1) * size)
 
