@@ -28,6 +28,11 @@ REAL = (sys.executable, "-m", "llava_api")
 START_SECONDS = 120.0
 POLL_SECONDS = 0.02
 CHAT = "/v1/chat/completions"
+IMAGE = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElFTkSuQmCC"
+)
+"""Red, 8 x 8 pixels."""
 REFUSED = 10
 """Each request of such a number is one that the server refuses, so that there is an error file."""
 
@@ -82,7 +87,8 @@ class Victim:
 
 def request(number: int) -> dict[str, Any]:
     model = "no such model" if number % REFUSED == REFUSED - 1 else "demo"
-    body = {"model": model, "messages": [{"role": "user", "content": f"Say {number}."}], "max_tokens": 8}
+    parts = [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": f"Say {number}."}]
+    body = {"model": model, "messages": [{"role": "user", "content": parts}], "max_tokens": 8}
     return {"custom_id": str(number), "method": "POST", "url": CHAT, "body": body}
 
 
