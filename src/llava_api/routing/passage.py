@@ -71,10 +71,14 @@ class Passage:
         # It has no time limit: it is ended early if the client leaves, and by ``Router.abandon``.
         work = asyncio.timeout(None)
         watching = asyncio.create_task(end_on_disconnect(receive, work))
-        self.router.passages.add(work)
         try:
             async with work:
-                await self.try_backends()
+                self.router.passages.add(work)
+                try:
+                    await self.try_backends()
+                finally:
+                    self.router.passages.discard(work)
+                    watching.cancel()
         except TimeoutError:
             if not work.expired():
                 raise
@@ -82,9 +86,6 @@ class Passage:
                 await self.fail(Draining(STOPPING))
         except ApiError as error:
             await self.fail(error)
-        finally:
-            self.router.passages.discard(work)
-            watching.cancel()
 
     async def try_backends(self) -> None:
         tried: list[Backend] = []
@@ -178,7 +179,12 @@ class Passage:
 async def end_on_disconnect(receive: Receive, work: asyncio.Timeout) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    work.reschedule(0)
+    end_early(work)
+
+
+def end_early(work: asyncio.Timeout) -> None:
+    if not work.expired():
+        work.reschedule(0)
 
 
 def target(request: Request) -> str:

@@ -22,7 +22,7 @@ from llava_api.limits.memory import MemoryBudget
 from llava_api.protocol.ollama_reply import OllamaDetails, OllamaModel, OllamaModelList
 from llava_api.routing.backends import Backend, Backends, Wanted
 from llava_api.routing.connections import NETWORK_ERRORS
-from llava_api.routing.passage import UNREACHED, Passage, headers_for
+from llava_api.routing.passage import UNREACHED, Passage, end_early, headers_for
 from llava_api.routing.question import read_question
 from llava_api.server import error_handlers, routes
 from llava_api.server.answer import json_response
@@ -69,7 +69,7 @@ class Router:
         """End the open requests, with an error where one can still be sent."""
         self.ending = True
         for passage in self.passages:
-            passage.reschedule(0)
+            end_early(passage)
 
     # Requests for a model
 

@@ -14,6 +14,9 @@ import pytest
 import pytest_asyncio
 
 from llava_api.routing.backends import Backend, Wanted
+from llava_api.routing.proxy import Router
+from llava_api.server.lifecycle import Lifecycle
+from llava_api.settings import Settings
 from tests.support.metrics_page import read_page
 from tests.support.routing import FixedBackends, Replica, replica, routed
 from tests.support.running_server import Connection, post
@@ -148,6 +151,18 @@ async def test_files_and_batches_are_kept_at_the_servers(client: httpx.AsyncClie
         assert "llava-api serve --data-dir, and by no router" in answer.json()["error"]["message"]
 
 
+def test_these_addresses_are_passed_on() -> None:
+    """One that a server gets is not open here before it is named here."""
+    router = Router(Settings(), FixedBackends([]), Lifecycle())
+    passed = {each.path for each in router.endpoints() if each.handle in (router.ask, router.stored)}
+    stored = "/v1/responses/{response_id}"
+    assert passed == {
+        *("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/explain"),
+        *("/tokenize", "/detokenize", "/api/chat", "/api/generate", "/api/show"),
+        *("/v1/responses", "/v1/responses/input_tokens", stored, f"{stored}/input_items", f"{stored}/cancel"),
+    }
+
+
 async def test_adapters_are_loaded_at_the_servers(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/load_lora_adapter", json={"lora_name": "birds", "lora_path": "birds"})
     assert answer.status_code == 404
@@ -244,6 +259,31 @@ async def test_a_drain_that_takes_too_long_ends_requests_with_an_error(servers: 
     assert rest[-1].startswith('data: {"error":')
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_stopping")
     await until(lambda: not any(server.engine.unfinished for server in servers))
+
+
+class SlowlyLeftBackends(FixedBackends):
+    left = asyncio.Event()
+
+    @asynccontextmanager
+    async def place(self, wanted: Wanted, tried: Any) -> AsyncIterator[Backend]:
+        async with super().place(wanted, tried) as backend:
+            try:
+                yield backend
+            finally:
+                await self.left.wait()
+
+
+async def test_a_drain_ends_requests_whose_clients_have_left(servers: list[Replica]) -> None:
+    servers[0].engine.pause_seconds = 0.2
+    backends = SlowlyLeftBackends(servers)
+    backends.left = asyncio.Event()
+    async with routed(backends) as (client, router):
+        async with client.stream("POST", CHAT, json=question(stream=True)):
+            (passage,) = router.passages
+        await until(passage.expired)
+        router.abandon()
+        backends.left.set()
+        await until(lambda: not router.passages)
 
 
 async def test_a_packed_body_is_passed_on_unpacked(client: httpx.AsyncClient, servers: list[Replica]) -> None:
