@@ -15,9 +15,12 @@ class Curve:
         """Continue the log after its first ``steps`` lines; later ones were written and not saved as weights."""
         self.folder = folder
         self.path = folder / LOG
-        lines = self.path.read_text(encoding="utf-8").splitlines()[:steps] if self.path.is_file() else []
-        self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines[:steps]]
+        if lines[steps:]:
+            shortened = folder / f".{LOG}.partial"
+            shortened.write_text("".join(f"{line}\n" for line in lines[:steps]), encoding="utf-8")
+            shortened.replace(self.path)
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines.append(line)

@@ -19,8 +19,13 @@ LAST = ("adapter_config.json", "config.json")
 """Files that make a folder an adapter or a checkpoint: they get their names when all else is there."""
 
 
-def write_results(accelerator: Any, model: Any, base: Path, base_name: str, dtype: torch.dtype, folder: Path) -> None:
-    """Write the trained model into ``folder``. ``base_name``: how an adapter names its base. Raises StartupError."""
+def write_results(
+    accelerator: Any, model: Any, base: Path, base_name: str, dtype: torch.dtype, folder: Path, card: str
+) -> None:
+    """Write the trained model into ``folder``. ``base_name``: how an adapter names its base. Raises StartupError.
+
+    ``card``: the text of README.md.
+    """
     # With FSDP every process takes part.
     state = accelerator.get_state_dict(model)
     if not accelerator.is_main_process:
@@ -34,9 +39,9 @@ def write_results(accelerator: Any, model: Any, base: Path, base_name: str, dtyp
             trainee.peft_config["default"].base_model_name_or_path = base_name
             # "auto" would look the base up in the hub.
             trainee.save_pretrained(scratch, state_dict=state, save_embedding_layers=False)
-            (scratch / "README.md").unlink(missing_ok=True)
         else:
             write_checkpoint(state, base, dtype, scratch)
+        (scratch / "README.md").write_text(card, encoding="utf-8")
         # safetensors makes files that only their owner can read.
         mode = next(scratch.glob("*config.json")).stat().st_mode
         for file in sorted(scratch.iterdir(), key=lambda file: file.name in LAST):
@@ -65,16 +70,15 @@ def write_checkpoint(state: dict[str, torch.Tensor], base: Path, dtype: torch.dt
     write_json(folder / "config.json", config | {"torch_dtype": str(dtype).removeprefix("torch.")})
 
 
-def write_card(folder: Path, base_name: str, recipe: Recipe, data: str, samples: int) -> None:
-    """README.md, after the training's last step. ``data``: the name of its file."""
+def model_card(folder: Path, base_name: str, recipe: Recipe, data: str, samples: int) -> str:
+    """The text of README.md, after the training's last step. ``data``: the name of its file."""
     last = json.loads((folder / LOG).read_text(encoding="utf-8").splitlines()[-1])
     adapter = recipe.mode == "lora"
     use = f"llava-api serve {base_name} --lora NAME={folder.name}" if adapter else f"llava-api serve {folder.name}"
     # The hub takes only its own ids here.
     base = "" if Path(base_name).exists() else f"base_model: {base_name}\n"
     rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.model_dump().items())
-    (folder / "README.md").write_text(
-        f"""---
+    return f"""---
 {base}{"library_name: peft" if adapter else "library_name: transformers"}
 pipeline_tag: image-text-to-text
 ---
@@ -89,6 +93,4 @@ pipeline_tag: image-text-to-text
 | setting | value |
 |---|---|
 {rows}
-""",
-        encoding="utf-8",
-    )
+"""

@@ -7,7 +7,7 @@ takes the same steps. The loss is the mean over all learned tokens of a batch, h
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,10 @@ class Training:
 
     def run(self) -> Iterator[dict[str, Any]]:
         """Take the steps that are left, yielding each one's line of the log. Raises StartupError."""
-        main = self.accelerator.is_main_process
-        curve = Curve(self.folder, self.done) if main else None
         parts = iter(self.loader())
         self.model.train()
         try:
+            curve = Curve(self.folder, self.done) if self.accelerator.is_main_process else None
             for step, batch in enumerate(self.order.batches(self.done), start=self.done):
                 line = self.step(step, batch, parts)
                 if not (math.isfinite(line["loss"]) and math.isfinite(line["gradient"])):
@@ -111,18 +110,14 @@ class Training:
                 yield line
                 if (step + 1) % self.recipe.save_every == 0 or step + 1 == self.order.steps:
                     self.snapshots.save(step + 1)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise StartupError(f"out of memory: {what_to_lower(self.recipe)}") from error
+            if curve is not None:
+                curve.plot()
         except OSError as error:
             raise cannot_save(self.folder, error) from error
         except BadSample as error:
             # From a process that loads data it comes with a traceback before it.
             sentence = str(error).strip().splitlines()[-1].rpartition(f"{BadSample.__name__}: ")[2]
             raise StartupError(f"{sentence}; mend it and run the command again, which goes on from here") from error
-        if curve is not None:
-            curve.plot()
 
     def my_rounds(self, batch: list[int]) -> list[list[int]]:
         return rounds(batch, self.lengths, self.recipe.batch_per_device, self.devices, self.device)
@@ -213,8 +208,16 @@ def with_blank_image(part: dict[str, Tensor], model: ModelInput) -> dict[str, Te
     return {**made, **sizes, "pixel_values": torch.zeros(shape)}
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+@contextmanager
+def memory_advice(recipe: Recipe) -> Iterator[None]:
+    """Raises StartupError instead of the errors of torch and Python for too little memory, on a GPU and on a CPU."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not known:
+            raise
+        raise StartupError(f"out of memory: {what_to_lower(recipe)}") from error
 
 
 def what_to_lower(recipe: Recipe) -> str:

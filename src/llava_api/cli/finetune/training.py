@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 from pydantic import ValidationError
@@ -24,6 +24,9 @@ from llava_api.errors import StartupError
 from llava_api.finetune.model_input import ModelInput
 from llava_api.finetune.recipe import Recipe, recipe_for
 from llava_api.finetune.samples import Samples
+
+if TYPE_CHECKING:
+    from llava_api.finetune.run import Training
 
 NEEDED = ("torch", "transformers", "peft", "accelerate", "matplotlib")
 BEGUN = "training.json"
@@ -117,24 +120,9 @@ def base_of(model: ModelInput) -> tuple[Checkpoint, Path]:
     return ready, locate(ready.model, settings.download_dir, settings.revision, weights=True)
 
 
-def train(
-    model: ModelInput, samples: Samples, good: Sequence[int], recipe: Recipe, data_file: Path, folder: Path
-) -> None:
-    """Begin or go on in ``folder``, and write the results. Raises StartupError."""
-    # A process that reads images is forked from this one, whose tokenizer has threads.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from llava_api.finetune.dataset import FinetuneDataset
-    from llava_api.finetune.results import write_card, write_results
-    from llava_api.finetune.run import Training, processes
-
-    digest = blake3(samples.content).hexdigest()[:16]
-    facts = {**recipe.decisive(), "model": model.checkpoint.model, "data": digest, "samples": len(good)}
-    with processes().main_process_first():
-        begin(folder, facts)
-    checkpoint, base = base_of(model)
-    training = Training(base, FinetuneDataset(samples, model, good), recipe, folder)
+def follow(training: "Training", main: bool) -> None:
+    """Take the training's steps; with a bar on the main process."""
     steps = Steps(training.order.steps, training.done)
-    main = training.accelerator.is_main_process
     if main:
         print(training.plan())
     with Shown(steps) if main else nullcontext() as shown:
@@ -142,10 +130,30 @@ def train(
             steps.take(line)
             if shown is not None:
                 shown.update()
+
+
+def train(
+    model: ModelInput, samples: Samples, good: Sequence[int], recipe: Recipe, data_file: Path, folder: Path
+) -> None:
+    """Begin or go on in ``folder``, and write the results. Raises StartupError."""
+    # A process that reads images is forked from this one, whose tokenizer has threads.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from llava_api.finetune.dataset import FinetuneDataset
+    from llava_api.finetune.results import model_card, write_results
+    from llava_api.finetune.run import Training, memory_advice, processes
+
+    digest = blake3(samples.content).hexdigest()[:16]
+    facts = {**recipe.decisive(), "model": model.checkpoint.model, "data": digest, "samples": len(good)}
+    with processes().main_process_first():
+        begin(folder, facts)
+    checkpoint, base = base_of(model)
+    with memory_advice(recipe):
+        training = Training(base, FinetuneDataset(samples, model, good), recipe, folder)
+        main = training.accelerator.is_main_process
+        follow(training, main)
+    name = model.checkpoint.model
+    card = model_card(folder, name, recipe, data_file.name, len(good)) if main else ""
+    write_results(training.accelerator, training.model, base, checkpoint.model, training.dtype, folder, card)
     if main:
-        name = model.checkpoint.model
         serve = f"{name} --lora NAME={folder}" if recipe.mode == "lora" else folder
-        write_card(folder, name, recipe, data_file.name, len(good))
-    write_results(training.accelerator, training.model, base, checkpoint.model, training.dtype, folder)
-    if main:
         print(f"trained: serve it with llava-api serve {serve}")
