@@ -52,6 +52,7 @@ def faults_of(folder: Path, *items: Any, plain: bool = False, **settings: Any) -
         ({"image": "cut-good.webp", "conversations": GOOD}, UNREADABLE % "cut-good.webp"),
         ({"image": ".", "conversations": GOOD}, "has an image that cannot be read: {folder} (Is a directory)"),
         ({"image": 5, "conversations": GOOD}, "has an image that is not the name of a file"),
+        ({"image": "a\0b", "conversations": GOOD}, "has an image that is not the name of a file"),
         ({"conversations": GOOD}, "has 1 <image> for 0 images"),
         ({"image": "good.jpg", "conversations": turns("What?", "A lamp.")}, "has 0 <image> for 1 image"),
         ({"image": "good.jpg", "conversations": turns("<image> <image>", "A.")}, "has 2 <image> for 1 image"),

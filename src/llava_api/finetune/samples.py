@@ -115,7 +115,7 @@ def read_sample(item: Any, index: int, image_folder: Path) -> Sample:
         raise BadSample("is not a JSON object")
     names = item.get("image")
     names = [] if names is None else names if isinstance(names, list) else [names]
-    if not all(isinstance(name, str) and name for name in names):
+    if not all(isinstance(name, str) and name and "\0" not in name for name in names):
         raise BadSample("has an image that is not the name of a file")
     turns = item.get("conversations")
     if not isinstance(turns, list) or not turns:
