@@ -7,13 +7,13 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 import pytest
 
 from llava_api.cli.fleet.child import Child
 from llava_api.cli.fleet.models_file import FleetModel
-from llava_api.cli.fleet.supervisor import Fleet, Member, Server
+from llava_api.cli.fleet.supervisor import Fleet, Member
 from llava_api.errors import Busy, NotLoaded, StartupError, Unavailable
 from llava_api.settings import Settings
 from tests.support.clock import Clock
@@ -62,7 +62,7 @@ class Machine:
             Member(FleetModel(model=name, name=name, settings=Settings(), idle_seconds=idle), dict(needs[name]))
             for name in needs
         ]
-        self.fleet = Fleet(members, capacity, self.start, self.listed, self.clock)
+        self.fleet = Fleet(members, capacity, cast(Any, self.start), self.listed, self.clock)
         self.members = {member.model.name: member for member in members}
 
     async def start(self, member: Member) -> ScriptedServer:
@@ -284,7 +284,7 @@ async def test_a_server_that_is_just_being_started_is_ended_with_the_fleet() -> 
         starting = asyncio.Event()
         start = box.fleet.start
 
-        async def slow_start(member: Member) -> Server:
+        async def slow_start(member: Member) -> Child:
             await starting.wait()
             return await start(member)
 

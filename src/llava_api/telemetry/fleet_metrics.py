@@ -37,10 +37,10 @@ class FleetMetrics(RouterMetrics):
         self.server_pages: Callable[[], Mapping[str, str]] = dict
         """Model -> the metrics of its server, in Prometheus's text format. Called in a thread."""
         gauge = partial(Gauge, registry=self.registry)
-        self.state = gauge("llava_api_fleet_model_state", "1 for the state of the model.", ("model", "state"))
-        self.waiting = gauge("llava_api_fleet_waiting_requests", "Requests that wait for the model.", ("model",))
+        self.model_state = gauge("llava_api_fleet_model_state", "1 for the state of the model.", ("model", "state"))
+        self.model_waiting = gauge("llava_api_fleet_waiting_requests", "Requests that wait for the model.", ("model",))
         failing = "1 from a failed load, or the end of its server, until the model is ready again."
-        self.failing = gauge("llava_api_fleet_model_failing", failing, ("model",))
+        self.model_failing = gauge("llava_api_fleet_model_failing", failing, ("model",))
 
     def page(self, accept: str) -> tuple[bytes, str]:
         families = Families(self.registry.collect())

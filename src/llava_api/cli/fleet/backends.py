@@ -150,25 +150,22 @@ class FleetBackends:
         for member in self.fleet.members:
             name = member.model.name
             for state in State:
-                metrics.state.labels(name, state).set(member.state is state)
+                metrics.model_state.labels(name, state).set(member.state is state)
             metrics.backend_up.labels(name, name).set(member.state is State.READY)
             metrics.backend_requests.labels(name).set(member.leases)
-            metrics.waiting.labels(name).set(len(member.waiting))
-            metrics.failing.labels(name).set(bool(member.reason) and member.state in (State.FAILED, State.LOADING))
+            metrics.model_waiting.labels(name).set(len(member.waiting))
+            failing = bool(member.reason) and member.state in (State.FAILED, State.LOADING)
+            metrics.model_failing.labels(name).set(failing)
 
     def server_pages(self) -> Mapping[str, str]:
         return asyncio.run_coroutine_threadsafe(self.read_metrics(), self.loop).result()
 
     async def read_metrics(self) -> Mapping[str, str]:
-        async def read(member: Member) -> str:
-            try:
-                return (await self.get(member, "/metrics")).decode()
-            except (TimeoutError, *NETWORK_ERRORS):
-                return ""
-
+        """Of the servers that answer."""
         ready = [member for member in self.fleet.members if member.state is State.READY]
-        pages = await asyncio.gather(*map(read, ready))
-        return {member.model.name: page for member, page in zip(ready, pages, strict=True)}
+        pages = await asyncio.gather(*[self.get(member, "/metrics") for member in ready], return_exceptions=True)
+        found = zip(ready, pages, strict=True)
+        return {member.model.name: page.decode() for member, page in found if isinstance(page, bytes)}
 
     # From start to end
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llava_api.cli.flags import FRONT_SETTINGS, add_flags, given_flags, read_settings
 from llava_api.cli.fleet import control
-from llava_api.cli.fleet.models_file import ADAPTERS_CHANGE, read_models
+from llava_api.cli.fleet.models_file import NOT_IN_A_FLEET, read_models
 from llava_api.cli.serve import MADE_KEY_NAME, opened_front
 from llava_api.cli.terminal import set_up_logging
 from llava_api.errors import StartupError
@@ -41,11 +41,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "$XDG_RUNTIME_DIR/llava-api-fleet, or one in the folder for temporary files",
     )
     add_flags(parser, names=FRONT_SETTINGS)
-    add_flags(
-        parser,
-        names=Settings.model_fields.keys() - {"served_model_name", "data_dir", *ADAPTERS_CHANGE, *FRONT_SETTINGS},
-        shown=False,
-    )
+    others = Settings.model_fields.keys() - {"served_model_name", *NOT_IN_A_FLEET, *FRONT_SETTINGS}
+    add_flags(parser, names=others, shown=False)
     parser.set_defaults(run=run)
 
 
@@ -76,6 +73,5 @@ def run(chosen: argparse.Namespace) -> None:
             keys.append(f"{MADE_KEY_NAME}={front.made_key}")
         if front.keys.needed:
             keys.append(f"{OWN_KEY_NAME}={new_key()}")
-        serve_backends(
-            FleetBackends(models, settings, folder, listener, keys, FleetMetrics(all_versions())), settings, front
-        )
+        metrics = FleetMetrics(all_versions())
+        serve_backends(FleetBackends(models, settings, folder, listener, keys, metrics), settings, front)

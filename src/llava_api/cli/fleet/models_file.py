@@ -20,7 +20,11 @@ LISTENING = marked(Mark.PUBLIC_SERVER) - {"api_key", "api_key_file", "api_key_di
 """Settings that the models' own servers do not get: they listen on private Unix sockets.
 
 They do get the keys, so that each key's limits hold there too."""
-ADAPTERS_CHANGE = ("lora_dir", "lora_from_hub", "lora_key")
+NOT_IN_A_FLEET = {"data_dir": "a fleet stores no files; llava-api serve does"} | dict.fromkeys(
+    ("lora_dir", "lora_from_hub", "lora_key"),
+    'a fleet loads no adapters at run time; name them: lora = ["NAME=FOLDER"]',
+)
+"""Setting -> why a fleet refuses it."""
 OF_FLEET = LISTENING | marked(Mark.PUBLIC_SERVER)
 """Settings that one model cannot have for itself."""
 
@@ -94,12 +98,8 @@ def read_model(path: Path, table: Mapping[str, Any], times: dict[str, float], gi
     values = {key.replace("-", "_"): value for key, value in table.items()}
     own = times | {key: values.pop(key) for key in Table.model_fields if key in values}
     for key in values:
-        if key in ADAPTERS_CHANGE:
-            raise StartupError(
-                f'{where}: {key}: a fleet loads no adapters at run time; name them: lora = ["NAME=FOLDER"]'
-            )
-        if key == "data_dir":
-            raise StartupError(f"{where}: {key}: a fleet stores no files; llava-api serve does")
+        if key in NOT_IN_A_FLEET:
+            raise StartupError(f"{where}: {key}: {NOT_IN_A_FLEET[key]}")
         if key in OF_FLEET:
             raise StartupError(f"{where}: {key} is for all models together: give llava-api fleet {flag_of(key)}")
         if key not in Settings.model_fields:

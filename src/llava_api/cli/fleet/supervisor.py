@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
 
+from llava_api.cli.fleet.child import Child
 from llava_api.cli.fleet.models_file import FleetModel
 from llava_api.concurrency.admission import queue_full
 from llava_api.errors import Draining, ErrorCode, NotLoaded, StartupError, Unavailable
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 CALM_SECONDS = 600
 """After so long without a crash, the next one counts as the first."""
 MOST_DELAY_SECONDS = 30
-ROUNDING = 1e-9
 STOPPING = "The server is stopping."
 
 
@@ -39,15 +38,6 @@ LOADED = (State.LOADING, State.READY, State.UNLOADING)
 """The states in which memory is taken."""
 
 
-class Server(Protocol):
-    """``child.Child``."""
-
-    @property
-    def ended(self) -> "asyncio.Task[str]": ...
-    async def until_ready(self) -> None: ...
-    def terminate(self) -> None: ...
-
-
 @dataclass(slots=True, eq=False)
 class Member:
     model: FleetModel
@@ -56,7 +46,7 @@ class Member:
     state: State = State.UNLOADED
     since: float = 0
     """When the state began."""
-    server: Server | None = None
+    server: Child | None = None
     life: "asyncio.Task[None] | None" = None
     """From the start of its server to the end."""
     leases: int = 0
@@ -87,7 +77,7 @@ class Fleet:
         self,
         members: Sequence[Member],
         capacity: Mapping[str, float],
-        start: Callable[[Member], Awaitable[Server]],
+        start: Callable[[Member], Awaitable[Child]],
         on_ready: Callable[[Member], Awaitable[None]],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -105,7 +95,7 @@ class Fleet:
         return next((member for member in self.members if name in member.model.names), None)
 
     @asynccontextmanager
-    async def lease(self, member: Member, seconds: float | None = None) -> AsyncIterator[Server]:
+    async def lease(self, member: Member, seconds: float | None = None) -> AsyncIterator[Child]:
         """The model's server, once it is ready; it is not unloaded before the end of the block.
 
         Raises Unavailable if the model cannot be loaded, if it is not within ``seconds``, or if too many wait.
@@ -215,7 +205,7 @@ class Fleet:
         return {
             resource
             for resource, amount in member.needs.items()
-            if taken[resource] and taken[resource] + amount > self.capacity.get(resource, math.inf) + ROUNDING
+            if taken[resource] and round(taken[resource] + amount, 6) > self.capacity.get(resource, math.inf)
         }
 
     def make_room(self, member: Member, held: Sequence[Member]) -> None:
