@@ -5,7 +5,7 @@ import types
 from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -72,10 +72,10 @@ def add_flag(
 
 
 def plain_type(annotation: Any) -> Any:
-    """``int | None`` -> ``int``."""
+    """``Annotated[int, ...] | None`` -> ``int``."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return next(member for member in get_args(annotation) if member is not type(None))
-    return annotation
+        annotation = next(member for member in get_args(annotation) if member is not type(None))
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def help_text(field: FieldInfo) -> str:
