@@ -1,6 +1,7 @@
 """``/v1/batches``, with OpenAI's own client."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -14,9 +15,9 @@ from openai.types import Batch
 
 from llava_api.limits.keys import KeyRing
 from llava_api.server.batch_requests import start_batches
+from tests.api.test_chat import CHAT, RED
 from tests.support.scripted_engine import ScriptedEngine
 
-CHAT = "/v1/chat/completions"
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -215,3 +216,20 @@ async def test_the_output_expires_as_asked(api: openai.AsyncOpenAI) -> None:
     done = await until(api, await create(api, [line("a")], output_expires_after=asked), "completed")
     file = await api.files.retrieve(str(done.output_file_id))
     assert file.expires_at == file.created_at + 3600
+
+
+async def test_images_in_a_batch(api: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+    """As data, and by the id of a file; one that is not allowed is a refusal of its request."""
+    file = await api.files.create(file=("red.png", base64.b64decode(RED.partition(",")[2])), purpose="vision")
+    images: dict[str, dict[str, Any]] = {
+        "data": {"type": "image_url", "image_url": {"url": RED}},
+        "file": {"type": "file", "file": {"file_id": file.id}},
+        "inside": {"type": "image_url", "image_url": {"url": "http://127.0.0.1/secret.png"}},
+    }
+    lines = [line(name, HELLO | {"messages": [{"role": "user", "content": [image]}]}) for name, image in images.items()]
+    done = await until(api, await create(api, lines), "completed")
+    output = await content(api, done.output_file_id)
+    assert {each["custom_id"] for each in output} == {"data", "file"}
+    assert [len(request.images) for request in engine.requests] == [1, 1]
+    (refused,) = await content(api, done.error_file_id)
+    assert refused["response"]["body"]["error"]["code"] == "image_url_not_allowed"

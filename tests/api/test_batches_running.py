@@ -247,6 +247,23 @@ async def test_the_server_stops_in_every_state(serve: Serve, engine: ScriptedEng
         assert len(await content(alice, failed.output_file_id)) == failed.request_counts.completed > 0
 
 
+async def test_a_server_that_drains_begins_no_request(serve: Serve, engine: ScriptedEngine) -> None:
+    engine.pause_seconds = 0.01
+    async with serve(engine) as server:
+        alice = server.api("alice")
+        made = await create(alice, [line(str(number)) for number in range(300)])
+        await counted(alice, made.id)
+        server.app.state.lifecycle.draining = True
+        begun = len(engine.requests)
+        async with asyncio.timeout(20):
+            while engine.unfinished:
+                await asyncio.sleep(0.01)
+        assert len(engine.requests) <= begun + 2 * engine.max_num_seqs
+    engine.pause_seconds = 0
+    async with serve(engine) as server:
+        await until(server.api("alice"), made, "completed")
+
+
 async def test_a_full_disk_loses_nothing(
     server: Server, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,7 +196,9 @@ class Runner:
         elif job.cancelled:
             await self.lasting(partial(job.end, "cancelled", lifetime))
         else:
+            failed = batch.request_counts.failed
             await self.lasting(job.write_expired)
+            self.metrics.batch_requests.labels("expired").inc(batch.request_counts.failed - failed)
             await self.lasting(partial(job.end, "expired", lifetime))
         batch = job.stored.batch
         counts = batch.request_counts
