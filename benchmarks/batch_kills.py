@@ -41,7 +41,7 @@ class Victim:
     """A server that is started again and again on one folder. None of its processes outlives a ``with``."""
 
     def __init__(self, command: Sequence[str], folder: Path) -> None:
-        self.command = [*command, "serve", "demo", "--served-model-name", "demo", "--log-level", "warning"]
+        self.command = [*command, "serve", "llava-tiny-1.5", "--served-model-name", "demo", "--log-level", "warning"]
         self.command += ["--data-dir", str(folder / "data"), "--min-free-disk-bytes", "0"]
         self.log = folder / "log"
         self.api = httpx.Client(timeout=60)

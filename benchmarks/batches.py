@@ -12,6 +12,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,11 +27,13 @@ from benchmarks.images import Images
 from benchmarks.load import Connection, head_of, read_answer
 from benchmarks.servers import ENVIRONMENT, first_answer, free_port
 from benchmarks.workloads import MODEL, image_body
+from llava_api.batch.room import QUIET_SECONDS
 
 SIZE = (336, 336)
 ANSWER_TOKENS = 32
 CONCURRENCIES = (16, 24, 32)
 POLL_SECONDS = 0.1
+SERVER = "from llava_api.batch import room; room.QUIET_SECONDS = {}; from llava_api.cli.main import main; main()"
 PAUSE_SECONDS = 3.0
 """Between two measurements, until the engine has nothing left to do."""
 
@@ -146,7 +149,8 @@ async def measure_use(api: Api, material: Material, requests: int) -> dict[str, 
         concurrency: await closed_loop(api.port, material.bodies(requests, stream=False), concurrency)
         for concurrency in CONCURRENCIES
     }
-    await asyncio.sleep(PAUSE_SECONDS)
+    # Until the engine counts as idle.
+    await asyncio.sleep(QUIET_SECONDS + 1)
     rate = await batch_rate(api, material.lines(requests), requests)
     best = max(loops.values())
     rounded = {str(concurrency): round(each, 1) for concurrency, each in loops.items()}
@@ -199,13 +203,17 @@ def main() -> None:
     parser.add_argument("--interactive", type=int, default=160, help="interactive requests of each kind")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--rates", type=float, nargs="*", default=[1.5, 6.0], help="interactive requests in a second")
+    parser.add_argument(
+        "--quiet-seconds", type=float, default=QUIET_SECONDS, help="after which a batch uses the whole engine"
+    )
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
-        command = ["llava-api", "serve", "--served-model-name", MODEL, "--port", str(port), "--log-level", "warning"]
-        command += ["--data-dir", str(Path(folder) / "data"), "--min-free-disk-bytes", "0"]
+        server_command = [sys.executable, "-c", SERVER.format(chosen.quiet_seconds), "serve"]
+        server_command += ["--served-model-name", MODEL, "--port", str(port), "--log-level", "warning"]
+        server_command += ["--data-dir", str(Path(folder) / "data"), "--min-free-disk-bytes", "0"]
         started = time.monotonic()
-        server = subprocess.Popen(command, env=os.environ | ENVIRONMENT)
+        server = subprocess.Popen(server_command, env=os.environ | ENVIRONMENT)
         try:
             first_answer(port, server, started, 120)
             asyncio.run(measure(port, chosen))

@@ -134,6 +134,7 @@ WRONG_LINES = {
     json.dumps(line("")): "invalid_custom_id",
     json.dumps({"custom_id": "d", "method": "POST", "url": CHAT}): "missing_required_parameter",
     json.dumps(line("e") | {"body": []}): "invalid_type",
+    json.dumps(line("g", HELLO | {"stop": [[]] * 30_000})): "too_many_parts",
     json.dumps(line("f", HELLO | {"user": "x" * 300_000})): "line_too_long",
 }
 

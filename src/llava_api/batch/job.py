@@ -36,7 +36,6 @@ class Job:
         self.lines: Lines | None = None
         self.waiting: deque[int] = deque()
         """Numbers of the lines that are to be run."""
-        self.running: set[int] = set()
         self.unwritten: dict[bool, list[Answered]] = {True: [], False: []}
         """By whether they go into the output, not the error file: answers that are not on the disk yet."""
         self.news = asyncio.Event()
@@ -146,10 +145,8 @@ class Job:
             except BaseException:
                 self.unwritten[fine][:0] = taken
                 raise
-            for number, _, answer in taken:
-                self.running.discard(number)
-                if fine:
-                    add_usage(self.stored.batch.usage, orjson.loads(answer.body))
+            for _, _, answer in taken if fine else ():
+                add_usage(self.stored.batch.usage, orjson.loads(answer.body))
             self.counts.completed += fine * len(taken)
             self.counts.failed += (not fine) * len(taken)
 

@@ -15,6 +15,9 @@ from llava_api.protocol.response_reply import ResponseUsage
 MAX_ERRORS = 1000
 """Most errors that are listed of one file."""
 MAX_CUSTOM_ID = 512
+MAX_OBJECTS, MAX_VALUES = 25_000, 600_000
+"""Most objects and lists, and most commas, of a line. Its endpoint permits a little less (``server/body.py``). Counted
+before orjson makes millions of small objects; base64 has none of these characters."""
 EXPIRED = {
     "code": "batch_expired",
     "message": "This request could not be executed before the completion window expired.",
@@ -102,8 +105,11 @@ def check_line(
     """Code, message and parameter of what is wrong with a line. ``seen``: custom_id -> the line that had it."""
     if lines.ends[number] - lines.starts[number] > max_bytes:
         return "line_too_long", f"This line is longer than the {max_bytes} bytes that a request may have.", None
+    line = lines.read(number)
+    if line.count(b"{") + line.count(b"[") > MAX_OBJECTS or line.count(b",") > MAX_VALUES:
+        return "too_many_parts", "This line has too many parts: send fewer messages, or shorter ones.", None
     try:
-        request = orjson.loads(lines.read(number))
+        request = orjson.loads(line)
     except orjson.JSONDecodeError:
         request = None
     if not isinstance(request, dict):

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from llava_api.batch.job import Job
+from llava_api.batch.job import OK, Job
 from llava_api.batch.lines import Answer, Lines
 from llava_api.batch.room import LineRun, Room
 from llava_api.batch.store import BatchStore, StoredBatch
@@ -36,7 +36,7 @@ TRY_AGAIN = (429, 503)
 PAUSE_SECONDS = 1.0
 """After such a status, and after a full disk."""
 LOOK_SECONDS = 2.0
-"""How often what does not tell of its changes is looked at: the keys."""
+"""How often what does not tell of its changes is looked at: the keys, and whether the server drains."""
 MOST_LOSSES = 3
 LOST = (ErrorCode.ENGINE_STOPPED, ErrorCode.REQUEST_TIMEOUT)
 """Codes of errors that the request itself may have caused."""
@@ -46,7 +46,7 @@ Ask = Callable[[LineRun, str, str, bytes], Awaitable[Answer]]
 
 
 class Runner:
-    """``owners``: names of the API keys that there are; the batches of others rest. ``weight_of``: an owner's share.
+    """``is_owner``: whether there is a key of this name; the batches of others rest. ``weight_of``: an owner's share.
 
     ``may_start``: whether the server takes requests now.
     """
@@ -133,7 +133,12 @@ class Runner:
     async def look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            self.fill()
+            if not self.may_start():
+                # The server drains: it need not wait for these.
+                for run in self.room.runs:
+                    if not run.admitted:
+                        run.give_way()
+            self.room.refresh()
 
     async def run(self, job: Job) -> None:
         """From where the batch is to its end, or until the server ends."""
@@ -213,7 +218,6 @@ class Runner:
             if job is None:
                 return
             number = job.waiting.popleft()
-            job.running.add(number)
             run = LineRun(self.room, job, number)
             self.room.enter(run)
             self.turns[job.owner] = max(self.turns.values(), default=0) + 1
@@ -248,31 +252,29 @@ class Runner:
                 answer = streamed()
             else:
                 answer = await self.ask(run, job.owner, job.stored.batch.endpoint, body)
-            if answer.status != PUT_BACK and not await self.is_tried_again(job, number, answer):
+            if answer.status != PUT_BACK and not await self.is_tried_again(run, answer):
                 job.answer(number, custom_id, answer)
-                outcome = "completed" if answer.status == 200 else "failed"
+                outcome = "completed" if answer.status == OK else "failed"
         except Exception:
             log.exception("a request of batch %s could not be run", job.id)
             self.pause()
         finally:
             self.metrics.batch_requests.labels(outcome).inc()
             if outcome == "put_back":
-                job.running.discard(number)
                 job.waiting.appendleft(number)
-            self.room.leave(run)
             job.news.set()
-            self.fill()
+            self.room.leave(run)
 
-    async def is_tried_again(self, job: Job, number: int, answer: Answer) -> bool:
+    async def is_tried_again(self, run: LineRun, answer: Answer) -> bool:
         if answer.status not in TRY_AGAIN:
             return False
         self.pause()
         code = orjson.loads(answer.body)["error"]["code"]
-        if code in LOST:
-            losses = job.stored.progress.losses
-            losses[number] = losses.get(number, 0) + 1
-            await self.lasting(job.save)
-            return losses[number] < MOST_LOSSES
+        if code in LOST and run.admitted:
+            losses = run.job.stored.progress.losses
+            losses[run.number] = losses.get(run.number, 0) + 1
+            await self.lasting(run.job.save)
+            return losses[run.number] < MOST_LOSSES
         return True
 
     def pause(self) -> None:

@@ -11,7 +11,7 @@ from llava_api.chat.calls import CallPart, CallReader
 from llava_api.chat.choice_scores import ScoredPrompts, scored_choices
 from llava_api.chat.forms import Form
 from llava_api.chat.logprobs import LogprobAligner, WrittenToken
-from llava_api.concurrency.admission import Admission
+from llava_api.concurrency.admission import Turns
 from llava_api.engine.base import Delta, Engine, GenerationRequest, Sampling, TokenLogprob
 from llava_api.errors import EngineFailed
 from llava_api.limits.account import Account
@@ -114,12 +114,10 @@ class AnswerReader:
 class Answers:
     """Generates the answers to one prompt and counts their tokens for the request's record and account."""
 
-    def __init__(
-        self, engine: Engine, admission: Admission, spec: AnswerSpec, account: Account, adapters: Adapters
-    ) -> None:
+    def __init__(self, engine: Engine, turns: Turns, spec: AnswerSpec, account: Account, adapters: Adapters) -> None:
         request = self.request = spec.request
         self.engine = engine
-        self.admission = admission
+        self.turns = turns
         self.spec = spec
         self.account = account
         self.adapters = adapters
@@ -155,7 +153,7 @@ class Answers:
         # Each scored choice counts as a turn, although the answers' slots are enough for all of them.
         turns = request.choices + len(self.spec.scored.endings)
         weight = self.account.limits.weight * request.choices / turns
-        slot = await self.admission.enter(self.account.caller, request.choices, weight)
+        slot = await self.turns.enter(self.account.caller, request.choices, weight)
         self.record.admit()
         try:
             with self.adapters.using(request.adapter) as adapter:

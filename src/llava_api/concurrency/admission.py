@@ -12,6 +12,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from llava_api.errors import Busy, ErrorCode
 
@@ -21,6 +22,12 @@ TOO_LONG = "The server is busy: your request waited too long for its turn. Try a
 
 def queue_full() -> Busy:
     return Busy(FULL, code=ErrorCode.QUEUE_FULL)
+
+
+class Turns(Protocol):
+    """Gives turns at the engine."""
+
+    async def enter(self, caller: str, cost: int = 1, weight: float = 1.0) -> "Slot": ...
 
 
 class Slot:

@@ -43,7 +43,7 @@ class Context:
     def answers(self, spec: AnswerSpec) -> Answers:
         """What the engine will answer, charged to the request's account."""
         services = self.services
-        return Answers(services.engine, services.admission, spec, self.account, services.model.adapters)
+        return Answers(services.engine, services.turns, spec, self.account, services.model.adapters)
 
 
 Prepare = Callable[[Context, Model], Awaitable[Reply | BaseModel]]

@@ -15,12 +15,12 @@ from llava_api.batch.lines import Answer
 from llava_api.batch.room import LineRun, Room
 from llava_api.batch.runner import Runner
 from llava_api.batch.store import BatchStore
-from llava_api.concurrency.admission import Admission
 from llava_api.errors import ErrorCode
 from llava_api.limits.account import BatchLimiter
 from llava_api.limits.keys import KeyRing
 from llava_api.limits.table import caller_of_key
 from llava_api.server import error_handlers
+from llava_api.server.answer import CLIENT_CLOSED_REQUEST
 from llava_api.server.endpoint import routes_of
 from llava_api.server.lifecycle import Lifecycle
 from llava_api.server.middleware.access import Access
@@ -65,7 +65,6 @@ class BatchRequests:
     def __init__(self, services: Services, lifecycle: Lifecycle) -> None:
         endpoints = (*chat.ENDPOINTS, *responses.ENDPOINTS, *completions.ENDPOINTS)
         self.services = services
-        self.admission = Admission(services.admission.slots)
         self.limiter = BatchLimiter(services.limiter.table, services.limiter.windows)
         paths = {endpoint.pattern for endpoint in endpoints}
         self.app = Starlette(routes=routes_of(endpoints))
@@ -89,7 +88,7 @@ class BatchRequests:
 
     async def ask(self, run: LineRun, owner: str, path: str, body: bytes) -> Answer:
         services = copy.copy(self.services)
-        services.admission, services.limiter, services.enter = self.admission, self.limiter, lambda: run
+        services.turns, services.limiter, services.enter = run, self.limiter, lambda: run
         scope: Scope = {
             "type": "http",
             "http_version": "1.1",
@@ -104,7 +103,7 @@ class BatchRequests:
         with suppress(Exception):
             # Starlette raises what was unforeseen again, after it has been logged and answered.
             await self.app(scope, receive_once(body, run), sent.send)
-        return Answer(sent.status, sent.request_id, b"".join(sent.pieces))
+        return Answer(sent.status or CLIENT_CLOSED_REQUEST, sent.request_id, b"".join(sent.pieces))
 
 
 class SentAnswer:

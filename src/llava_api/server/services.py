@@ -10,7 +10,7 @@ from llava_api.batch.runner import Runner
 from llava_api.chat.model import ServedModel
 from llava_api.chat.prepare import Preparer
 from llava_api.chat.response_store import ResponseStore
-from llava_api.concurrency.admission import Admission
+from llava_api.concurrency.admission import Admission, Turns
 from llava_api.concurrency.capacity import Capacity, Visit
 from llava_api.engine.base import Engine
 from llava_api.engine.grammar_check import GrammarChecker
@@ -56,6 +56,8 @@ class Services:
         self.preparer = Preparer(model, settings, engine.max_model_len, images, grammars)
         slots = settings.max_running_answers or engine.max_num_seqs
         self.admission = Admission(slots, settings.max_waiting_requests, settings.queue_timeout_seconds)
+        self.turns: Turns = self.admission
+        """What answers wait for."""
         self.capacity = Capacity(slots)
         self.enter: Callable[[], Visit] = self.capacity.enter
         """Called for each request that is answered with these services."""

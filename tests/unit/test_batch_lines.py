@@ -1,0 +1,55 @@
+"""What is read of a batch's output after the server has ended in the midst of it."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from llava_api.batch.lines import Answer, Lines, answered, expired, recover
+from llava_api.protocol.batches import no_tokens
+
+BATCH = "batch_0123456789abcdef0123456789abcdef"
+
+
+def line(number: int) -> bytes:
+    body = {"usage": {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}}}
+    return answered(BATCH, number, f"nr {number}", Answer(200, "req_1", orjson.dumps(body)))
+
+
+TORN = {
+    "half a line": line(7)[:-20],
+    "a line without its end": line(7)[:-1],
+    "a hole": b"\0" * 100 + b"\n" + line(7),
+    "half a line and a whole one": line(7)[:-20] + b"\n" + line(8),
+}
+
+
+@pytest.mark.parametrize("name", TORN)
+def test_what_was_not_written_completely_is_cut_off(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "output"
+    path.write_bytes(line(3) + line(1000) + TORN[name])
+    usage = no_tokens()
+    assert list(recover(path, usage)) == [3, 1000]
+    assert (usage.input_tokens, usage.output_tokens, usage.total_tokens) == (10, 4, 14)
+    assert usage.input_tokens_details.cached_tokens == 8
+    assert path.read_bytes() == line(3) + line(1000)
+
+
+def test_an_output_that_was_not_begun(tmp_path: Path) -> None:
+    assert list(recover(tmp_path / "none", no_tokens())) == []
+
+
+def test_lines_of_requests_that_came_too_late(tmp_path: Path) -> None:
+    path = tmp_path / "errors"
+    path.write_bytes(expired(BATCH, 2, "nr 2"))
+    assert list(recover(path, no_tokens())) == [2]
+
+
+def test_blank_lines_are_left_out_and_a_deleted_file_stays_readable(tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(b'\n{"a":1}\r\n  \n{"a":2}')
+    lines = Lines(path)
+    path.unlink()
+    assert [lines.request(number) for number in range(len(lines))] == [{"a": 1}, {"a": 2}]
+    assert list(lines.file_lines) == [2, 4]
+    lines.close()
