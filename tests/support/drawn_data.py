@@ -6,6 +6,7 @@ from random import Random
 
 from training.conversations import ask_describe, conversation
 from training.drawings import new_drawing
+from training.teal import turns
 
 
 def write_drawn_data(folder: Path, count: int, texts: int = 0, captions: bool = False) -> Path:
@@ -19,15 +20,11 @@ def write_drawn_data(folder: Path, count: int, texts: int = 0, captions: bool = 
         rng = Random(f"finetune {number}")
         drawing = new_drawing(rng, (112, 112))
         drawing.image.save(folder / "images" / f"{number}.png")
-        turns = []
         asked = [ask_describe(rng, drawing)] if captions else conversation(rng, drawing, 2)
-        for place, question in enumerate(asked):
-            turns.append({"from": "human", "value": ("<image>\n" if place == 0 else "") + question.text})
-            turns.append({"from": "gpt", "value": question.answer})
-        items.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+        items.append({"id": str(number), "image": f"{number}.png", "conversations": turns(asked)})
     for number in range(texts):
-        turns = [{"from": "human", "value": f"Say {number}."}, {"from": "gpt", "value": "I am a tiny demo model."}]
-        items.append({"id": f"text {number}", "conversations": turns})
+        said = [{"from": "human", "value": f"Say {number}."}, {"from": "gpt", "value": "I am a tiny demo model."}]
+        items.append({"id": f"text {number}", "conversations": said})
     path = folder / "data.json"
     path.write_text(json.dumps(items))
     return path

@@ -68,6 +68,9 @@ class Snapshots:
 
     def resume(self) -> int:
         """Load the newest checkpoint; the number of steps that it has, 0 if there is none."""
+        if self.accelerator.is_main_process:
+            for unfinished in self.folder.glob(".*.partial"):
+                shutil.rmtree(unfinished, ignore_errors=True)
         steps = saved_steps(self.folder)
         if steps:
             self.accelerator.load_state(str(self.folder / f"checkpoint-{steps[-1]}"))

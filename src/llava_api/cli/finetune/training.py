@@ -143,7 +143,8 @@ def train(
     from llava_api.finetune.run import Training, memory_advice, processes
 
     digest = blake3(samples.content).hexdigest()[:16]
-    facts = {**recipe.decisive(), "model": model.checkpoint.model, "data": digest, "samples": len(good)}
+    shown = {"prompt_family": model.family.name, "image_mode": model.mode.key()}
+    facts = {**recipe.decisive(), "model": model.checkpoint.model, **shown, "data": digest, "samples": len(good)}
     with processes().main_process_first():
         begin(folder, facts)
     checkpoint, base = base_of(model)
