@@ -16,6 +16,7 @@ from openai.types import Batch
 from llava_api.limits.keys import KeyRing
 from llava_api.server.batch_requests import start_batches
 from tests.api.test_chat import CHAT, RED
+from tests.support.openai_schemas import ValidatingTransport
 from tests.support.scripted_engine import ScriptedEngine
 
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
@@ -34,7 +35,8 @@ async def running(app: FastAPI) -> None:
 
 @pytest_asyncio.fixture
 async def api(app: FastAPI, running: None) -> AsyncIterator[openai.AsyncOpenAI]:
-    http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+    transport = ValidatingTransport(httpx.ASGITransport(app))
+    http = httpx.AsyncClient(transport=transport, base_url="http://test")
     async with openai.AsyncOpenAI(api_key="none", base_url="http://test/v1", http_client=http, max_retries=0) as client:
         yield client
 

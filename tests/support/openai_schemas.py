@@ -67,6 +67,7 @@ REPLIES = {
     "/v1/responses": "response.json",
     "/v1/models": "model_list.json",
     "/v1/files": "file.json",
+    "/v1/batches": "batch.json",
 }
 CHUNKS = {"/v1/chat/completions": "chat_completion_chunk.json", "/v1/completions": "completion_chunk.json"}
 LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed", "error")
@@ -106,6 +107,8 @@ def validate(reference: str, body: object) -> None:
 def reply_schema(path: str) -> str | None:
     if path.startswith("/v1/files/"):
         return None if path.endswith("/content") else "file.json#/$defs/file"
+    if path.startswith("/v1/batches/"):
+        return "batch.json#/$defs/batch"
     return "model_list.json#/$defs/model" if path.startswith("/v1/models/") else REPLIES.get(path)
 
 

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from llava_api.batch.lines import Answer, Lines, answered, expired, recover
-from llava_api.protocol.batches import no_tokens
+from llava_api.protocol.batches import BatchUsage
 
 BATCH = "batch_0123456789abcdef0123456789abcdef"
 
@@ -28,7 +28,7 @@ TORN = {
 def test_what_was_not_written_completely_is_cut_off(tmp_path: Path, name: str) -> None:
     path = tmp_path / "output"
     path.write_bytes(line(3) + line(1000) + TORN[name])
-    usage = no_tokens()
+    usage = BatchUsage()
     assert list(recover(path, usage)) == [3, 1000]
     assert (usage.input_tokens, usage.output_tokens, usage.total_tokens) == (10, 4, 14)
     assert usage.input_tokens_details.cached_tokens == 8
@@ -36,13 +36,13 @@ def test_what_was_not_written_completely_is_cut_off(tmp_path: Path, name: str) -
 
 
 def test_an_output_that_was_not_begun(tmp_path: Path) -> None:
-    assert list(recover(tmp_path / "none", no_tokens())) == []
+    assert list(recover(tmp_path / "none", BatchUsage())) == []
 
 
 def test_lines_of_requests_that_came_too_late(tmp_path: Path) -> None:
     path = tmp_path / "errors"
     path.write_bytes(expired(BATCH, 2, "nr 2"))
-    assert list(recover(path, no_tokens())) == [2]
+    assert list(recover(path, BatchUsage())) == [2]
 
 
 def test_blank_lines_are_left_out_and_a_deleted_file_stays_readable(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import orjson
 
 from llava_api.batch.lines import Answer, Lines, add_usage, answered, check, expired, recover
 from llava_api.batch.store import StoredBatch, save
-from llava_api.protocol.batches import Batch, BatchError, BatchErrors, RequestCounts, Status, no_tokens
+from llava_api.protocol.batches import Batch, BatchError, BatchErrors, BatchUsage, RequestCounts, Status
 from llava_api.storage.files import FileStore
 
 OK = 200
@@ -123,7 +123,7 @@ class Job:
         if not progress.output_id:
             return
         # What an earlier process had counted is counted anew.
-        batch.usage = no_tokens()
+        batch.usage = BatchUsage()
         completed, failed = await asyncio.to_thread(read)
         self.counts.completed, self.counts.failed = len(completed), len(failed)
         if self.lines is not None:

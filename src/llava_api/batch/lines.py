@@ -9,8 +9,7 @@ from typing import Any
 
 import orjson
 
-from llava_api.protocol.batches import BatchError
-from llava_api.protocol.response_reply import ResponseUsage
+from llava_api.protocol.batches import BatchError, BatchUsage
 
 MAX_ERRORS = 1000
 """Most errors that are listed of one file."""
@@ -152,7 +151,7 @@ def expired(batch_id: str, number: int, custom_id: str) -> bytes:
     return orjson.dumps(line) + b"\n"
 
 
-def recover(path: Path, usage: ResponseUsage) -> Iterator[int]:
+def recover(path: Path, usage: BatchUsage) -> Iterator[int]:
     """The numbers of the lines that an output has, whose tokens are added to ``usage``. Blocks.
 
     What follows a line that was not written completely is cut off: nobody was told of it.
@@ -177,7 +176,7 @@ def recover(path: Path, usage: ResponseUsage) -> Iterator[int]:
             yield int(read["id"][-8:], 16)
 
 
-def add_usage(usage: ResponseUsage, reply: dict[str, Any]) -> None:
+def add_usage(usage: BatchUsage, reply: dict[str, Any]) -> None:
     """The tokens of a chat completion, a text completion or a response."""
     used = reply.get("usage") or {}
     taken = used.get("input_tokens", used.get("prompt_tokens", 0))

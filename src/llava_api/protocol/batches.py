@@ -6,7 +6,7 @@ from pydantic import Field
 
 from llava_api.protocol.chat import Metadata
 from llava_api.protocol.files import ExpiresAfter
-from llava_api.protocol.response_reply import InputTokensDetails, OutputTokensDetails, ResponseUsage
+from llava_api.protocol.response_reply import OutputTokensDetails
 from llava_api.protocol.wire import RequestObject, WireObject
 
 BatchEndpoint = Literal["/v1/chat/completions", "/v1/responses", "/v1/completions"]
@@ -55,14 +55,17 @@ class RequestCounts(WireObject):
     """Requests in the error file."""
 
 
-def no_tokens() -> ResponseUsage:
-    return ResponseUsage(
-        input_tokens=0,
-        input_tokens_details=InputTokensDetails(cached_tokens=0),
-        output_tokens=0,
-        output_tokens_details=OutputTokensDetails(),
-        total_tokens=0,
-    )
+class BatchInputTokens(WireObject):
+    cached_tokens: int = 0
+    """Of them, those that came from the prefix cache."""
+
+
+class BatchUsage(WireObject):
+    input_tokens: int = 0
+    input_tokens_details: BatchInputTokens = Field(default_factory=BatchInputTokens)
+    output_tokens: int = 0
+    output_tokens_details: OutputTokensDetails = Field(default_factory=OutputTokensDetails)
+    total_tokens: int = 0
 
 
 class Batch(WireObject):
@@ -92,7 +95,7 @@ class Batch(WireObject):
     cancelling_at: int | None = None
     cancelled_at: int | None = None
     request_counts: RequestCounts = Field(default_factory=RequestCounts)
-    usage: ResponseUsage = Field(default_factory=no_tokens)
+    usage: BatchUsage = Field(default_factory=BatchUsage)
     """Of the requests that have been completed so far."""
     metadata: Metadata | None = None
 
