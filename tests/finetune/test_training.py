@@ -131,11 +131,20 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(data: Path, tmp_path: P
 
 
 def test_the_batch_is_the_same_however_it_is_divided(data: Path, tmp_path: Path) -> None:
-    """Rounds, gradient checkpointing and padding change no loss."""
+    """Two processes, rounds, gradient checkpointing and padding change no loss."""
     whole, divided = tmp_path / "whole", tmp_path / "divided"
     flags = ("--batch", "9", "--dropout", "0", "--learning-rate", "5e-3", "--epochs", "2")
     main(command("llava-tiny-1.6", data, whole, *flags))
-    main(command("llava-tiny-1.6", data, divided, *flags, "--batch-per-device", "2", "--gradient-checkpointing"))
+    flags = (*flags, "--batch-per-device", "2", "--gradient-checkpointing")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "llava_api", *command("llava-tiny-1.6", data, divided, *flags)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "on 2 devices (cpu): 6 steps" in done.stdout
     assert losses(divided) == pytest.approx(losses(whole), rel=1e-4)
 
 
