@@ -55,7 +55,9 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
 
         @cache
         def start(model: str) -> Server:
-            return stack.enter_context(running_server(model, tmp_path_factory.mktemp("serve") / "terminal.txt"))
+            folder = tmp_path_factory.mktemp("serve")
+            flags = ("--data-dir", str(folder / "data"), "--min-free-disk-bytes", "0")
+            return stack.enter_context(running_server(model, folder / "terminal.txt", *flags))
 
         yield start
 

@@ -241,7 +241,9 @@ def main() -> int:
         say(f"starting a server for {MODEL} (some 25 s)")
         with (
             tempfile.TemporaryDirectory() as folder,
-            running_server(MODEL, Path(folder) / "terminal.txt", "--ollama-api") as server,
+            running_server(
+                MODEL, Path(folder) / "terminal.txt", "--ollama-api", "--data-dir", f"{folder}/data"
+            ) as server,
         ):
             return 0 if try_clients(arguments.only, server.base_url) else 1
     except SetupError as error:

@@ -1,8 +1,9 @@
-// The openai package for Node: chat about pictures, streamed, parsed with zod, with tools; the Responses API; errors.
+// The openai package for Node: chat about images, streamed, parsed with zod, with tools; the Responses API; files, batches; errors.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import OpenAI from "openai";
+import { setTimeout } from "node:timers/promises";
+import OpenAI, { toFile } from "openai";
 import { zodFunction, zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { Paint, Shape, baseURL, checkStar, model, questions, star } from "./asked.mjs";
 
@@ -130,6 +131,64 @@ test("responses, parsed with zod", async () => {
     store: false,
   });
   checkStar(reply.output_parsed);
+});
+
+test("an uploaded image is named by its id", async () => {
+  const file = await client.files.create({ file: await toFile(star.bytes, "star.png"), purpose: "vision" });
+  const content = [
+    { type: "text", text: star.text },
+    { type: "file", file: { file_id: file.id } },
+  ];
+  const reply = await client.chat.completions.create({ model, messages: [{ role: "user", content }] });
+  assert.equal(reply.choices[0].message.content, star.answer);
+  const listed = [];
+  for await (const each of client.files.list({ purpose: "vision", limit: 1 })) listed.push(each.id);
+  assert.ok(listed.includes(file.id));
+  const bytes = Buffer.from(await (await client.files.content(file.id)).arrayBuffer());
+  assert.ok(bytes.equals(star.bytes));
+  assert.ok((await client.files.delete(file.id)).deleted);
+  await assert.rejects(client.files.retrieve(file.id), OpenAI.NotFoundError);
+});
+
+async function startBatch(requests) {
+  const lines = requests.map(([custom_id, body]) =>
+    JSON.stringify({ custom_id, method: "POST", url: "/v1/chat/completions", body }),
+  );
+  const file = await client.files.create({ file: await toFile(Buffer.from(lines.join("\n")), "requests.jsonl"), purpose: "batch" });
+  const wanted = { input_file_id: file.id, endpoint: "/v1/chat/completions", completion_window: "24h" };
+  return client.batches.create({ ...wanted, metadata: { of: "tests" } });
+}
+
+async function ended(batch, states) {
+  for (const giveUpAt = Date.now() + 60_000; states.includes(batch.status) && Date.now() < giveUpAt; ) {
+    await setTimeout(100);
+    batch = await client.batches.retrieve(batch.id);
+  }
+  return batch;
+}
+
+test("a batch", async () => {
+  const asked = questions.map((question) => [question.text, { model, messages: messages(question) }]);
+  const refused = ["refused", { model: "no-such-model", messages: messages(star) }];
+  const batch = await ended(await startBatch([...asked, refused]), ["validating", "in_progress", "finalizing"]);
+  assert.equal(batch.status, "completed");
+  assert.deepEqual(batch.metadata, { of: "tests" });
+  assert.deepEqual(batch.request_counts, { total: questions.length + 1, completed: questions.length, failed: 1 });
+  const output = await (await client.files.content(batch.output_file_id)).text();
+  const lines = output.trim().split("\n").map((line) => JSON.parse(line));
+  const answers = lines.map(({ custom_id, response }) => [custom_id, response.body.choices[0].message.content]);
+  assert.deepEqual(Object.fromEntries(answers), Object.fromEntries(questions.map(({ text, answer }) => [text, answer])));
+  const error = JSON.parse(await (await client.files.content(batch.error_file_id)).text());
+  assert.deepEqual([error.custom_id, error.response.status_code], ["refused", 404]);
+  const listed = [];
+  for await (const each of client.batches.list({ limit: 1 })) listed.push(each.id);
+  assert.ok(listed.includes(batch.id));
+});
+
+test("a batch is cancelled", async () => {
+  const asked = Array.from({ length: 1000 }, (_, number) => [`${number}`, { model, messages: messages(star) }]);
+  const batch = await client.batches.cancel((await startBatch(asked)).id);
+  assert.equal((await ended(batch, ["cancelling"])).status, "cancelled");
 });
 
 test("errors have the client's classes", async () => {

@@ -1,8 +1,9 @@
-"""The ``openai`` client: chat about images, streamed, parsed, with tools; the Responses API; errors and retries."""
+"""The ``openai`` client: chat about images, streams, tools, the Responses API, files and batches, errors, retries."""
 
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,6 +17,7 @@ TEXT_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions. USER: Hello ASSISTANT:"
 )
+BATCH_SECONDS = 60
 
 
 @pytest.fixture
@@ -208,6 +210,71 @@ def test_responses_tool_call_and_its_result(client: OpenAI, model: str) -> None:
     history: Any = [*asked, *reply.output, *results, {"role": "user", "content": "What color is the star?"}]
     after = client.responses.create(model=model, input=history, store=False)
     assert after.output_text.startswith("Blue.")
+
+
+def test_an_uploaded_image_is_named_by_its_id(client: OpenAI, model: str) -> None:
+    image = client.files.create(file=STAR.picture, purpose="vision")
+    assert client.files.wait_for_processing(image.id).filename == STAR.picture.name
+    asked: Any = messages(STAR)
+    asked[0]["content"][1] = {"type": "file", "file": {"file_id": image.id}}
+    reply = client.chat.completions.create(model=model, messages=asked)
+    assert reply.choices[0].message.content == STAR.answer
+    asked = response_input(STAR)
+    asked[0]["content"][1] = {"type": "input_image", "file_id": image.id, "detail": "auto"}
+    assert client.responses.create(model=model, input=asked, store=False).output_text == STAR.answer
+    assert image.id in [file.id for file in client.files.list(purpose="vision", limit=1)]
+    assert client.files.content(image.id).read() == STAR.picture.read_bytes()
+    assert client.files.delete(image.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(image.id)
+
+
+def batch_lines(model: str) -> bytes:
+    """Each question, and one that the server refuses."""
+    bodies = {question.text: {"model": model, "messages": messages(question)} for question in QUESTIONS}
+    bodies["refused"] = {"model": "no-such-model", "messages": messages(STAR)}
+    request = {"method": "POST", "url": "/v1/chat/completions"}
+    rows = [{"custom_id": name, **request, "body": body} for name, body in bodies.items()]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_a_batch(client: OpenAI, model: str) -> None:
+    file = client.files.create(file=("requests.jsonl", batch_lines(model)), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"of": "tests"}
+    )
+    give_up_at = time.monotonic() + BATCH_SECONDS
+    while batch.status in ("validating", "in_progress", "finalizing") and time.monotonic() < give_up_at:
+        time.sleep(0.1)
+        batch = client.batches.retrieve(batch.id)
+    assert (batch.status, batch.metadata) == ("completed", {"of": "tests"})
+    assert batch.request_counts is not None
+    counts = batch.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (len(QUESTIONS) + 1, len(QUESTIONS), 1)
+    assert batch.output_file_id is not None
+    answers = {}
+    for text in client.files.content(batch.output_file_id).iter_lines():
+        line = json.loads(text)
+        answers[line["custom_id"]] = line["response"]["body"]["choices"][0]["message"]["content"]
+    assert answers == {question.text: question.answer for question in QUESTIONS}
+    assert batch.error_file_id is not None
+    refused = json.loads(client.files.content(batch.error_file_id).text)
+    assert (refused["custom_id"], refused["response"]["status_code"]) == ("refused", 404)
+    assert batch.id in [each.id for each in client.batches.list(limit=1)]
+
+
+def test_a_batch_is_cancelled(client: OpenAI, model: str) -> None:
+    row = {"method": "POST", "url": "/v1/chat/completions", "body": {"model": model, "messages": messages(STAR)}}
+    lines = "".join(json.dumps(row | {"custom_id": str(number)}) + "\n" for number in range(1000)).encode()
+    file = client.files.create(file=("requests.jsonl", lines), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    batch = client.batches.cancel(batch.id)
+    give_up_at = time.monotonic() + BATCH_SECONDS
+    while batch.status == "cancelling" and time.monotonic() < give_up_at:
+        time.sleep(0.1)
+        batch = client.batches.retrieve(batch.id)
+    assert batch.status == "cancelled"
+    client.files.delete(file.id)
 
 
 def test_models(client: OpenAI, model: str) -> None:
