@@ -108,23 +108,28 @@ async def test_the_bodies_are_those_of_requests(api: openai.AsyncOpenAI, client:
         assert done.usage.total_tokens == got["usage"]["total_tokens"]
 
 
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
 async def test_refused_requests_go_to_the_error_file(api: openai.AsyncOpenAI) -> None:
     bodies = {
         "good": HELLO,
         "model": HELLO | {"model": "another"},
         "messages": {"model": "tiny"},
         "stream": HELLO | {"stream": True},
+        "deep": HELLO | {"tools": nested(500)},
     }
     done = await until(api, await create(api, [line(name, body) for name, body in bodies.items()]), "completed")
     assert done.request_counts is not None
-    assert done.request_counts.model_dump() == {"total": 4, "completed": 1, "failed": 3}
+    assert done.request_counts.model_dump() == {"total": 5, "completed": 1, "failed": 4}
     (good,) = await content(api, done.output_file_id)
     assert good["custom_id"] == "good"
     refused = {each["custom_id"]: each for each in await content(api, done.error_file_id)}
     answers = {name: (each["response"]["status_code"], each["error"]) for name, each in refused.items()}
-    assert answers == {"model": (404, None), "messages": (400, None), "stream": (400, None)}
+    assert answers == {"model": (404, None), "messages": (400, None), "stream": (400, None), "deep": (400, None)}
     params = {name: each["response"]["body"]["error"]["param"] for name, each in refused.items()}
-    assert params == {"model": "model", "messages": "messages", "stream": "stream"}
+    assert params == {"model": "model", "messages": "messages", "stream": "stream", "deep": None}
 
 
 WRONG_LINES = {

@@ -288,6 +288,27 @@ async def test_a_full_disk_loses_nothing(
     assert len(await content(alice, done.output_file_id)) == len(engine.requests) == 50
 
 
+async def test_a_disk_that_is_full_at_the_validation_makes_nothing_run_twice(
+    server: Server, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.01)
+    assert server.services.data is not None
+    files, tries = server.services.data.files, 0
+    add_output = files.add_output
+
+    def add_output_unless_full(*arguments: Any) -> str:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            raise StorageFull("The disk is full.")
+        return add_output(*arguments)
+
+    monkeypatch.setattr(files, "add_output", add_output_unless_full)
+    alice = server.api("alice")
+    done = await until(alice, await create(alice, [line(str(number)) for number in range(20)]), "completed")
+    assert len(await content(alice, done.output_file_id)) == len(engine.requests) == 20
+
+
 async def test_a_request_that_the_engine_is_lost_with_three_times_fails(
     server: Server, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,13 +80,14 @@ class Job:
         if not self.cancelled:
             self.cancelled = True
             self.note("cancelling")
-            await self.save()
             self.news.set()
+            await self.save()
 
-    async def open_input(self) -> None:
+    async def open_input(self, most_lines: int) -> None:
         batch = self.stored.batch
+        most = max(most_lines, self.counts.total)
         try:
-            self.lines = await asyncio.to_thread(Lines, self.files.path(batch.input_file_id))
+            self.lines = await asyncio.to_thread(Lines, self.files.path(batch.input_file_id), most)
         except FileNotFoundError:
             batch.errors = BatchErrors(data=[BatchError(code="file_not_found", line=None, message=INPUT_GONE)])
 
@@ -100,7 +101,6 @@ class Job:
             batch.errors = BatchErrors(data=found.errors) if found.errors else None
             return
         batch.request_counts.total = len(self.lines)
-        self.waiting.extend(range(len(self.lines)))
         self.note("in_progress")
 
         def work(connection: sqlite3.Connection) -> None:
@@ -109,6 +109,8 @@ class Job:
             save(connection, self.stored)
 
         await self.files.database.run(work)
+        # Only now: this is called again after an error.
+        self.waiting.extend(range(len(self.lines)))
 
     async def recover(self) -> None:
         """Find out what was done before the server was started."""

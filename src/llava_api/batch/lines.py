@@ -14,6 +14,9 @@ from llava_api.protocol.batches import BatchError, BatchUsage
 MAX_ERRORS = 1000
 """Most errors that are listed of one file."""
 MAX_CUSTOM_ID = 512
+MAX_MODEL = 512
+"""Longer names of models are not noted."""
+PIECE_BYTES = 1_000_000
 MAX_OBJECTS, MAX_VALUES = 25_000, 600_000
 """Most objects and lists, and most commas, of a line. Its endpoint permits a little less (``server/body.py``). Counted
 before orjson makes millions of small objects; base64 has none of these characters."""
@@ -40,19 +43,28 @@ class Lines:
     Stays readable after the file is deleted, as long as it is open.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Blocks: reads the whole file. Raises OSError."""
+    def __init__(self, path: Path, most: int) -> None:
+        """Blocks: reads the file up to one request more than ``most``. Raises OSError."""
         self.starts, self.ends = array("q"), array("q")
         self.file_lines = array("q")
         """Their numbers in the file, from 1."""
         self.file = path.open("rb")
-        start = 0
-        for number, line in enumerate(self.file, start=1):
-            if line.strip():
+        start = end = 0
+        number, blank = 1, True
+        # A line may be as long as the file, and is not held as a whole here.
+        while len(self) <= most:
+            piece = self.file.readline(PIECE_BYTES)
+            end += len(piece)
+            blank = blank and not piece.strip()
+            if piece and not piece.endswith(b"\n"):
+                continue
+            if not blank:
                 self.starts.append(start)
-                self.ends.append(start + len(line))
+                self.ends.append(end)
                 self.file_lines.append(number)
-            start += len(line)
+            if not piece:
+                break
+            start, number, blank = end, number + 1, True
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -84,7 +96,7 @@ def check(lines: Lines, endpoint: str, most: int, max_bytes: int) -> Findings:
         message = "The input file is empty. Please ensure that the batch contains at least one request."
         found.errors.append(BatchError(code="empty_file", line=None, message=message))
     if len(lines) > most:
-        message = f"The input file has {len(lines)} requests, and a batch may have up to {most}: make several batches."
+        message = f"The input file has more than the {most} requests that a batch may have: make several batches."
         found.errors.append(BatchError(code="too_many_tasks", line=None, message=message))
         return found
     seen: dict[str, int] = {}
@@ -129,7 +141,7 @@ def check_line(
     if request["url"] != endpoint:
         return "url_mismatch", f"The url must be the endpoint of the batch, {endpoint}.", "url"
     model = request["body"].get("model")
-    if found.model is None and isinstance(model, str):
+    if found.model is None and isinstance(model, str) and len(model) <= MAX_MODEL:
         found.model = model
     return None
 

@@ -89,7 +89,7 @@ class Runner:
         self.looking = asyncio.create_task(self.look())
         for stored in await self.store.open():
             job = self.add(stored)
-            await job.open_input()
+            await job.open_input(self.settings.max_batch_requests)
             await job.recover()
             self.task(self.run(job))
 
@@ -144,7 +144,7 @@ class Runner:
         """From where the batch is to its end, or until the server ends."""
         try:
             if job.lines is None:
-                await job.open_input()
+                await job.open_input(self.settings.max_batch_requests)
             if job.lines is not None and job.stored.batch.status == "validating":
                 await self.lasting(
                     partial(job.validate, self.settings.max_batch_requests, self.settings.max_body_bytes)
@@ -248,8 +248,8 @@ class Runner:
         outcome = "put_back"
         try:
             custom_id, body = await asyncio.to_thread(read, job.lines, number)
-            if body is None:
-                answer = streamed()
+            if isinstance(body, Answer):
+                answer = body
             else:
                 answer = await self.ask(run, job.owner, job.stored.batch.endpoint, body)
             if answer.status != PUT_BACK and not await self.is_tried_again(run, answer):
@@ -296,14 +296,19 @@ class Runner:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
-def read(lines: Lines, number: int) -> tuple[str, bytes | None]:
-    """The custom_id and the body of a request; None for one that asks for a stream. Blocks."""
+def read(lines: Lines, number: int) -> tuple[str, bytes | Answer]:
+    """The custom_id of a request, and its body or its refusal. Blocks."""
     request = lines.request(number)
-    body = request["body"]
-    return request["custom_id"], None if body.get("stream") else orjson.dumps(body)
+    custom_id, body = request["custom_id"], request["body"]
+    if body.get("stream"):
+        return custom_id, refused(InvalidRequest("A batch has no streams: leave stream out.", param="stream"))
+    try:
+        return custom_id, orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return custom_id, refused(
+            InvalidRequest("The request's body is nested too deeply.", code=ErrorCode.INVALID_JSON)
+        )
 
 
-def streamed() -> Answer:
-    """The refusal of a request that asks for a stream."""
-    refusal = InvalidRequest("A batch has no streams: leave stream out.", param="stream")
-    return Answer(400, f"req_{uuid.uuid4().hex}", ErrorReply.of(refusal, "").model_dump_json().encode())
+def refused(error: InvalidRequest) -> Answer:
+    return Answer(error.status, f"req_{uuid.uuid4().hex}", ErrorReply.of(error, "").model_dump_json().encode())
