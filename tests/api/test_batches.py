@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -199,6 +200,26 @@ async def test_a_cancelled_batch_keeps_its_answers(api: openai.AsyncOpenAI, engi
     assert engine.unfinished == 0
     with pytest.raises(openai.ConflictError, match="status 'cancelled'"):
         await api.batches.cancel(made.id)
+
+
+async def test_it_is_too_late_to_cancel_while_the_output_is_published(
+    app: FastAPI, api: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, publishing, gate = app.state.services.data.files, threading.Event(), threading.Event()
+    publish = files.publish_output
+
+    def publish_later(*arguments: Any) -> None:
+        publishing.set()
+        gate.wait(20)
+        publish(*arguments)
+
+    monkeypatch.setattr(files, "publish_output", publish_later)
+    made = await create(api, [line("a")])
+    assert await asyncio.to_thread(publishing.wait, 20)
+    with pytest.raises(openai.ConflictError, match="status 'finalizing'"):
+        await api.batches.cancel(made.id)
+    gate.set()
+    await until(api, made, "completed")
 
 
 async def test_what_is_not_done_in_time_is_named(app: FastAPI, api: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:

@@ -1,95 +1,30 @@
-"""Whose turn it is: keys, interactive requests, restarts, lost engines, a full disk."""
+"""Whose turn it is: keys, interactive requests, restarts, lost engines."""
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import openai
 import pytest
 import pytest_asyncio
-from fastapi import FastAPI
 
 from llava_api.batch import room, runner
-from llava_api.chat.model import open_model
 from llava_api.engine.base import Delta, GenerationRequest
-from llava_api.errors import StorageFull
-from llava_api.limits.keys import KeyRing
-from llava_api.server.app import create_app
-from llava_api.server.batch_requests import start_batches
-from llava_api.server.services import Services
-from llava_api.settings import Settings
 from tests.api.test_batches import HELLO, content, create, line, until
-from tests.support.metrics_page import Page, read_page
+from tests.support.batch_server import Serve, Server, counted, servers
 from tests.support.scripted_engine import ScriptedEngine
-from tests.support.tokenizer import write_checkpoint
-
-KEYS = {"alice": "sk-alice-0123456789abcdef", "bob": "sk-bob-0123456789abcdef"}
-
-
-class Server:
-    """The app, which can be started again on the same folder."""
-
-    def __init__(self, app: FastAPI, keys: KeyRing) -> None:
-        self.app = app
-        self.services: Services = app.state.services
-        self.keys = keys
-
-    def api(self, name: str) -> openai.AsyncOpenAI:
-        http = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test")
-        return openai.AsyncOpenAI(api_key=KEYS[name], base_url="http://test/v1", http_client=http, max_retries=0)
-
-    async def metrics(self) -> Page:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test") as client:
-            return read_page((await client.get("/metrics", headers={"Authorization": f"Bearer {KEYS['bob']}"})).text)
-
-
-Serve = Callable[..., Any]
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
-    checkpoint = str(write_checkpoint(tmp_path / "model", None))
-
-    @asynccontextmanager
-    async def served(engine: ScriptedEngine, **chosen: Any) -> AsyncIterator[Server]:
-        settings = Settings.model_validate(
-            {
-                "data_dir": str(tmp_path / "data"),
-                "min_free_disk_bytes": 0,
-                "api_key": [f"{name}={key}" for name, key in KEYS.items()],
-            }
-            | chosen
-        )
-        keys = KeyRing(settings)
-        services = Services(settings, open_model(checkpoint, ("tiny",), settings), engine)
-        app = create_app(settings, keys, services)
-        await start_batches(services, keys, app.state.lifecycle)
-        try:
-            yield Server(app, keys)
-        finally:
-            await services.close()
-
-    return served
+    return servers(tmp_path)
 
 
 @pytest_asyncio.fixture
 async def server(serve: Serve, engine: ScriptedEngine) -> AsyncIterator[Server]:
     async with serve(engine) as started:
         yield started
-
-
-async def counted(api: openai.AsyncOpenAI, batch_id: str, least: int = 1) -> int:
-    """Wait for ``least`` answers."""
-    async with asyncio.timeout(20):
-        while True:
-            counts = (await api.batches.retrieve(batch_id)).request_counts
-            if counts is not None and counts.completed >= least:
-                return counts.completed
-            await asyncio.sleep(0.01)
 
 
 async def test_keys_see_only_their_own(server: Server) -> None:
@@ -262,51 +197,6 @@ async def test_a_server_that_drains_begins_no_request(serve: Serve, engine: Scri
     engine.pause_seconds = 0
     async with serve(engine) as server:
         await until(server.api("alice"), made, "completed")
-
-
-async def test_a_full_disk_loses_nothing(
-    server: Server, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.01)
-    assert server.services.data is not None
-    files, full = server.services.data.files, asyncio.Event()
-    append = files.append
-
-    async def append_unless_full(file_id: str, lines: bytes) -> None:
-        if not full.is_set():
-            raise StorageFull("The disk is full.")
-        await append(file_id, lines)
-
-    monkeypatch.setattr(files, "append", append_unless_full)
-    alice = server.api("alice")
-    made = await create(alice, [line(str(number)) for number in range(50)])
-    while len(engine.requests) < 20:
-        await asyncio.sleep(0.01)
-    assert await counted(alice, made.id, 0) == 0
-    full.set()
-    done = await until(alice, made, "completed")
-    assert len(await content(alice, done.output_file_id)) == len(engine.requests) == 50
-
-
-async def test_a_disk_that_is_full_at_the_validation_makes_nothing_run_twice(
-    server: Server, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.01)
-    assert server.services.data is not None
-    files, tries = server.services.data.files, 0
-    add_output = files.add_output
-
-    def add_output_unless_full(*arguments: Any) -> str:
-        nonlocal tries
-        tries += 1
-        if tries <= 2:
-            raise StorageFull("The disk is full.")
-        return add_output(*arguments)
-
-    monkeypatch.setattr(files, "add_output", add_output_unless_full)
-    alice = server.api("alice")
-    done = await until(alice, await create(alice, [line(str(number)) for number in range(20)]), "completed")
-    assert len(await content(alice, done.output_file_id)) == len(engine.requests) == 20
 
 
 async def test_a_request_that_the_engine_is_lost_with_three_times_fails(

@@ -155,6 +155,8 @@ class Job:
     async def write_expired(self) -> None:
         """Name the requests that did not run in time in the error file. Raises StorageFull."""
         lines = self.lines
+        self.stored.progress.late = True
+        await self.save()
         while self.waiting and lines is not None:
             late = [self.waiting.popleft() for _ in range(min(EXPIRED_AT_ONCE, len(self.waiting)))]
 

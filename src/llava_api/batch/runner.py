@@ -123,9 +123,9 @@ class Runner:
         return [live.get(batch.id, batch) for batch in found], has_more
 
     async def cancel(self, batch_id: str, owner: str) -> bool:
-        """Returns False if the owner has no such open batch."""
+        """Returns False if the owner has no such open batch, or it is too late to cancel it."""
         job = self.jobs.get(batch_id)
-        if job is None or job.owner != owner:
+        if job is None or job.owner != owner or (job.over and not job.cancelled):
             return False
         await job.cancel()
         return True
@@ -196,10 +196,10 @@ class Runner:
         lifetime = self.settings.file_lifetime_seconds or None
         if batch.errors is not None:
             await self.lasting(partial(job.end, "failed", lifetime))
-        elif job.answered and batch.request_counts.total:
-            await self.lasting(partial(job.end, "completed", lifetime))
         elif job.cancelled:
             await self.lasting(partial(job.end, "cancelled", lifetime))
+        elif job.answered and not job.stored.progress.late:
+            await self.lasting(partial(job.end, "completed", lifetime))
         else:
             failed = batch.request_counts.failed
             await self.lasting(job.write_expired)

@@ -19,6 +19,8 @@ class Progress(BaseModel):
     error_id: str = ""
     output_seconds: int | None = None
     """How long the two files are kept."""
+    late: bool = False
+    """Whether it has expired, and requests that did not run are named in the error file."""
     losses: dict[int, int] = {}
     """Number of a line -> how often the engine was lost while it ran."""
 
