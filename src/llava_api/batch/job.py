@@ -38,6 +38,8 @@ class Job:
         """Numbers of the lines that are to be run."""
         self.unwritten: dict[bool, list[Answered]] = {True: [], False: []}
         """By whether they go into the output, not the error file: answers that are not on the disk yet."""
+        self.done: set[int] = set()
+        """Lines that were answered before the server was started."""
         self.news = asyncio.Event()
         """Set when there is something to write, or the batch is over."""
         self.cancelled = stored.batch.status == "cancelling"
@@ -84,12 +86,18 @@ class Job:
             await self.save()
 
     async def open_input(self, most_lines: int) -> None:
+        """Note it if the file is gone, and is still needed."""
         batch = self.stored.batch
         most = max(most_lines, self.counts.total)
         try:
             self.lines = await asyncio.to_thread(Lines, self.files.path(batch.input_file_id), most)
         except FileNotFoundError:
+            if self.answered and self.counts.total:
+                return
             batch.errors = BatchErrors(data=[BatchError(code="file_not_found", line=None, message=INPUT_GONE)])
+            return
+        if batch.status != "validating":
+            self.waiting.extend(number for number in range(len(self.lines)) if number not in self.done)
 
     async def validate(self, most_lines: int, max_line_bytes: int) -> None:
         """Check the input, and note what is wrong with it. Raises StorageFull."""
@@ -128,8 +136,7 @@ class Job:
         batch.usage = BatchUsage()
         completed, failed = await asyncio.to_thread(read)
         self.counts.completed, self.counts.failed = len(completed), len(failed)
-        if self.lines is not None:
-            self.waiting.extend(number for number in range(len(self.lines)) if number not in completed | failed)
+        self.done = completed | failed
 
     def answer(self, number: int, custom_id: str, answer: Answer) -> None:
         self.unwritten[answer.status == OK].append((number, custom_id, answer))

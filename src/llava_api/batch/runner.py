@@ -89,7 +89,6 @@ class Runner:
         self.looking = asyncio.create_task(self.look())
         for stored in await self.store.open():
             job = self.add(stored)
-            await job.open_input(self.settings.max_batch_requests)
             await job.recover()
             self.task(self.run(job))
 
@@ -143,8 +142,7 @@ class Runner:
     async def run(self, job: Job) -> None:
         """From where the batch is to its end, or until the server ends."""
         try:
-            if job.lines is None:
-                await job.open_input(self.settings.max_batch_requests)
+            await job.open_input(self.settings.max_batch_requests)
             if job.lines is not None and job.stored.batch.status == "validating":
                 await self.lasting(
                     partial(job.validate, self.settings.max_batch_requests, self.settings.max_body_bytes)
