@@ -20,6 +20,7 @@ from tests.support.finetune import model_input, samples_of, served, turns
 
 GOOD = turns("<image>\nWhat is it?", "A lamp.")
 MISSING = "has an image that cannot be read: {folder}/none.png (No such file or directory)"
+ONCE_EACH = ": write it once for each image, in the questions"
 UNREADABLE = (
     "has a bad image, {folder}/%s: The image cannot be read, or a part of it is missing: send a JPEG, PNG, WebP, GIF, "
     "BMP, AVIF or TIFF file, whole."
@@ -53,9 +54,12 @@ def faults_of(folder: Path, *items: Any, plain: bool = False, **settings: Any) -
         ({"image": ".", "conversations": GOOD}, "has an image that cannot be read: {folder} (Is a directory)"),
         ({"image": 5, "conversations": GOOD}, "has an image that is not the name of a file"),
         ({"image": "a\0b", "conversations": GOOD}, "has an image that is not the name of a file"),
-        ({"conversations": GOOD}, "has 1 <image> for 0 images"),
-        ({"image": "good.jpg", "conversations": turns("What?", "A lamp.")}, "has 0 <image> for 1 image"),
-        ({"image": "good.jpg", "conversations": turns("<image> <image>", "A.")}, "has 2 <image> for 1 image"),
+        ({"conversations": GOOD}, f"has 1 <image> for 0 images{ONCE_EACH}"),
+        ({"image": "good.jpg", "conversations": turns("What?", "A lamp.")}, f"has 0 <image> for 1 image{ONCE_EACH}"),
+        (
+            {"image": "good.jpg", "conversations": turns("<image> <image>", "A.")},
+            f"has 2 <image> for 1 image{ONCE_EACH}",
+        ),
         ({"image": "good.jpg", "conversations": turns("What?", "<image>")}, "has <image> in an answer"),
         ({"conversations": turns("What?", " \n")}, "has an empty answer"),
         ({"conversations": turns("What?")}, "ends with a question that has no answer"),
@@ -139,6 +143,13 @@ def test_a_long_sample_is_measured_with_its_images(folder: Path) -> None:
 # Files
 
 
+def test_a_path_may_have_backslashes_and_leave_the_folder(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "good.jpg").rename(folder / "sub" / "good.jpg")
+    names = ["sub\\good.jpg", str(folder / "sub" / "good.jpg"), f"../{folder.name}/sub/good.jpg"]
+    assert faults_of(folder, *({"image": name, "conversations": GOOD} for name in names)) == []
+
+
 def test_json_lines_are_read_and_a_broken_one_is_a_fault(folder: Path) -> None:
     line = json.dumps({"id": "a", "conversations": turns("What?", "A.")})
     (folder / "data.jsonl").write_text(f"{line}\n\n{line[:-5]}\n{line}\n")
@@ -164,12 +175,16 @@ def test_a_list_is_read_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch)
         ('[{"id": 1}', "ends after 1 samples"),
         ("[]", "has no samples"),
         ("", "has no samples"),
+        ("image,question\na.png,What?", "must be a list of samples"),
+        (json.dumps({"id": "a"}, indent=1), "must be a list of samples"),
+        ("[" * 100_000, "is not valid JSON: maximum recursion depth"),
+        ("[]".encode("utf-16"), "is not text in UTF-8: save it as UTF-8"),
         (None, "cannot read"),
     ],
 )
-def test_a_file_that_is_no_data_ends_in_a_sentence(folder: Path, content: str | None, complaint: str) -> None:
+def test_a_file_that_is_no_data_ends_in_a_sentence(folder: Path, content: str | bytes | None, complaint: str) -> None:
     if content is not None:
-        (folder / "data.json").write_text(content)
+        (folder / "data.json").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(StartupError, match=complaint):
         Samples.read(folder / "data.json", folder)
 

@@ -63,11 +63,12 @@ class Samples:
             with open(path, encoding="utf-8-sig") as file:
                 is_list = file.read(64).lstrip().startswith("[")
                 file.seek(0)
-                texts = list_items(file) if is_list else (line.encode() for line in file if line.strip())
-                samples = cls(texts, image_folder)
+                samples = cls(list_items(file) if is_list else lines(file), image_folder)
         except OSError as error:
             raise StartupError(f"cannot read {path} ({error.strerror})") from error
-        except ValueError as error:
+        except UnicodeDecodeError as error:
+            raise StartupError(f"{path} is not text in UTF-8: save it as UTF-8") from error
+        except (ValueError, RecursionError) as error:
             raise StartupError(f"{path} is not valid JSON: {error}") from error
         if not len(samples):
             raise StartupError(f"{path} has no samples")
@@ -86,6 +87,21 @@ class Samples:
     def __getitem__(self, index: int) -> Sample:
         """Raises BadSample."""
         return read_sample(self.item(index), index, self.image_folder)
+
+
+def lines(file: TextIO) -> Iterator[bytes]:
+    """Those that are not blank. Raises ValueError if the first is no JSON object: then others are none either."""
+    for number, line in enumerate(line for line in file if line.strip()):
+        if number == 0 and not is_object(line):
+            raise ValueError("it must be a list of samples, [...], or have one sample, {...}, on each line")
+        yield line.encode()
+
+
+def is_object(line: str) -> bool:
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def list_items(file: TextIO) -> Iterator[bytes]:
@@ -125,7 +141,9 @@ def read_sample(item: Any, index: int, image_folder: Path) -> Sample:
             raise BadSample(f"has a turn {number} without from and value, both texts")
     system = turns[0]["value"] if turns[0]["from"] == "system" else None
     read = read_turns(turns if system is None else turns[1:], len(names))
-    return Sample(index, str(item.get("id", index)), tuple(image_folder / name for name in names), system, read)
+    # Windows' paths have backslashes.
+    images = tuple(image_folder / name.replace("\\", "/") for name in names)
+    return Sample(index, str(item.get("id", index)), images, system, read)
 
 
 def read_turns(turns: list[dict[str, str]], images: int) -> tuple[Turn, ...]:
@@ -152,5 +170,6 @@ def read_turns(turns: list[dict[str, str]], images: int) -> tuple[Turn, ...]:
     if len(made) % 2 or not made:
         raise BadSample("ends with a question that has no answer")
     if shown != images:
-        raise BadSample(f"has {shown} {IMAGE} for {images} {'image' if images == 1 else 'images'}")
+        files = "1 image" if images == 1 else f"{images} images"
+        raise BadSample(f"has {shown} {IMAGE} for {files}: write it once for each image, in the questions")
     return tuple(made)
