@@ -77,6 +77,28 @@ async def test_keys_take_turns(serve: Serve, engine: ScriptedEngine) -> None:
         assert said["of key alice"] < 20
 
 
+async def test_large_requests_are_not_prepared_together(
+    server: Server, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "PREPARED_BYTES", 5000)
+    engine.pause_seconds = 0.005
+    assert server.services.batches is not None
+    place, prepared = server.services.batches.room, []
+    enter = place.enter
+
+    def enter_and_count(run: room.LineRun) -> None:
+        enter(run)
+        prepared.append(sum(not run.admitted for run in place.runs))
+
+    monkeypatch.setattr(place, "enter", enter_and_count)
+    alice = server.api("alice")
+    for size, most in ((2000, 2), (6000, 1)):
+        prepared.clear()
+        lines = [line(str(number), HELLO | {"user": "x" * size}) for number in range(20)]
+        await until(alice, await create(alice, lines), "completed")
+        assert max(prepared) == most
+
+
 async def test_a_removed_key_s_batch_rests_until_it_is_back(
     server: Server, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,11 @@ class Job:
         unwritten = len(self.unwritten[True]) + len(self.unwritten[False])
         return bool(self.waiting) and not self.over and not self.cancelled and unwritten < MOST_UNWRITTEN
 
+    def size(self, number: int) -> int:
+        """Bytes of a request."""
+        assert self.lines is not None
+        return self.lines.ends[number] - self.lines.starts[number]
+
     def note(self, status: Status) -> None:
         note(self.stored.batch, status, self.clock())
 

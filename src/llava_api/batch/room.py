@@ -18,6 +18,9 @@ BESIDE = 0.125
 AHEAD = 1.0
 """Requests that are prepared beyond the slots, for each slot, so that no slot waits for an image."""
 
+PREPARED_BYTES = 64_000_000
+"""Most bytes of the requests that are prepared at once, unless a single one is larger. Each delays the event loop."""
+
 
 class LineRun:
     """One run of a batch's request. It is the ``Visit`` of its request, and gives it its turn at the engine."""
@@ -95,6 +98,11 @@ class Room:
         """Whether one more request may be prepared."""
         most = self.capacity.slots if self.quiet else self.beside
         return not self.capacity.waiting and len(self.runs) < most * (1 + AHEAD)
+
+    def has_memory(self, size: int) -> bool:
+        """Whether a request of so many bytes may be prepared beside those that are."""
+        sizes = [run.job.size(run.number) for run in self.runs if not run.admitted]
+        return not sizes or sum(sizes) + size <= PREPARED_BYTES
 
     def places(self, running: int) -> int:
         """How many the engine may have now, which has ``running``."""

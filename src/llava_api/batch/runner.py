@@ -213,7 +213,7 @@ class Runner:
         """Begin as many requests as there is room for."""
         while not self.closing and time.monotonic() >= self.paused_until and self.may_start() and self.room.has_room():
             job = self.next_job()
-            if job is None:
+            if job is None or not self.room.has_memory(job.size(job.waiting[0])):
                 return
             number = job.waiting.popleft()
             run = LineRun(self.room, job, number)
