@@ -1,15 +1,18 @@
 """Whose turn it is: keys, interactive requests, restarts, lost engines."""
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 import pytest_asyncio
 
-from llava_api.batch import room, runner
+from llava_api.batch import job, room, runner
+from llava_api.batch.lines import Findings, Lines, check
 from llava_api.engine.base import Delta, GenerationRequest
 from tests.api.test_batches import HELLO, content, create, line, until
 from tests.support.batch_server import Serve, Server, counted, servers
@@ -75,6 +78,25 @@ async def test_keys_take_turns(serve: Serve, engine: ScriptedEngine) -> None:
         said = Counter(str(request.cache_salt) for request in engine.requests[begun:])
         assert said["of key bob"] == 5
         assert said["of key alice"] < 20
+
+
+async def test_keys_take_turns_with_their_input_files(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, checked = threading.Event(), []
+
+    def check_in_time(lines: Lines, endpoint: str, *others: Any) -> Findings:
+        assert gate.wait(20)
+        checked.append(endpoint)
+        return check(lines, endpoint, *others)
+
+    monkeypatch.setattr(job, "check", check_in_time)
+    alice, bob = server.api("alice"), server.api("bob")
+    many = [await create(alice, [line(str(number))]) for number in range(5)]
+    completions = line("a", {"model": "tiny", "prompt": "Hello"}, "/v1/completions")
+    few = await create(bob, [completions], endpoint="/v1/completions")
+    gate.set()
+    for api, made in ((bob, few), *((alice, made) for made in many)):
+        await until(api, made, "completed")
+    assert checked.index("/v1/completions") <= 2
 
 
 async def test_large_requests_are_not_prepared_together(

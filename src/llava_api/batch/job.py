@@ -6,12 +6,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
 from llava_api.batch.lines import Answer, Lines, add_usage, answered, check, expired, recover
 from llava_api.batch.store import StoredBatch, save
+from llava_api.concurrency.threads import FairThreads
 from llava_api.protocol.batches import Batch, BatchError, BatchErrors, BatchUsage, RequestCounts, Status
 from llava_api.storage.files import FileStore
 
@@ -90,12 +91,12 @@ class Job:
             self.news.set()
             await self.save()
 
-    async def open_input(self, most_lines: int) -> None:
+    async def open_input(self, threads: FairThreads[Any], most_lines: int) -> None:
         """Note it if the file is gone, and is still needed."""
         batch = self.stored.batch
-        most = max(most_lines, self.counts.total)
+        path, most = self.files.path(batch.input_file_id), max(most_lines, self.counts.total)
         try:
-            self.lines = await asyncio.to_thread(Lines, self.files.path(batch.input_file_id), most)
+            self.lines = await threads.run(self.owner, lambda: Lines(path, most))
         except FileNotFoundError:
             if self.answered and self.counts.total:
                 return
@@ -104,16 +105,16 @@ class Job:
         if batch.status != "validating":
             self.waiting.extend(number for number in range(len(self.lines)) if number not in self.done)
 
-    async def validate(self, most_lines: int, max_line_bytes: int) -> None:
+    async def validate(self, threads: FairThreads[Any], most_lines: int, max_line_bytes: int) -> None:
         """Check the input, and note what is wrong with it. Raises StorageFull."""
-        assert self.lines is not None
-        batch, progress = self.stored.batch, self.stored.progress
-        found = await asyncio.to_thread(check, self.lines, batch.endpoint, most_lines, max_line_bytes)
+        lines, batch, progress = self.lines, self.stored.batch, self.stored.progress
+        assert lines is not None
+        found = await threads.run(self.owner, lambda: check(lines, batch.endpoint, most_lines, max_line_bytes))
         batch.model = found.model
         if found.errors or self.cancelled:
             batch.errors = BatchErrors(data=found.errors) if found.errors else None
             return
-        batch.request_counts.total = len(self.lines)
+        batch.request_counts.total = len(lines)
         self.note("in_progress")
 
         def work(connection: sqlite3.Connection) -> None:
@@ -123,7 +124,7 @@ class Job:
 
         await self.files.database.run(work)
         # Only now: this is called again after an error.
-        self.waiting.extend(range(len(self.lines)))
+        self.waiting.extend(range(len(lines)))
 
     async def recover(self) -> None:
         """Find out what was done before the server was started."""

@@ -21,6 +21,8 @@ from llava_api.batch.job import OK, Job
 from llava_api.batch.lines import Answer, Lines
 from llava_api.batch.room import LineRun, Room
 from llava_api.batch.store import BatchStore, StoredBatch
+from llava_api.concurrency.admission import Admission
+from llava_api.concurrency.threads import FairThreads
 from llava_api.errors import ErrorCode, InvalidRequest, StorageFull
 from llava_api.protocol.batches import Batch
 from llava_api.protocol.wire import ErrorReply
@@ -77,6 +79,8 @@ class Runner:
         self.clock = clock
         self.jobs: dict[str, Job] = {}
         """Open batches by id, the oldest first."""
+        self.threads: FairThreads[Any] = FairThreads(1, "batches", Admission(1))
+        """Reads whole inputs, one at a time: owners take turns, and the threads of interactive requests stay free."""
         self.tasks: set[asyncio.Task[None]] = set()
         self.turns: Counter[str] = Counter()
         """When an owner last had a turn, in turns of all."""
@@ -142,11 +146,10 @@ class Runner:
     async def run(self, job: Job) -> None:
         """From where the batch is to its end, or until the server ends."""
         try:
-            await job.open_input(self.settings.max_batch_requests)
+            await job.open_input(self.threads, self.settings.max_batch_requests)
             if job.lines is not None and job.stored.batch.status == "validating":
-                await self.lasting(
-                    partial(job.validate, self.settings.max_batch_requests, self.settings.max_body_bytes)
-                )
+                most, longest = self.settings.max_batch_requests, self.settings.max_body_bytes
+                await self.lasting(partial(job.validate, self.threads, most, longest))
             await self.until_over(job)
             if self.closing:
                 return
@@ -291,6 +294,7 @@ class Runner:
         self.looking.cancel()
         for job in self.jobs.values():
             job.news.set()
+        self.threads.close()
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
