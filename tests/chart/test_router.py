@@ -283,3 +283,12 @@ def test_the_pods_command_and_variables_start_a_router(tmp_path: Path) -> None:
 def base_url(log: Path) -> str:
     found = re.search(r"Base URL: (http[^\s\"]+)", log.read_text())
     return found[1] if found else ""
+
+
+def test_notes_say_where_the_files_are_that_the_router_does_not_pass_on() -> None:
+    one, two = TWO_MODELS["models"]
+    values = {"models": [one | {"batches": {"enabled": True}}, two]}
+    address = "http://llava-llava-api-one.ai:8000/v1"
+    assert any(of["metadata"]["name"] == "llava-llava-api-one" for of in of_kind(objects(values), "Service"))
+    assert f"Those of llava-llava-api-one are at {address}." in rendered(values)["templates/NOTES.txt"]
+    assert "/v1/batches" not in rendered({"batches": {"enabled": True}})["templates/NOTES.txt"]
