@@ -122,6 +122,27 @@ def test_what_cannot_be_merged_is_named(base: Path, tmp_path: Path, options: dic
     assert words in refusal(base, adapter, tmp_path / "merged")
 
 
+def test_a_module_that_is_missing_is_not_taken_from_the_base(base: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(base, tmp_path / "adapter", modules_to_save=["multi_modal_projector"])
+    held = load_file(adapter / "adapter_model.safetensors")
+    half = {name: tensor for name, tensor in held.items() if "linear_2.weight" not in name}
+    save_file(half, adapter / "adapter_model.safetensors")
+    assert "multi_modal_projector.linear_2.weight of its modules_to_save" in refusal(base, adapter, tmp_path / "merged")
+    (adapter / "adapter_config.json").unlink()
+    assert "an adapter whose training has ended" in refusal(base, adapter, tmp_path / "merged")
+
+
+def test_a_head_that_is_also_the_embedding_is_not_left_out(base: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(base, tmp_path / "adapter", modules_to_save=["lm_head"])
+    weights = load_file(base / "model.safetensors")
+    del weights["language_model.lm_head.weight"]
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"] = True
+    (base / "config.json").write_text(json.dumps(config))
+    assert "the LoRA has an lm_head" in refusal(base, adapter, tmp_path / "merged")
+
+
 def test_an_adapter_of_another_model_leaves_nothing_behind(base: Path, tmp_path: Path) -> None:
     adapter = write_adapter(base, tmp_path / "adapter")
     held = load_file(adapter / "adapter_model.safetensors")

@@ -76,13 +76,19 @@ def locate_adapter(path: str, download_dir: str | None) -> Path:
     return locate(path, download_dir, files=(CONFIG, *WEIGHTS, NON_LORA))
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Raises StartupError if ``folder`` is no adapter's."""
+    if not (folder / CONFIG).is_file():
+        raise StartupError(f"{folder} has no {CONFIG}: name the folder of an adapter whose training has ended")
+    return read_json(folder, CONFIG)
+
+
 def check_adapter(folder: Path, shapes: Shapes, max_rank: int | None = None) -> Changes:
     """``shapes``: of the model's tensors by classic name (``size.tensor_shapes``).
 
     Raises StartupError for an adapter that the engine would not load, or would silently load in part.
     """
-    if not (folder / CONFIG).is_file():
-        raise StartupError(f"{folder} has no {CONFIG}")
+    config = read_config(folder)
     if (folder / NON_LORA).is_file():
         raise StartupError(
             "it was made with LLaVA's own training code: serve it as a model of its own, with --model-base, or use "
@@ -91,7 +97,6 @@ def check_adapter(folder: Path, shapes: Shapes, max_rank: int | None = None) -> 
     weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
     if weights is None:
         raise StartupError(f"{folder} has no {WEIGHTS[0]}")
-    config = read_json(folder, CONFIG)
     check_plain(config)
     if config.get("modules_to_save") not in (None, [], [PROJECTOR]):
         raise StartupError(
@@ -103,7 +108,7 @@ def check_adapter(folder: Path, shapes: Shapes, max_rank: int | None = None) -> 
 
     held = {key: tuple(tensor.shape) for key, tensor in read_tensors(weights).items()}
     whole = {key: shape for key, shape in held.items() if is_saved_whole(key.removeprefix(PEFT_PREFIX), config)}
-    if whole:
+    if config.get("modules_to_save"):
         check_projector_shapes(whole, shapes)
     halves = {key: shape for key, shape in held.items() if key not in whole}
     if not halves:
@@ -122,11 +127,12 @@ def is_saved_whole(name: str, config: dict[str, Any]) -> bool:
 def check_projector_shapes(whole: Shapes, shapes: Shapes) -> None:
     found = {classic_name(key.removeprefix(PEFT_PREFIX)): shape for key, shape in whole.items()}
     wanted = {name: shape for name, shape in shapes.items() if name.startswith(f"{PROJECTOR}.")}
-    if found != wanted:
-        raise StartupError(
-            f"its projector is {found}, and the served model takes {wanted}: serve it beside the model that it was "
-            "trained on"
-        )
+    for name in sorted({*found, *wanted}):
+        if found.get(name) != wanted.get(name):
+            raise StartupError(
+                f"its {name} is {found.get(name, 'missing')}, and the served model's {wanted.get(name, 'is missing')}: "
+                "serve it beside the model that it was trained on, or download it again"
+            )
 
 
 def check_plain(config: dict[str, Any]) -> None:

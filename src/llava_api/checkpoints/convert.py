@@ -238,6 +238,11 @@ class Conversion:
             for hub, tensor in self.lora.replaced.items():
                 if not self.is_tied(hub):
                     made[hub] = self.fitting(hub, tensor)
+                elif self.checkpoint.format == "hub":
+                    raise StartupError(
+                        "the LoRA has an lm_head, and the base model's is its embedding (tie_word_embeddings): merge "
+                        "this adapter with peft's merge_and_unload"
+                    )
         if self.checkpoint.format == "hub":
             return made
         dtype = self.dtype()

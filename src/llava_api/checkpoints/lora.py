@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from llava_api.checkpoints.adapters import (
-    CONFIG,
     LAYER_WEIGHT,
     NON_LORA,
     PEFT_PREFIX,
@@ -19,8 +18,8 @@ from llava_api.checkpoints.adapters import (
     check_projector,
     is_saved_whole,
     rank_of,
+    read_config,
 )
-from llava_api.checkpoints.files import read_json
 from llava_api.checkpoints.names import hub_name
 from llava_api.checkpoints.tensors import Tensors, read_tensors
 from llava_api.errors import StartupError
@@ -32,7 +31,7 @@ class Lora:
 
     def __init__(self, folder: Path, *, original: bool) -> None:
         """``original``: one made with LLaVA's own training code, whose projector is a file of its own."""
-        self.config = read_json(folder, CONFIG)
+        self.config = read_config(folder)
         check_plain(self.config)
         weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
         if weights is None:
@@ -72,6 +71,8 @@ class Lora:
         """A tensor of the base model with the adapter's change, computed in float32, in the tensor's own type."""
         if name in self.replaced:
             return self.replaced.pop(name).to(tensor.dtype)
+        if is_saved_whole(name, self.config):
+            raise StartupError(f"the LoRA is incomplete: {name} of its modules_to_save is missing; download it again")
         halves = self.halves.pop(name, None)
         if halves is None:
             return tensor
