@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llava_api.checkpoints.claim import claimed
 from llava_api.cli.finetune import training
 from llava_api.cli.finetune.command import open_input
 from llava_api.cli.flags import demo_folder
@@ -189,7 +190,9 @@ def test_a_full_disk_loses_nothing(data: Path, tmp_path: Path, monkeypatch: pyte
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            snapshots, "save_file", lambda state, path: (full if "-2" in str(path) else save_file)(state, path)
+            snapshots,
+            "save_file",
+            lambda state, path: (full if "checkpoint-2" in str(path) else save_file)(state, path),
         )
         said = refusal(*command("llava-tiny-1.5", data, output, *flags))
     assert "No space left on device" in said
@@ -200,6 +203,39 @@ def test_a_full_disk_loses_nothing(data: Path, tmp_path: Path, monkeypatch: pyte
     main(command("llava-tiny-1.5", data, output, *flags, "--batch-per-device", "3"))
     assert [line["step"] for line in log(output)] == [1, 2, 3]
     assert "has the results of a training already" in refusal(*command("llava-tiny-1.5", data, output, *flags))
+
+
+def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "output"
+    flags = ("--batch", "9", "--save-every", "1")
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llava_api.finetune.results.write_results", interrupted)
+        refusal(*command("llava-tiny-1.5", data, output, *flags))
+    for name in ("trained.safetensors", "optimizer.bin"):
+        file = output / "checkpoint-3" / name
+        whole = file.read_bytes()
+        for rest in (b"", whole[: len(whole) // 2]):
+            file.write_bytes(rest)
+            said = refusal(*command("llava-tiny-1.5", data, output, *flags))
+            assert "checkpoint-3 is damaged: delete it" in said
+            assert "goes on after step 2" in said
+        file.write_bytes(whole)
+    shutil.rmtree(output / "checkpoint-3")
+    main(command("llava-tiny-1.5", data, output, *flags))
+    assert [line["step"] for line in log(output)] == [1, 2, 3]
+
+
+def test_two_trainings_do_not_write_into_one_folder(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "output"
+    output.parent.mkdir()
+    with claimed(output, wait=False):
+        said = refusal(*command("llava-tiny-1.5", data, output))
+    assert f"{output} is being written by another llava-api" in said
+    assert not output.exists()
 
 
 def test_too_little_memory_says_what_to_lower(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Image files of training data: their sizes, quickly, and what the model is shown of them."""
 
 import os
+import stat
 from pathlib import Path
 
 from llava_api.errors import BadImage
@@ -23,6 +24,9 @@ def image_size(path: Path, model: ModelInput) -> Size:
     was cut off is found.
     """
     try:
+        # A pipe or a device might never end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadSample(f"has an image that is no file: {path}")
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - TAIL, 0))

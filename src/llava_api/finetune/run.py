@@ -34,8 +34,11 @@ LARGEST_GRADIENT = 1.0
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Of the step with this number, from 0: a linear rise, then half a cosine down to 0."""
-    rising = math.ceil(steps * warmup)
+    """Of the step with this number, from 0: a linear rise, then half a cosine down to 0.
+
+    As transformers has it, but for a training of one step, which would learn nothing.
+    """
+    rising = min(math.ceil(steps * warmup), steps - 1)
     if step < rising:
         return step / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -67,13 +68,25 @@ class Snapshots:
             raise cannot_save(self.folder, error) from error
 
     def resume(self) -> int:
-        """Load the newest checkpoint; the number of steps that it has, 0 if there is none."""
+        """Load the newest checkpoint; the number of steps that it has, 0 if there is none.
+
+        Raises StartupError if it is damaged, as after a loss of power.
+        """
         if self.accelerator.is_main_process:
             for unfinished in self.folder.glob(".*.partial"):
                 shutil.rmtree(unfinished, ignore_errors=True)
         steps = saved_steps(self.folder)
         if steps:
-            self.accelerator.load_state(str(self.folder / f"checkpoint-{steps[-1]}"))
+            newest = self.folder / f"checkpoint-{steps[-1]}"
+            try:
+                self.accelerator.load_state(str(newest))
+            except torch.OutOfMemoryError:
+                raise
+            except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+                before = f"after step {steps[-2]}" if steps[1:] else "from the beginning"
+                raise StartupError(
+                    f"{newest} is damaged: delete it and run the same command again, which goes on {before}"
+                ) from error
         return steps[-1] if steps else 0
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from llava_api.chat.model import open_model
 from llava_api.cli.finetune.preview import preview
 from llava_api.cli.finetune.report import page
-from llava_api.cli.finetune.training import add_recipe_flags, check_output, read_recipe, train
+from llava_api.cli.finetune.training import add_recipe_flags, check_output, held, read_recipe, train
 from llava_api.cli.flags import MODEL_HELP, add_flags, find_model, read_settings
 from llava_api.cli.terminal import printable, set_up_logging
 from llava_api.errors import StartupError
@@ -65,7 +65,8 @@ def run(chosen: argparse.Namespace) -> None:
         raise StartupError(f"{chosen.data} has no sample that can be learned from")
     if report.faults and not chosen.skip_faulty:
         raise StartupError(f"{chosen.data} has faults: mend them, or leave these samples out with --skip-faulty")
-    train(model, samples, report.good, recipe, chosen.data, chosen.output)
+    with held(chosen.output):
+        train(model, samples, report.good, recipe, chosen.data, chosen.output)
 
 
 def show(samples: Samples, model: ModelInput, report: Report, previews: int) -> None:

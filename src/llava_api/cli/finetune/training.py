@@ -4,8 +4,8 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from llava_api.chat.model import sources_of
 from llava_api.checkpoints.cache import ready_checkpoint
+from llava_api.checkpoints.claim import claimed
 from llava_api.checkpoints.files import locate, read_json
 from llava_api.checkpoints.inspect import Checkpoint
 from llava_api.cli.bulk.progress import Counts, Shown, duration
@@ -68,6 +69,25 @@ def check_output(folder: Path | None, recipe: Recipe) -> None:
         raise StartupError(f"{folder} is no folder of a training and not empty: name another folder")
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of ``folder``. Raises StartupError if one is there."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with ExitStack() as claim:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            claim.enter_context(claimed(folder.resolve(), wait=False))
+        except OSError as error:
+            raise cannot_begin(folder, error) from error
+        yield
+
+
+def cannot_begin(folder: Path, error: OSError) -> StartupError:
+    return StartupError(f"cannot write to {folder} ({error.strerror}): name another folder")
+
+
 def begin(folder: Path, facts: dict[str, Any]) -> None:
     """Note what is trained. Raises StartupError if the folder's training was begun with something else."""
     try:
@@ -77,7 +97,7 @@ def begin(folder: Path, facts: dict[str, Any]) -> None:
             (folder / BEGUN).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             return
     except OSError as error:
-        raise StartupError(f"cannot write to {folder} ({error.strerror}): name another folder") from error
+        raise cannot_begin(folder, error) from error
     different = [name for name in facts if begun.get(name) != facts[name]]
     if different:
         name = different[0]
