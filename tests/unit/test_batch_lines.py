@@ -21,6 +21,7 @@ TORN = {
     "half a line": line(7)[:-20],
     "a line without its end": line(7)[:-1],
     "a hole": b"\0" * 100 + b"\n" + line(7),
+    "JSON that is no line": b"5\n{}\n" + line(7),
     "half a line and a whole one": line(7)[:-20] + b"\n" + line(8),
 }
 

@@ -305,3 +305,20 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "state.sqlite3").write_text("not a database" * 100)
     with pytest.raises(StartupError, match="file is not a database"):
         DataFolder(tmp_path)
+
+
+def test_a_database_that_is_damaged(tmp_path: Path) -> None:
+    DataFolder(tmp_path).close()
+    state = tmp_path / "state.sqlite3"
+    first = state.read_bytes()[:4096]
+    state.write_bytes(first + b"\xff" * (state.stat().st_size - len(first)))
+    with pytest.raises(StartupError, match=r"state\.sqlite3 cannot be used: database disk image is malformed"):
+        DataFolder(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to all files")
+def test_a_database_that_cannot_be_written(tmp_path: Path) -> None:
+    DataFolder(tmp_path).close()
+    (tmp_path / "state.sqlite3").chmod(0o400)
+    with pytest.raises(StartupError, match=r"cannot be used: .*readonly"):
+        DataFolder(tmp_path)

@@ -175,17 +175,18 @@ def recover(path: Path, usage: BatchUsage) -> Iterator[int]:
         for line in output:
             try:
                 read: dict[str, Any] = orjson.loads(line)
+                number, response = int(read["id"][-8:], 16), read["response"]
                 complete = line.endswith(b"\n")
-            except orjson.JSONDecodeError:
+            except (ValueError, TypeError, KeyError):
                 complete = False
             if not complete:
                 output.truncate(end)
                 os.fsync(output.fileno())
                 return
             end += len(line)
-            if read["response"] is not None:
-                add_usage(usage, read["response"]["body"])
-            yield int(read["id"][-8:], 16)
+            if response is not None:
+                add_usage(usage, response["body"])
+            yield number
 
 
 def add_usage(usage: BatchUsage, reply: dict[str, Any]) -> None:

@@ -2,11 +2,12 @@
 
 import fcntl
 import os
+import sqlite3
 from pathlib import Path
 
 from llava_api.errors import StartupError
 from llava_api.settings import Settings
-from llava_api.storage.database import Database
+from llava_api.storage.database import Database, unusable
 from llava_api.storage.files import FileStore
 
 
@@ -23,7 +24,8 @@ class DataFolder:
             (path / "files").mkdir(mode=0o700, exist_ok=True)
             self.lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.database = Database(path / "state.sqlite3")
+            state = path / "state.sqlite3"
+            self.database = Database(state)
             try:
                 self.files = FileStore(path / "files", self.database, kept_free)
             except BaseException:
@@ -36,6 +38,8 @@ class DataFolder:
                 raise StartupError(
                     f"--data-dir {path} belongs to another server that runs: stop it, or name another folder"
                 ) from error
+            if isinstance(error, sqlite3.Error):
+                raise unusable(state, error) from error
             if isinstance(error, OSError):
                 raise StartupError(f"--data-dir {path} cannot be used: {error.strerror}") from error
             raise

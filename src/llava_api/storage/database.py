@@ -102,6 +102,12 @@ def opened(path: Path) -> sqlite3.Connection:
             raise StartupError(f"{path} was written by a newer llava-api: use that one, or another --data-dir")
         for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
             connection.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+        # Written although it is so already: what nothing can be written to is found out now.
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
     except sqlite3.Error as error:
-        raise StartupError(f"--data-dir: {path} cannot be used: {error}") from error
+        raise unusable(path, error) from error
     return connection
+
+
+def unusable(path: Path, error: sqlite3.Error) -> StartupError:
+    return StartupError(f"--data-dir: {path} cannot be used: {error}")
