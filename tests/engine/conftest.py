@@ -23,6 +23,7 @@ from llava_api.limits.keys import KeyRing
 from llava_api.server.app import create_app
 from llava_api.server.services import Services
 from llava_api.settings import Settings
+from llava_api.vision.families import PROJECTOR
 from tests.support.running_server import RunningServer, serve_app
 from tests.support.tiny_checkpoints import LORA_ALPHA, LORA_RANK, lora_matrices
 from tests.unit.test_adapters import write_adapter
@@ -97,14 +98,17 @@ def endless_copy(source: Path, target: Path) -> Path:
 
 
 def adapter_shelf(checkpoint: Path, shelf: Path) -> Path:
-    """A folder of two adapters that change the checkpoint in different ways: one, two."""
+    """A folder of two adapters that change the checkpoint in different ways: one, and two with its own projector."""
     prefix = "language_model.model."
     weights = load_file(checkpoint / "model.safetensors")
     text = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    for seed, name in enumerate(("one", "two"), start=1):
+    projector = {name: tensor * 1.1 for name, tensor in weights.items() if name.startswith(PROJECTOR)}
+    for seed, (name, whole) in enumerate({"one": {}, "two": projector}.items(), start=1):
         (shelf / name).mkdir()
-        pairs = {f"base_model.model.{prefix}{layer}": half for layer, half in lora_matrices(text, seed).items()}
-        write_adapter(shelf / name, pairs, r=LORA_RANK, lora_alpha=LORA_ALPHA)
+        halves = {f"{prefix}{layer}": half for layer, half in lora_matrices(text, seed).items()}
+        tensors = {f"base_model.model.{key}": tensor for key, tensor in (halves | whole).items()}
+        saved = [PROJECTOR] if whole else None
+        write_adapter(shelf / name, tensors, r=LORA_RANK, lora_alpha=LORA_ALPHA, modules_to_save=saved)
     return shelf
 
 

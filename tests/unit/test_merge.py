@@ -13,7 +13,17 @@ from transformers import AutoModelForImageTextToText
 from llava_api.checkpoints import shards
 from llava_api.checkpoints.inspect import inspect_checkpoint
 from llava_api.cli.main import main
-from tests.support.tiny_checkpoints import PATCH, TEXT_HIDDEN, TILE, Tiny, source_model, write_hub, write_original_lora
+from tests.support.tiny_checkpoints import (
+    PATCH,
+    TEXT_HIDDEN,
+    TILE,
+    Tiny,
+    source_model,
+    write_hub,
+    write_original,
+    write_original_lora,
+    write_tower,
+)
 
 LLAMA = Tiny("llama", "1.5")
 PROJECTOR = "model.multi_modal_projector.linear_1.weight"
@@ -106,6 +116,16 @@ def test_a_lora_of_llavas_own_code_is_merged_too(tmp_path: Path, base: Path) -> 
     merge(tmp_path / "vicuna", lora, tmp_path / "merged")
     (file,) = (tmp_path / "merged").glob("*.safetensors")
     made, wanted = load_file(file), load_file(base / "model.safetensors")
+    assert made.keys() == wanted.keys()
+    assert all(torch.allclose(made[name], wanted[name], atol=1e-6) for name in wanted)
+
+
+def test_the_base_may_be_in_llavas_original_format(tmp_path: Path, base: Path) -> None:
+    original = write_original(LLAMA, tmp_path / "original", write_tower(LLAMA, tmp_path / "tower"))
+    adapter = write_adapter(base, tmp_path / "adapter", modules_to_save=["multi_modal_projector"])
+    merge(base, adapter, tmp_path / "of hub")
+    merge(original, adapter, tmp_path / "of original")
+    made, wanted = (load_file(next((tmp_path / name).glob("*.safetensors"))) for name in ("of original", "of hub"))
     assert made.keys() == wanted.keys()
     assert all(torch.allclose(made[name], wanted[name], atol=1e-6) for name in wanted)
 
