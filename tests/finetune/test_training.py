@@ -30,7 +30,8 @@ from tests.support.drawn_data import write_drawn_data
 from tests.support.waiting import wait_until
 
 DEMO = demo_folder() / "llava-tiny-1.5"
-SMALL = ("--rank", "4", "--alpha", "8", "--workers", "0", "--no-gradient-checkpointing")
+SMALL = ("--workers", "0", "--no-gradient-checkpointing")
+SMALL_LORA = ("--rank", "4", "--alpha", "8")
 PROJECTOR = "multi_modal_projector."
 TOWER = "vision_tower."
 
@@ -66,7 +67,8 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(model: Path | str, data: Path, output: Path, *flags: str) -> list[str]:
     images = data.parent / "images"
     paths = ("--data", str(data), "--image-folder", str(images), "--output", str(output))
-    return ["finetune", str(model), *paths, *SMALL, *flags]
+    lora = () if "--mode" in flags else SMALL_LORA
+    return ["finetune", str(model), *paths, *SMALL, *lora, *flags]
 
 
 def log(output: Path) -> list[dict[str, Any]]:
@@ -260,6 +262,8 @@ def test_a_loss_that_is_no_number_ends_the_training(data: Path, tmp_path: Path) 
         (("--batch", "0"), "--batch 0: must be 1 or more"),
         (("--mode", "full", "--load-4bit"), "--load-4bit is for --mode lora"),
         (("--load-4bit",), "pip install bitsandbytes"),
+        (("--mode", "projector", "--rank", "8"), "--rank is for --mode lora"),
+        (("--image-folder", "nowhere"), "--image-folder nowhere is no folder"),
     ],
 )
 def test_wrong_flags_are_named_before_anything_is_read(

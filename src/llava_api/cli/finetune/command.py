@@ -54,6 +54,8 @@ def run(chosen: argparse.Namespace) -> None:
     recipe = read_recipe(chosen)
     if not chosen.check_only:
         check_output(chosen.output, recipe)
+    if not chosen.image_folder.is_dir():
+        raise StartupError(f"--image-folder {chosen.image_folder} is no folder")
     model = open_input(chosen)
     samples = Samples.read(chosen.data, chosen.image_folder)
     report = checked(samples, model)

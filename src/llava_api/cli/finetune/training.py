@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 NEEDED = ("torch", "transformers", "peft", "accelerate", "matplotlib")
 BEGUN = "training.json"
+LORA_ONLY = ("rank", "alpha", "dropout")
 FINISHED = ("adapter_config.json", "config.json")
 
 
@@ -49,6 +50,9 @@ def read_recipe(chosen: argparse.Namespace) -> Recipe:
         recipe = recipe_for(chosen.mode, given)
     except ValidationError as error:
         raise StartupError("; ".join(complaints(error, given).values())) from error
+    for name in LORA_ONLY:
+        if name in given and recipe.mode != "lora":
+            raise StartupError(f"--{name} is for --mode lora: leave it out")
     if recipe.load_4bit and recipe.mode != "lora":
         raise StartupError("--load-4bit is for --mode lora: weights in 4 bit are not trained themselves")
     return recipe
