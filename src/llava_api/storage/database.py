@@ -4,6 +4,7 @@ Each call is one transaction, which is on the disk when the call returns (WAL, s
 """
 
 import asyncio
+import os
 import sqlite3
 import time
 import uuid
@@ -94,6 +95,8 @@ class Database:
 def opened(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(path, isolation_level=None)
+        if not os.access(path, os.W_OK):
+            raise sqlite3.OperationalError("it may only be read")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -102,8 +105,6 @@ def opened(path: Path) -> sqlite3.Connection:
             raise StartupError(f"{path} was written by a newer llava-api: use that one, or another --data-dir")
         for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
             connection.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
-        # Written although it is so already: what nothing can be written to is found out now.
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
     except sqlite3.Error as error:
         raise unusable(path, error) from error
     return connection
