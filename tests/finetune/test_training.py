@@ -117,6 +117,17 @@ def test_lora_changes_the_text_models_layers_and_the_projector(data: Path, tmp_p
     assert others == {name for name in weights(DEMO) if name.startswith(PROJECTOR)}
 
 
+def test_the_end_says_how_to_serve_what_was_trained(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "a lora"
+    flags = ("--image-mode", "square", "--no-flatten-transparency", "--batch", "27")
+    main(command("llava-tiny-1.5", data, output, *flags))
+    use = f"llava-api serve {DEMO} --image-mode=square --no-flatten-transparency --lora 'NAME={output}'"
+    assert capsys.readouterr().out.splitlines()[-1] == f"trained: serve it with {use}"
+    assert use in (output / "README.md").read_text()
+
+
 def test_a_killed_training_goes_on_as_if_it_had_not_been(data: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = ("--batch", "4", "--epochs", "2", "--save-every", "3", "--dropout", "0.2")

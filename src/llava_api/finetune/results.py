@@ -70,11 +70,13 @@ def write_checkpoint(state: dict[str, torch.Tensor], base: Path, dtype: torch.dt
     write_json(folder / "config.json", config | {"torch_dtype": str(dtype).removeprefix("torch.")})
 
 
-def model_card(folder: Path, base_name: str, recipe: Recipe, data: str, samples: int) -> str:
-    """The text of README.md, after the training's last step. ``data``: the name of its file."""
+def model_card(folder: Path, base_name: str, recipe: Recipe, data: str, samples: int, use: str) -> str:
+    """The text of README.md, after the training's last step.
+
+    ``data``: the name of its file; ``use``: the command that serves the result.
+    """
     last = json.loads((folder / LOG).read_text(encoding="utf-8").splitlines()[-1])
     adapter = recipe.mode == "lora"
-    use = f"llava-api serve {base_name} --lora NAME={folder.name}" if adapter else f"llava-api serve {folder.name}"
     # The hub takes only its own ids here.
     base = "" if Path(base_name).exists() else f"base_model: {base_name}\n"
     rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.model_dump().items())

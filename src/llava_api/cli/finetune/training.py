@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -20,6 +21,7 @@ from llava_api.checkpoints.files import locate, read_json
 from llava_api.checkpoints.inspect import Checkpoint
 from llava_api.cli.bulk.progress import Counts, Shown, duration
 from llava_api.cli.flags import add_flag
+from llava_api.cli.fleet.models_file import flags_of
 from llava_api.cli.wrong_settings import complaints
 from llava_api.errors import StartupError
 from llava_api.finetune.model_input import ModelInput
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 NEEDED = ("torch", "transformers", "peft", "accelerate", "matplotlib")
 BEGUN = "training.json"
 LORA_ONLY = ("rank", "alpha", "dropout")
+LOADING = ("model_base", "vision_tower", "mmproj", "revision")
+"""Settings that a base needs to be loaded."""
+SHOWING = ("prompt_family", "image_mode", "exif_orientation", "flatten_transparency")
+"""Settings that decide what a model is shown."""
 FINISHED = ("adapter_config.json", "config.json")
 
 
@@ -177,8 +183,17 @@ def train(
         main = training.accelerator.is_main_process
         follow(training, main)
     name = model.checkpoint.model
-    card = model_card(folder, name, recipe, data_file.name, len(good)) if main else ""
+    use = serve_command(model, recipe.mode == "lora", folder)
+    card = model_card(folder, name, recipe, data_file.name, len(good), use) if main else ""
     write_results(training.accelerator, training.model, base, checkpoint.model, training.dtype, folder, card)
     if main:
-        serve = f"{name} --lora NAME={folder}" if recipe.mode == "lora" else folder
-        print(f"trained: serve it with llava-api serve {serve}")
+        print(f"trained: serve it with {use}")
+
+
+def serve_command(model: ModelInput, adapter: bool, folder: Path) -> str:
+    """With the flags of the training that decide what the model is shown."""
+    names = (*(LOADING if adapter else ()), *SHOWING)
+    chosen = model.settings.model_dump(include=set(names), exclude_defaults=True)
+    base = model.checkpoint.model if adapter else str(folder)
+    words = ["llava-api", "serve", base, *flags_of(chosen), *(["--lora", f"NAME={folder}"] if adapter else [])]
+    return shlex.join(words)
