@@ -1,6 +1,7 @@
 """Whose turn it is: keys, interactive requests, restarts, lost engines."""
 
 import asyncio
+import base64
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -14,8 +15,10 @@ import pytest_asyncio
 from llava_api.batch import job, room, runner
 from llava_api.batch.lines import Findings, Lines, check
 from llava_api.engine.base import Delta, GenerationRequest
+from llava_api.images.load import MeasuredImage, RenderedImage
 from tests.api.test_batches import HELLO, content, create, line, until
 from tests.support.batch_server import Serve, Server, counted, servers
+from tests.support.image_files import encoded, noise
 from tests.support.scripted_engine import ScriptedEngine
 
 
@@ -97,6 +100,38 @@ async def test_keys_take_turns_with_their_input_files(server: Server, monkeypatc
     for api, made in ((bob, few), *((alice, made) for made in many)):
         await until(api, made, "completed")
     assert checked.index("/v1/completions") <= 2
+
+
+def shown(width: int) -> dict[str, Any]:
+    url = f"data:image/png;base64,{base64.b64encode(encoded(noise(width, 8), 'PNG')).decode()}"
+    return HELLO | {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+
+
+async def test_a_key_s_own_images_do_not_wait_for_those_of_its_batch(
+    serve: Serve, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(engine, image_threads=1) as server:
+        images, gate, widths = server.services.preparer.images, threading.Event(), []
+        render = images.render_data
+
+        def render_in_time(image: MeasuredImage) -> RenderedImage:
+            assert gate.wait(20)
+            widths.append(image.size[0])
+            return render(image)
+
+        monkeypatch.setattr(images, "render_data", render_in_time)
+        alice = server.api("alice")
+        made = await create(alice, [line(str(width), shown(width)) for width in range(10, 20)])
+        async with asyncio.timeout(20):
+            while images.decoding.admission.waiting < 9:
+                await asyncio.sleep(0.01)
+            asked = asyncio.create_task(alice.chat.completions.create(**shown(99)))
+            while images.decoding.admission.waiting < 10:
+                await asyncio.sleep(0.01)
+        gate.set()
+        await asked
+        assert widths.index(99) <= 2
+        await alice.batches.cancel(made.id)
 
 
 async def test_large_requests_are_not_prepared_together(

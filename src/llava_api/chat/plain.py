@@ -79,7 +79,7 @@ async def prepare_plain(preparer: Preparer, request: CompletionRequest, request_
     if form is not None:
         check_special_texts(form.schema, model.tokenizer.special_ids)
         sampling = with_grammar(sampling, form.grammar(space_first=False), model, texts_too=False)
-        await preparer.check_grammar(sampling.grammar, (form.schema,), account.caller)
+        await preparer.check_grammar(sampling.grammar, (form.schema,), account.queue)
     # The engine makes one token at least.
     asked_tokens = 1 if request.max_tokens == 0 else upper_bound(request.max_tokens)
     length = Length(asked_tokens, "max_tokens", "prompt").within(account)

@@ -81,7 +81,7 @@ class Preparer:
         length = question.length.within(account)
         # Before images, which may have to be fetched.
         self.check_length(question.conversation.characters(), length.prompt_param)
-        await self.check_grammar(question.sampling.grammar, question.schemas, account.caller)
+        await self.check_grammar(question.sampling.grammar, question.schemas, account.queue)
         laid_out = await self.lay_out(question.conversation, account, length.prompt_param)
         record = current()
         if record.keeps_prompt:
@@ -92,7 +92,7 @@ class Preparer:
         prompt = laid_out.prompt
         scored = await self.write_choices(question, laid_out)
         await account.spend_prompt(len(prompt.token_ids) + scored.tokens)
-        rendered = await self.images.render(laid_out.measured, account.caller)
+        rendered = await self.images.render(laid_out.measured, account.queue)
         request = GenerationRequest(
             request_id=request_id,
             token_ids=prompt.token_ids,
@@ -164,7 +164,8 @@ class Preparer:
         characters = conversation.characters()
         self.check_length(characters, param)
         await account.spend_images(len(conversation.images))
-        measured = await self.images.measure(conversation.images, account.caller, account.memory.take)
+        take = account.memory.take
+        measured = await self.images.measure(conversation.images, account.caller, take, account.queue)
         if characters > INLINE_CHARACTERS:
             segments, prompt = await asyncio.to_thread(self.write, conversation, measured)
         else:

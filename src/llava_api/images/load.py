@@ -135,33 +135,36 @@ class ImageLoader:
         self.decoding.close()
         self.measuring.close()
 
-    async def measure(self, parts: Sequence[ImagePart], caller: str, take: source.Take) -> list[MeasuredImage]:
+    async def measure(
+        self, parts: Sequence[ImagePart], caller: str, take: source.Take, queue: str = ""
+    ) -> list[MeasuredImage]:
         """Get bytes, headers and token counts.
 
-        ``caller``: whose fetches and turns are counted together. ``take`` is called for the bytes of files that did not
-        come with the request. Raises BadImage with ``param``, and Busy; the work on the other parts is then stopped.
+        ``queue``: whose fetches and turns are counted together; default: the caller's. ``take`` is called for the bytes
+        of files that did not come with the request. Raises BadImage with ``param``, and Busy; the work on the other
+        parts is then stopped.
         """
         budget = source.ByteBudget(self.settings.max_image_bytes, self.settings.max_request_image_bytes, take)
-        return await all_of([self.measure_one(part, caller, budget) for part in parts])
+        return await all_of([self.measure_one(part, caller, queue or caller, budget) for part in parts])
 
-    async def measure_one(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> MeasuredImage:
+    async def measure_one(self, part: ImagePart, caller: str, queue: str, budget: source.ByteBudget) -> MeasuredImage:
         owner = caller if self.settings.isolate_caches else ""
         try:
-            read = await self.reader(part, caller, budget)
-            measured = await self.measuring.run(caller, lambda: self.measure_data(read(), part, owner))
+            read = await self.reader(part, caller, queue, budget)
+            measured = await self.measuring.run(queue, lambda: self.measure_data(read(), part, owner))
             width, height = measured.header.stored_size
             current().note_image(len(measured.data), width * height, measured.tokens)
             return measured
         except BadImage as error:
             raise error.at(part.param) from error
 
-    async def reader(self, part: ImagePart, caller: str, budget: source.ByteBudget) -> Callable[[], bytes]:
+    async def reader(self, part: ImagePart, caller: str, queue: str, budget: source.ByteBudget) -> Callable[[], bytes]:
         """Return a function that gets the bytes of a part's file and may block. Raises BadImage and Busy."""
         scheme = source.scheme_of(part.url)
         if scheme == "web":
             record, started, fetched = current(), perf_counter(), False
             try:
-                data = await self.fetcher.fetch(part.url, part.param, caller, budget.left())
+                data = await self.fetcher.fetch(part.url, part.param, queue, budget.left())
                 fetched = True
             except BadImage as error:
                 if error.code == ErrorCode.IMAGE_TOO_LARGE:

@@ -43,7 +43,7 @@ class BatchLimiter(RateLimiter):
     def account(self, caller: str, memory: MemoryBudget) -> "Account":
         limits = self.table.limits_of(caller)
         kept = CallerLimits(max_tokens_per_request=limits.max_tokens_per_request, weight=limits.weight)
-        return Account(caller, memory.hold("batches"), kept)
+        return Account(caller, memory.hold("batches"), kept, in_batch=True)
 
 
 def open_limiter(settings: Settings) -> RateLimiter:
@@ -66,6 +66,12 @@ class Account:
     owed_tokens: int = 0
     """Tokens of the answer that are not counted yet."""
     entered: bool = False
+    in_batch: bool = False
+
+    @property
+    def queue(self) -> str:
+        """Whose turns it waits for while it is prepared: a caller's batches do not delay the caller itself."""
+        return f"batches of {self.caller}" if self.in_batch else self.caller
 
     async def enter(self, spends_tokens: bool = True) -> None:
         """Count the request and occupy one of the caller's places; ``leave`` frees it. Raises RateLimited."""
