@@ -261,6 +261,14 @@ def test_too_little_memory_says_what_to_lower(data: Path, tmp_path: Path, monkey
         assert advice in said
 
 
+def test_a_process_that_reads_images_and_is_killed_is_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FinetuneDataset, "__getitem__", lambda self, index: os.kill(os.getpid(), signal.SIGKILL))
+    said = refusal(*command("llava-tiny-1.5", data, tmp_path / "output", "--workers", "1"))
+    assert "lower --workers (now 1" in said
+
+
 def test_a_loss_that_is_no_number_ends_the_training(data: Path, tmp_path: Path) -> None:
     said = refusal(*command("llava-tiny-1.5", data, tmp_path / "o", "--batch", "9", "--learning-rate", "1e30"))
     assert "has the loss nan" in said

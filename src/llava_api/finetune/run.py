@@ -217,6 +217,11 @@ def memory_advice(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        if "DataLoader worker" in str(error):
+            raise StartupError(
+                "a process that reads images was ended, as for too little (shared) memory: lower --workers (now "
+                f"{recipe.workers}; 0 needs no shared memory) and run the command again, which goes on from here"
+            ) from error
         known = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         if not known:
             raise
