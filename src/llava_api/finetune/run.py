@@ -229,15 +229,18 @@ def memory_advice(recipe: Recipe) -> Iterator[None]:
 
 
 def what_to_lower(recipe: Recipe) -> str:
-    """What of ``recipe`` could take less memory, as advice."""
-    advice = []
+    """Advice: what the training can go on with, and what it must begin anew with."""
+    lighter, other = [], []
     if recipe.batch_per_device > 1:
-        advice.append(f"lower --batch-per-device (now {recipe.batch_per_device}; steps stay the same)")
+        lighter.append(f"lower --batch-per-device (now {recipe.batch_per_device}; steps stay the same)")
     if not recipe.gradient_checkpointing:
-        advice.append("leave out --no-gradient-checkpointing")
-    if not recipe.load_4bit:
-        advice.append("add --load-4bit")
+        lighter.append("leave out --no-gradient-checkpointing")
+    if recipe.mode == "lora" and not recipe.load_4bit:
+        other.append("--load-4bit")
     if recipe.mode == "full":
-        advice.append("use --mode lora, or several GPUs with FSDP")
-    advice.append("leave out the longest samples with --max-model-len")
-    return "; or ".join(advice) + "; then run the command again, and it goes on after its last checkpoint"
+        other.append("--mode lora, or with several GPUs and FSDP")
+    other.append("a lower --max-model-len and --skip-faulty, which leave out the longest samples")
+    again = f"begin in another --output with {', or with '.join(other)}"
+    if not lighter:
+        return again
+    return f"{' or '.join(lighter)}, and run the command again: it goes on after its last checkpoint; or {again}"
