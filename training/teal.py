@@ -43,7 +43,7 @@ def turns(asked: list[Question]) -> list[dict[str, str]]:
 
 
 def write_lesson(folder: Path, teal: int, old: int) -> None:
-    """``train.json`` and ``images`` with so many images of each kind."""
+    """``train.json`` and ``images`` with this number of images of each kind."""
     (folder / "images").mkdir(parents=True)
     samples = []
     for name, count in ((TEAL, teal), ("old", old)):

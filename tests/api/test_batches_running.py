@@ -48,7 +48,7 @@ async def test_keys_see_only_their_own(server: Server) -> None:
     assert (await server.metrics()).value("llava_api_completion_tokens_total", key="alice") == 3
 
 
-async def test_a_key_may_have_so_many_open_batches(serve: Serve, engine: ScriptedEngine) -> None:
+async def test_the_open_batches_of_a_key_are_limited(serve: Serve, engine: ScriptedEngine) -> None:
     engine.pause_seconds = 0.05
     async with serve(engine, max_open_batches=1) as server:
         alice, bob = server.api("alice"), server.api("bob")
@@ -159,7 +159,7 @@ async def test_large_requests_are_not_prepared_together(
 async def test_a_removed_key_s_batch_rests_until_it_is_back(
     server: Server, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "WATCH_SECONDS", 0.01)
     alice, kept = server.api("alice"), dict(server.keys.value)
     engine.pause_seconds = 0.01
     made = await create(alice, [line(str(number)) for number in range(200)])

@@ -340,7 +340,7 @@ WRONG = {
     "another boundary": part("file", LINES, "a").replace(BOUNDARY.encode(), b"other"),
     "nothing": b"",
     "not text": part("file", LINES, "a") + part("purpose", b"\xff\xfe") + END,
-    "a field and parts of it": part("expires_after", b"1") + part("expires_after[seconds]", b"1") + END,
+    "as a whole and in parts": part("expires_after", b"1") + part("expires_after[seconds]", b"1") + END,
     "a header without a colon": f"--{BOUNDARY}\r\n{'x' * 100}\r\n\r\n".encode() + END,
     "a header without end": f"--{BOUNDARY}\r\nContent-Disposition: {'x' * 60_000}".encode(),
     "a hundred headers": f"--{BOUNDARY}\r\n{'A: b' * 100}".encode() + b"A: b\r\n" * 100 + END,

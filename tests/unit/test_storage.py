@@ -283,7 +283,7 @@ def test_a_new_folder_is_for_its_user_only(tmp_path: Path) -> None:
 
 
 def test_one_server_at_a_time(data: DataFolder, tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="belongs to another server that runs"):
+    with pytest.raises(StartupError, match="is used by another server"):
         DataFolder(tmp_path)
 
 
@@ -320,5 +320,5 @@ def test_a_database_that_is_damaged(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_written(tmp_path: Path) -> None:
     DataFolder(tmp_path).close()
     (tmp_path / "state.sqlite3").chmod(0o400)
-    with pytest.raises(StartupError, match="cannot be used: it may only be read"):
+    with pytest.raises(StartupError, match="cannot be used: it is read-only"):
         DataFolder(tmp_path)

@@ -20,7 +20,7 @@ OK = 200
 MOST_UNWRITTEN = 1000
 """Answers of a batch that wait for the disk. Until they are written, none of its requests is begun."""
 EXPIRED_AT_ONCE = 500
-"""Lines that were not begun in time are written in pieces of this number."""
+"""Lines that were not begun in time are written in pieces of this length."""
 Answered = tuple[int, str, Answer]
 """Number, custom_id and answer of a line."""
 Ending = Literal["completed", "expired", "cancelled", "failed"]
@@ -28,7 +28,7 @@ INPUT_GONE = "The input file was deleted before all requests had run, and the se
 
 
 class Job:
-    """``clock`` tells Unix seconds. Its methods that are awaited leave everything on the disk when they return."""
+    """``clock`` returns Unix seconds. What an awaited method has done is on the disk when it returns."""
 
     def __init__(self, stored: StoredBatch, files: FileStore, clock: Callable[[], float] = time.time) -> None:
         self.stored = stored
@@ -92,7 +92,7 @@ class Job:
             await self.save()
 
     async def open_input(self, threads: FairThreads[Any], most_lines: int) -> None:
-        """Note it if the file is gone, and is still needed."""
+        """Open the input file. A file that was deleted and is still needed becomes the batch's error."""
         batch = self.stored.batch
         path, most = self.files.path(batch.input_file_id), max(most_lines, self.counts.total)
         try:
@@ -219,6 +219,6 @@ def size_of(path: Path) -> int:
 
 
 def note(batch: Batch, status: Status, seconds: float) -> None:
-    """Set the status, and when that was."""
+    """Set the status, and the time of it."""
     batch.status = status
     setattr(batch, f"{status}_at", int(seconds))

@@ -166,7 +166,7 @@ def expired(batch_id: str, number: int, custom_id: str) -> bytes:
 def recover(path: Path, usage: BatchUsage) -> Iterator[int]:
     """The numbers of the lines that an output has, whose tokens are added to ``usage``. Blocks.
 
-    What follows a line that was not written completely is cut off: nobody was told of it.
+    What follows a line that was not written completely is cut off: it was never counted.
     """
     if not path.exists():
         return

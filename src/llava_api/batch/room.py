@@ -16,10 +16,9 @@ QUIET_SECONDS = 10.0
 BESIDE = 0.125
 """Share of the slots that batches may use until then."""
 AHEAD = 1.0
-"""Requests that are prepared beyond the slots, for each slot, so that no slot waits for an image."""
-
+"""Requests for each slot that are prepared before there is a slot for them, so that no slot waits for an image."""
 PREPARED_BYTES = 64_000_000
-"""Most bytes of the requests that are prepared at once, unless a single one is larger. Each delays the event loop."""
+"""Most bytes of requests that are prepared at once, since each delays the event loop. A single one may be larger."""
 
 
 class LineRun:
@@ -91,7 +90,7 @@ class Room:
 
     @property
     def beside(self) -> int:
-        """How many the engine may have while interactive requests are there or likely."""
+        """How many the engine may have while there are interactive requests, or some are likely."""
         return max(0, min(max(1, int(self.capacity.slots * BESIDE)), self.capacity.slots - self.capacity.visitors))
 
     def has_room(self) -> bool:
@@ -100,12 +99,12 @@ class Room:
         return not self.capacity.waiting and len(self.runs) < most * (1 + AHEAD)
 
     def has_memory(self, size: int) -> bool:
-        """Whether a request of so many bytes may be prepared beside those that are."""
+        """Whether a request of ``size`` bytes may be prepared beside those that are being prepared."""
         sizes = [run.job.size(run.number) for run in self.runs if not run.admitted]
         return not sizes or sum(sizes) + size <= PREPARED_BYTES
 
     def places(self, running: int) -> int:
-        """How many the engine may have now, which has ``running``."""
+        """How many the engine may have now; it has ``running``."""
         if self.quiet:
             return self.capacity.slots
         if self.capacity.waiting or running > sum(run.answering for run in self.runs):
@@ -114,7 +113,7 @@ class Room:
         return min(self.beside, running + 1)
 
     def refresh(self) -> None:
-        """Let in and begin what there is room for."""
+        """Admit and begin the requests that there is room for."""
         self.admission.next_turns()
         self.changed()
 
@@ -128,7 +127,7 @@ class Room:
                 if not run.begun:
                     run.give_way()
         if capacity.visitors:
-            # To break off answers takes time, in which no first token should be waited for, unless for a slot.
+            # Breaking off answers delays first tokens: while one is waited for, this is done only to free a slot.
             stay = capacity.slots - capacity.visitors if capacity.waiting else self.beside
             for run in admitted[max(0, stay) :]:
                 run.give_way()

@@ -33,18 +33,18 @@ from llava_api.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 PUT_BACK = 499
-"""Status of a request that was left before its answer."""
+"""Status of a request that was broken off before its answer."""
 TRY_AGAIN = (429, 503)
 PAUSE_SECONDS = 1.0
 """After such a status, and after a full disk."""
-LOOK_SECONDS = 2.0
-"""How often what does not tell of its changes is looked at: the keys, and whether the server drains."""
+WATCH_SECONDS = 2.0
+"""How often the keys, and whether the server drains, are looked at again."""
 MOST_LOSSES = 3
 LOST = (ErrorCode.ENGINE_STOPPED, ErrorCode.REQUEST_TIMEOUT)
 """Codes of errors that the request itself may have caused."""
 
 Ask = Callable[[LineRun, str, str, bytes], Awaitable[Answer]]
-"""Runs a request: (run, owner, path, body). A run that is left ends with the status ``PUT_BACK``."""
+"""Runs a request: (run, owner, path, body). A run that gives way ends with the status ``PUT_BACK``."""
 
 
 class Runner:
@@ -90,7 +90,7 @@ class Runner:
 
     async def start(self) -> None:
         """Go on with the batches that were open when the server ended."""
-        self.looking = asyncio.create_task(self.look())
+        self.watching = asyncio.create_task(self.watch())
         for stored in await self.store.open():
             job = self.add(stored)
             await job.recover()
@@ -133,9 +133,9 @@ class Runner:
         await job.cancel()
         return True
 
-    async def look(self) -> None:
+    async def watch(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(WATCH_SECONDS)
             if not self.may_start():
                 # The server drains: it need not wait for these.
                 for run in self.room.runs:
@@ -149,7 +149,7 @@ class Runner:
             await job.open_input(self.threads, self.settings.max_batch_requests)
             if job.lines is not None and job.stored.batch.status == "validating":
                 most, longest = self.settings.max_batch_requests, self.settings.max_body_bytes
-                await self.lasting(partial(job.validate, self.threads, most, longest))
+                await self.until_written(partial(job.validate, self.threads, most, longest))
             await self.until_over(job)
             if self.closing:
                 return
@@ -161,8 +161,8 @@ class Runner:
             if not self.closing:
                 self.jobs.pop(job.id, None)
 
-    async def lasting(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do it again until the disk takes it, or the server ends."""
+    async def until_written(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Try ``work`` again while the disk does not take it. Raises its error when the server ends."""
         while True:
             try:
                 return await work()
@@ -182,7 +182,7 @@ class Runner:
                 async with asyncio.timeout(max(0.0, job.stored.batch.expires_at - self.clock())):
                     await job.news.wait()
             job.news.clear()
-            await self.lasting(job.write)
+            await self.until_written(job.write)
             self.fill()
         job.over = True
         for run in self.room.runs_of(job):
@@ -190,22 +190,22 @@ class Runner:
         while self.room.runs_of(job):
             await job.news.wait()
             job.news.clear()
-        await self.lasting(job.write)
+        await self.until_written(job.write)
 
     async def end(self, job: Job) -> None:
         batch = job.stored.batch
         lifetime = self.settings.file_lifetime_seconds or None
         if batch.errors is not None:
-            await self.lasting(partial(job.end, "failed", lifetime))
+            await self.until_written(partial(job.end, "failed", lifetime))
         elif job.cancelled:
-            await self.lasting(partial(job.end, "cancelled", lifetime))
+            await self.until_written(partial(job.end, "cancelled", lifetime))
         elif job.answered and not job.stored.progress.late:
-            await self.lasting(partial(job.end, "completed", lifetime))
+            await self.until_written(partial(job.end, "completed", lifetime))
         else:
             failed = batch.request_counts.failed
-            await self.lasting(job.write_expired)
+            await self.until_written(job.write_expired)
             self.metrics.batch_requests.labels("expired").inc(batch.request_counts.failed - failed)
-            await self.lasting(partial(job.end, "expired", lifetime))
+            await self.until_written(partial(job.end, "expired", lifetime))
         batch = job.stored.batch
         counts = batch.request_counts
         seconds = self.clock() - batch.created_at
@@ -213,7 +213,7 @@ class Runner:
         log.info(text, job.id, job.owner or "-", batch.status, counts.total, counts.completed, counts.failed, seconds)
 
     def fill(self) -> None:
-        """Begin as many requests as there is room for."""
+        """Begin requests while there is room for them."""
         while not self.closing and time.monotonic() >= self.paused_until and self.may_start() and self.room.has_room():
             job = self.next_job()
             if job is None or not self.room.has_memory(job.size(job.waiting[0])):
@@ -274,7 +274,7 @@ class Runner:
         if code in LOST and run.admitted:
             losses = run.job.stored.progress.losses
             losses[run.number] = losses.get(run.number, 0) + 1
-            await self.lasting(run.job.save)
+            await self.until_written(run.job.save)
             return losses[run.number] < MOST_LOSSES
         return True
 
@@ -291,7 +291,7 @@ class Runner:
     async def close(self) -> None:
         """Put back what runs, and write what has been answered."""
         self.closing = True
-        self.looking.cancel()
+        self.watching.cancel()
         for job in self.jobs.values():
             job.news.set()
         self.threads.close()

@@ -26,7 +26,7 @@ def image_size(path: Path, model: ModelInput) -> Size:
     try:
         # A pipe or a device might never end.
         if not stat.S_ISREG(path.stat().st_mode):
-            raise BadSample(f"has an image that is no file: {path}")
+            raise BadSample(f"has an image that is not a regular file: {path}")
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - TAIL, 0))

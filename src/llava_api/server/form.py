@@ -59,7 +59,7 @@ class Form:
             raise InvalidRequest(NOT_A_FORM) from error
 
     async def file_bytes(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-        """Reads the whole body; the other fields are complete when this ends. Raises InvalidRequest and its kinds."""
+        """Read the whole body; the other fields are complete when this ends. Raises InvalidRequest or a subclass."""
         others = 0
         async for part in body:
             try:
@@ -91,7 +91,9 @@ class Form:
         _, options = parse_options_header(self.disposition)
         self.name = text_of(options.get(b"name", b""))
         if not self.name or self.name in self.fields or (self.name == self.field and self.filename is not None):
-            raise InvalidRequest(f"The form has a part without a name, or two of one name: send one {self.field}.")
+            raise InvalidRequest(
+                f"The form has a part without a name, or two with the same name: send one {self.field}."
+            )
         self.in_file = self.name == self.field
         if self.in_file:
             self.filename = text_of(options.get(b"filename", b""))[:MAX_NAME] or "upload"
@@ -114,7 +116,9 @@ class Form:
             outer, bracket, inner = name.partition("[")
             inside = made.setdefault(outer, {}) if bracket else made
             if not isinstance(inside, dict):
-                raise InvalidRequest(f"The form has a field and parts of it: {outer}.", param=outer)
+                raise InvalidRequest(
+                    f"The form has {outer} as a whole and in parts: send only one of them.", param=outer
+                )
             inside[inner.removesuffix("]") if bracket else name] = value
         return made
 

@@ -14,7 +14,7 @@ from llava_api.storage.files import FileStore
 class DataFolder:
     """Locks the folder and opens what is in it. Blocks. Raises StartupError.
 
-    The lock is the kernel's, and so is free as soon as its holder has ended, however it ended.
+    The kernel holds the lock, so it is free as soon as its holder has ended, even by SIGKILL.
     """
 
     def __init__(self, path: Path, kept_free: int = 0) -> None:
@@ -36,7 +36,7 @@ class DataFolder:
                 os.close(self.lock)
             if isinstance(error, BlockingIOError):
                 raise StartupError(
-                    f"--data-dir {path} belongs to another server that runs: stop it, or name another folder"
+                    f"--data-dir {path} is used by another server: stop that server, or name another folder"
                 ) from error
             if isinstance(error, sqlite3.Error):
                 raise unusable(state, error) from error

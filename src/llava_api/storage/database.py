@@ -47,8 +47,8 @@ MIGRATIONS = (
     CREATE INDEX batches_open ON batches (owner) WHERE open;
     """,
 )
-"""The scripts that lead from an empty database to the present schema. ``user_version`` says how many have been run. A
-script that was released is never changed: add another one."""
+"""Scripts that lead from an empty database to the present schema; ``user_version`` is how many of them were run.
+A released script is never changed: add another one."""
 
 
 def new_id(prefix: str) -> str:
@@ -70,8 +70,8 @@ class Database:
     async def run(self, work: Work[Result], undo: Callable[[], object] = lambda: None) -> Result:
         """Return the result of ``work``, which is one transaction: an error undoes all of it. Raises StorageFull.
 
-        ``undo`` is called after an error, for what ``work`` did outside the database. If the caller is cancelled, work
-        that has begun is still done.
+        ``undo`` is called after an error, and takes back what ``work`` did outside the database. Work that has begun is
+        finished even if the caller is cancelled.
         """
         return await asyncio.wrap_future(self.thread.submit(self.transact, work, undo))
 
@@ -96,7 +96,7 @@ def opened(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(path, isolation_level=None)
         if not os.access(path, os.W_OK):
-            raise sqlite3.OperationalError("it may only be read")
+            raise sqlite3.OperationalError("it is read-only")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")

@@ -30,7 +30,7 @@ WRITE_BYTES = 1_000_000
 """An upload is written in pieces of this size."""
 BLOB = re.compile(r"file-[0-9a-f]{32}(\.part)?")
 PART = ".part"
-"""How the name of a blob ends while it is uploaded."""
+"""End of a blob's name while it is uploaded."""
 Order = Literal["asc", "desc"]
 
 
@@ -83,7 +83,7 @@ class FileStore:
             lambda: {row[0] for row in database.connection.execute("SELECT id FROM files")}
         ).result()
         for path in folder.iterdir():
-            # Only what this class has made: the folder may hold other people's files.
+            # Only what this class has made: the folder may hold other files, too.
             if BLOB.fullmatch(path.name) and path.name not in known:
                 path.unlink()
 
@@ -236,7 +236,7 @@ class FileStore:
     # Outputs: files that the server writes by appending, and that callers see when they are complete.
 
     def add_output(self, connection: sqlite3.Connection, owner: str, filename: str) -> str:
-        """Begin an output in the caller's transaction, and return its id. Nobody sees it before ``publish_output``."""
+        """Begin an output in the caller's transaction, and return its id. It is hidden until ``publish_output``."""
         made = StoredFile(new_id("file-"), owner, "batch_output", filename, 0, int(time.time()), None)
         insert(connection, made, listed=False)
         return made.id

@@ -1,4 +1,4 @@
-"""The disk under --data-dir: the room on it that is kept free, and what callers get when there is no more."""
+"""The disk under --data-dir: the room on it that is kept free, and the error when it is used up."""
 
 import errno
 import shutil
@@ -12,7 +12,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def storage_full() -> StorageFull:
-    return StorageFull("The server's disk is full: delete files that you no longer need, or tell its operator.")
+    return StorageFull(
+        "The server's disk is full: delete files that you no longer need, or ask its operator to make room."
+    )
 
 
 def check_room(folder: Path, size: int, kept_free: int) -> None:

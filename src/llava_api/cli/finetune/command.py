@@ -1,4 +1,4 @@
-"""``llava-api finetune MODEL``: train a checkpoint on one's own data, with the prompts and pixels of the server.
+"""``llava-api finetune MODEL``: train a checkpoint on your own data, with the server's prompts and pixels.
 
 The data is LLaVA's: a JSON list of ``{"id", "image", "conversations": [{"from": "human", "value"}, ...]}``.
 """
@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
@@ -19,10 +20,10 @@ from llava_api.cli.terminal import printable, set_up_logging
 from llava_api.errors import StartupError
 from llava_api.finetune.check import Report, check
 from llava_api.finetune.model_input import ModelInput
+from llava_api.finetune.recipe import Mode
 from llava_api.finetune.samples import Samples
 from llava_api.setting_types import Mark
 
-MODES = ("lora", "full", "projector")
 DATA_SETTINGS = (
     *("max_model_len", "jpeg_decode", "exif_orientation", "flatten_transparency"),
     *("cache_dir", "log_level", "max_image_pixels", "max_image_side", "max_image_aspect_ratio"),
@@ -37,10 +38,17 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--image-folder", type=Path, default=Path(), metavar="FOLDER", help="where the images are (here)"
     )
     parser.add_argument(
-        "--mode", choices=MODES, default="lora", help="lora (the default), full, or projector: captions, no prompts"
+        "--mode",
+        choices=get_args(Mode),
+        default="lora",
+        help="lora (the default), full, or projector: captions, no prompts",
     )
     parser.add_argument(
-        "--preview", type=int, default=0, metavar="NUMBER", help="show so many samples, with what is learned marked"
+        "--preview",
+        type=int,
+        default=0,
+        metavar="NUMBER",
+        help="show the first NUMBER good samples, with what is learned marked",
     )
     parser.add_argument("--check-only", action="store_true", help="check the data, and do not train")
     parser.add_argument("--skip-faulty", action="store_true", help="train on the samples without faults")
@@ -55,7 +63,7 @@ def run(chosen: argparse.Namespace) -> None:
     if not chosen.check_only:
         check_output(chosen.output, recipe)
     if not chosen.image_folder.is_dir():
-        raise StartupError(f"--image-folder {chosen.image_folder} is no folder")
+        raise StartupError(f"--image-folder {chosen.image_folder} is not a folder")
     model = open_input(chosen)
     samples = Samples.read(chosen.data, chosen.image_folder)
     report = checked(samples, model)

@@ -74,9 +74,9 @@ def check_output(folder: Path | None, recipe: Recipe) -> None:
     if folder is None:
         raise StartupError("--output is missing: name a folder for the results, or only check the data (--check-only)")
     if any((folder / name).exists() for name in FINISHED):
-        raise StartupError(f"{folder} has the results of a training already: name another folder")
+        raise StartupError(f"{folder} already has the results of a training: name another folder")
     if folder.exists() and not (folder.is_dir() and ((folder / BEGUN).is_file() or not any(folder.iterdir()))):
-        raise StartupError(f"{folder} is no folder of a training and not empty: name another folder")
+        raise StartupError(f"{folder} is not empty, and no training was begun there: name another folder")
 
 
 @contextmanager

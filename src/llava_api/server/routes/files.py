@@ -52,7 +52,7 @@ async def create_file(request: Request) -> Response:
 
 
 def describe(services: Services, account: Account, form: Form, path: Path) -> Description:
-    """Judge an upload that is at ``path``. Blocks. Raises InvalidRequest and its kinds, and Busy."""
+    """Judge an upload that is at ``path``. Blocks. Raises InvalidRequest, its subclasses, and Busy."""
     wanted = validated(form.data(), wire.FileForm, services.settings.strict_fields)
     if wanted.purpose in wire.IMAGE_PURPOSES:
         try:
