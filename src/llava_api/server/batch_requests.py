@@ -1,8 +1,8 @@
-"""Runs the requests of batches: by the same endpoints as a request over HTTP, below what is about the network.
+"""Runs the requests of batches through the same endpoints as requests over HTTP.
 
-They are an application of their own, without authentication, origins and a body's size on the wire. Their owner is
-known, and their tokens count as the owner's. How long they wait says nothing about the server, so they are not in the
-histograms of interactive requests, and their log lines are of level debug.
+The endpoints are in an application of their own, without authentication, origins and a body's size on the wire. The
+owner is known, and the tokens count as the owner's. How long a batch's request waits says nothing about the server, so
+it is not in the histograms of interactive requests, and its log line is of level debug.
 """
 
 import copy
