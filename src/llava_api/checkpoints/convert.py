@@ -1,7 +1,6 @@
 """A checkpoint in another format, one to quantize, or one with an adapter to merge -> a folder in the hub's format.
 
-The folder is written under another name and renamed at the end, so it never exists unfinished. Files are mapped into
-memory, not read whole. ``.bin`` files are read without running code in them.
+The folder is renamed at the end, so it never exists unfinished. Files are memory-mapped; ``.bin`` files run no code.
 """
 
 import logging
