@@ -75,6 +75,59 @@ async def test_a_second_answer_to_one_request_is_not_that_to_the_next() -> None:
         assert [await server.get() for _ in range(2)] == [(200, b"ok")] * 2
 
 
+@pytest.mark.parametrize(
+    ("first", "more"), [(b"", b"HTTP/1.1 102 Processing\r\n\r\n"), (b"HTTP/1.1 200 OK\r\n", b"x-a: 1\r\n")]
+)
+async def test_a_head_that_does_not_end_is_not_waited_for(first: bytes, more: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(first)
+        with suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(more)
+                await writer.drain()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(1000), 0.05)
+        writer.close()
+
+    connections = Connections(Settings())
+    connections.most_seconds = 0.5
+    async with asyncio.timeout(5), await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        backend = Backend("strange", f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+        with pytest.raises(NETWORK_ERRORS):
+            await connections.get(backend, "/")
+        await connections.close()
+
+
+async def test_what_came_over_an_idle_connection_is_no_answer_to_the_next_request() -> None:
+    entered, idle = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(SHORT.removesuffix(b"ok"))
+        await entered.wait()
+        writer.write(b"ok")
+        await idle.wait()
+        writer.write(SHORT.replace(b"ok", b"no"))
+        await reader.read()
+        writer.close()
+
+    connections = Connections(Settings())
+    async with asyncio.timeout(5), await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        backend = Backend("strange", f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+        async with connections.request(backend, "GET", "/") as answer:
+            assert answer.connection is not None
+            protocol = answer.connection.protocol
+            assert protocol is not None
+            entered.set()
+            assert await answer.read() == b"ok"
+        idle.set()
+        while not protocol.should_close:
+            await asyncio.sleep(0.01)
+        with pytest.raises(NOT_SENT_ERRORS):
+            await connections.get(backend, "/")
+        await connections.close()
+
+
 async def test_nothing_is_added_unpacked_or_renamed() -> None:
     packed = gzip.compress(b"a picture")
     given = [
@@ -94,6 +147,13 @@ async def test_nothing_is_added_unpacked_or_renamed() -> None:
         lines = server.heads[0].lower().split(b"\r\n")
         assert lines[0] == b"post /a%20b?c=%2f http/1.1"
         assert sorted(lines[1:-2]) == [b"content-length: 2", b"host: " + host, b"x-b: 2"]
+
+
+async def test_a_long_header_passes() -> None:
+    given = (b"x-llava-ignored", b"field, " * 8000)
+    whole = b"HTTP/1.1 200 OK\r\n%b: %b\r\ncontent-length: 2\r\n\r\nok" % given
+    async with answering(whole) as server, server.ask("GET") as answer:
+        assert answer.raw_headers[0] == (given[0], given[1].strip())
 
 
 async def test_an_interim_answer_is_skipped() -> None:

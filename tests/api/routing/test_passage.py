@@ -368,6 +368,32 @@ async def test_answers_that_no_server_should_give(
     answer.json()
 
 
+async def test_a_wrong_chunk_ends_a_stream_with_an_error(servers: list[Replica]) -> None:
+    """The backend leaves the connection open."""
+    begun = asyncio.Event()
+
+    async def strange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        writer.write(b"9\r\ndata: 1\n\n\r\n")
+        await begun.wait()
+        writer.write(b"not a length\r\n")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(strange, "127.0.0.1", 0) as server:
+        servers[0].backend = Backend("strange", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with (
+            routed(FixedBackends(servers)) as (client, _),
+            client.stream("POST", CHAT, json=question(stream=True)) as answer,
+        ):
+            pieces = answer.aiter_bytes()
+            assert await anext(pieces) == b"data: 1\n\n"
+            begun.set()
+            rest = b"".join([piece async for piece in pieces])
+    assert json.loads(rest.removeprefix(b"data: "))["error"]["code"] == "engine_stopped"
+
+
 # aiohttp warns that a body of this size holds up the event loop; it is in memory in any case.
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 async def test_a_large_body_is_sent_again_to_another_replica_as_it_was(servers: list[Replica]) -> None:
