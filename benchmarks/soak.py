@@ -41,6 +41,8 @@ QUESTIONS = Path(__file__).parent.parent / "tests" / "clients"
 START_SECONDS = 600.0
 REST_SECONDS = 8.0
 """Until what was cut off is given back, and a rest's figures are taken."""
+ALLOWED_ENGINE_MEMORY = 0.15
+"""On a CPU the KV cache takes memory as it fills, which goes on in a short run: it grew by 5.4 % in a minute."""
 ALLOWED_MEMORY = 0.05
 """Growth of the resident memory between two rests; an allocator's scatter is about half of it."""
 ALLOWED_HANDLES = 3
@@ -256,9 +258,9 @@ def faults(first: Rest, last: Rest, tally: Tally) -> list[str]:
     """What is not as it must be."""
     found = [*tally.wrong[:10]]
     found += [f"{name}: {count} times" for name, count in tally.statuses.items() if is_fault(name)]
-    for name in ("server_megabytes", "engine_megabytes"):
+    for name, allowed in (("server_megabytes", ALLOWED_MEMORY), ("engine_megabytes", ALLOWED_ENGINE_MEMORY)):
         before, after = getattr(first, name), getattr(last, name)
-        if after > before * (1 + ALLOWED_MEMORY):
+        if after > before * (1 + allowed):
             found.append(f"{name} grew from {before:.0f} to {after:.0f}")
     for name in ("file_descriptors", "threads", "tasks"):
         if getattr(last, name) > getattr(first, name) + ALLOWED_HANDLES:
