@@ -23,6 +23,7 @@ from llava_api.server.app import create_app
 from llava_api.server.listening import listen
 from llava_api.server.services import Services
 from llava_api.settings import Settings
+from tests.support.batch_server import Serve, Server, servers
 from tests.support.clock import Clock
 from tests.support.openai_schemas import ValidatingTransport
 from tests.support.running_server import serve_app
@@ -125,3 +126,15 @@ async def port(app: FastAPI) -> AsyncIterator[int]:
     async with serve_app(app, listen(Settings(port=0))) as server:
         port: int = server.address[1]
         yield port
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """Starts the app with batches, again and again on one folder."""
+    return servers(tmp_path)
+
+
+@pytest_asyncio.fixture
+async def server(serve: Serve, engine: ScriptedEngine) -> AsyncIterator[Server]:
+    async with serve(engine) as started:
+        yield started

@@ -4,33 +4,21 @@ import asyncio
 import base64
 import threading
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-import pytest_asyncio
 
 from llava_api.batch import job, room, runner
 from llava_api.batch.lines import Findings, Lines, check
 from llava_api.engine.base import Delta, GenerationRequest
 from llava_api.images.load import MeasuredImage, RenderedImage
 from tests.api.test_batches import HELLO, content, create, line, until
-from tests.support.batch_server import Serve, Server, counted, servers
+from tests.support.batch_server import Serve, Server, counted
 from tests.support.image_files import encoded, noise
 from tests.support.scripted_engine import ScriptedEngine
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Serve:
-    return servers(tmp_path)
-
-
-@pytest_asyncio.fixture
-async def server(serve: Serve, engine: ScriptedEngine) -> AsyncIterator[Server]:
-    async with serve(engine) as started:
-        yield started
 
 
 async def test_keys_see_only_their_own(server: Server) -> None:

@@ -1,29 +1,15 @@
 """Batches when the disk is full, and when the server ends at the worst moments."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from llava_api.batch import runner
 from llava_api.errors import StorageFull
 from tests.api.test_batches import content, create, line, until
-from tests.support.batch_server import Serve, Server, counted, servers
+from tests.support.batch_server import Serve, Server, counted
 from tests.support.scripted_engine import ScriptedEngine
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Serve:
-    return servers(tmp_path)
-
-
-@pytest_asyncio.fixture
-async def server(serve: Serve, engine: ScriptedEngine) -> AsyncIterator[Server]:
-    async with serve(engine) as started:
-        yield started
 
 
 async def test_a_full_disk_loses_nothing(
