@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Mode = Literal["lora", "full", "projector"]
+FINISHED = ("adapter_config.json", "config.json")
+"""Files that make a folder an adapter or a checkpoint: they get their names when all else is there."""
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

@@ -11,12 +11,9 @@ from safetensors import SafetensorError
 from llava_api.checkpoints.files import INDEXES, SMALL_FILES, read_json
 from llava_api.checkpoints.shards import ShardWriter, write_json
 from llava_api.finetune.curve import LOG
-from llava_api.finetune.recipe import Recipe
+from llava_api.finetune.recipe import FINISHED, Recipe
 from llava_api.finetune.snapshots import cannot_save
 from llava_api.vision.families import classic_name
-
-LAST = ("adapter_config.json", "config.json")
-"""Files that make a folder an adapter or a checkpoint: they get their names when all else is there."""
 
 
 def write_results(
@@ -44,7 +41,7 @@ def write_results(
         (scratch / "README.md").write_text(card, encoding="utf-8")
         # safetensors makes files that only their owner can read.
         mode = next(scratch.glob("*config.json")).stat().st_mode
-        for file in sorted(scratch.iterdir(), key=lambda file: file.name in LAST):
+        for file in sorted(scratch.iterdir(), key=lambda file: file.name in FINISHED):
             file.chmod(mode)
             file.replace(folder / file.name)
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -25,7 +25,7 @@ from llava_api.cli.fleet.models_file import flags_of
 from llava_api.cli.wrong_settings import complaints
 from llava_api.errors import StartupError
 from llava_api.finetune.model_input import ModelInput
-from llava_api.finetune.recipe import Recipe, recipe_for
+from llava_api.finetune.recipe import FINISHED, Recipe, recipe_for
 from llava_api.finetune.samples import Samples
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ LOADING = ("model_base", "vision_tower", "mmproj", "revision")
 """Settings that a base needs to be loaded."""
 SHOWING = ("prompt_family", "image_mode", "exif_orientation", "flatten_transparency")
 """Settings that decide what a model is shown."""
-FINISHED = ("adapter_config.json", "config.json")
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
