@@ -65,13 +65,9 @@ class BatchStore:
 
     async def list(self, owner: str, after: str | None, limit: int) -> tuple[Sequence[Batch], bool]:
         """Up to ``limit`` batches, the newest first, and whether there are more."""
-        text, values = "SELECT batch FROM batches WHERE owner = ?", [owner]
-        if after is not None:
-            text += " AND id < ?"
-            values.append(after)
-        text += f" ORDER BY id DESC LIMIT {limit + 1}"
-        found = await self.database.run(lambda connection: connection.execute(text, values).fetchall())
-        return [Batch.model_validate_json(row[0]) for row in found[:limit]], len(found) > limit
+        text = "SELECT batch FROM batches WHERE owner = ?"
+        found, has_more = await self.database.page(text, [owner], after=after, limit=limit)
+        return [Batch.model_validate_json(row[0]) for row in found], has_more
 
     async def open(self) -> Sequence[StoredBatch]:
         """All batches that have not ended, the oldest first."""

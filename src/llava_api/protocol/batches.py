@@ -7,7 +7,7 @@ from pydantic import Field
 from llava_api.protocol.chat import Metadata
 from llava_api.protocol.files import ExpiresAfter
 from llava_api.protocol.response_reply import OutputTokensDetails
-from llava_api.protocol.wire import RequestObject, WireObject
+from llava_api.protocol.wire import Listed, Page, RequestObject, WireObject
 
 BatchEndpoint = Literal["/v1/chat/completions", "/v1/responses", "/v1/completions"]
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
@@ -68,10 +68,9 @@ class BatchUsage(WireObject):
     total_tokens: int = 0
 
 
-class Batch(WireObject):
+class Batch(Listed):
     """Times are Unix seconds, and null for what has not happened."""
 
-    id: str
     object: Literal["batch"] = "batch"
     endpoint: BatchEndpoint
     model: str | None = None
@@ -100,9 +99,5 @@ class Batch(WireObject):
     metadata: Metadata | None = None
 
 
-class BatchList(WireObject):
-    object: Literal["list"] = "list"
-    data: list[Batch]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class BatchList(Page[Batch]):
+    pass

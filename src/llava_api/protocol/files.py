@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, RootModel, WithJsonSchema
 
-from llava_api.protocol.wire import RequestObject, WireObject, is_none
+from llava_api.protocol.wire import Listed, Page, RequestObject, WireObject, is_none
 
 IMAGE_PURPOSES = ("vision", "user_data")
 """Purposes of files that are images, which requests name by their ids."""
@@ -44,8 +44,7 @@ class FileContent(RootModel[Annotated[str, WithJsonSchema(BINARY)]]):
     media_type: ClassVar[str] = "application/octet-stream"
 
 
-class FileObject(WireObject):
-    id: str
+class FileObject(Listed):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
@@ -57,12 +56,8 @@ class FileObject(WireObject):
     status: Literal["processed"] = "processed"
 
 
-class FileList(WireObject):
-    object: Literal["list"] = "list"
-    data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class FileList(Page[FileObject]):
+    pass
 
 
 class DeletedFile(WireObject):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,30 @@ MAX_ERRORS = 500
 
 class WireObject(BaseModel):
     model_config = ConfigDict(strict=True, use_attribute_docstrings=True, serialize_by_alias=True)
+
+
+class Listed(WireObject):
+    """What lists name by its id."""
+
+    id: str
+
+
+Item = TypeVar("Item", bound=Listed)
+
+
+class Page(WireObject, Generic[Item]):
+    """A part of a list, which ``after`` goes on from."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+    @classmethod
+    def of(cls, data: list[Item], has_more: bool) -> Self:
+        first, last = (data[0].id, data[-1].id) if data else (None, None)
+        return cls(data=data, first_id=first, last_id=last, has_more=has_more)
 
 
 class PlainText(RootModel[str]):

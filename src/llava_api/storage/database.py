@@ -8,16 +8,17 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 from llava_api.errors import StartupError
 from llava_api.storage.full_disk import storage_full
 
 Result = TypeVar("Result")
 Work = Callable[[sqlite3.Connection], Result]
+Order = Literal["asc", "desc"]
 
 MIGRATIONS = (
     """
@@ -85,6 +86,20 @@ class Database:
             if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
                 raise storage_full() from error
             raise
+
+    async def page(
+        self, query: str, values: Sequence[str | int], *, after: str | None, order: Order = "desc", limit: int
+    ) -> tuple[list[Any], bool]:
+        """Up to ``limit`` rows by their ids, which sort by time, and whether there are more.
+
+        ``query`` ends with a condition. ``after``: the last id of the page before.
+        """
+        beyond, direction = (">", "ASC") if order == "asc" else ("<", "DESC")
+        begun = "" if after is None else f"AND id {beyond} ?"
+        text = f"{query} {begun} ORDER BY id {direction} LIMIT ?"
+        given = [*values, *([] if after is None else [after]), limit + 1]
+        found = await self.run(lambda connection: connection.execute(text, given).fetchall())
+        return found[:limit], len(found) > limit
 
     def close(self) -> None:
         """Blocks until the work that was given has been done."""

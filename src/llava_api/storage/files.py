@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, TypeVar
 
 from llava_api.errors import ApiError, ErrorCode, Forbidden, RequestTooLarge
-from llava_api.storage.database import Database, new_id
+from llava_api.storage.database import Database, Order, new_id
 from llava_api.storage.full_disk import check_room, refusing_full_disk
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ WRITE_BYTES = 1_000_000
 BLOB = re.compile(r"file-[0-9a-f]{32}(\.part)?")
 PART = ".part"
 """End of a blob's name while it is uploaded."""
-Order = Literal["asc", "desc"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,19 +177,13 @@ class FileStore:
         self, owner: str, *, purpose: str | None = None, after: str | None = None, order: Order = "desc", limit: int
     ) -> tuple[Sequence[StoredFile], bool]:
         """Up to ``limit`` files by their ids, which sort by time, and whether there are more."""
-        beyond, direction = (">", "ASC") if order == "asc" else ("<", "DESC")
         text = f"SELECT {COLUMNS} FROM files WHERE owner = ? AND listed AND ifnull(expires_at > ?, 1)"
         values: list[str | int] = [owner, int(time.time())]
         if purpose is not None:
             text += " AND purpose = ?"
             values.append(purpose)
-        if after is not None:
-            text += f" AND id {beyond} ?"
-            values.append(after)
-        text += f" ORDER BY id {direction} LIMIT ?"
-        values.append(limit + 1)
-        found = await self.database.run(lambda connection: connection.execute(text, values).fetchall())
-        return [StoredFile(*row) for row in found[:limit]], len(found) > limit
+        found, has_more = await self.database.page(text, values, after=after, order=order, limit=limit)
+        return [StoredFile(*row) for row in found], has_more
 
     async def delete(self, file_id: str, owner: str) -> bool:
         """Whether there was such a file. Readers that have opened it can read on."""

@@ -52,8 +52,7 @@ async def list_batches(request: Request) -> Response:
     data, has_more = await runner_of(services).list(
         exchange_of(request.scope).key_name, query.after or None, query.limit
     )
-    first, last = (data[0].id, data[-1].id) if data else (None, None)
-    return json_response(wire.BatchList(data=data, first_id=first, last_id=last, has_more=has_more))
+    return json_response(wire.BatchList.of(data, has_more))
 
 
 async def get_batch(request: Request) -> Response:
