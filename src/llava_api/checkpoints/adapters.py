@@ -58,9 +58,14 @@ class Changes:
     """Whether it brings a projector of its own."""
 
 
+def weights_file(folder: Path) -> Path | None:
+    """Of an adapter's low-rank matrices."""
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+
+
 def check_projector(folder: Path) -> None:
     """Raises StartupError if an adapter made with LLaVA's own training code is there and its projector is not."""
-    if any((folder / name).is_file() for name in WEIGHTS) and not (folder / NON_LORA).is_file():
+    if weights_file(folder) is not None and not (folder / NON_LORA).is_file():
         raise StartupError(
             f"the LoRA has no {NON_LORA} (the projector): LLaVA writes it when a training ends, so a checkpoint from "
             "the middle of one (checkpoint-1000) has none; serve the folder of the finished training, or download the "
@@ -94,7 +99,7 @@ def check_adapter(folder: Path, shapes: Shapes, max_rank: int | None = None) -> 
             "it was made with LLaVA's own training code: serve it as a model of its own, with --model-base, or use "
             "llava-api merge"
         )
-    weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+    weights = weights_file(folder)
     if weights is None:
         raise StartupError(f"{folder} has no {WEIGHTS[0]}")
     check_plain(config)

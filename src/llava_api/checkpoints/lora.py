@@ -19,6 +19,7 @@ from llava_api.checkpoints.adapters import (
     is_saved_whole,
     rank_of,
     read_config,
+    weights_file,
 )
 from llava_api.checkpoints.names import hub_name
 from llava_api.checkpoints.tensors import Tensors, read_tensors
@@ -33,7 +34,7 @@ class Lora:
         """``original``: one made with LLaVA's own training code, whose projector is a file of its own."""
         self.config = read_config(folder)
         check_plain(self.config)
-        weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+        weights = weights_file(folder)
         if weights is None:
             raise StartupError(f"the LoRA is incomplete: {WEIGHTS[0]} is missing; download it again")
         self.replaced: Tensors = {}
